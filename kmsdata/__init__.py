@@ -1,0 +1,1 @@
+"""Column-level encryption for pandas, Arrow and Parquet."""

@@ -1,0 +1,134 @@
+"""The exceptions: facts as attributes, never plaintext, keys or ciphertext; every one can be pickled."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+__all__ = [
+    "CredentialsError",
+    "FormatError",
+    "KeyAccessError",
+    "KeyNotFoundError",
+    "KeyServiceError",
+    "KmsDataError",
+    "TamperedError",
+    "UnsupportedTypeError",
+    "WrongKeyError",
+]
+
+
+class KmsDataError(Exception):
+    """Root of all errors of kmsdata: a sentence, and the facts behind it as attributes.
+
+    Example:
+        >>> from kmsdata.errors import TamperedError
+        >>> error = TamperedError("2 cells fail", column="ssn", rows=(3, 8), count=2)
+        >>> error.column, error.rows
+        ('ssn', (3, 8))
+    """
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(facts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), str(self.args[0]), dict(self.__dict__))
+
+    def with_facts(self, **facts: Any) -> Self:
+        """The same error with more facts (a path, say), for callers that know more."""
+        self.__dict__.update(facts)
+        return self
+
+
+def _restore(kind: type[KmsDataError], message: str, facts: dict[str, Any]) -> KmsDataError:
+    return kind(message, **facts)
+
+
+class KeyServiceError(KmsDataError):
+    """A key service could not, or would not, do what was asked.
+
+    Attributes:
+        provider: the provider's scheme, such as ``"local"``.
+        operation: what was asked of it, such as ``"unwrap"``.
+        code: the service's own code, or None.
+        request_id: the service's id of the request, or None.
+        retryable: whether the same call may succeed later.
+    """
+
+    provider: str | None = None
+    operation: str | None = None
+    code: str | None = None
+    request_id: str | None = None
+    retryable: bool = False
+
+
+class KeyNotFoundError(KeyServiceError):
+    """No such master key. ``key`` is the URI that was looked for."""
+
+    key: str | None = None
+
+
+class KeyAccessError(KeyServiceError):
+    """The master key exists, but may not be used. ``key`` is its URI; ``code`` says why."""
+
+    key: str | None = None
+
+
+class CredentialsError(KeyServiceError):
+    """No usable credentials. ``tried`` lists what was looked for, in order."""
+
+    tried: tuple[str, ...] = ()
+
+
+class WrongKeyError(KmsDataError):
+    """A key that does not belong to the data.
+
+    Attributes:
+        key: URI of the master key, or None.
+        column: the column, or None.
+        rows: positions of the first cells whose key id stands in no header of their column.
+    """
+
+    key: str | None = None
+    column: str | None = None
+    rows: tuple[int, ...] = ()
+
+
+class TamperedError(KmsDataError):
+    """Cells that fail authentication: changed, cut short, or moved from elsewhere.
+
+    Attributes:
+        column: the column.
+        rows: positions (not labels) of the first such cells.
+        count: how many there are.
+    """
+
+    column: str | None = None
+    rows: tuple[int, ...] = ()
+    count: int = 0
+
+
+class FormatError(KmsDataError, ValueError):
+    """A header or file that is malformed, changed, or of an unknown version.
+
+    Attributes:
+        path: the file, or None.
+        column: the column, or None.
+        field: the field of the header, or None.
+    """
+
+    path: str | None = None
+    column: str | None = None
+    field: str | None = None
+
+
+class UnsupportedTypeError(KmsDataError, TypeError):
+    """A type or value that cannot come back exactly; the message says what would work.
+
+    Attributes:
+        column: the column.
+        dtype: its dtype, as text.
+    """
+
+    column: str | None = None
+    dtype: str | None = None
