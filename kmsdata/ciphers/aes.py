@@ -58,7 +58,7 @@ def each_row(
         extra = [row for row in associated.rows() if row is not None]
     else:
         raise ValueError("associated data per row: one for each cell that is not null")
-    bounds, data = cells.bounds(), memoryview(cells.data)
+    bounds, data = cells.bounds(), cells.data.data
     parts: list[bytes] = []
     bad: list[int] = []
     for row, (start, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
