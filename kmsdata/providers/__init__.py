@@ -1,1 +1,1 @@
-"""Key providers."""
+"""Where master keys are kept: `local`, a keystore in a file."""

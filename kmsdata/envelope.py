@@ -1,0 +1,428 @@
+"""The header model of SPEC.md: what stands beside encrypted columns, in canonical JSON. Stdlib only.
+
+A column carries its header with it (the parameter of its Arrow extension type)::
+
+    {"column": [column object, ...], "data_keys": [record, ...], "version": 1}
+
+A Parquet file lists the same, by column, in its key-value metadata under ``kmsdata``::
+
+    {"columns": {name: [column object, ...]}, "data_keys": [record, ...], "version": 1}
+
+    record         {"commitment": b64, "context": {name: text}, "wraps": [{"key": URI, "wrapped": text}]}
+    column object  {"algorithm": "AES-256-GCM", "data_key": b64, "mac": b64, "name": text, "type": {...}}
+              or   {"algorithm": "AES-256-SIV", "data_key": b64, "mac": b64, "domain": text, "kind": text,
+                    "type": {...}}
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, NoReturn, Self
+
+from kmsdata.errors import FormatError
+
+__all__ = [
+    "GCM",
+    "KINDS",
+    "SIV",
+    "ColumnHeader",
+    "DataKeyRecord",
+    "Header",
+    "KeyURI",
+    "Wrap",
+    "canonical",
+    "file_text",
+    "parse_file",
+    "parse_key",
+]
+
+GCM = "AES-256-GCM"
+SIV = "AES-256-SIV"
+KINDS = ("text", "bytes", "bool", "int", "uint", "timestamp", "date", "decimal", "uuid", "tagged")
+
+_VERSION = 1
+_MOST_BYTES = 4 << 20
+_MOST_WRAPS = 16
+_MOST_RECORDS = 1024
+_NAME = r"[A-Za-z0-9_.-]{1,64}"
+_REGION = r"[a-z]+(?:-[a-z0-9]+)+"
+_KEYS = {"local": re.compile(_NAME), "tencent-kms": re.compile(f"{_REGION}/{_NAME}")}
+_OTHER_KEY = re.compile(f"{_NAME}(?:/{_NAME}){{0,3}}")
+
+
+class KeyURI(NamedTuple):
+    """A master key's name: ``local://demo`` is scheme ``local``, place ``""`` and name ``demo``."""
+
+    scheme: str
+    place: str
+    name: str
+
+
+def parse_key(uri: str) -> KeyURI:
+    """The parts of a key URI.
+
+    Args:
+        uri: such as ``local://demo`` or ``tencent-kms://ap-guangzhou/<KeyId>``; of another scheme
+            (a provider of your own), one to four names with ``/`` between them.
+
+    Returns:
+        Scheme, place (a region, or empty) and name.
+
+    Raises:
+        FormatError: it is not such a URI.
+
+    Example:
+        >>> parse_key("tencent-kms://ap-guangzhou/my-key").place
+        'ap-guangzhou'
+    """
+    scheme, mark, rest = uri.partition("://") if isinstance(uri, str) else ("", "", "")
+    if not mark or not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) or len(scheme) > 64:
+        raise FormatError(
+            "a key is named by a URI such as 'local://demo' or 'tencent-kms://ap-guangzhou/<KeyId>'",
+            field="key",
+        )
+    if not _KEYS.get(scheme, _OTHER_KEY).fullmatch(rest):
+        shape = {"local": "local://<name>", "tencent-kms": "tencent-kms://<region>/<KeyId>"}.get(
+            scheme, f"{scheme}://<name>"
+        )
+        raise FormatError(
+            f"a {scheme} key is named {shape}, where a name is 1 to 64 letters, digits or '_.-'",
+            field="key",
+        )
+    place, _, name = rest.rpartition("/")
+    return KeyURI(scheme, place, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Wrap:
+    """A data key wrapped by one master key: its URI, and the text that its service gave."""
+
+    key: str
+    wrapped: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataKeyRecord:
+    """What a file says of one data key.
+
+    Attributes:
+        commitment: 32 bytes; only one data key has them.
+        context: pairs of names and texts that its service was given, sorted by name.
+        wraps: the data key under each of its master keys.
+    """
+
+    commitment: bytes
+    context: tuple[tuple[str, str], ...]
+    wraps: tuple[Wrap, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON."""
+        return {
+            "commitment": _b64(self.commitment),
+            "context": dict(self.context),
+            "wraps": [{"key": wrap.key, "wrapped": wrap.wrapped} for wrap in self.wraps],
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """A record, checked; FormatError if it is not one."""
+        entry = _object(data, {"commitment", "context", "wraps"}, "data_keys")
+        context = entry["context"]
+        if not isinstance(context, dict) or not all(isinstance(text, str) for text in context.values()):
+            _refuse("the context is not a mapping of text to text", "context")
+        wraps = []
+        for item in _list(entry["wraps"], "wraps", most=_MOST_WRAPS):
+            wrap = _object(item, {"key", "wrapped"}, "wraps")
+            if not isinstance(wrap["wrapped"], str):
+                _refuse("a wrapped key is not text", "wrapped")
+            parse_key(wrap["key"])
+            wraps.append(Wrap(wrap["key"], wrap["wrapped"]))
+        commitment = _bytes(entry["commitment"], 32, "commitment")
+        return cls(commitment, tuple(sorted(context.items())), tuple(wraps))
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnHeader:
+    """One column object: how cells were encrypted, and what they were.
+
+    Attributes:
+        algorithm: ``AES-256-GCM`` (randomised) or ``AES-256-SIV`` (deterministic).
+        data_key: commitment of the data key, 32 bytes.
+        type: the original type, as the codec describes it.
+        name: of a randomised column: its name, which its key is derived from.
+        domain: of a deterministic column: what it may be joined across.
+        kind: of a deterministic column: the canonical form of its values.
+        mac: HMAC-SHA256 over all this under the data key, 32 bytes.
+    """
+
+    algorithm: str
+    data_key: bytes
+    type: dict[str, Any]
+    name: str | None = None
+    domain: str | None = None
+    kind: str | None = None
+    mac: bytes = b""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether equal values have equal cells."""
+        return self.algorithm == SIV
+
+    @property
+    def identity(self) -> tuple[bytes, str, str | None, str | None, str | None]:
+        """What the cells' key is derived from: two objects with one identity have one key."""
+        return (self.data_key, self.algorithm, self.name, self.domain, self.kind)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object as JSON."""
+        derived = {"domain": self.domain, "kind": self.kind} if self.deterministic else {"name": self.name}
+        common = {"algorithm": self.algorithm, "data_key": _b64(self.data_key), "type": self.type}
+        return common | derived | ({"mac": _b64(self.mac)} if self.mac else {})
+
+    def authenticated(self, context: Iterable[tuple[str, str]]) -> bytes:
+        """The bytes that ``mac`` is computed over."""
+        column = replace(self, mac=b"").to_json()
+        return canonical({"column": column, "context": dict(context), "version": _VERSION}).encode()
+
+    def __hash__(self) -> int:
+        return hash((self.identity, self.mac))
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """A column object, checked; FormatError if it is not one."""
+        algorithm = data.get("algorithm") if isinstance(data, dict) else None
+        if algorithm not in (GCM, SIV):
+            _refuse("an unknown algorithm: a newer kmsdata may know it", "algorithm")
+        names = ["domain", "kind"] if algorithm == SIV else ["name"]
+        entry = _object(data, {"algorithm", "data_key", "mac", "type", *names}, "columns")
+        if not isinstance(entry["type"], dict):
+            _refuse("the type is not an object", "type")
+        for field in names:
+            if not isinstance(entry[field], str):
+                _refuse(f"the {field} is not text", field)
+        if algorithm == SIV and entry["kind"] not in KINDS:
+            _refuse("an unknown kind: a newer kmsdata may know it", "kind")
+        return cls(
+            algorithm,
+            _bytes(entry["data_key"], 32, "data_key"),
+            entry["type"],
+            **{field: entry[field] for field in names},
+            mac=_bytes(entry["mac"], 32, "mac"),
+        )
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that decrypting one column takes, but for the master keys: its objects and the records they name.
+
+    Build it with `Header.of`, which puts both in their canonical order.
+
+    Example:
+        >>> record = DataKeyRecord(bytes(32), (), (Wrap("local://demo", "..."),))
+        >>> column = ColumnHeader(GCM, bytes(32), {"arrow": "int64"}, name="age", mac=bytes(32))
+        >>> header = Header.of([column], [record])
+        >>> Header.parse(header.text) == header
+        True
+    """
+
+    columns: tuple[ColumnHeader, ...]
+    records: tuple[DataKeyRecord, ...]
+
+    @classmethod
+    def of(cls, columns: Iterable[ColumnHeader], records: Iterable[DataKeyRecord]) -> Self:
+        """A header of these objects, each once, and of those of the records that they name."""
+        objects = sorted(dict.fromkeys(columns), key=lambda column: canonical(column.to_json()))
+        named = {column.data_key for column in objects}
+        merged: dict[bytes, DataKeyRecord] = {}
+        for record in records:
+            if record.commitment in named:
+                known = merged.setdefault(record.commitment, record)
+                wraps = tuple(dict.fromkeys(known.wraps + record.wraps))
+                merged[record.commitment] = replace(known, wraps=wraps[:_MOST_WRAPS])
+        return cls(tuple(objects), tuple(merged[commitment] for commitment in sorted(merged, key=_b64)))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A column's header from its text.
+
+        Raises:
+            FormatError: it is malformed, not canonical, of another version, or names unknown things.
+        """
+        entry = _document(text, {"column", "data_keys"})
+        header = cls._checked(_list(entry["column"], "column"), _records(entry))
+        if header.text != text:
+            _refuse("the header is not in canonical form: it was changed after it was written")
+        return header
+
+    @classmethod
+    def _checked(cls, column: list[Any], records: list[DataKeyRecord]) -> Self:
+        objects = [ColumnHeader.from_json(item) for item in column]
+        if len({item.identity for item in objects}) != len(objects):
+            _refuse("two objects of a column with one key: which cell is whose cannot be told", "column")
+        if missing := {item.data_key for item in objects} - {item.commitment for item in records}:
+            _refuse(f"{len(missing)} data keys are named but not given", "data_key")
+        return cls.of(objects, records)
+
+    @cached_property
+    def text(self) -> str:
+        """Canonical JSON: the parameter of the Arrow extension type."""
+        return canonical(
+            {
+                "column": [item.to_json() for item in self.columns],
+                "data_keys": [item.to_json() for item in self.records],
+                "version": _VERSION,
+            }
+        )
+
+    def union(self, other: Header) -> Header | None:
+        """The header of cells of both, or None if it could not be told which cell is whose."""
+        both = Header.of(self.columns + other.columns, self.records + other.records)
+        clear = len({item.identity for item in both.columns}) == len(both.columns)
+        return both if clear and len(both.records) <= _MOST_RECORDS else None
+
+    def record(self, column: ColumnHeader) -> DataKeyRecord:
+        """The record of the data key of one of the objects."""
+        return next(item for item in self.records if item.commitment == column.data_key)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether equal values have equal cells, throughout: one deterministic object."""
+        return len(self.columns) == 1 and self.columns[0].deterministic
+
+
+def file_text(headers: Mapping[str, Header]) -> str:
+    """What stands in a Parquet file's key-value metadata under ``kmsdata``.
+
+    Raises:
+        FormatError: more than 1,024 data keys, or more than 4 MiB.
+    """
+    records = Header.of(
+        [column for header in headers.values() for column in header.columns],
+        [record for header in headers.values() for record in header.records],
+    ).records
+    if len(records) > _MOST_RECORDS:
+        _refuse(f"{len(records)} data keys in one file: at most {_MOST_RECORDS}", "data_keys")
+    text = canonical(
+        {
+            "columns": {
+                name: [item.to_json() for item in header.columns] for name, header in headers.items()
+            },
+            "data_keys": [item.to_json() for item in records],
+            "version": _VERSION,
+        }
+    )
+    if len(text) > _MOST_BYTES:
+        _refuse("a header of more than 4 MiB")
+    return text
+
+
+def parse_file(text: str) -> dict[str, Header]:
+    """The headers by column of a file, from its key-value metadata.
+
+    Raises:
+        FormatError: as `Header.parse`.
+    """
+    entry = _document(text, {"columns", "data_keys"})
+    if not isinstance(entry["columns"], dict):
+        _refuse("the columns are not an object", "columns")
+    records = _records(entry)
+    headers = {}
+    for name, column in entry["columns"].items():
+        try:
+            headers[name] = Header._checked(_list(column, "columns"), records)
+        except FormatError as error:
+            raise error.with_facts(column=name) from None
+    if file_text(headers) != text:
+        _refuse("the header is not in canonical form: it was changed after it was written")
+    return headers
+
+
+def canonical(data: object) -> str:
+    """JSON as it is authenticated: sorted keys, no spaces, ASCII, no floats, no lone surrogates.
+
+    Raises:
+        FormatError: something that has no canonical form.
+    """
+    _walk(data)
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _walk(data: object) -> None:
+    if isinstance(data, str):
+        if not data.isascii() and any("\ud800" <= letter <= "\udfff" for letter in data):
+            _refuse("text with a lone surrogate")
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            if not isinstance(key, str):
+                _refuse("a key that is not text")
+            _walk(key)
+            _walk(value)
+    elif isinstance(data, list):
+        for value in data:
+            _walk(value)
+    elif isinstance(data, int):  # bool too
+        if abs(data) >= 1 << 53:
+            _refuse("an integer of 2^53 or more")
+    elif data is not None:
+        _refuse("a number that is not an integer, or no JSON at all")
+
+
+def _document(text: str, fields: set[str]) -> dict[str, Any]:
+    if len(text) > _MOST_BYTES:
+        _refuse("a header of more than 4 MiB")
+    try:
+        data = json.loads(text)
+        _walk(data)
+    except FormatError:
+        raise
+    except (ValueError, RecursionError):
+        # Not chained: a JSON error holds the whole text.
+        raise FormatError("the header is not JSON: it was changed or cut short", field=None) from None
+    if isinstance(data, dict) and data.get("version") != _VERSION:
+        _refuse("a header of another version: a newer kmsdata may read it", "version")
+    return _object(data, fields | {"version"}, None)
+
+
+def _records(entry: dict[str, Any]) -> list[DataKeyRecord]:
+    items = _list(entry["data_keys"], "data_keys", most=_MOST_RECORDS)
+    return [DataKeyRecord.from_json(item) for item in items]
+
+
+def _object(data: object, fields: set[str], field: str | None) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        _refuse("not an object", field)
+    if missing := fields - data.keys():
+        _refuse(f"the field {min(missing)!r} is missing", min(missing))
+    if len(data) > len(fields):
+        _refuse("an unknown field: a newer kmsdata may know it", field)
+    return data
+
+
+def _list(data: object, field: str, most: int = 1 << 30) -> list[Any]:
+    if not isinstance(data, list) or not 1 <= len(data) <= most:
+        _refuse("not a list, empty, or too long", field)
+    return data
+
+
+def _bytes(data: object, size: int, field: str) -> bytes:
+    try:
+        raw = base64.b64decode(data, validate=True) if isinstance(data, str) else b""
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != size or _b64(raw) != data:
+        _refuse(f"not {size} bytes in standard base64", field)
+    return raw
+
+
+def _b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def _refuse(what: str, field: str | None = None) -> NoReturn:
+    raise FormatError(f"kmsdata header: {what}" + (f" (field {field!r})" if field else ""), field=field)

@@ -1,0 +1,380 @@
+"""Master keys in a file of one's own: for trying, for tests, and where there is no key service.
+
+The file is JSON, in a folder of mode 0700, itself 0600::
+
+    {"version": 1, "kdf": null | {"name": "scrypt", "n": 131072, "r": 8, "p": 1, "salt": b64},
+     "keys": {name: {"id": b64 (16 bytes), "created": "2026-01-31T12:00:00+00:00", "secret": b64}}}
+
+Without a passphrase ``secret`` is the master key (32 bytes) in the clear: the file's mode is all that guards
+it. With one it is ``IV (12) ‖ AES-256-GCM`` under a key that scrypt derives from the passphrase.
+A wrapped data key is base64 of ``id (16) ‖ IV (12) ‖ AES-256-GCM``, with name, id and context authenticated.
+"""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import json
+import os
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import platformdirs
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from filelock import FileLock
+
+from kmsdata.envelope import Wrap, canonical, parse_key
+from kmsdata.errors import (
+    CredentialsError,
+    FormatError,
+    KeyAccessError,
+    KeyNotFoundError,
+    KeyServiceError,
+)
+from kmsdata.keys import DataKey, random_bytes
+
+__all__ = ["LocalKeystore"]
+
+_SCRYPT = {"n": 1 << 17, "r": 8, "p": 1}
+
+
+class LocalKeystore:
+    """A key provider that keeps its master keys in one file.
+
+    Args:
+        path: the file; else ``KMSDATA_KEYSTORE``, else ``kmsdata/keystore.json`` in the platform's folder
+            for user data. It is made when the first key is.
+        passphrase: seals the master keys in the file; else ``KMSDATA_PASSPHRASE``; asked for at the
+            terminal where the file has one and none was given.
+
+    Example:
+        >>> import tempfile, kmsdata
+        >>> store = LocalKeystore(tempfile.mkdtemp(prefix="keys") + "/keystore.json")
+        >>> store.create_key("demo", quiet=True)
+        'local://demo'
+        >>> data_key = store.generate_data_key("local://demo", {})
+        >>> len(store.unwrap(data_key.wraps[0].wrapped, "local://demo", {}))
+        32
+    """
+
+    scheme = "local"
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, passphrase: str | None = None) -> None:
+        default = Path(platformdirs.user_data_dir("kmsdata", appauthor=False)) / "keystore.json"
+        self.path = Path(path or os.environ.get("KMSDATA_KEYSTORE") or default).expanduser()
+        self._passphrase = passphrase
+        self._derived: tuple[bytes, bytes] | None = None  # (salt, key): scrypt takes a third of a second
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"<LocalKeystore {self.path}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LocalKeystore is not pickled: open it by its path in the other process")
+
+    # The three calls of a KeyProvider.
+
+    def generate_data_key(self, key: str, context: Mapping[str, str]) -> DataKey:
+        """A new data key; makes the master key first if there is none of that name.
+
+        Raises:
+            KeyServiceError: the file cannot be read or written; its subclasses say what else is wrong.
+        """
+        name = self._name(key, "generate_data_key")
+        if name not in self._read("generate_data_key")["keys"]:
+            self.create_key(name, exist_ok=True)
+        secret = random_bytes(32)
+        return DataKey(secret, [Wrap(key, self.wrap(secret, key, context))], context=context)
+
+    def wrap(self, data_key: bytes, key: str, context: Mapping[str, str]) -> str:
+        """A data key under a master key that is there already.
+
+        Raises:
+            KeyNotFoundError: no master key of that name.
+        """
+        key_id, master = self._master(key, "wrap")
+        iv = random_bytes(12)
+        sealed = AESGCM(master).encrypt(iv, data_key, _associated(key, key_id, context))
+        return base64.b64encode(key_id + iv + sealed).decode()
+
+    def unwrap(self, wrapped: str, key: str, context: Mapping[str, str]) -> bytes:
+        """The data key in the clear. Never makes a master key.
+
+        Raises:
+            KeyNotFoundError: no master key of that name, or one of that name that is another key.
+            KeyAccessError: the wrapped key does not open: changed, or another context.
+        """
+        key_id, master = self._master(key, "unwrap")
+        try:
+            raw = base64.b64decode(wrapped, validate=True)
+        except ValueError:
+            raw = b""
+        if len(raw) != 16 + 12 + 32 + 16:
+            self._fail(
+                KeyAccessError, f"{key}: the wrapped key is malformed", "InvalidCiphertext", key, "unwrap"
+            )
+        if raw[:16] != key_id:
+            self._fail(
+                KeyNotFoundError,
+                f"{key} in {self.path} is another key than the one that wrapped this data (same name, other "
+                "id): use the keystore in which the data was encrypted, or its backup",
+                "OtherKey",
+                key,
+                "unwrap",
+            )
+        try:
+            return AESGCM(master).decrypt(raw[16:28], raw[28:], _associated(key, key_id, context))
+        except InvalidTag:
+            self._fail(
+                KeyAccessError,
+                f"{key}: the wrapped key does not open; it, its key's name or its context was changed",
+                "InvalidCiphertext",
+                key,
+                "unwrap",
+            )
+
+    # What `kmsdata keys` shows.
+
+    def create_key(self, name: str, *, exist_ok: bool = False, quiet: bool = False) -> str:
+        """Make a master key. Says on standard error where it lies, unless quiet.
+
+        Args:
+            name: 1 to 64 letters, digits or ``_.-``.
+            exist_ok: leave a key of that name as it is instead of raising. Keys are never overwritten.
+            quiet: print nothing.
+
+        Returns:
+            The key's URI.
+
+        Raises:
+            KeyServiceError: a key of that name exists, or the file cannot be written.
+        """
+        uri = f"local://{name}"
+        self._name(uri, "create_key")
+        self._make_folder()
+        with self._lock, FileLock(f"{self.path}.lock", mode=0o600):
+            store = self._read("create_key")
+            if name in store["keys"]:
+                if exist_ok:
+                    return uri
+                self._fail(
+                    KeyServiceError, f"{uri} exists already in {self.path}", "KeyExists", uri, "create_key"
+                )
+            passphrase = self._passphrase or os.environ.get("KMSDATA_PASSPHRASE")
+            if not store["keys"] and passphrase and store["kdf"] is None:
+                store["kdf"] = {"name": "scrypt", **_SCRYPT, "salt": _b64(random_bytes(16))}
+            key_id, secret = random_bytes(16), random_bytes(32)
+            if store["kdf"] is not None:
+                self._check_passphrase(store)
+                iv = random_bytes(12)
+                secret = iv + AESGCM(self._sealing_key(store["kdf"])).encrypt(
+                    iv, secret, _sealing(name, key_id)
+                )
+            store["keys"][name] = {
+                "id": _b64(key_id),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "secret": _b64(secret),
+            }
+            self._write(store)
+        if not quiet:
+            guard = "" if store["kdf"] else ", in the clear: the file's mode is all that guards it"
+            print(
+                f"kmsdata: made the key {uri} in {self.path}{guard}.\n"
+                "         Back this file up: without it, what the key encrypts is lost.",
+                file=sys.stderr,
+            )
+        return uri
+
+    def list_keys(self) -> list[dict[str, str]]:
+        """The keys by name: ``key`` (URI), ``id`` (hex) and ``created`` (ISO 8601, UTC). No secrets."""
+        store = self._read("list_keys")
+        return [
+            {"key": f"local://{name}", "id": _raw(entry["id"]).hex(), "created": entry["created"]}
+            for name, entry in sorted(store["keys"].items())
+        ]
+
+    # Inside.
+
+    def _name(self, key: str, operation: str) -> str:
+        uri = parse_key(key)
+        if uri.scheme != "local":
+            self._fail(
+                KeyNotFoundError, f"{key} is not a key of a local keystore", "OtherScheme", key, operation
+            )
+        return uri.name
+
+    def _master(self, key: str, operation: str) -> tuple[bytes, bytes]:
+        name = self._name(key, operation)
+        store = self._read(operation)
+        entry = store["keys"].get(name)
+        if entry is None:
+            self._fail(
+                KeyNotFoundError,
+                f"there is no {key} in {self.path}: set KMSDATA_KEYSTORE to the keystore that has it, or put its "
+                "backup there",
+                "KeyNotFound",
+                key,
+                operation,
+            )
+        return _raw(entry["id"]), self._open_secret(store, name)
+
+    def _open_secret(self, store: dict[str, Any], name: str) -> bytes:
+        entry = store["keys"][name]
+        key_id, secret = _raw(entry["id"]), _raw(entry["secret"])
+        if store["kdf"] is None:
+            return secret
+        try:
+            return AESGCM(self._sealing_key(store["kdf"])).decrypt(
+                secret[:12], secret[12:], _sealing(name, key_id)
+            )
+        except InvalidTag:
+            self._derived = None
+            self._fail(
+                KeyAccessError,
+                f"the passphrase does not open {self.path}: pass the right one, or set KMSDATA_PASSPHRASE",
+                "WrongPassphrase",
+                f"local://{name}",
+                "open",
+            )
+
+    def _check_passphrase(self, store: dict[str, Any]) -> None:
+        """A new key must not be sealed by another passphrase than the others."""
+        for name in store["keys"]:
+            self._open_secret(store, name)
+            return
+
+    def _sealing_key(self, kdf: dict[str, Any]) -> bytes:
+        salt = _raw(kdf["salt"])
+        with self._lock:
+            if self._derived is None or self._derived[0] != salt:
+                passphrase = self._passphrase or os.environ.get("KMSDATA_PASSPHRASE")
+                if not passphrase and sys.stdin is not None and sys.stdin.isatty():
+                    passphrase = getpass.getpass(f"Passphrase of {self.path}: ")
+                if not passphrase:
+                    raise CredentialsError(
+                        f"{self.path} has a passphrase: set KMSDATA_PASSPHRASE, or pass "
+                        "kmsdata.use(kmsdata.LocalKeystore(passphrase=...))",
+                        provider="local",
+                        operation="open",
+                        code="NoPassphrase",
+                        tried=("the passphrase argument", "KMSDATA_PASSPHRASE", "the terminal"),
+                    )
+                scrypt = Scrypt(salt=salt, length=32, n=kdf["n"], r=kdf["r"], p=kdf["p"])
+                self._derived = salt, scrypt.derive(passphrase.encode())
+            return self._derived[1]
+
+    def _make_folder(self) -> None:
+        folder = self.path.parent
+        try:
+            if not folder.exists():
+                folder.mkdir(parents=True, mode=0o700)
+        except OSError as error:
+            raise KeyServiceError(
+                f"cannot make the folder {folder} for the keystore: {error.strerror}; set KMSDATA_KEYSTORE to a "
+                "path that can be written",
+                provider="local",
+                operation="create_key",
+                code=type(error).__name__,
+            ) from error
+
+    def _read(self, operation: str) -> dict[str, Any]:
+        try:
+            with self.path.open("rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                text = file.read(1 << 24)
+        except FileNotFoundError:
+            return {"version": 1, "kdf": None, "keys": {}}
+        except OSError as error:
+            raise KeyServiceError(
+                f"cannot read {self.path}: {error.strerror}",
+                provider="local",
+                operation=operation,
+                code=type(error).__name__,
+            ) from error
+        if os.name == "posix" and mode & 0o077:
+            self._fail(
+                KeyAccessError,
+                f"{self.path} can be read by others (mode {mode:04o}): chmod 600 it, and if others may have read "
+                "it, make new keys",
+                "Permissions",
+                None,
+                operation,
+            )
+        try:
+            store: dict[str, Any] = json.loads(text)
+            _check(store)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            # Not chained: the error's frames would hold the keys.
+            raise FormatError(
+                f"{self.path} is not a keystore of version 1, or was damaged: put its backup there",
+                path=str(self.path),
+            ) from None
+        return store
+
+    def _write(self, store: dict[str, Any]) -> None:
+        """The whole file or nothing: a temporary file (mode 0600 from its creation), fsync, rename."""
+        handle, name = tempfile.mkstemp(prefix=self.path.name, suffix=".tmp", dir=self.path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                json.dump(store, file, indent=1, sort_keys=True)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self.path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        if os.name == "posix":
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _fail(
+        self, kind: type[KeyServiceError], message: str, code: str, key: str | None, operation: str
+    ) -> NoReturn:
+        raise kind(message, provider="local", operation=operation, code=code, key=key)
+
+
+def _associated(key: str, key_id: bytes, context: Mapping[str, str]) -> bytes:
+    named = {"context": dict(context), "id": _b64(key_id), "key": key, "use": "kmsdata/1/local"}
+    return canonical(named).encode()
+
+
+def _sealing(name: str, key_id: bytes) -> bytes:
+    return canonical({"id": _b64(key_id), "name": name, "use": "kmsdata/1/keystore"}).encode()
+
+
+def _check(store: dict[str, Any]) -> None:
+    if store["version"] != 1 or set(store) != {"version", "kdf", "keys"}:
+        raise ValueError("unknown version or field")
+    kdf = store["kdf"]
+    if kdf is not None and (kdf["name"] != "scrypt" or len(_raw(kdf["salt"])) != 16 or not _sane(kdf)):
+        raise ValueError("unknown or absurd key derivation")
+    sealed = 32 if kdf is None else 12 + 32 + 16
+    for entry in store["keys"].values():
+        sizes = len(_raw(entry["id"])), len(_raw(entry["secret"]))
+        if sizes != (16, sealed) or not isinstance(entry["created"], str):
+            raise ValueError("a key of another size")
+
+
+def _sane(kdf: dict[str, Any]) -> bool:
+    """Parameters that would take gigabytes or hours, or protect nothing, are refused."""
+    n, r, p = kdf["n"], kdf["r"], kdf["p"]
+    return n in {1 << power for power in range(14, 21)} and r == 8 and p in (1, 2, 4)
+
+
+def _b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def _raw(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
