@@ -1,1 +1,66 @@
-"""Column-level encryption for pandas, Arrow and Parquet."""
+"""Column-level encryption for pandas, Arrow and Parquet, with envelope encryption by a key service.
+
+Importing it registers ``df.kms`` and ``series.kms`` with pandas, and the type ``kmsdata.encrypted`` with
+Arrow.
+"""
+
+from importlib.metadata import version
+
+import pyarrow as pa
+
+from kmsdata.accessor import FrameAccessor, SeriesAccessor
+from kmsdata.api import data_key, export_keyset, new_data_key
+from kmsdata.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.errors import (
+    CredentialsError,
+    FormatError,
+    KeyAccessError,
+    KeyNotFoundError,
+    KeyServiceError,
+    KmsDataError,
+    TamperedError,
+    UnsupportedTypeError,
+    WrongKeyError,
+)
+from kmsdata.keys import DataKey, KeyProvider, Keyset
+from kmsdata.parquet import read_parquet
+from kmsdata.providers.local import LocalKeystore
+from kmsdata.session import use
+from kmsdata.table import decrypt_table, encrypt_table
+
+__all__ = [
+    "Cell",
+    "CredentialsError",
+    "DataKey",
+    "EncryptedArray",
+    "EncryptedDtype",
+    "EncryptedType",
+    "FormatError",
+    "FrameAccessor",
+    "KeyAccessError",
+    "KeyNotFoundError",
+    "KeyProvider",
+    "KeyServiceError",
+    "Keyset",
+    "KmsDataError",
+    "LocalKeystore",
+    "SeriesAccessor",
+    "TamperedError",
+    "UnsupportedTypeError",
+    "WrongKeyError",
+    "data_key",
+    "decrypt_table",
+    "encrypt_table",
+    "export_keyset",
+    "new_data_key",
+    "read_parquet",
+    "use",
+]
+
+__version__ = version("kmsdata")
+
+try:
+    pa.register_extension_type(EncryptedType(pa.binary(), EncryptedDtype("")))
+except pa.ArrowKeyError:  # the module was reloaded: Arrow still holds the old class
+    pa.unregister_extension_type("kmsdata.encrypted")
+    pa.register_extension_type(EncryptedType(pa.binary(), EncryptedDtype("")))

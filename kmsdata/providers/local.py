@@ -18,7 +18,6 @@ import json
 import os
 import stat
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -39,6 +38,7 @@ from kmsdata.errors import (
     KeyNotFoundError,
     KeyServiceError,
 )
+from kmsdata.files import whole_file
 from kmsdata.keys import DataKey, random_bytes
 
 __all__ = ["LocalKeystore"]
@@ -183,7 +183,8 @@ class LocalKeystore:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "secret": _b64(secret),
             }
-            self._write(store)
+            with whole_file(self.path, mode=0o600) as file:
+                file.write(json.dumps(store, indent=1, sort_keys=True).encode("ascii"))
         if not quiet:
             guard = "" if store["kdf"] else ", in the clear: the file's mode is all that guards it"
             print(
@@ -218,8 +219,8 @@ class LocalKeystore:
         if entry is None:
             self._fail(
                 KeyNotFoundError,
-                f"there is no {key} in {self.path}: set KMSDATA_KEYSTORE to the keystore that has it, or put its "
-                "backup there",
+                f"there is no {key} in {self.path}: set KMSDATA_KEYSTORE to the keystore that has it, or put "
+                "its backup there",
                 "KeyNotFound",
                 key,
                 operation,
@@ -278,8 +279,8 @@ class LocalKeystore:
                 folder.mkdir(parents=True, mode=0o700)
         except OSError as error:
             raise KeyServiceError(
-                f"cannot make the folder {folder} for the keystore: {error.strerror}; set KMSDATA_KEYSTORE to a "
-                "path that can be written",
+                f"cannot make the folder {folder} for the keystore: {error.strerror}; set KMSDATA_KEYSTORE "
+                "to a path that can be written",
                 provider="local",
                 operation="create_key",
                 code=type(error).__name__,
@@ -289,6 +290,7 @@ class LocalKeystore:
         try:
             with self.path.open("rb") as file:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                folder = stat.S_IMODE(self.path.parent.stat().st_mode)
                 text = file.read(1 << 24)
         except FileNotFoundError:
             return {"version": 1, "kdf": None, "keys": {}}
@@ -302,8 +304,17 @@ class LocalKeystore:
         if os.name == "posix" and mode & 0o077:
             self._fail(
                 KeyAccessError,
-                f"{self.path} can be read by others (mode {mode:04o}): chmod 600 it, and if others may have read "
-                "it, make new keys",
+                f"{self.path} can be read by others (mode {mode:04o}): chmod 600 it, and if others may have "
+                "read it, make new keys",
+                "Permissions",
+                None,
+                operation,
+            )
+        if os.name == "posix" and folder & 0o022 and not folder & stat.S_ISVTX:
+            self._fail(
+                KeyAccessError,
+                f"others may write to {self.path.parent} (mode {folder:04o}), and so replace the keystore: "
+                "chmod 700 it",
                 "Permissions",
                 None,
                 operation,
@@ -318,25 +329,6 @@ class LocalKeystore:
                 path=str(self.path),
             ) from None
         return store
-
-    def _write(self, store: dict[str, Any]) -> None:
-        """The whole file or nothing: a temporary file (mode 0600 from its creation), fsync, rename."""
-        handle, name = tempfile.mkstemp(prefix=self.path.name, suffix=".tmp", dir=self.path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                json.dump(store, file, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        if os.name == "posix":
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
     def _fail(
         self, kind: type[KeyServiceError], message: str, code: str, key: str | None, operation: str

@@ -1,0 +1,180 @@
+"""``df.kms`` and ``series.kms``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pandas as pd
+
+from kmsdata.parquet import FilePath, write_parquet
+from kmsdata.session import Key
+from kmsdata.table import Columns, Encrypted, decrypt_frame, encrypt_frame, encrypted_columns
+
+__all__ = ["FrameAccessor", "SeriesAccessor"]
+
+
+@pd.api.extensions.register_dataframe_accessor("kms")
+class FrameAccessor:
+    """Encryption of a frame's columns: ``df.kms``."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self._frame = frame
+
+    def encrypt(
+        self,
+        columns: Columns = (),
+        *,
+        deterministic: Columns | bool = (),
+        key: Key | Encrypted | None = None,
+        domain: str | Mapping[str, str] | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> pd.DataFrame:
+        """Encrypt columns, under one data key.
+
+        Args:
+            columns: name or names of the columns to encrypt with random IVs: nothing shows but which cells
+                are null and how long each is.
+            deterministic: names of those to encrypt so that equal values have equal cells, and so can be
+                joined, grouped and counted; True for all of ``columns``.
+            key: URI of a master key, such as ``"local://demo"``, which makes a new data key; several, each of
+                which can open it; a `DataKey`, or an encrypted frame whose data key to use, so that both
+                frames can be joined; None: the session's key (`kmsdata.use`, ``KMSDATA_KEY``).
+            domain: what deterministic columns may be joined across: by column, or one text for one column;
+                default: the column's own name.
+            context: pairs that stand in clear beside the wrapped key, and that opening it takes.
+
+        Returns:
+            A new frame with those columns encrypted; index, order, attrs and all else as they were.
+
+        Raises:
+            KeyError: no such column.
+            ValueError: no column named, one encrypted already, of a label that stands twice, or in the index;
+                no key named anywhere.
+            UnsupportedTypeError: values that could not come back exactly.
+            KeyServiceError: the key service refused.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> df = pd.DataFrame({"ssn": ["078-05-1120", None], "city": ["Lewiston", "Buffalo"]})
+            >>> enc = df.kms.encrypt("ssn", key="local://demo")
+            >>> enc["ssn"].dtype.name.startswith("encrypted[")
+            True
+            >>> pd.testing.assert_frame_equal(enc.kms.decrypt(), df)
+        """
+        return encrypt_frame(
+            self._frame, columns, deterministic=deterministic, key=key, domain=domain, context=context
+        )
+
+    def decrypt(
+        self,
+        columns: Columns | None = None,
+        *,
+        key: Key | None = None,
+        context: Mapping[str, str] | None = None,
+        on_denied: Literal["raise", "keep"] = "raise",
+    ) -> pd.DataFrame:
+        """Decrypt columns, with one call of the key service for each data key.
+
+        Args:
+            columns: name or names, which must be encrypted; None: every encrypted column and index level.
+            key: only these may open it: a URI, several, ``"tencent-kms://region/*"``, or a `DataKey`.
+                None: keys of the session's key's provider and region; in a session without a key, whatever
+                the header names.
+            context: pairs that the authenticated context must hold.
+            on_denied: ``"keep"`` leaves a column whose key is refused or not there as it is.
+
+        Returns:
+            A new frame with those columns as they were before encryption, dtype included.
+
+        Raises:
+            TamperedError: cells that fail authentication; nothing is returned then.
+            WrongKeyError: not the key of this data, or cells of other data.
+            FormatError: a header that is malformed or was changed, or a named column that has none.
+            KeyServiceError: the key service refused.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
+            >>> enc.kms.decrypt()["age"].tolist()
+            [36, 41]
+        """
+        return decrypt_frame(self._frame, columns, key=key, context=context, on_denied=on_denied)
+
+    @property
+    def encrypted(self) -> list[Any]:
+        """Names of the encrypted columns, then of the encrypted index levels."""
+        return [item.name for item in encrypted_columns(self._frame)]
+
+    def to_parquet(
+        self, path: FilePath, *, index: bool | None = None, filesystem: Any = None, **pyarrow_options: Any
+    ) -> None:
+        """Write a Parquet file that holds the wrapped data key; it appears whole or not at all.
+
+        Args:
+            path: the file; one that is there is replaced.
+            index: as `pandas.DataFrame.to_parquet` takes it.
+            filesystem: pyarrow or fsspec filesystem; else by the path.
+            **pyarrow_options: as `pyarrow.parquet.write_table` takes them; compression, dictionaries and
+                statistics apply to plain columns, ciphertext has settings of its own.
+
+        Raises:
+            FormatError: a label that is not the name the column was encrypted under.
+            OSError: it cannot be written; what stood at the path is as it was.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
+            >>> enc.kms.to_parquet("ages.parquet")
+        """
+        write_parquet(self._frame, path, index=index, filesystem=filesystem, **pyarrow_options)
+
+
+@pd.api.extensions.register_series_accessor("kms")
+class SeriesAccessor:
+    """Encryption of one column: ``series.kms``."""
+
+    def __init__(self, series: pd.Series[Any]) -> None:
+        self._series = series
+
+    def encrypt(
+        self,
+        *,
+        deterministic: bool = False,
+        key: Key | Encrypted | None = None,
+        domain: str | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> pd.Series[Any]:
+        """Encrypt the series; it must have a name. See `FrameAccessor.encrypt`.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> enc = pd.Series([36, 41], name="age").kms.encrypt(key="local://demo")
+            >>> enc.kms.decrypt().tolist()
+            [36, 41]
+        """
+        name = self._series.name
+        if not isinstance(name, str):
+            raise TypeError(
+                "the series needs a name that is text: its key is derived from it (series.rename)"
+            )
+        frame = encrypt_frame(
+            self._series.to_frame(),
+            name,
+            deterministic=deterministic,
+            key=key,
+            domain=domain,
+            context=context,
+        )
+        return self._as_it_was(frame)
+
+    def decrypt(self, *, key: Key | None = None, context: Mapping[str, str] | None = None) -> pd.Series[Any]:
+        """Decrypt the series. See `FrameAccessor.decrypt`."""
+        frame = self._series.to_frame()
+        return self._as_it_was(decrypt_frame(frame, list(frame.columns), key=key, context=context))
+
+    def _as_it_was(self, frame: pd.DataFrame) -> pd.Series[Any]:
+        out: pd.Series[Any] = frame.iloc[:, 0]
+        out.name = self._series.name
+        out.attrs = self._series.attrs
+        return out

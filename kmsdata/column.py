@@ -1,0 +1,361 @@
+"""One column: values and a data key in, header and storage out, and back. Knows no frames and no files."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from kmsdata import codec
+from kmsdata.cells import Bools, Cells, Ints
+from kmsdata.ciphers import gcm, siv
+from kmsdata.ciphers.aes import keystream
+from kmsdata.envelope import GCM, SIV, ColumnHeader, Header
+from kmsdata.errors import FormatError, TamperedError, UnsupportedTypeError, WrongKeyError
+from kmsdata.keys import CellKey, DataKey, random_bytes
+
+__all__ = ["authenticate", "from_storage", "open_arrow", "open_pandas", "plan", "seal", "storage_type"]
+
+_ROWS_NAMED = 100
+_MOST_CATEGORIES = 1 << 20
+_T = TypeVar("_T")
+
+
+def plan(
+    values: pd.Series[Any] | pa.ChunkedArray, name: str, data_key: DataKey, *, domain: str | None = None
+) -> tuple[ColumnHeader, codec.Description]:
+    """The header of a column, and how the codec packs it.
+
+    Args:
+        values: the column. Only its type is looked at, but for category lists and object columns.
+        name: the column's name.
+        data_key: what it will be encrypted under.
+        domain: None for a randomised column; for a deterministic one what it may be joined across.
+
+    Returns:
+        The authenticated column object, and the description that `seal` takes.
+
+    Raises:
+        UnsupportedTypeError: values that could not come back exactly.
+    """
+    described = codec.describe(values, column=name, deterministic=domain is not None)
+    recorded = dict(described.type)
+    if described.categories is not None:
+        recorded["categories"] = _seal_categories(described.categories, name, data_key)
+    if domain is None:
+        header = ColumnHeader(GCM, data_key.commitment, recorded, name=name)
+    else:
+        header = ColumnHeader(SIV, data_key.commitment, recorded, domain=domain, kind=described.kind)
+    return replace(header, mac=data_key.mac(header)), described
+
+
+def seal(
+    header: ColumnHeader,
+    described: codec.Description,
+    values: pd.Series[Any] | pa.ChunkedArray,
+    name: str,
+    data_key: DataKey,
+) -> pa.Array:
+    """Encrypt a column.
+
+    Returns:
+        Its cells: fixed-size binary where all are equally long by type, else large binary; null where the
+        value is.
+
+    Raises:
+        UnsupportedTypeError: values that could not come back exactly.
+        ValueError: more than 2^32 randomised cells under one data key and name.
+    """
+    plain = codec.pack(described, values, column=name)
+    key = data_key.cell_key(header)
+    if header.deterministic:
+        return _to_storage(siv.seal_cells(key.key, key.prefix, plain))
+    data_key.count(name, plain.count)
+    # The seed lives in this call alone: no retry, thread or process ever sees it again.
+    ivs = keystream(random_bytes(32), 12 * plain.count).reshape(-1, 12)
+    return _to_storage(gcm.seal_cells(key.key, key.prefix, plain, ivs))
+
+
+def authenticate(header: Header, data_keys: Mapping[bytes, DataKey], column: str) -> None:
+    """Check every object of a column's header, before any key is derived for its cells.
+
+    Args:
+        header: the column's.
+        data_keys: by commitment, unwrapped and checked against it.
+        column: its name, for errors.
+
+    Raises:
+        FormatError: an object is not as the data key's holder wrote it, or of a type unknown here.
+    """
+    for item in header.columns:
+        if not data_keys[item.data_key].authenticates(item):
+            raise FormatError(
+                f"column {column!r}: its header was changed after it was written (the MAC differs)",
+                column=column,
+                field="mac",
+            )
+        try:
+            codec.check({key: value for key, value in item.type.items() if key != "categories"}, item.kind)
+        except FormatError as error:
+            raise error.with_facts(column=column) from None
+
+
+def open_pandas(
+    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str
+) -> pd.Series[Any]:
+    """Decrypt a column, whose header was authenticated, into pandas.
+
+    Args:
+        header: the column's.
+        data_keys: by commitment.
+        storage: its cells, as `seal` made them or any other binary array.
+        column: its name, for errors.
+
+    Returns:
+        The values with the recorded dtype and a RangeIndex.
+
+    Raises:
+        TamperedError: cells that fail authentication; nothing of the column is returned then.
+        WrongKeyError: cells whose key id is in no object of the header.
+        UnsupportedTypeError: a dtype that this version of pandas lacks.
+    """
+
+    def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pd.Series[Any]:
+        recorded = {key: value for key, value in item.type.items() if key != "categories"}
+        return pd.Series(
+            codec.unpack(recorded, cells, kind=item.kind, categories=categories, column=column), copy=False
+        )
+
+    def join(parts: list[pd.Series[Any]], order: Ints) -> pd.Series[Any]:
+        return pd.concat(parts, ignore_index=True).take(order).reset_index(drop=True)
+
+    return _open(header, data_keys, storage, column, unpack, join)
+
+
+def open_arrow(
+    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str
+) -> pa.Array | pa.ChunkedArray:
+    """Decrypt a column, whose header was authenticated, into Arrow: as `open_pandas`, of the Arrow type."""
+
+    def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pa.Array | pa.ChunkedArray:
+        recorded = {key: value for key, value in item.type.items() if key != "categories"}
+        return codec.unpack_arrow(recorded, cells, kind=item.kind, categories=categories, column=column)
+
+    def join(parts: list[pa.Array | pa.ChunkedArray], order: Ints) -> pa.Array | pa.ChunkedArray:
+        types = {part.type for part in parts}
+        if len(types) > 1:
+            raise UnsupportedTypeError(
+                f"column {column!r}: its cells are of {len(types)} Arrow types; decrypt the tables before "
+                "they are put together",
+                column=column,
+                dtype=" | ".join(sorted(map(str, types))),
+            )
+        chunks = [
+            chunk
+            for part in parts
+            for chunk in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])
+        ]
+        return pa.chunked_array(chunks, type=types.pop()).take(pa.array(order))
+
+    return _open(header, data_keys, storage, column, unpack, join)
+
+
+def storage_type(header: Header) -> pa.DataType:
+    """Decided by type alone: fixed-size binary where every cell has the same length, else large binary."""
+    widths = {_sealed_width(item) for item in header.columns}
+    width = widths.pop() if len(widths) == 1 else None
+    return pa.large_binary() if width is None else pa.binary(width)
+
+
+def from_storage(storage: pa.Array) -> Cells:
+    """The bytes of a binary array (of any binary type), without copying them where there are no nulls."""
+    if not (pa.types.is_large_binary(storage.type) or pa.types.is_fixed_size_binary(storage.type)):
+        storage = storage.cast(pa.large_binary())
+    valid: Bools | None = None
+    if storage.null_count:
+        valid = storage.is_valid().to_numpy(zero_copy_only=False)
+        storage = storage.drop_null()
+    if pa.types.is_fixed_size_binary(storage.type):
+        width, buffer = storage.type.byte_width, storage.buffers()[1]
+        raw = np.frombuffer(buffer, np.uint8) if buffer is not None else np.empty(0, np.uint8)
+        start = storage.offset * width
+        return Cells(raw[start : start + len(storage) * width], width=width, valid=valid)
+    _, ends, buffer = storage.buffers()
+    raw = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
+    if ends is None or len(storage) == 0:
+        return Cells(raw[:0], np.zeros(1, np.int64), valid=valid)
+    bounds = np.frombuffer(ends, np.int64)[storage.offset : storage.offset + len(storage) + 1]
+    return Cells(raw[bounds[0] : bounds[-1]], bounds - bounds[0], valid=valid)
+
+
+def _to_storage(cells: Cells) -> pa.Array:
+    validity = None
+    if cells.valid is not None:
+        validity = pa.py_buffer(np.packbits(cells.valid, bitorder="little"))
+    rows = len(cells)
+    if cells.width is not None:
+        data = cells.data
+        if cells.valid is not None:
+            data = np.zeros((rows, cells.width), np.uint8)
+            data[cells.valid] = cells.data.reshape(-1, cells.width)
+        return pa.Array.from_buffers(pa.binary(cells.width), rows, [validity, pa.py_buffer(data)])
+    bounds = cells.bounds()
+    if cells.valid is not None:
+        bounds = bounds[np.concatenate(([0], np.cumsum(cells.valid)))]
+    buffers = [validity, pa.py_buffer(np.ascontiguousarray(bounds)), pa.py_buffer(cells.data)]
+    return pa.Array.from_buffers(pa.large_binary(), rows, buffers)
+
+
+def _sealed_width(item: ColumnHeader) -> int | None:
+    try:
+        width = codec.width(item.type, item.kind)
+    except (FormatError, UnsupportedTypeError):
+        return None  # inspecting a header that nobody has authenticated yet
+    if width is None:
+        return None
+    return width + (siv.OVERHEAD if item.deterministic else gcm.OVERHEAD)
+
+
+def _open(
+    header: Header,
+    data_keys: Mapping[bytes, DataKey],
+    storage: pa.Array,
+    column: str,
+    unpack: Callable[[ColumnHeader, Cells, bytes | None], _T],
+    join: Callable[[list[_T], Ints], _T],
+) -> _T:
+    """Open every cell under its object, release nothing unless all are authentic, and keep their order."""
+    keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
+    sealed = from_storage(storage)
+    present = np.arange(len(sealed)) if sealed.valid is None else np.flatnonzero(sealed.valid)
+    ids = _key_ids(sealed, present, column)
+    strangers = ~np.isin(ids, [_key_id(key) for key in keys])
+    if strangers.any():
+        _wrong_key(column, present[strangers])
+
+    if len(keys) == 1:
+        plain, bad = _open_cells(header.columns[0], keys[0], sealed)
+        if plain is None:
+            _tampered(column, present[bad])
+        return unpack(header.columns[0], plain, _categories(header.columns[0], data_keys, column))
+
+    opened: list[tuple[ColumnHeader, Ints, Cells]] = []
+    pending = np.ones(len(ids), np.bool_)
+    for item, key in zip(header.columns, keys, strict=True):
+        mine = np.flatnonzero(pending & (ids == _key_id(key)))
+        plain, bad = _open_cells(item, key, _rows(storage, present[mine]))
+        if plain is None:
+            # Key ids have four bytes: another object's may be the same by chance, so it gets its turn.
+            mine = np.delete(mine, bad)
+            plain, _ = _open_cells(item, key, _rows(storage, present[mine]))
+        pending[mine] = False
+        if plain is not None and len(mine):
+            opened.append((item, present[mine], plain))
+    if pending.any():
+        opened.clear()  # so that no frame of the error holds what was authentic either
+        plain = None
+        _tampered(column, present[pending])
+    nulls = np.setdiff1d(np.arange(len(sealed)), present)
+    if len(nulls) or not opened:
+        opened.append((header.columns[0], nulls, Cells.of([None] * len(nulls))))
+    parts = [unpack(item, cells, _categories(item, data_keys, column)) for item, _, cells in opened]
+    return join(parts, np.argsort(np.concatenate([rows for _, rows, _ in opened]), kind="stable"))
+
+
+def _open_cells(item: ColumnHeader, key: CellKey, cells: Cells) -> tuple[Cells | None, Ints]:
+    return (siv if item.deterministic else gcm).open_cells(key.key, cells)
+
+
+def _rows(storage: pa.Array, rows: Ints) -> Cells:
+    return from_storage(storage.take(pa.array(rows)))
+
+
+def _key_id(key: CellKey) -> int:
+    return int.from_bytes(key.prefix[1:], "big")
+
+
+def _key_ids(cells: Cells, present: Ints, column: str) -> npt.NDArray[np.uint32]:
+    """The key id of each cell that is not null; TamperedError for what cannot be a cell at all."""
+    shortest = min(siv.OVERHEAD, gcm.OVERHEAD)
+    if not cells.count:
+        return np.empty(0, np.uint32)
+    if cells.width is not None and cells.width >= shortest:
+        heads = cells.data.reshape(-1, cells.width)[:, : gcm.PREFIX]
+    else:
+        bounds = cells.bounds()
+        if (short := np.flatnonzero(np.diff(bounds) < shortest)).size:
+            _tampered(column, present[short])
+        window = np.ndarray((len(cells.data) - 4,), "V5", cells.data.data, 0, (1,))
+        heads = window[bounds[:-1]].view(np.uint8).reshape(-1, gcm.PREFIX)
+    if (foreign := np.flatnonzero(heads[:, 0] != 1)).size:
+        _tampered(column, present[foreign])
+    return np.ascontiguousarray(heads[:, 1:]).view(">u4").ravel().astype(np.uint32)
+
+
+def _seal_categories(plain: bytes, name: str, data_key: DataKey) -> str:
+    """A category list as one AES-SIV message, padded so that its length says little."""
+    padded = len(plain).to_bytes(8, "little") + plain
+    padded += bytes(-len(padded) % 256)
+    if len(padded) > _MOST_CATEGORIES:
+        raise UnsupportedTypeError(
+            f"column {name!r}: its category list takes more than 1 MiB, too much for a header; convert it "
+            "first, e.g. .astype(df[column].cat.categories.dtype)",
+            column=name,
+            dtype="category",
+        )
+    key = data_key.categories_key()
+    sealed = siv.seal_cells(key.key, key.prefix, Cells.of([padded]))
+    return base64.b64encode(sealed.data[siv.PREFIX :].tobytes()).decode()
+
+
+def _categories(item: ColumnHeader, data_keys: Mapping[bytes, DataKey], column: str) -> bytes | None:
+    text = item.type.get("categories")
+    if text is None:
+        return None
+    key = data_keys[item.data_key].categories_key()
+    try:
+        sealed = base64.b64decode(text, validate=True)
+    except (TypeError, ValueError):
+        sealed = b""
+    plain, _ = siv.open_cells(key.key, Cells.of([key.prefix + sealed]))
+    padded = b"" if plain is None else plain.data.tobytes()
+    size = int.from_bytes(padded[:8], "little")
+    if len(padded) < 8 + size or len(padded) % 256 or not padded:
+        raise FormatError(
+            f"column {column!r}: its category list does not open", column=column, field="categories"
+        )
+    return padded[8 : 8 + size]
+
+
+def _some(rows: Ints) -> str:
+    first = ", ".join(map(str, rows[:5].tolist()))
+    return (
+        f"{len(rows)} cells (rows {first}{', ...' if len(rows) > 5 else ''})"
+        if len(rows) != 1
+        else (f"1 cell (row {first})")
+    )
+
+
+def _tampered(column: str, rows: Ints) -> NoReturn:
+    raise TamperedError(
+        f"column {column!r}: {_some(rows)} fail authentication: they were changed, cut short, or moved here "
+        "from elsewhere. Nothing of the column was decrypted; restore it from a copy you trust",
+        column=column,
+        rows=tuple(rows[:_ROWS_NAMED].tolist()),
+        count=len(rows),
+    )
+
+
+def _wrong_key(column: str, rows: Ints) -> NoReturn:
+    raise WrongKeyError(
+        f"column {column!r}: {_some(rows)} carry the id of a key that its header does not name: they come "
+        "from another column or file, or their first bytes were changed. Nothing of the column was decrypted",
+        column=column,
+        rows=tuple(rows[:_ROWS_NAMED].tolist()),
+    )

@@ -1,0 +1,535 @@
+"""Frames and Arrow tables: several columns, one data key. Nothing is changed in place."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from kmsdata.column import authenticate, open_arrow, open_pandas, plan, seal
+from kmsdata.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.envelope import DataKeyRecord, Header
+from kmsdata.errors import FormatError, KeyAccessError, KeyNotFoundError
+from kmsdata.keys import DataKey
+from kmsdata.session import Key, new_data_key, unwrap
+
+__all__ = [
+    "Columns",
+    "Encrypted",
+    "check_names",
+    "decrypt_frame",
+    "decrypt_table",
+    "encrypt_frame",
+    "encrypt_table",
+    "encrypted_columns",
+    "headers_of",
+    "in_extension_dtype",
+    "open_keys",
+    "pandas_metadata",
+    "the_data_key",
+]
+
+Columns: TypeAlias = "str | Iterable[str]"
+Encrypted: TypeAlias = "pd.DataFrame | pd.Series[Any] | pa.Table"
+
+
+def encrypt_frame(
+    frame: pd.DataFrame,
+    columns: Columns = (),
+    *,
+    deterministic: Columns | bool = (),
+    key: Key | Encrypted | None = None,
+    domain: str | Mapping[str, str] | None = None,
+    context: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """See `kmsdata.accessor.FrameAccessor.encrypt`."""
+    chosen = _chosen(frame.columns, columns, deterministic, domain, list(frame.index.names))
+    positions = {label: position for position, label in enumerate(frame.columns) if label in chosen}
+    for name, position in positions.items():
+        _refuse_encrypted(name, _encrypted_series(frame.iloc[:, position]) is not None)
+    data_key = _data_key(key, context)
+    done = {
+        name: _encrypt(frame.iloc[:, positions[name]], name, data_key, scope)
+        for name, scope in chosen.items()
+    }
+    out = frame.copy(deep=False)
+    for name, array in done.items():
+        out.isetitem(positions[name], array)
+    return out
+
+
+def encrypt_table(
+    table: pa.Table,
+    columns: Columns = (),
+    *,
+    deterministic: Columns | bool = (),
+    key: Key | Encrypted | None = None,
+    domain: str | Mapping[str, str] | None = None,
+    context: Mapping[str, str] | None = None,
+) -> pa.Table:
+    """Encrypt columns of an Arrow table.
+
+    Args:
+        table: any table; it stays as it is.
+        columns: name or names of the columns to encrypt with random IVs.
+        deterministic: names of those to encrypt so that equal values have equal cells; True for all of
+            ``columns``.
+        key: a key URI, several, a `DataKey`, or encrypted data whose data key to use; None: the session's.
+        domain: what deterministic columns may be joined across: by column, or one text for one column.
+        context: pairs that stand in clear beside the wrapped key, and that opening it takes.
+
+    Returns:
+        The table with those columns of the extension type ``kmsdata.encrypted``.
+
+    Raises:
+        KeyError: no such column. TypeError, ValueError: see the message.
+        UnsupportedTypeError: values that could not come back exactly.
+        KeyServiceError: the key service refused.
+
+    Example:
+        >>> import pyarrow as pa, kmsdata
+        >>> table = pa.table({"name": ["Ada", "Bo"], "age": [36, 41]})
+        >>> sealed = kmsdata.encrypt_table(table, ["age"], key="local://demo")
+        >>> kmsdata.decrypt_table(sealed).equals(table)
+        True
+    """
+    chosen = _chosen(table.column_names, columns, deterministic, domain, [])
+    for name in chosen:
+        _refuse_encrypted(name, isinstance(table.schema.field(name).type, EncryptedType))
+    data_key = _data_key(key, context)
+    schema = table.schema
+    for name, scope in chosen.items():
+        array = _encrypt(table.column(name), name, data_key, scope).__arrow_array__()
+        position = schema.get_field_index(name)
+        table = table.set_column(position, schema.field(position).with_type(array.type), array)
+    return table.replace_schema_metadata(pandas_metadata(schema.metadata, list(chosen)))
+
+
+def decrypt_frame(
+    frame: pd.DataFrame,
+    columns: Columns | None = None,
+    *,
+    key: Key | None = None,
+    context: Mapping[str, str] | None = None,
+    on_denied: Literal["raise", "keep"] = "raise",
+) -> pd.DataFrame:
+    """See `kmsdata.accessor.FrameAccessor.decrypt`."""
+    if on_denied not in ("raise", "keep"):
+        raise ValueError("on_denied is 'raise' or 'keep'")
+    every = encrypted_columns(frame)
+    if columns is not None:
+        names = _names(columns)
+        for name in names:
+            _require([*frame.columns, *frame.index.names], name)
+            if name not in [item.name for item in every]:
+                raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
+        check_names({item.name: header for item in every for header in item.headers})
+        every = [item for item in every if item.name in names]
+    else:
+        check_names({item.name: header for item in every for header in item.headers})
+    keys = open_keys(
+        [(str(item.name), header) for item in every for header in item.headers],
+        key,
+        context,
+        keep=on_denied == "keep",
+    )
+    opened: list[tuple[_Place, Any]] = []
+    try:
+        for item in every:
+            if all(column.data_key in keys for header in item.headers for column in header.columns):
+                opened.append((item, item.decrypt(keys)))
+    except BaseException:
+        opened.clear()  # an error of one column leaves no plaintext of another in its frames
+        raise
+    out = frame.copy(deep=False)
+    levels: dict[int, Any] = {}
+    for item, values in opened:
+        if item.level is None:
+            out.isetitem(item.position, values)
+        else:
+            levels[item.level] = values
+    if levels:
+        out.index = _with_levels(frame.index, levels)
+    return out
+
+
+def decrypt_table(
+    table: pa.Table,
+    columns: Columns | None = None,
+    *,
+    key: Key | None = None,
+    context: Mapping[str, str] | None = None,
+) -> pa.Table:
+    """Decrypt columns of an Arrow table.
+
+    Args:
+        table: a table with columns of the extension type ``kmsdata.encrypted``.
+        columns: names of those to decrypt; None for every one.
+        key: only these may open it: a URI, several, or a `DataKey`; None: the session's key's provider.
+        context: pairs that the authenticated context must hold.
+
+    Returns:
+        The table with those columns of their original Arrow type.
+
+    Raises:
+        FormatError: a named column that is not encrypted, or a header that was changed.
+        TamperedError: cells that fail authentication. WrongKeyError: not the key of the data.
+        KeyServiceError: the key service refused.
+    """
+    headers = _table_headers(table)
+    names = list(headers) if columns is None else _names(columns)
+    for name in names:
+        _require(table.column_names, name)
+        if name not in headers:
+            raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
+    check_names(headers)
+    keys = open_keys([(name, headers[name]) for name in names], key, context)
+    done: dict[str, Any] = {}
+    try:
+        for name in names:
+            storage = EncryptedArray(table.column(name), table.schema.field(name).type.dtype).storage
+            done[name] = open_arrow(headers[name], keys, storage, name)
+    except BaseException:
+        done.clear()
+        raise
+    for name, values in done.items():
+        position = table.schema.get_field_index(name)
+        table = table.set_column(position, table.schema.field(position).with_type(values.type), values)
+    return table
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Encrypted cells of a frame: a column, or a level of its index."""
+
+    name: Hashable
+    parts: Sequence[tuple[np.ndarray[Any, Any] | None, EncryptedArray]]
+    position: int = -1
+    level: int | None = None
+    others: np.ndarray[Any, Any] | None = None
+
+    @property
+    def headers(self) -> list[Header]:
+        return [array.dtype.header for _, array in self.parts]
+
+    def decrypt(self, keys: Mapping[bytes, DataKey]) -> Any:
+        """The values, of the recorded dtype; objects where cells of several columns stand together."""
+        if len(self.parts) == 1 and self.others is None:
+            ((_, array),) = self.parts
+            return open_pandas(array.dtype.header, keys, array.storage, str(self.name)).array
+        out = np.empty(0, object) if self.others is None else self.others.copy()
+        for rows, array in self.parts:
+            values = open_pandas(array.dtype.header, keys, array.storage, str(self.name))
+            out[rows] = values.astype(object).to_numpy()
+        return out
+
+
+def encrypted_columns(frame: pd.DataFrame) -> list[_Place]:
+    """The encrypted columns of a frame, then the encrypted levels of its index.
+
+    Raises:
+        FormatError: one of them has a malformed header.
+    """
+    found = []
+    for position, label in enumerate(frame.columns):
+        if (parts := _encrypted_series(frame.iloc[:, position])) is not None:
+            found.append(_place(label, parts, position=position))
+    for level in range(frame.index.nlevels):
+        values = frame.index.get_level_values(level)
+        if (parts := _encrypted_series(values.to_series())) is not None:
+            found.append(_place(frame.index.names[level], parts, level=level))
+    return found
+
+
+def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every encrypted column in `EncryptedDtype`, whatever shape pandas gave it."""
+    out = frame.copy(deep=False)
+    for item in encrypted_columns(frame):
+        if len(item.parts) != 1 or item.others is not None:
+            raise TypeError(
+                f"column {item.name!r} mixes cells that were encrypted otherwise with each other or with "
+                "plain values, and has no one header: decrypt it first"
+            )
+        if item.level is None:
+            out.isetitem(item.position, item.parts[0][1])
+    return out
+
+
+def _place(name: Hashable, parts: _Parts, *, position: int = -1, level: int | None = None) -> _Place:
+    for _, array in parts.arrays:
+        try:
+            array.dtype.header  # noqa: B018 - parsed here, so that an error names the column
+        except FormatError as error:
+            raise error.with_facts(column=str(name)) from None
+    return _Place(name, parts.arrays, position, level, parts.others)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    arrays: list[tuple[np.ndarray[Any, Any] | None, EncryptedArray]]
+    others: np.ndarray[Any, Any] | None = None
+
+
+def _encrypted_series(series: pd.Series[Any]) -> _Parts | None:
+    """What is encrypted of a column, in each of the shapes that pandas may have given it."""
+    dtype = series.dtype
+    if isinstance(dtype, EncryptedDtype):
+        return _Parts([(None, series.array)])
+    if isinstance(dtype, pd.ArrowDtype) and isinstance(dtype.pyarrow_dtype, EncryptedType):
+        return _Parts(
+            [
+                (
+                    None,
+                    EncryptedArray(
+                        pa.chunked_array(series.array.__arrow_array__()), dtype.pyarrow_dtype.dtype
+                    ),
+                )
+            ]
+        )
+    if not pd.api.types.is_object_dtype(dtype):
+        return None
+    values: Any = series.to_numpy()
+    rows = np.array([type(value) is Cell for value in values], np.bool_)
+    if not rows.any():
+        return None
+    dtypes = list(dict.fromkeys(cell.dtype for cell in values[rows]))
+    if len(dtypes) == 1 and pd.isna(values[~rows]).all():
+        return _Parts([(None, EncryptedArray._from_sequence(values, dtype=dtypes[0]))])
+    arrays: list[tuple[np.ndarray[Any, Any] | None, EncryptedArray]] = []
+    for one in dtypes:
+        own = np.flatnonzero([type(value) is Cell and value.dtype == one for value in values])
+        arrays.append((own, EncryptedArray._from_sequence(values[own], dtype=one)))
+    return _Parts(arrays, values)
+
+
+def check_names(headers: Mapping[Any, Header], *, path: str | None = None) -> None:
+    """Compare labels with the names that randomised columns were encrypted under.
+
+    Raises:
+        FormatError: a label is the name of another of these columns: two were exchanged; or, in a file
+            (path given), it is any other name.
+    """
+    names = {
+        label: [item.name for item in header.columns if item.name is not None]
+        for label, header in headers.items()
+    }
+    for label, own in names.items():
+        for name in own:
+            if name == label:
+                continue
+            if any(label in others for other, others in names.items() if other != label):
+                raise FormatError(
+                    f"column {label!r} was encrypted as {name!r}, and another column as {label!r}: their "
+                    "contents were exchanged. If you renamed them, rename them back before decrypting",
+                    column=str(label),
+                    field="name",
+                    path=path,
+                )
+            if path is not None:
+                raise FormatError(
+                    f"column {label!r} was encrypted as {name!r}: rename it back",
+                    column=str(label),
+                    field="name",
+                    path=path,
+                )
+            warnings.warn(
+                f"column {label!r} was encrypted as {name!r}; its cells are authentic, its label is not",
+                stacklevel=4,
+            )
+
+
+def open_keys(
+    headers: Sequence[tuple[str, Header]],
+    key: Key | None,
+    context: Mapping[str, str] | None,
+    *,
+    keep: bool = False,
+) -> dict[bytes, DataKey]:
+    """Unwrap the data keys of these columns, one call for each, and authenticate the headers under them.
+
+    Args:
+        headers: by column.
+        key: what may open them; see `kmsdata.session.unwrap`.
+        context: pairs that each data key's authenticated context must hold.
+        keep: leave out the data keys that their service refuses instead of raising.
+
+    Returns:
+        The data keys by commitment.
+    """
+    records: dict[bytes, DataKeyRecord] = {}
+    users: dict[bytes, str] = {}
+    for name, header in headers:
+        for record in header.records:
+            known = records.get(record.commitment, record)
+            merged = tuple(dict.fromkeys(known.wraps + record.wraps))
+            records[record.commitment] = DataKeyRecord(record.commitment, record.context, merged)
+            users.setdefault(record.commitment, name)
+    keys: dict[bytes, DataKey] = {}
+    for commitment, record in records.items():
+        try:
+            keys[commitment] = unwrap(record, key)
+        except (KeyAccessError, KeyNotFoundError):
+            if not keep:
+                raise
+    for name, header in headers:
+        if all(item.data_key in keys for item in header.columns):
+            authenticate(header, keys, name)
+            for record in header.records:
+                _check_context(record, context, name)
+    return keys
+
+
+def _check_context(record: DataKeyRecord, context: Mapping[str, str] | None, column: str) -> None:
+    actual = dict(record.context)
+    for name, text in (context or {}).items():
+        if actual.get(name) != text:
+            raise FormatError(
+                f"column {column!r}: its context does not say {name!r} as asked for"
+                + (f"; it has {', '.join(map(repr, actual))}" if actual else "; it has none"),
+                column=column,
+                field="context",
+            )
+
+
+def pandas_metadata(metadata: Mapping[bytes, bytes] | None, encrypted: Sequence[str]) -> dict[bytes, bytes]:
+    """Schema metadata in which pandas takes these columns for bytes: readers without kmsdata fail else."""
+    out = dict(metadata or {})
+    if b"pandas" in out:
+        document = json.loads(out[b"pandas"])
+        for entry in document.get("columns", []):
+            if entry.get("field_name", entry.get("name")) in encrypted:
+                entry |= {"pandas_type": "bytes", "numpy_type": "object", "metadata": None}
+        out[b"pandas"] = json.dumps(document).encode()
+    return out
+
+
+def _encrypt(values: Any, name: str, data_key: DataKey, scope: str | None) -> EncryptedArray:
+    header, described = plan(values, name, data_key, domain=scope)
+    storage = seal(header, described, values, name, data_key)
+    return EncryptedArray(storage, EncryptedDtype(Header.of([header], [data_key.record])))
+
+
+def _data_key(key: Key | Encrypted | None, context: Mapping[str, str] | None) -> DataKey:
+    if isinstance(key, (pd.DataFrame, pd.Series, pa.Table)):
+        return the_data_key(key)
+    return new_data_key(key, context)
+
+
+def headers_of(data: Encrypted) -> dict[str, Header]:
+    """The headers of encrypted data, by column."""
+    if isinstance(data, pa.Table):
+        return _table_headers(data)
+    frame = data.to_frame() if isinstance(data, pd.Series) else data
+    out: dict[str, Header] = {}
+    for item in encrypted_columns(frame):
+        for header in item.headers:
+            out[str(item.name)] = (
+                header if str(item.name) not in out else (out[str(item.name)].union(header) or header)
+            )
+    return out
+
+
+def the_data_key(data: Encrypted | Mapping[str, Header], key: Key | None = None) -> DataKey:
+    """The one data key of encrypted data, unwrapped; ValueError where there is none, or several."""
+    headers = dict(data) if isinstance(data, Mapping) else headers_of(data)
+    used: dict[bytes, list[str]] = {}
+    for name, header in headers.items():
+        for item in header.columns:
+            used.setdefault(item.data_key, []).append(name)
+    if not used:
+        raise ValueError("nothing in it is encrypted, so it has no data key")
+    if len(used) > 1:
+        listed = "; ".join(
+            f"{commitment.hex()[:8]} for {', '.join(names)}" for commitment, names in used.items()
+        )
+        raise ValueError(f"it is encrypted under {len(used)} data keys ({listed}): name one column of it")
+    (data_key,) = open_keys(list(headers.items()), key, None).values()
+    return data_key
+
+
+def _table_headers(table: pa.Table) -> dict[str, Header]:
+    headers = {}
+    for field in table.schema:
+        if isinstance(field.type, EncryptedType):
+            try:
+                headers[field.name] = field.type.dtype.header
+            except FormatError as error:
+                raise error.with_facts(column=field.name) from None
+    return headers
+
+
+def _with_levels(index: pd.Index[Any], levels: Mapping[int, Any]) -> pd.Index[Any]:
+    if not isinstance(index, pd.MultiIndex):
+        return pd.Index(levels[0], name=index.name)
+    arrays = [levels.get(level, index.get_level_values(level)) for level in range(index.nlevels)]
+    return pd.MultiIndex.from_arrays(arrays, names=index.names)
+
+
+def _names(columns: Columns) -> list[str]:
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
+def _chosen(
+    labels: Iterable[Hashable],
+    columns: Columns,
+    deterministic: Columns | bool,
+    domain: str | Mapping[str, str] | None,
+    levels: Sequence[Hashable],
+) -> dict[str, str | None]:
+    """The columns to encrypt, in the caller's order: None for a randomised one, else its domain."""
+    every = list(labels)
+    names = _names(columns)
+    exact = names if deterministic is True else [] if deterministic is False else _names(deterministic)
+    chosen: dict[str, str | None] = dict.fromkeys(names)
+    chosen.update({name: name for name in exact})
+    if not chosen:
+        raise ValueError("no column to encrypt: name some, as columns or as deterministic=")
+    for name in chosen:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"column labels must be text to be encrypted, not {type(name).__name__}: rename it first, "
+                "e.g. df.rename(columns=str)"
+            )
+        if name not in every and name in levels:
+            raise ValueError(f"{name!r} is a level of the index, which is not encrypted: reset_index() first")
+        _require(every, name)
+        if every.count(name) > 1:
+            raise ValueError(f"{every.count(name)} columns are called {name!r}: rename them apart first")
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(
+                "a column's label holds a lone surrogate, which is no valid Unicode: rename it first"
+            )
+    if isinstance(domain, str):
+        if len(exact) != 1:
+            raise ValueError(
+                "one domain for one deterministic column: for several, pass domain={column: text}"
+            )
+        domain = {exact[0]: domain}
+    for name, text in (domain or {}).items():
+        if chosen.get(name) is None:
+            raise ValueError(f"domain= names {name!r}, which is not among the deterministic columns")
+        if not isinstance(text, str):
+            raise TypeError(f"the domain of {name!r} must be text")
+        chosen[name] = text
+    return chosen
+
+
+def _require(labels: Iterable[Hashable], name: Hashable) -> None:
+    every = list(labels)
+    if name not in every:
+        close = difflib.get_close_matches(str(name), [label for label in every if isinstance(label, str)], 1)
+        raise KeyError(f"no column {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+
+
+def _refuse_encrypted(name: str, encrypted: bool) -> None:
+    if encrypted:
+        raise ValueError(
+            f"column {name!r} is encrypted already: decrypt it first, or leave it out of this call"
+        )
