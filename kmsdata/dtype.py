@@ -447,9 +447,16 @@ class EncryptedArray(ExtensionArray):
     )
     __pos__ = _refuse_order
 
-    def argsort(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refused: ciphertext has no order that means anything."""
-        self._refuse_order()
+    def argsort(self, *args: object, **kwargs: object) -> npt.NDArray[np.intp]:
+        """Refused: ciphertext has no order that means anything.
+
+        But for pandas' own sorting of group keys, which must have some order and asks for it without
+        arguments.
+        """
+        if args or kwargs:
+            self._refuse_order()
+        order = pc.array_sort_indices(self._storage.cast(pa.large_binary()))
+        return order.to_numpy(zero_copy_only=False).astype(np.intp)
 
     def argmin(self, skipna: bool = True) -> NoReturn:
         """Refused, as every order."""

@@ -124,16 +124,15 @@ def decrypt_frame(
     if on_denied not in ("raise", "keep"):
         raise ValueError("on_denied is 'raise' or 'keep'")
     every = encrypted_columns(frame)
+    # A row or a transposed frame holds cells of several columns, under labels that were never theirs.
+    check_names({item.name: item.headers[0] for item in every if item.whole})
     if columns is not None:
         names = _names(columns)
         for name in names:
             _require([*frame.columns, *frame.index.names], name)
             if name not in [item.name for item in every]:
                 raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
-        check_names({item.name: header for item in every for header in item.headers})
         every = [item for item in every if item.name in names]
-    else:
-        check_names({item.name: header for item in every for header in item.headers})
     keys = open_keys(
         [(str(item.name), header) for item in every for header in item.headers],
         key,
@@ -216,12 +215,17 @@ class _Place:
     others: np.ndarray[Any, Any] | None = None
 
     @property
+    def whole(self) -> bool:
+        """Whether it is one column's cells and nothing else."""
+        return len(self.parts) == 1 and self.others is None
+
+    @property
     def headers(self) -> list[Header]:
         return [array.dtype.header for _, array in self.parts]
 
     def decrypt(self, keys: Mapping[bytes, DataKey]) -> Any:
         """The values, of the recorded dtype; objects where cells of several columns stand together."""
-        if len(self.parts) == 1 and self.others is None:
+        if self.whole:
             ((_, array),) = self.parts
             return open_pandas(array.dtype.header, keys, array.storage, str(self.name)).array
         out = np.empty(0, object) if self.others is None else self.others.copy()
@@ -252,7 +256,7 @@ def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every encrypted column in `EncryptedDtype`, whatever shape pandas gave it."""
     out = frame.copy(deep=False)
     for item in encrypted_columns(frame):
-        if len(item.parts) != 1 or item.others is not None:
+        if not item.whole:
             raise TypeError(
                 f"column {item.name!r} mixes cells that were encrypted otherwise with each other or with "
                 "plain values, and has no one header: decrypt it first"

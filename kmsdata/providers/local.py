@@ -88,18 +88,18 @@ class LocalKeystore:
         Raises:
             KeyServiceError: the file cannot be read or written; its subclasses say what else is wrong.
         """
-        name = self._name(key, "generate_data_key")
-        if name not in self._read("generate_data_key")["keys"]:
-            self.create_key(name, exist_ok=True)
         secret = random_bytes(32)
         return DataKey(secret, [Wrap(key, self.wrap(secret, key, context))], context=context)
 
     def wrap(self, data_key: bytes, key: str, context: Mapping[str, str]) -> str:
-        """A data key under a master key that is there already.
+        """A data key under a master key, which is made first if there is none of that name.
 
         Raises:
-            KeyNotFoundError: no master key of that name.
+            KeyServiceError: the file cannot be read or written; its subclasses say what else is wrong.
         """
+        name = self._name(key, "wrap")
+        if name not in self._read("wrap")["keys"]:
+            self.create_key(name, exist_ok=True)
         key_id, master = self._master(key, "wrap")
         iv = random_bytes(12)
         sealed = AESGCM(master).encrypt(iv, data_key, _associated(key, key_id, context))

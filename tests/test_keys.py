@@ -1,0 +1,322 @@
+"""Data keys, the local keystore, and which keys may be used."""
+
+import copy
+import hashlib
+import hmac
+import json
+import os
+import pickle
+import stat
+import threading
+
+import pytest
+
+import kmsdata
+from kmsdata import session
+from kmsdata.envelope import GCM, SIV, ColumnHeader, Wrap
+from kmsdata.errors import (
+    CredentialsError,
+    FormatError,
+    KeyAccessError,
+    KeyNotFoundError,
+    KeyServiceError,
+    WrongKeyError,
+)
+from kmsdata.keys import CellKey, DataKey, Keyset
+
+SECRET = bytes(range(32))
+
+
+def hkdf(secret, info, size):
+    """RFC 5869 with the standard library alone."""
+    key = hmac.new(bytes(32), secret, hashlib.sha256).digest()
+    out, block = b"", b""
+    while len(out) < size:
+        block = hmac.new(key, block + info + bytes([len(out) // 32 + 1]), hashlib.sha256).digest()
+        out += block
+    return out[:size]
+
+
+def data_key(**changes):
+    return DataKey(SECRET, [Wrap("local://demo", "w")], **changes)
+
+
+def test_derivation_is_as_the_specification_says():
+    key = data_key()
+    column = ColumnHeader(GCM, key.commitment, {}, name="身份证")
+    exact = ColumnHeader(SIV, key.commitment, {}, domain="e-mail", kind="text")
+    assert key.commitment == hkdf(SECRET, b"kmsdata/1/commitment", 32)
+    derived = hkdf(SECRET, "kmsdata/1/AES-256-GCM/身份证".encode(), 36)
+    assert key.cell_key(column).prefix == b"\x01" + derived[:4]
+    assert key.cell_key(column).key == derived[4:]
+    derived = hkdf(SECRET, b"kmsdata/1/AES-256-SIV/text/e-mail", 68)
+    assert (key.cell_key(exact).prefix, key.cell_key(exact).key) == (b"\x01" + derived[:4], derived[4:])
+    assert key.categories_key().key == hkdf(SECRET, b"kmsdata/1/categories", 64)
+    message = b'{"column":{"algorithm":"AES-256-GCM","data_key":"%b","name":"a","type":{}},"context":{"x":"y"},"version":1}'
+    with_context = data_key(context={"x": "y"})
+    column = ColumnHeader(GCM, key.commitment, {}, name="a", mac=b"m" * 32)
+    import base64
+
+    expected = hmac.new(
+        hkdf(SECRET, b"kmsdata/1/header", 32), message % base64.b64encode(key.commitment), hashlib.sha256
+    )
+    assert with_context.mac(column) == expected.digest()
+    assert not data_key().authenticates(column)
+
+
+@pytest.mark.parametrize("secret", [data_key(), CellKey(bytes(36)), Keyset([("AES-256-GCM", CellKey(bytes(36)))])])
+def test_secrets_hide(secret):
+    shown = repr(secret) + str(secret) + f"{secret}"
+    assert SECRET.hex() not in shown
+    assert repr(SECRET) not in shown
+    assert "\\x00" not in shown
+    for leak in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="secret"):
+            leak(secret)
+
+
+def test_a_data_key_counts_its_random_cells():
+    key = data_key()
+    key.count("a", (1 << 32) - 1)
+    key.count("b", 5)
+    key.count("a", 1)
+    with pytest.raises(ValueError, match=r"2\^32"):
+        key.count("a", 1)
+
+
+@pytest.mark.parametrize("bad", [b"", bytes(16), bytes(33)])
+def test_a_data_key_has_32_bytes(bad):
+    with pytest.raises(ValueError, match="32 bytes"):
+        DataKey(bad, [Wrap("local://demo", "w")])
+
+
+# The local keystore.
+
+
+def test_generate_wrap_unwrap(keystore):
+    store = kmsdata.LocalKeystore()
+    key = store.generate_data_key("local://demo", {"team": "a"})
+    (wrap,) = key.wraps
+    secret = store.unwrap(wrap.wrapped, "local://demo", {"team": "a"})
+    assert DataKey(secret, [wrap]).commitment == key.commitment
+    assert stat.S_IMODE(keystore.stat().st_mode) == 0o600
+    assert stat.S_IMODE(keystore.parent.stat().st_mode) == 0o700
+    assert not list(keystore.parent.glob("*.tmp"))
+    with pytest.raises(KeyAccessError, match="context") as caught:
+        store.unwrap(wrap.wrapped, "local://demo", {"team": "b"})
+    assert caught.value.code == "InvalidCiphertext"
+
+
+def test_making_a_key_says_where_it_lies_once(keystore, capsys):
+    for _ in range(2):
+        kmsdata.LocalKeystore().generate_data_key("local://demo", {})
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count(str(keystore)) == 1
+    assert "Back this file up" in said.err
+
+
+def test_keys_are_never_overwritten_and_unwrapping_makes_none(keystore):
+    store = kmsdata.LocalKeystore()
+    store.create_key("a", quiet=True)
+    before = keystore.read_bytes()
+    with pytest.raises(KeyServiceError, match="exists already"):
+        store.create_key("a")
+    with pytest.raises(KeyNotFoundError, match="local://b"):
+        store.unwrap("AAAA", "local://b", {})
+    assert keystore.read_bytes() == before
+    assert [entry["key"] for entry in store.list_keys()] == ["local://a"]
+
+
+def test_the_same_name_with_another_id_says_so(keystore):
+    store = kmsdata.LocalKeystore()
+    key = store.generate_data_key("local://demo", {})
+    keystore.unlink()
+    store.create_key("demo", quiet=True)
+    with pytest.raises(KeyNotFoundError, match="another key") as caught:
+        store.unwrap(key.wraps[0].wrapped, "local://demo", {})
+    assert caught.value.code == "OtherKey"
+
+
+def test_a_changed_wrapped_key_is_refused():
+    store = kmsdata.LocalKeystore()
+    wrapped = store.generate_data_key("local://demo", {}).wraps[0].wrapped
+    for changed in ("", "?", wrapped[:-8], wrapped[:60] + ("A" if wrapped[60] != "A" else "B") + wrapped[61:]):
+        with pytest.raises(KeyAccessError):
+            store.unwrap(changed, "local://demo", {})
+
+
+def test_passphrase(keystore, monkeypatch):
+    monkeypatch.setenv("KMSDATA_PASSPHRASE", "correct horse")
+    key = kmsdata.LocalKeystore().generate_data_key("local://demo", {})
+    monkeypatch.delenv("KMSDATA_PASSPHRASE")
+    stored = json.loads(keystore.read_text())
+    assert stored["kdf"]["n"] == 1 << 17
+    wrapped = key.wraps[0].wrapped
+    with pytest.raises(CredentialsError) as none:
+        kmsdata.LocalKeystore().unwrap(wrapped, "local://demo", {})
+    assert "KMSDATA_PASSPHRASE" in none.value.tried
+    with pytest.raises(KeyAccessError, match="passphrase") as wrong:
+        kmsdata.LocalKeystore(passphrase="battery staple").unwrap(wrapped, "local://demo", {})
+    assert wrong.value.code == "WrongPassphrase"
+    assert "battery" not in str(wrong.value)
+    secret = kmsdata.LocalKeystore(passphrase="correct horse").unwrap(wrapped, "local://demo", {})
+    assert DataKey(secret, key.wraps).commitment == key.commitment
+    with pytest.raises(KeyAccessError):  # a second key must not be sealed by another passphrase
+        kmsdata.LocalKeystore(passphrase="battery staple").create_key("second")
+    assert list(json.loads(keystore.read_text())["keys"]) == ["demo"]
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
+def test_a_keystore_that_others_can_read_is_refused(keystore, mode):
+    store = kmsdata.LocalKeystore()
+    store.create_key("a", quiet=True)
+    keystore.chmod(mode)
+    with pytest.raises(KeyAccessError, match="chmod 600"):
+        store.list_keys()
+    keystore.chmod(0o600)
+    keystore.parent.chmod(0o777)
+    with pytest.raises(KeyAccessError, match="chmod 700"):
+        store.list_keys()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store: store.update(version=2),
+        lambda store: store.update(extra=1),
+        lambda store: store["keys"]["a"].update(secret="AAAA"),
+        lambda store: store["keys"]["a"].pop("id"),
+        lambda store: store.update(kdf={"name": "scrypt", "n": 1 << 40, "r": 8, "p": 1, "salt": "A" * 22 + "=="}),
+        lambda store: store.update(keys=[]),
+    ],
+)
+def test_a_damaged_keystore_is_refused_and_not_shown(keystore, damage):
+    store = kmsdata.LocalKeystore()
+    store.create_key("a", quiet=True)
+    document = json.loads(keystore.read_text())
+    secret = document["keys"]["a"]["secret"]
+    damage(document)
+    keystore.write_text(json.dumps(document))
+    with pytest.raises(FormatError) as caught:
+        store.list_keys()
+    assert secret not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.path == str(keystore)
+
+
+def test_many_threads_and_stores_lose_no_key():
+    def make(name):
+        kmsdata.LocalKeystore().create_key(name, quiet=True)
+
+    threads = [threading.Thread(target=make, args=(f"k{number}",)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(kmsdata.LocalKeystore().list_keys()) == 20
+
+
+def test_a_write_that_fails_leaves_the_old_file(keystore, monkeypatch):
+    store = kmsdata.LocalKeystore()
+    store.create_key("a", quiet=True)
+    before = keystore.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.create_key("b")
+    assert keystore.read_bytes() == before
+    assert not list(keystore.parent.glob(".*.tmp"))
+
+
+# Which key is used.
+
+
+def test_no_key_names_the_three_ways():
+    with pytest.raises(ValueError, match=r"key=.*kmsdata\.use.*KMSDATA_KEY"):
+        kmsdata.new_data_key()
+
+
+def test_session_environment_and_argument(monkeypatch):
+    monkeypatch.setenv("KMSDATA_KEY", "local://env")
+    assert kmsdata.new_data_key().wraps[0].key == "local://env"
+    kmsdata.use("local://process")
+    assert kmsdata.new_data_key().wraps[0].key == "local://process"
+    with kmsdata.use("local://block"):
+        assert kmsdata.new_data_key().wraps[0].key == "local://block"
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(session._session_key()))
+        thread.start()
+        thread.join()
+        assert seen == ["local://process"]
+    assert kmsdata.new_data_key().wraps[0].key == "local://process"
+    assert kmsdata.new_data_key("local://argument").wraps[0].key == "local://argument"
+
+
+def test_several_keys_each_open():
+    key = kmsdata.new_data_key(["local://a", "local://b"])
+    assert [wrap.key for wrap in key.wraps] == ["local://a", "local://b"]
+    for uri in ("local://a", "local://b"):
+        assert session.unwrap(key.record, uri).commitment == key.commitment
+
+
+def test_what_a_file_names_is_not_what_is_obeyed():
+    record = kmsdata.new_data_key("local://theirs").record
+    assert session.unwrap(record).commitment == record.commitment  # no session key: the header is followed
+    for allowed in ("local://*", ["local://x", "local://theirs"]):
+        assert session.unwrap(record, allowed).commitment == record.commitment
+    for allowed in ("local://mine", "tencent-kms://ap-guangzhou/*", ["local://x"]):
+        with pytest.raises(WrongKeyError, match="local://theirs"):
+            session.unwrap(record, allowed)
+    kmsdata.use("tencent-kms://ap-guangzhou/key")
+    with pytest.raises(WrongKeyError, match="may not be used here"):
+        session.unwrap(record)
+
+
+class Vault:
+    """A provider of a user's own."""
+
+    scheme = "vault"
+
+    def __init__(self, secret=SECRET):
+        self.secret = secret
+
+    def generate_data_key(self, key, context):
+        return DataKey(self.secret, [Wrap(key, "wrapped")], context=context)
+
+    def unwrap(self, wrapped, key, context):
+        return self.secret
+
+    def wrap(self, data_key, key, context):
+        return "wrapped"
+
+
+def test_a_provider_of_ones_own():
+    with pytest.raises(KeyNotFoundError, match="no provider"):
+        kmsdata.new_data_key("vault://k")
+    with kmsdata.use(Vault()), kmsdata.use("vault://k"):
+        assert kmsdata.new_data_key().wraps[0].key == "vault://k"
+    with pytest.raises(TypeError, match="provider"):
+        kmsdata.use(42)
+
+
+def test_a_service_that_returns_another_key_is_found_out():
+    with kmsdata.use(Vault()):
+        record = kmsdata.new_data_key("vault://k").record
+    with kmsdata.use(Vault(bytes(32))), pytest.raises(WrongKeyError, match="not the data key"):
+        session.unwrap(record)
+
+
+def test_the_next_wrap_is_tried(keystore):
+    key = kmsdata.new_data_key(["local://a", "local://b"])
+    document = json.loads(keystore.read_text())
+    del document["keys"]["a"]
+    keystore.write_text(json.dumps(document))
+    assert session.unwrap(key.record).commitment == key.commitment
+    del document["keys"]["b"]
+    keystore.write_text(json.dumps(document))
+    with pytest.raises(KeyNotFoundError, match="local://a"):
+        session.unwrap(key.record)
