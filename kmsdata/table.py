@@ -124,8 +124,7 @@ def decrypt_frame(
     if on_denied not in ("raise", "keep"):
         raise ValueError("on_denied is 'raise' or 'keep'")
     every = encrypted_columns(frame)
-    # A row or a transposed frame holds cells of several columns, under labels that were never theirs.
-    check_names({item.name: item.headers[0] for item in every if item.whole})
+    named = {item.name: item.headers[0] for item in every if item.whole}
     if columns is not None:
         names = _names(columns)
         for name in names:
@@ -139,6 +138,9 @@ def decrypt_frame(
         context,
         keep=on_denied == "keep",
     )
+    # A row or a transposed frame holds cells of several columns, under labels that were never theirs: only
+    # whole columns are asked for their names.
+    check_names(named)
     opened: list[tuple[_Place, Any]] = []
     try:
         for item in every:
@@ -188,8 +190,8 @@ def decrypt_table(
         _require(table.column_names, name)
         if name not in headers:
             raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
-    check_names(headers)
     keys = open_keys([(name, headers[name]) for name in names], key, context)
+    check_names(headers)
     done: dict[str, Any] = {}
     try:
         for name in names:
