@@ -141,7 +141,7 @@ def decrypt_frame(
     # A row or a transposed frame holds cells of several columns, under labels that were never theirs: only
     # whole columns are asked for their names.
     check_names(named)
-    opened: list[tuple[_Place, Any]] = []
+    opened: list[tuple[_Place, pd.Series[Any]]] = []
     try:
         for item in every:
             if all(column.data_key in keys for header in item.headers for column in header.columns):
@@ -150,12 +150,13 @@ def decrypt_frame(
         opened.clear()  # an error of one column leaves no plaintext of another in its frames
         raise
     out = frame.copy(deep=False)
-    levels: dict[int, Any] = {}
+    levels: dict[int, pd.Index[Any]] = {}
     for item, values in opened:
         if item.level is None:
+            values.index = frame.index  # a Series of the same index goes in as it is, with no dtype inferred
             out.isetitem(item.position, values)
         else:
-            levels[item.level] = values
+            levels[item.level] = pd.Index(values, dtype=values.dtype, name=frame.index.names[item.level])
     if levels:
         out.index = _with_levels(frame.index, levels)
     return out
@@ -225,16 +226,16 @@ class _Place:
     def headers(self) -> list[Header]:
         return [array.dtype.header for _, array in self.parts]
 
-    def decrypt(self, keys: Mapping[bytes, DataKey]) -> Any:
+    def decrypt(self, keys: Mapping[bytes, DataKey]) -> pd.Series[Any]:
         """The values, of the recorded dtype; objects where cells of several columns stand together."""
         if self.whole:
             ((_, array),) = self.parts
-            return open_pandas(array.dtype.header, keys, array.storage, str(self.name)).array
+            return open_pandas(array.dtype.header, keys, array.storage, str(self.name))
         out = np.empty(0, object) if self.others is None else self.others.copy()
         for rows, array in self.parts:
             values = open_pandas(array.dtype.header, keys, array.storage, str(self.name))
             out[rows] = values.astype(object).to_numpy()
-        return out
+        return pd.Series(out, dtype=object)
 
 
 def encrypted_columns(frame: pd.DataFrame) -> list[_Place]:
@@ -471,9 +472,9 @@ def _table_headers(table: pa.Table) -> dict[str, Header]:
     return headers
 
 
-def _with_levels(index: pd.Index[Any], levels: Mapping[int, Any]) -> pd.Index[Any]:
+def _with_levels(index: pd.Index[Any], levels: Mapping[int, pd.Index[Any]]) -> pd.Index[Any]:
     if not isinstance(index, pd.MultiIndex):
-        return pd.Index(levels[0], name=index.name)
+        return levels[0]
     arrays = [levels.get(level, index.get_level_values(level)) for level in range(index.nlevels)]
     return pd.MultiIndex.from_arrays(arrays, names=index.names)
 
