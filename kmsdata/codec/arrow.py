@@ -132,7 +132,7 @@ def pack(values: pa.Array | pa.ChunkedArray, *, column: str, trusted: bool = Fal
     if is_rows(t):
         return _pack_rows(chunks, t)
     if pa.types.is_run_end_encoded(t):
-        decoded = [_decode_runs(chunk) for chunk in chunks] or [pa.array([], t.value_type)]
+        decoded = [_decode_runs(chunk) for chunk in chunks] or [pa.nulls(0, t.value_type)]
         return pack(pa.chunked_array(decoded), column=column)
     n = sum(map(len, chunks))
     if pa.types.is_null(t):
@@ -168,7 +168,7 @@ def _pack_variable(
     chunks: list[Any], t: pa.DataType, valid: Bools | None, column: str, trusted: bool
 ) -> Cells:
     large = pa.large_string() if t in _TEXT else pa.large_binary()
-    wide = pa.concat_arrays([_widen(chunk, large) for chunk in chunks] or [pa.array([], large)])
+    wide = pa.concat_arrays([_widen(chunk, large) for chunk in chunks] or [pa.nulls(0, large)])
     if t in _TEXT and not trusted:
         _check_utf8(wide, column, t)
     if valid is not None:
@@ -287,7 +287,7 @@ def dictionary(values: pa.Array | pa.ChunkedArray, *, column: str) -> tuple[Cell
             dtype=str(t),
         )
     if not entries:
-        entries_cells = pack(pa.array([], core(t.value_type)), column=column)
+        entries_cells = pack(pa.nulls(0, t.value_type), column=column)
     else:
         entries_cells = Cells.of(entries)
     return entries_cells, np.concatenate([*codes, np.empty(0, np.int64)])
@@ -518,7 +518,7 @@ def _gather(parts: list[Any], valid: Bools | None, t: pa.DataType) -> Any:
         null, present = pa.nulls(1, t), iter(parts)
         parts = [next(present) if ok else null for ok in valid.tolist()]
     if not parts:
-        return pa.array([], t)
+        return pa.nulls(0, t)
     try:
         return pa.concat_arrays(parts)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # dictionaries that differ

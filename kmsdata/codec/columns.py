@@ -74,8 +74,7 @@ def describe(
 
 def _is_float(type_: dict[str, Any]) -> bool:
     inside = type_.get("pandas", {}).get("category", {}).get("values", type_)
-    name = inside.get("arrow", "complex")
-    return "float" in str(name) or "arrow" not in inside
+    return "float" in str(inside.get("arrow"))
 
 
 def _has_list(type_: dict[str, Any]) -> bool:
@@ -216,6 +215,8 @@ def unpack(
         plain = cells if kind is None else kinds.restore(type, kind, cells, column=column)
         return frames.unpack(type, plain, column=column)
     entries, codes = _codes(type, cells, kind, categories, column)
+    if len(set(entries.rows())) < len(entries):
+        raise FormatError(f"column {column!r} has categories twice", column=column, field="categories")
     values = frames.unpack(_list_type(type), entries, column=column)
     return frames.from_codes(values, codes, ordered=entry["category"]["ordered"])
 

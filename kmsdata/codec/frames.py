@@ -220,7 +220,7 @@ def unpack(type: dict[str, Any], cells: Cells, *, column: str) -> Any:  # noqa: 
 
 
 def _unpack_numpy(dtype: np.dtype[Any], cells: Cells, column: str) -> np.ndarray[Any, Any]:
-    small = dtype.newbyteorder("<")
+    small = np.dtype(dtype.newbyteorder("<").str)
     fill: Any = np.zeros((), small)
     if dtype.kind in "fc":
         fill = complex(np.nan, 0) if dtype.kind == "c" else np.nan
@@ -243,7 +243,7 @@ def _unpack_masked(name: str, cells: Cells, column: str) -> Any:
     if name == "boolean":
         return pd.arrays.BooleanArray(_booleans(cells, column), mask)
     make = pd.arrays.FloatingArray if name.startswith("F") else pd.arrays.IntegerArray
-    return make(arrow.dense(cells, np.dtype(MASKED[name]).newbyteorder("<"), 0, column), mask)
+    return make(arrow.dense(cells, MASKED[name], 0, column), mask)
 
 
 def _string_dtype(storage: str, na: str) -> Any:

@@ -251,7 +251,8 @@ def _ends(spec: list[Any], cells: Cells, column: str) -> np.ndarray[Any, Any]:
     for at in (6, 10 + size):
         one = Cells(np.ascontiguousarray(raw[:, at : at + size]).reshape(-1), width=size)
         made.append(_ticks(_untagged(tag, tail, one, column), unit, column).astype(code))
-    return np.ascontiguousarray(np.stack(made, axis=1)).view(np.uint8).reshape(len(raw), -1)
+    both = np.ascontiguousarray(np.stack(made, axis=1))
+    return both.view(np.uint8).reshape(len(raw), 2 * both.itemsize)
 
 
 # --- decimals ------------------------------------------------------------------------------------------------

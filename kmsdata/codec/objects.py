@@ -24,7 +24,8 @@ tag    object              payload
 ``p``  datetime            int64 microseconds from 1970-01-01 to the wall time ‖ fold (1 byte) ‖ zone JSON or nothing
 ``w``  timedelta           int32 days ‖ int32 seconds ‖ int32 microseconds
 ``u``  UUID                16 bytes, big-endian as RFC 9562 has them
-``P``  pd.Timestamp        int64 since 1970-01-01 UTC (naive: as if UTC) ‖ fold (1 byte) ‖ JSON ``[unit,zone or null]``
+``P``  pd.Timestamp        int64 since 1970-01-01 UTC (naive: as if UTC) ‖ fold (1 byte; 0 where a zone gives it)
+                           ‖ JSON ``[unit,zone or null]``
 ``q``  pd.Timedelta        int64 ‖ unit
 ``r``  pd.Period           int64 ordinal ‖ frequency
 ``v``  pd.Interval         closed (1 byte: l, r, b or n) ‖ nested left ‖ nested right
@@ -167,10 +168,10 @@ def pack(
 
 
 def _nulls(null: str, values: np.ndarray[Any, Any], *, tagged: bool) -> Bools | None:
-    mask = np.asarray(pd.isna(values), np.bool_)
-    if tagged and mask.any():  # others than the recorded one are values here
-        at = np.flatnonzero(mask)
-        mask[at] = [_null_name(v) == null for v in values[at].tolist()]
+    if tagged:  # nulls of other kinds than the recorded one are values
+        mask = np.fromiter((_null_name(v) == null for v in values), np.bool_, len(values))
+    else:
+        mask = np.asarray(pd.isna(values), np.bool_)
     return mask if mask.any() else None
 
 
@@ -420,7 +421,7 @@ def _encode_timestamp(value: pd.Timestamp) -> bytes:
     if value.tzinfo is not None and zone is None:
         raise Refused(value.tzinfo, "as time zone, which cannot come back exactly: use zoneinfo")
     ticks = int(value.to_datetime64().view("i8"))
-    return b"P" + struct.pack("<qB", ticks, value.fold) + _json([value.unit, zone])
+    return b"P" + struct.pack("<qB", ticks, value.fold if zone is None else 0) + _json([value.unit, zone])
 
 
 def _encode_timedelta(value: pd.Timedelta) -> bytes:
@@ -558,8 +559,8 @@ def _decode_timestamp(body: bytes) -> pd.Timestamp:
         raise ValueError("no timestamp")
     made = pd.Timestamp(np.datetime64(ticks, unit))
     if zone is not None:
-        made = made.tz_localize("UTC").tz_convert(zone_object(zone))
-    return made if made.fold == fold else made.replace(fold=fold)
+        return made.tz_localize("UTC").tz_convert(zone_object(zone))
+    return made.replace(fold=fold) if fold else made
 
 
 def _decode_timedelta(body: bytes) -> pd.Timedelta:

@@ -296,19 +296,24 @@ def zone_json(zone: dt.tzinfo | None) -> list[Any] | None:
     elif module.split(".")[0] == "pytz":
         made: Any = zone
         entry = ["pytz-offset", made._minutes] if made.zone is None else ["pytz", str(made.zone)]
-    elif module == "dateutil.tz.tz":
+    elif module.startswith("dateutil.tz."):
         made = zone
         if name == "tzutc":
             entry = ["dateutil-utc"]
         elif name == "tzoffset":
             entry = ["dateutil-offset", made._name, made.utcoffset(None) // dt.timedelta(seconds=1)]
-        elif name == "tzfile" and isinstance(made._filename, str):
-            paths = importlib.import_module("dateutil.tz").TZPATHS
-            below = [
-                made._filename.removeprefix(p + "/") for p in paths if made._filename.startswith(p + "/")
-            ]
-            entry = ["dateutil", min(below, key=len, default=made._filename)]
+        elif name == "tzfile":
+            entry = ["dateutil", _dateutil_name(made)]
     return entry if _is_zone(entry) else None
+
+
+def _dateutil_name(zone: Any) -> str:
+    """The name of a zone that dateutil read from a file; before dateutil 3 only the file says it."""
+    path = str(zone._filename)
+    module = importlib.import_module("dateutil.tz")
+    folders = getattr(module, "TZPATH", None) or importlib.import_module("dateutil.tz.tz").TZPATHS
+    below = [path.removeprefix(f"{folder}/") for folder in folders if path.startswith(f"{folder}/")]
+    return str(getattr(zone, "_key", None) or min(below, key=len, default=path))
 
 
 def _is_zone(entry: Any) -> bool:
@@ -435,7 +440,7 @@ def _is_dtype(entry: Any) -> bool:
         case {"interval": ["left" | "right" | "both" | "neither", sub]} if len(entry) == 1:
             return _is_dtype(sub) and _is_endpoint(sub)
         case {"category": {"ordered": bool(), "values": dict()} as spec} if len(entry) == 1:
-            return len(spec) == 2
+            return len(spec) == 2 and "pandas" in spec["values"]
         case {"arrow": True} if len(entry) == 1:
             return entry["arrow"] is True
         case {"object": "decimal", "exponent": int(exponent), "null": "None" | "NaN" | "NA" | "NaT"}:
@@ -481,9 +486,11 @@ def check(type: dict[str, Any], kind: str | None = None) -> None:  # noqa: A002 
         if "arrow" not in pandas and type.get("arrow") != arrow_of(pandas):
             raise malformed("its Arrow type is not that of its pandas dtype")
         if "category" in pandas:
-            check(pandas["category"]["values"])
+            check(pandas["category"]["values"], kind)
             if "category" in pandas["category"]["values"].get("pandas", {}):
                 raise malformed("categories of categories")
+        if pandas.get("object") == "decimal" and ("exponent" in pandas) != (kind is not None):
+            raise malformed("the exponent of its decimals")
     if kind is not None and (not isinstance(kind, str) or kind != kind_of(type)):
         raise FormatError("a kind that is not that of the column type", field="kind")
 
