@@ -59,7 +59,7 @@ def encrypt_frame(
         name: _encrypt(frame.iloc[:, positions[name]], name, data_key, scope)
         for name, scope in chosen.items()
     }
-    out = frame.copy(deep=False)
+    out = frame.assign()  # the pandas way to a frame of its own: lazily where it can be
     for name, array in done.items():
         out.isetitem(positions[name], array)
     return out
@@ -149,7 +149,7 @@ def decrypt_frame(
     except BaseException:
         opened.clear()  # an error of one column leaves no plaintext of another in its frames
         raise
-    out = frame.copy(deep=False)
+    out = frame.assign()
     levels: dict[int, pd.Index[Any]] = {}
     for item, values in opened:
         if item.level is None:

@@ -275,8 +275,7 @@ class LocalKeystore:
     def _make_folder(self) -> None:
         folder = self.path.parent
         try:
-            if not folder.exists():
-                folder.mkdir(parents=True, mode=0o700)
+            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         except OSError as error:
             raise KeyServiceError(
                 f"cannot make the folder {folder} for the keystore: {error.strerror}; set KMSDATA_KEYSTORE "
