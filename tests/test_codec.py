@@ -571,9 +571,8 @@ def slices(values):
     elif isinstance(values, pd.Series):
         yield from (values.iloc[1:], values.iloc[:0], values.iloc[::2], values.iloc[::-1], values.iloc[:1])
         yield values[values.isna()]
-        yield (
-            pd.Series(pd.Index(values.iloc[:2], dtype=values.dtype)) if values.dtype != np.float16 else values
-        )
+        if values.dtype != np.float16:  # of which there is no index
+            yield pd.Series(pd.Index(values.iloc[:2], dtype=values.dtype), dtype=values.dtype)
     else:
         yield from (values.slice(1), values.slice(0, 0), values.slice(1, 1), values.slice(len(values) - 1))
 
@@ -646,6 +645,8 @@ def test_pandas_values_become_arrow(name):
     elif values.dtype == object:
         assert made.to_pylist() == [None if pd.isna(value) else value for value in expected]
     elif isinstance(values.dtype, np.dtype):
+        if values.dtype == np.float16:  # which older pyarrow cannot fill
+            made, values = made.cast(pa.float32()), values.astype("f4")
         raw = (made.fill_null(NAN) if values.dtype.kind == "f" else made).to_numpy(zero_copy_only=False)
         assert raw.tobytes() == values.to_numpy().astype(raw.dtype).tobytes() or "f4" in name or "f2" in name
     elif not isinstance(values.dtype, pd.ArrowDtype):

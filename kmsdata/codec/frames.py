@@ -270,12 +270,11 @@ def _unpack_interval(closed: str, sub: dict[str, Any], cells: Cells, column: str
         )
         for side in (0, 1)
     ]
-    if "masked" in sub and not hasattr(pd.Index(ends[0]).array, "_mask"):
+    make: Any = pd.arrays.IntervalArray.from_arrays
+    index = [pd.Index(end) for end in ends]
+    if "masked" in sub and str(make(index[0][:0], index[1][:0]).dtype.subtype) != sub["masked"]:
         raise _too_old("an interval of " + sub["masked"], column)
-    made: Any = pd.arrays.IntervalArray.from_arrays(*[pd.Index(end) for end in ends], closed=closed)
-    if "masked" in sub and str(made.dtype.subtype) != sub["masked"]:
-        raise _too_old("an interval of " + sub["masked"], column)
-    return made
+    return make(*index, closed=closed)
 
 
 def _too_old(what: str, column: str) -> UnsupportedTypeError:

@@ -263,18 +263,26 @@ def _decimal_text(t: Any, cells: Cells, column: str) -> Cells:
     plain = Cells(arrow.sized(cells, t.bit_width // 8, column), width=t.bit_width // 8)
     wide = pa.decimal128 if t.bit_width <= 128 else pa.decimal256
     digits = arrow.unpack(_integer_type(t), plain, column=column)
-    text = digits.cast(wide(t.precision, 0)).cast(pa.string())
+    text = digits.cast(wide(t.precision, 0)).cast(pa.large_string())
     if t.scale < 0:
-        text = pc.if_else(pc.equal(text, "0"), "0", pc.binary_join_element_wise(text, "0" * -t.scale, ""))
+        text = pc.if_else(pc.equal(text, "0"), text, _join(text, _text("0" * -t.scale)))
     if t.scale > 0:
-        sign = pc.if_else(pc.starts_with(text, "-"), "-", "")
+        sign = pc.if_else(pc.starts_with(text, "-"), _text("-"), _text(""))
         padded = pc.utf8_lpad(pc.utf8_ltrim(text, "-"), t.scale + 1, "0")
         whole = pc.utf8_slice_codeunits(padded, 0, -t.scale)
         places = pc.utf8_rtrim(pc.utf8_slice_codeunits(padded, -t.scale), "0")
-        point = pc.if_else(pc.equal(places, ""), "", ".")
-        text = pc.binary_join_element_wise(sign, whole, point, places, "")
+        point = pc.if_else(pc.equal(places, ""), _text(""), _text("."))
+        text = _join(sign, whole, point, places)
     made = arrow.pack(text, column=column, trusted=True)
     return Cells(made.data, made.offsets, valid=cells.valid)
+
+
+def _text(value: str) -> Any:
+    return pa.scalar(value, pa.large_string())
+
+
+def _join(*parts: Any) -> Any:
+    return pc.binary_join_element_wise(*parts, _text(""))
 
 
 def _integer_type(t: Any) -> Any:
@@ -283,12 +291,20 @@ def _integer_type(t: Any) -> Any:
 
 
 def _decimal_bytes(t: Any, cells: Cells, column: str) -> Cells:
-    present = Cells(cells.data, cells.bounds())
-    text = arrow.unpack(pa.large_string(), present, column=column)
-    try:
-        made = text.cast(pa.decimal128(38, t.scale) if t.bit_width < 128 else t).cast(t)
-    except (pa.ArrowException, ValueError):
-        made = None
+    """Arrow decimals of their shortest text, by way of integers again: a cast to the scale itself may overflow."""
+    text = arrow.unpack(pa.large_string(), Cells(cells.data, cells.bounds()), column=column)
+    zeros, scale = max(-t.scale, 0), max(t.scale, 0)
+    form = rf"^(?P<sign>-?)(?:(?P<whole>[0-9]+)0{{{zeros}}}|0)(?:\.(?P<places>[0-9]{{0,{scale}}}))?$"
+    parts = pc.extract_regex(text, form)
+    sign, whole, places = (parts.field(i) for i in range(3))
+    digits = _join(sign, whole, pc.utf8_rpad(places, scale, "0"))
+    made = None
+    if not parts.null_count:
+        wide = (pa.decimal128 if t.bit_width <= 128 else pa.decimal256)(t.precision, 0)
+        try:
+            made = pc.if_else(pc.equal(digits, ""), _text("0"), digits).cast(wide).cast(_integer_type(t))
+        except pa.ArrowInvalid:  # too many digits; the error shows them
+            made = None
     if made is None:
         raise arrow.bad_cells(column, "a decimal that its type cannot hold")
     return Cells(arrow.pack(made, column=column).data, width=t.bit_width // 8, valid=cells.valid)
