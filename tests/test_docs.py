@@ -1,0 +1,57 @@
+"""The examples of docstrings and README run, and the README names what there is."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import kmsdata
+
+README = Path(__file__).parent.parent / "README.md"
+MODULES = ["kmsdata", *(module.name for module in pkgutil.walk_packages(kmsdata.__path__, "kmsdata."))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    assert module.__doc__
+    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+def test_public_functions_have_examples():
+    public = [
+        kmsdata.use, kmsdata.new_data_key, kmsdata.data_key, kmsdata.read_parquet, kmsdata.encrypt_table,
+        kmsdata.export_keyset, kmsdata.DataKey, kmsdata.LocalKeystore, kmsdata.KmsDataError,
+        kmsdata.FrameAccessor.encrypt, kmsdata.FrameAccessor.decrypt, kmsdata.FrameAccessor.to_parquet,
+        kmsdata.SeriesAccessor.encrypt,
+    ]  # fmt: skip
+    assert [thing.__qualname__ for thing in public if ">>>" not in (thing.__doc__ or "")] == []
+
+
+def test_readme_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame(
+        {"name": ["Ada", "Bo"], "ssn": ["1", "2"], "email": ["a@x.org", "b@x.org"], "age": [36, 29]}
+    ).to_csv("people.csv", index=False)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    pd.testing.assert_frame_equal(names["back"], names["df"])
+    assert Path("people.parquet").exists()
+
+
+def test_readme_lists_every_file():
+    listed = set(re.findall(r"`([a-z]+(?:/[a-z]+)*(?:\.py|/))`", README.read_text()))
+    root = Path(kmsdata.__file__).parent
+    there = {path.name for path in root.glob("*.py")} - {"__init__.py"}
+    there |= {f"{path.parent.name}/" for path in root.glob("*/__init__.py")} - {"providers/"}
+    there |= {f"providers/{path.name}" for path in (root / "providers").glob("*.py")} - {
+        "providers/__init__.py"
+    }
+    assert listed == there
