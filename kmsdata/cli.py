@@ -152,9 +152,7 @@ def list_(
     found = store.list_keys()
     if as_json:
         typer.echo(
-            json.dumps(
-                {"keystore": str(store.path), "passphrase": _demo.is_sealed(store), "keys": found}, indent=1
-            )
+            json.dumps({"keystore": str(store.path), "passphrase": store.sealed, "keys": found}, indent=1)
         )
         return
     if not found:
@@ -175,11 +173,7 @@ def _say(label: str, text: str) -> None:
 
 
 def _guard(store: kmsdata.LocalKeystore) -> str:
-    return (
-        "sealed by a passphrase"
-        if _demo.is_sealed(store)
-        else "without a passphrase: the file's mode guards it"
-    )
+    return "sealed by a passphrase" if store.sealed else "without a passphrase: the file's mode guards it"
 
 
 def _names(text: str) -> list[str]:

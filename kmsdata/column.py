@@ -345,8 +345,8 @@ def _some(rows: Ints) -> str:
 
 def _tampered(column: str, rows: Ints) -> NoReturn:
     raise TamperedError(
-        f"column {column!r}: {_some(rows)} fail authentication: they were changed, cut short, or moved here "
-        "from elsewhere. Nothing of the column was decrypted; restore it from a copy you trust",
+        f"column {column!r}: {_some(rows)} {'fails' if len(rows) == 1 else 'fail'} authentication: changed, cut "
+        "short, or moved here from elsewhere. Nothing of the column was decrypted: restore it from a copy",
         column=column,
         rows=tuple(rows[:_ROWS_NAMED].tolist()),
         count=len(rows),
@@ -355,8 +355,8 @@ def _tampered(column: str, rows: Ints) -> NoReturn:
 
 def _wrong_key(column: str, rows: Ints) -> NoReturn:
     raise WrongKeyError(
-        f"column {column!r}: {_some(rows)} carry the id of a key that its header does not name: they come "
-        "from another column or file, or their first bytes were changed. Nothing of the column was decrypted",
+        f"column {column!r}: {_some(rows)} with the id of a key that its header does not name: from another "
+        "column or file, or changed in the first bytes. Nothing of the column was decrypted",
         column=column,
         rows=tuple(rows[:_ROWS_NAMED].tolist()),
     )

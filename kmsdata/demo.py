@@ -21,7 +21,7 @@ from rich.text import Text
 
 import kmsdata
 
-__all__ = ["Refusal", "is_sealed", "run"]
+__all__ = ["Refusal", "run"]
 
 _T = TypeVar("_T")
 _KEY = "local://demo"
@@ -117,11 +117,6 @@ def run(
     return source.target
 
 
-def is_sealed(store: kmsdata.LocalKeystore) -> bool:
-    """Whether a keystore has a passphrase; to be asked once the keystore itself has read its file."""
-    return store.path.exists() and json.loads(store.path.read_bytes())["kdf"] is not None
-
-
 # What to encrypt.
 
 
@@ -200,7 +195,7 @@ def _key(screen: _Screen, store: kmsdata.LocalKeystore) -> None:
         screen.step("Key", f"{_KEY} in {place}")
         return
     store.create_key(_KEY.removeprefix("local://"), quiet=True)
-    advice = "Back that file up" if is_sealed(store) else "It lies there in the clear; back that file up"
+    advice = "Back that file up" if store.sealed else "It lies there in the clear; back that file up"
     advice += ": without it, what the key encrypts is lost."
     screen.step("Key", f"made {_KEY} in {place}", Text(advice, "yellow"))
 

@@ -96,7 +96,7 @@ def test_a_lengthened_cell_is_found(enc):
 
 def test_cells_of_another_column_are_found(enc):
     moved = with_cells(enc, "name", lambda cells: [enc["身份证"].array.storage[0].as_py(), *cells[1:]])
-    with pytest.raises(kmsdata.WrongKeyError, match="another column or file") as caught:
+    with pytest.raises(kmsdata.WrongKeyError, match="from another column or file") as caught:
         moved.kms.decrypt()
     assert caught.value.rows == (0,)
 

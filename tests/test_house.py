@@ -20,7 +20,10 @@ FLOORS = {
     "accessor": 6, "api": 6,
     "cli": 7, "demo": 7,
 }  # fmt: skip
-PEERS = {"errors": {"envelope"}}  # the one step on a floor: headers that are malformed are errors
+PEERS = {  # the steps on one floor
+    "errors": {"envelope"},  # what is malformed is a FormatError
+    "demo": {"cli"},  # the command that shows it
+}
 
 ONLY_IN = {
     "cryptography": {"ciphers", "keys", "providers"},

@@ -80,6 +80,11 @@ class LocalKeystore:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a LocalKeystore is not pickled: open it by its path in the other process")
 
+    @property
+    def sealed(self) -> bool:
+        """Whether the file's keys are sealed by a passphrase."""
+        return self._read("open")["kdf"] is not None
+
     # The three calls of a KeyProvider.
 
     def generate_data_key(self, key: str, context: Mapping[str, str]) -> DataKey:
