@@ -335,18 +335,17 @@ def _categories(item: ColumnHeader, data_keys: Mapping[bytes, DataKey], column: 
 
 
 def _some(rows: Ints) -> str:
+    if len(rows) == 1:
+        return f"1 cell (row {rows[0]})"
     first = ", ".join(map(str, rows[:5].tolist()))
-    return (
-        f"{len(rows)} cells (rows {first}{', ...' if len(rows) > 5 else ''})"
-        if len(rows) != 1
-        else (f"1 cell (row {first})")
-    )
+    return f"{len(rows)} cells (rows {first}{', ...' if len(rows) > 5 else ''})"
 
 
 def _tampered(column: str, rows: Ints) -> NoReturn:
+    verb = "fails" if len(rows) == 1 else "fail"
     raise TamperedError(
-        f"column {column!r}: {_some(rows)} {'fails' if len(rows) == 1 else 'fail'} authentication: changed, cut "
-        "short, or moved here from elsewhere. Nothing of the column was decrypted: restore it from a copy",
+        f"column {column!r}: {_some(rows)} {verb} authentication: changed, cut short, or moved here from "
+        "elsewhere. Nothing of the column was decrypted: restore it from a copy",
         column=column,
         rows=tuple(rows[:_ROWS_NAMED].tolist()),
         count=len(rows),
