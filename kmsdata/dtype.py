@@ -7,29 +7,33 @@ goes wherever the column goes. Two types are equal when their column objects are
 from __future__ import annotations
 
 import base64
+import binascii
 import builtins
 import hashlib
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from types import FrameType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pandas.api.extensions import ExtensionArray, ExtensionDtype
+from pandas.api.extensions import ExtensionArray, ExtensionDtype, no_default
 from pandas.api.indexers import check_array_indexer
 
 from kmsdata import codec
-from kmsdata.envelope import Header
-from kmsdata.errors import FormatError
+from kmsdata.ciphers import gcm, siv
+from kmsdata.envelope import ColumnHeader, Header, canonical
+from kmsdata.errors import FormatError, UnsupportedTypeError
 
 __all__ = ["Cell", "EncryptedArray", "EncryptedDtype", "EncryptedType"]
 
 _MOST_CHUNK = (1 << 31) - 1
+_MARK = "enc:"
 
 
 class Cell:
@@ -62,7 +66,7 @@ class Cell:
         return self._data < other._data if isinstance(other, Cell) else NotImplemented
 
     def __str__(self) -> str:
-        return "enc:" + base64.b64encode(self._data).decode()
+        return _MARK + base64.b64encode(self._data).decode()
 
     def __repr__(self) -> str:
         # A fingerprint, so that equal cells look equal, in letters that every terminal can show.
@@ -106,14 +110,15 @@ class EncryptedDtype(ExtensionDtype):
         """Whether equal values have equal cells."""
         return self._parsed is not None and self._parsed.deterministic
 
-    @cached_property
-    def name(self) -> str:
+    @property
+    def name(self) -> str:  # type: ignore[override]  # the stubs know only dtypes without parameters
         """What pandas shows, such as ``encrypted[int64]``."""
-        if self._parsed is None:
-            return "encrypted[?]"
-        return (
-            f"encrypted[{' | '.join(dict.fromkeys(codec.label(item.type) for item in self._parsed.columns))}]"
-        )
+        return self._name
+
+    @cached_property
+    def _name(self) -> str:
+        types = ["?"] if self._parsed is None else [codec.label(item.type) for item in self._parsed.columns]
+        return f"encrypted[{' | '.join(dict.fromkeys(types))}]"
 
     def __str__(self) -> str:
         # pyarrow writes str(dtype) into the file's pandas metadata. A process without kmsdata would not
@@ -124,9 +129,17 @@ class EncryptedDtype(ExtensionDtype):
     def __repr__(self) -> str:
         return self.name
 
-    @property
-    def _identity(self) -> object:
-        return self.text if self._parsed is None else self._parsed.columns
+    @cached_property
+    def _identity(self) -> str:
+        # As text: in Python True == 1, so two JSON objects that differ could be equal.
+        return self.text if self._parsed is None else canonical([c.to_json() for c in self._parsed.columns])
+
+    @cached_property
+    def _storage_type(self) -> pa.DataType:
+        """Decided by type alone: fixed-size binary where all cells are equally long, else large binary."""
+        widths = {_cell_width(item) for item in self._parsed.columns} if self._parsed else set()
+        width = widths.pop() if len(widths) == 1 else None
+        return pa.large_binary() if width is None else pa.binary(width)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EncryptedDtype) and self._identity == other._identity
@@ -145,12 +158,18 @@ class EncryptedDtype(ExtensionDtype):
     @classmethod
     def construct_from_string(cls, string: str) -> NoReturn:
         """Refused: a name does not hold the header."""
-        raise TypeError(f"cannot make an encrypted dtype from {string!r}: df.kms.encrypt makes it")
+        if not isinstance(string, str):
+            raise TypeError(f"'construct_from_string' expects a string, got {builtins.type(string)}")
+        raise TypeError(
+            f"Cannot construct a '{cls.__name__}' from '{string}': a name does not hold the header; take the "
+            "dtype of an encrypted column"
+        )
 
     def __from_arrow__(self, array: pa.Array | pa.ChunkedArray) -> EncryptedArray:
         return EncryptedArray(array, self)
 
     def _get_common_dtype(self, dtypes: list[Any]) -> ExtensionDtype | None:
+        _refuse_foreign_meeting()
         union: Header | None = self._parsed
         for dtype in dtypes:
             if not isinstance(dtype, EncryptedDtype):
@@ -211,9 +230,10 @@ class EncryptedArray(ExtensionArray):
     """
 
     __array_priority__ = 1000
+    _readonly = False  # pandas 3 sets it
 
     def __init__(self, storage: pa.Array | pa.ChunkedArray, dtype: EncryptedDtype) -> None:
-        self._storage = _plain(storage)
+        self._storage = _stored(_plain(storage), dtype._storage_type)
         self._dtype = dtype
 
     @property
@@ -227,8 +247,13 @@ class EncryptedArray(ExtensionArray):
     def _from_sequence(
         cls, scalars: Sequence[Any], *, dtype: EncryptedDtype | None = None, copy: bool = False
     ) -> Self:
-        if isinstance(scalars, EncryptedArray) and dtype in (None, scalars.dtype):
-            return cls(scalars._storage, scalars.dtype)
+        """Cells and nulls; where a dtype is given also cells as text, as they come from CSV and JSON."""
+        if isinstance(scalars, (pd.Series, pd.Index)):
+            scalars = scalars.array
+        if isinstance(scalars, EncryptedArray):
+            if dtype is not None:
+                scalars._check_fits(dtype)
+            return cls(scalars._storage, dtype or scalars.dtype)
         cells = list(scalars)
         if dtype is None:
             union = {cell.dtype: None for cell in cells if isinstance(cell, Cell)}
@@ -241,11 +266,21 @@ class EncryptedArray(ExtensionArray):
                     "these cells cannot stand in one column: they are of several types under one key"
                 )
             dtype = common
-        return cls(_binary([_bytes_of(cell, dtype) for cell in cells]), dtype)
+        return cls(_binary([_bytes_of(cell, dtype, text=True) for cell in cells]), dtype)
+
+    _from_sequence_of_strings = _from_sequence
+
+    @classmethod
+    def _from_scalars(cls, scalars: Sequence[Any], *, dtype: EncryptedDtype) -> Self:
+        # What a function made of cells (map, combine, apply) is a column of cells only if it is cells: text
+        # that a caller made of them must stay text.
+        if not any(isinstance(scalar, Cell) for scalar in scalars):
+            raise TypeError("no cells")
+        return cls(_binary([_bytes_of(scalar, dtype) for scalar in scalars]), dtype)
 
     @classmethod
     def _from_factorized(cls, values: Any, original: EncryptedArray) -> Self:
-        return cls(_binary([None if pd.isna(value) else bytes(value) for value in values]), original.dtype)
+        return cls(pa.array(values, pa.large_binary(), from_pandas=True), original.dtype)
 
     @property
     def dtype(self) -> EncryptedDtype:
@@ -265,7 +300,9 @@ class EncryptedArray(ExtensionArray):
         if isinstance(item, slice):
             start, stop, step = item.indices(len(self))
             if step == 1:
-                return type(self)(self._storage.slice(start, max(stop - start, 0)), self._dtype)
+                view = type(self)(self._storage.slice(start, max(stop - start, 0)), self._dtype)
+                view._readonly = self._readonly
+                return view
             return self.take(np.arange(start, stop, step))
         if isinstance(item, np.ndarray):
             if item.dtype == np.bool_:
@@ -279,14 +316,20 @@ class EncryptedArray(ExtensionArray):
             if len(item) > 1 and item[-1] is Ellipsis:
                 return self[item[:-1] if len(item) > 2 else item[0]]
             raise IndexError("too many indices: a column has one dimension")
-        position = int(item)
+        try:
+            position = operator.index(item)
+        except TypeError:
+            raise IndexError(
+                "only integers, slices (`:`), ellipsis (`...`), numpy.newaxis (`None`) and integer or "
+                "boolean arrays are valid indices"
+            ) from None
         if not -len(self) <= position < len(self):
-            raise IndexError(f"row {position} of {len(self)}")
+            raise IndexError(f"index {position} is out of bounds for axis 0 with size {len(self)}")
         return self._scalar(self._storage[position % len(self)].as_py())
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        readonly = getattr(self, "_readonly", False)
-        if readonly:
+        # The cells are never changed in place: this array gets others, and whoever shares them keeps them.
+        if self._readonly:
             raise ValueError("Cannot modify read-only array")
         key = check_array_indexer(self, key)
         positions = np.arange(len(self))[key]
@@ -299,11 +342,10 @@ class EncryptedArray(ExtensionArray):
         source = np.arange(len(self))
         source[key] = len(self) + (0 if len(new) == 1 else np.arange(len(new)))
         both = _concatenated([self._storage, new._storage])
-        self._storage = both.take(pa.array(source))
+        self._storage = _stored(both.take(pa.array(source)), self._dtype._storage_type)
 
     def __iter__(self) -> Iterator[Any]:
-        for value in self._storage:
-            yield self._scalar(value.as_py())
+        yield from map(self._scalar, self._storage.to_numpy(zero_copy_only=False))
 
     def _scalar(self, value: bytes | None) -> Any:
         return pd.NA if value is None else Cell(value, self._dtype)
@@ -340,7 +382,7 @@ class EncryptedArray(ExtensionArray):
         header = to_concat[0].dtype._parsed
         for array in to_concat[1:]:
             other = array.dtype._parsed
-            if header is not None and other is not None and other is not header:
+            if header is not None and other is not None and other.text != header.text:
                 header = header.union(other) or header  # equal types; the union gathers their wraps
         dtype = to_concat[0].dtype if header is None else EncryptedDtype(header)
         return cls(_concatenated([array._storage for array in to_concat]), dtype)
@@ -359,25 +401,53 @@ class EncryptedArray(ExtensionArray):
                 return pd.array(texts, dtype=dtype)
             return np.array([str(cell) for cell in self], object)
         if dtype == np.dtype(object):
-            _refuse_foreign_merge(self)
+            if _within("_get_engine_target") and _within("get_indexer", "get_indexer_non_unique"):
+                self._check_factorizable()
             return self.__array__()
         raise TypeError(f"{self._dtype.name} cannot become {dtype}: decrypt it first (df.kms.decrypt())")
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
             raise TypeError(f"{self._dtype.name} holds no numbers: decrypt it first (df.kms.decrypt())")
+        if copy is False:
+            raise ValueError("cells are made of bytes when they are asked for: that is always a copy")
+        _refuse_foreign_meeting()
         out = np.empty(len(self), object)
         out[:] = list(self)
+        return out
+
+    def to_numpy(
+        self, dtype: npt.DTypeLike | None = None, copy: bool = False, na_value: object = no_default
+    ) -> npt.NDArray[Any]:
+        """The cells as objects, with pd.NA, or na_value, for nulls."""
+        out = self.__array__(dtype)
+        if na_value is not no_default:
+            out[self.isna()] = na_value
         return out
 
     def __arrow_array__(
         self,
         type: pa.DataType | None = None,  # noqa: A002 - pyarrow gives the name
     ) -> pa.Array | pa.ChunkedArray:
-        if type is not None and not isinstance(type, EncryptedType):
-            return self._storage.cast(type)
-        if type is not None and type.dtype != self._dtype:
-            raise TypeError("a column of this table is encrypted otherwise: the headers of the parts differ")
+        if type is not None:
+            wanted = type
+            if not isinstance(type, EncryptedType):
+                # pyarrow asks for the storage of the type that it wants, and then puts that type's header
+                # over it. Which type that is, its caller knows; elsewhere the header would be lost.
+                caller = sys._getframe(1)
+                if caller.f_globals.get("__name__") != "pyarrow.pandas_compat":
+                    raise TypeError(
+                        f"{self._dtype.name} as {type} would lose its header: leave the type out, or take "
+                        "the bytes from series.array.storage"
+                    )
+                wanted = getattr(caller.f_locals.get("field"), "type", None)
+            if isinstance(wanted, EncryptedType) and wanted.dtype != self._dtype:
+                raise TypeError(
+                    "this column is encrypted otherwise than the schema says, whose header would stand over "
+                    "its cells: encrypt both under one data key (key=df), or write files of their own"
+                )
+            if not isinstance(type, EncryptedType):
+                return self._storage.cast(type)
         chunks = [_export(chunk) for chunk in _chunks(self._storage)]
         ext = EncryptedType(chunks[0].type, self._dtype)
         arrays = [pa.ExtensionArray.from_storage(ext, chunk) for chunk in chunks]
@@ -385,8 +455,10 @@ class EncryptedArray(ExtensionArray):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A slice shares its parent's buffers: taking copies what belongs to it, and no more is pickled.
-        compact = self._storage.take(pa.array(np.arange(len(self))))
-        return type(self), (compact, self._dtype)
+        storage = self._storage
+        if storage.get_total_buffer_size() > storage.nbytes + 1024:
+            storage = storage.take(pa.array(np.arange(len(self))))
+        return type(self), (storage, self._dtype)
 
     # How it looks.
 
@@ -422,15 +494,18 @@ class EncryptedArray(ExtensionArray):
             )
         if cells.dtype != self._dtype:
             _check_comparable(self._dtype, cells.dtype)
-        right = (
-            cells._storage if isinstance(other, EncryptedArray) else cells._storage[0].cast(pa.large_binary())
-        )
-        left = self._storage.cast(pa.large_binary())
-        right = right.cast(pa.large_binary())
+        left, right = (array._storage.cast(pa.large_binary()) for array in (self, cells))
+        if cells is not other:
+            right = right[0]
         result = (pc.equal if equal else pc.not_equal)(left, right)
         mask = result.is_null().to_numpy(zero_copy_only=False)
         values = pc.fill_null(result, False).to_numpy(zero_copy_only=False)
         return pd.arrays.BooleanArray(values.copy(), mask.copy())
+
+    def _refuse_operator(self, other: object = None) -> Any:
+        if isinstance(other, (pd.Series, pd.Index, pd.DataFrame)):
+            return NotImplemented  # they unbox themselves and come again
+        return self._refuse_order()
 
     def _refuse_order(self, *_: object, **__: object) -> NoReturn:
         raise TypeError(
@@ -438,14 +513,27 @@ class EncryptedArray(ExtensionArray):
             "size. Decrypt it first (df.kms.decrypt())"
         )
 
-    __lt__ = __le__ = __gt__ = __ge__ = _refuse_order
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse_order
-    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuse_order
-    __pow__ = __rpow__ = __divmod__ = __rdivmod__ = _refuse_order
-    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __neg__ = __abs__ = (
-        _refuse_order
-    )
-    __pos__ = _refuse_order
+    def _refuse_operation(self, name: str) -> NoReturn:
+        raise TypeError(
+            f"cannot perform {name}: {self._dtype.name} does not support {name} operations. Decrypt it first "
+            "(df.kms.decrypt())"
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse_operator
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse_operator
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuse_operator
+    __pow__ = __rpow__ = __divmod__ = __rdivmod__ = _refuse_operator
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse_operator
+    __invert__ = __neg__ = __abs__ = __pos__ = _refuse_operator
+    searchsorted = _rank = _quantile = _groupby_quantile = _values_for_argsort = _refuse_order
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if any(isinstance(item, (pd.Series, pd.Index, pd.DataFrame)) for item in inputs):
+            return NotImplemented
+        if method == "__call__" and ufunc in (np.equal, np.not_equal):
+            other = inputs[1] if inputs[0] is self else inputs[0]
+            return self._compared(other, equal=ufunc is np.equal)
+        return self._refuse_operation(f"numpy.{ufunc.__name__}")
 
     def argsort(self, *args: object, **kwargs: object) -> npt.NDArray[np.intp]:
         """Refused: ciphertext has no order that means anything.
@@ -469,7 +557,30 @@ class EncryptedArray(ExtensionArray):
     def _reduce(self, name: str, *, skipna: bool = True, keepdims: bool = False, **kwargs: object) -> Any:
         if name == "count":
             return len(self) - self._storage.null_count
-        raise TypeError(f"{self._dtype.name} has no {name}: decrypt it first (df.kms.decrypt())")
+        return self._refuse_operation(name)
+
+    def _accumulate(self, name: str, *, skipna: bool = True, **kwargs: object) -> NoReturn:
+        self._refuse_operation(name)
+
+    def interpolate(self, *, method: str = "linear", **kwargs: object) -> NoReturn:
+        """Refused: it would need the values."""
+        self._refuse_operation("interpolate")
+
+    def _groupby_op(self, *, how: str, **kwargs: Any) -> Any:
+        if how in ("first", "last"):
+            return cast(Any, super())._groupby_op(how=how, **kwargs)
+        return self._refuse_operation(how)
+
+    def _mode(self, dropna: bool = True) -> Any:
+        self._check_factorizable()
+        return cast(Any, super())._mode(dropna=dropna)
+
+    def map(self, mapper: Any, na_action: Literal["ignore"] | None = None) -> Any:
+        """What a function makes of the cells; a mapping must be one of cells."""
+        if not callable(mapper):
+            keys = mapper.index if isinstance(mapper, pd.Series) else mapper
+            self._cells_only(keys, "map")
+        return super().map(mapper, na_action=na_action)
 
     def _check_factorizable(self) -> None:
         header = self._dtype.header
@@ -486,6 +597,8 @@ class EncryptedArray(ExtensionArray):
 
     def factorize(self, use_na_sentinel: bool = True) -> tuple[npt.NDArray[np.intp], Self]:
         """Codes and unique cells, of a deterministic column."""
+        if _within("lexsort_indexer"):  # sort_values of several columns
+            self._refuse_order()
         self._check_factorizable()
         encoded = self._storage.dictionary_encode("mask" if use_na_sentinel else "encode")
         codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.intp)
@@ -506,32 +619,38 @@ class EncryptedArray(ExtensionArray):
         codes, uniques = self.factorize(use_na_sentinel=dropna)
         counts = np.bincount(codes[codes >= 0], minlength=len(uniques))
         index = pd.Index(uniques, dtype=self._dtype)
-        return pd.Series(pd.array(counts, dtype="Int64"), index=index, name="count", copy=False)
+        return pd.Series(counts, index=index, name="count", copy=False)
 
     def isin(self, values: Any) -> npt.NDArray[np.bool_]:
         """bool[n]: which cells are among these cells."""
-        wanted = values if isinstance(values, EncryptedArray) else list(values)
-        if not all(isinstance(cell, Cell) or cell is pd.NA for cell in wanted):
-            raise TypeError(
-                f"isin on {self._dtype.name} takes cells of its own column, not values: decrypt it first "
-                "(df.kms.decrypt())"
-            )
-        for dtype in {cell.dtype for cell in wanted if isinstance(cell, Cell)}:
+        if isinstance(values, EncryptedArray):
+            dtypes, cells = {values.dtype}, values._storage.cast(pa.large_binary())
+        else:
+            dtypes = self._cells_only(values, "isin")
+            cells = _binary([bytes(value) if isinstance(value, Cell) else None for value in values])
+        for dtype in dtypes:
             _check_comparable(self._dtype, dtype)
-        cells = pa.array([None if cell is pd.NA else bytes(cell) for cell in wanted], pa.large_binary())
         found = pc.is_in(self._storage.cast(pa.large_binary()), cells)
         return found.to_numpy(zero_copy_only=False)
 
+    def _cells_only(self, values: Any, operation: str) -> set[EncryptedDtype]:
+        dtypes, plain = _encryptions(values)
+        if plain:
+            raise TypeError(
+                f"{operation} on {self._dtype.name} takes cells of its own column, not values: decrypt it "
+                "first (df.kms.decrypt())"
+            )
+        return dtypes
+
     def _values_for_factorize(self) -> tuple[npt.NDArray[Any], Any]:
         self._check_factorizable()
-        return np.array(self._storage.to_pylist(), object), None
+        return self._storage.to_numpy(zero_copy_only=False), None
 
     def _hash_pandas_object(
         self, *, encoding: str, hash_key: str, categorize: bool
     ) -> npt.NDArray[np.uint64]:
-        self._check_factorizable()
-        texts = np.array(["" if cell is pd.NA else str(cell) for cell in self], object)
-        return pd.util.hash_array(texts, encoding=encoding, hash_key=hash_key, categorize=categorize)
+        cells, _ = self._values_for_factorize()
+        return pd.util.hash_array(cells, encoding=encoding, hash_key=hash_key, categorize=categorize)
 
     # Checks.
 
@@ -562,56 +681,110 @@ def _fits(inner: EncryptedDtype, outer: EncryptedDtype) -> bool:
     return set(inner._parsed.columns) <= set(outer._parsed.columns)
 
 
-def _bytes_of(value: Any, dtype: EncryptedDtype) -> bytes | None:
+def _bytes_of(value: Any, dtype: EncryptedDtype, *, text: bool = False) -> bytes | None:
     if isinstance(value, Cell):
         if not _fits(value.dtype, dtype):
             raise TypeError(
                 f"this cell was encrypted otherwise than {dtype.name}, and could not be decrypted there"
             )
         return bytes(value)
-    if value is None or value is pd.NaT or (pd.api.types.is_scalar(value) and pd.isna(value)):
+    if _is_null(value):
         return None
+    if text and isinstance(value, str) and value.startswith(_MARK):
+        try:
+            return base64.b64decode(value[len(_MARK) :], validate=True)
+        except (binascii.Error, ValueError):
+            raise TypeError(
+                f"text that begins with {_MARK!r} but is no cell: it was changed or cut short"
+            ) from None
     raise TypeError(
-        f"a {dtype.name} column takes cells and nulls only, not {type(value).__name__}: encrypt the values "
-        "first, under the same data key (series.kms.encrypt(key=df))"
+        f"a column of {dtype.name} takes cells and nulls only, not {type(value).__name__}: encrypt the "
+        "values first, under the same data key (series.kms.encrypt(key=df))"
     )
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
 def _check_comparable(left: EncryptedDtype, right: EncryptedDtype) -> None:
     """Cells of two columns compare only under one key: else equal values would just never be found equal."""
     a = {item.identity for item in left.header.columns}
     b = {item.identity for item in right.header.columns}
-    if a != b or len(a) != 1:
-        (why,) = {
-            True: [
-                "they are under different data keys; encrypt both with key= one DataKey or the other frame"
-            ],
-            False: [
-                "they differ in domain, kind or algorithm; encrypt both with deterministic= and one domain="
-            ],
-        }[{item[0] for item in a} != {item[0] for item in b}]
-        raise TypeError(
-            f"{left.name} and {right.name} cannot be compared or joined: equal values would not be found; "
-            f"{why}"
-        )
+    if a == b and len(a) == 1:
+        return
+    if len({item[0] for item in a | b}) > 1:
+        why = "they are under different data keys; encrypt both with key= one DataKey or the other frame"
+    else:
+        why = "they differ in domain, kind or algorithm; encrypt both with deterministic= and one domain="
+    raise TypeError(
+        f"{left.name} and {right.name} cannot be compared or joined: equal values would not be found; {why}"
+    )
 
 
-def _refuse_foreign_merge(array: EncryptedArray) -> None:
-    """Merge keys of unequal dtypes become object: right for one key, but silently empty for two.
-
-    pandas asks nobody before it does so, so this looks at who asks for the objects.
-    """
-    frame: FrameType | None = sys._getframe(2)
-    for _ in range(12):
-        if frame is None:
-            return
-        if frame.f_code.co_name == "_maybe_coerce_merge_keys":
-            keys = [frame.f_locals.get("lk"), frame.f_locals.get("rk")]
-            left, right = (getattr(key, "dtype", None) for key in keys)
-            if isinstance(left, EncryptedDtype) and isinstance(right, EncryptedDtype):
-                _check_comparable(left, right)
-            return
+def _within(*functions: str) -> FrameType | None:
+    """The frame of one of these functions of pandas, if this is called from within it."""
+    frame = sys._getframe(2)
+    for _ in range(16):
+        if frame.f_code.co_name in functions and frame.f_globals.get("__name__", "").startswith("pandas."):
+            return frame
+        if frame.f_back is None:
+            return None
         frame = frame.f_back
+    return None
+
+
+def _refuse_foreign_meeting() -> None:
+    """Refuse to join cells with plain values, or with cells of another key.
+
+    pandas asks nobody before it joins keys or aligns indexes of unequal dtypes: it makes objects of both,
+    which is right for cells of one key, but silently finds nothing for two. So this looks at who is asking.
+    """
+    frame = _within("_maybe_coerce_merge_keys", "_factorize_keys", "_find_common_type_compat")
+    if frame is None:
+        return
+    names = ("self", "target") if frame.f_code.co_name == "_find_common_type_compat" else ("lk", "rk")
+    (left, plain), (right, other) = (_encryptions(frame.f_locals.get(name)) for name in names)
+    if (left and other) or (right and plain):
+        dtype = next(iter(left or right))
+        raise TypeError(
+            f"{dtype.name} cannot be joined with plain values: none would be found. Encrypt both sides under "
+            "one data key (key= the other frame), or decrypt (df.kms.decrypt())"
+        )
+    for one in left:
+        for two in right:
+            _check_comparable(one, two)
+
+
+def _encryptions(values: Any) -> tuple[set[EncryptedDtype], bool]:
+    """How the cells among these values were encrypted; and whether there are plain values among them."""
+    dtype = getattr(values, "dtype", None)
+    if isinstance(dtype, EncryptedDtype):
+        return {dtype}, False
+    items = values if pd.api.types.is_list_like(values) else [values]
+    cells = {item.dtype for item in items if isinstance(item, Cell)}
+    return cells, not all(isinstance(item, Cell) or _is_null(item) for item in items)
+
+
+def _cell_width(item: ColumnHeader) -> int | None:
+    """Bytes of each cell where all are equally long by type."""
+    try:
+        width = codec.width(item.type, item.kind)
+    except (FormatError, UnsupportedTypeError):
+        return None  # a header that nobody has authenticated yet
+    if width is None:
+        return None
+    return width + (siv.OVERHEAD if item.deterministic else gcm.OVERHEAD)
+
+
+def _stored(storage: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """Cells in the storage of their type; as they are if they do not fit, for decryption to say so."""
+    if storage.type == wanted:
+        return storage
+    try:
+        return storage.cast(wanted)
+    except pa.ArrowInvalid:
+        return storage
 
 
 def _plain(storage: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -629,7 +802,12 @@ def _plain(storage: pa.Array | pa.ChunkedArray) -> pa.Array:
         return storage
     if pa.types.is_dictionary(storage.type):
         storage = storage.dictionary_decode()
-    return storage.cast(pa.large_binary())
+    try:
+        return storage.cast(pa.large_binary())
+    except pa.ArrowNotImplementedError:
+        if "view" not in str(storage.type):
+            raise FormatError(f"an encrypted column holds bytes, not {storage.type}", field="type") from None
+        return pa.array(storage.to_pylist(), pa.large_binary())  # older Arrow cannot cast views
 
 
 def _concatenated(parts: Sequence[pa.Array]) -> pa.Array:
