@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from kmsdata import codec
 from kmsdata.cells import Cells
-from kmsdata.codec import arrow, objects, types
+from kmsdata.codec import arrow, tags, types
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 PANDAS_3 = hasattr(pd.StringDtype("python"), "_na_value")
@@ -41,7 +41,7 @@ ZONES = {
     "dateutil": dateutil.tz.gettz("Asia/Shanghai"),
     "dateutil utc": dateutil.tz.UTC,
     "dateutil offset": dateutil.tz.tzoffset("X", 3600),
-    "timezone utc": dt.timezone.utc,
+    "timezone utc": dt.UTC,
     "timezone offset": dt.timezone(dt.timedelta(hours=5, minutes=30)),
     "timezone named": dt.timezone(dt.timedelta(hours=-3), "BRT"),
     "timezone odd": dt.timezone(dt.timedelta(hours=1, seconds=7)),
@@ -50,7 +50,7 @@ if not DATEUTIL_FILES:
     del ZONES["dateutil"]
 
 
-# --- what exact means ----------------------------------------------------------------------------------------
+# --- what exact means -----------------------------------------------------------------------------
 
 
 def same(a, b):
@@ -125,7 +125,7 @@ def same_series(a, b):
     assert type(x) is type(y)
     if isinstance(dtype, np.dtype):
         assert dtype.str == b.dtype.str
-        if dtype == object:
+        if dtype.kind == "O":
             same(a.tolist(), b.tolist())
         else:
             assert a.to_numpy().tobytes() == b.to_numpy().tobytes()
@@ -147,7 +147,7 @@ def same_series(a, b):
         assert x._data[~x._mask].tobytes() == y._data[~y._mask].tobytes()
 
 
-# --- the cases -----------------------------------------------------------------------------------------------
+# --- the cases ------------------------------------------------------------------------------------
 
 
 def bits(code, *values):
@@ -317,7 +317,7 @@ def pandas_cases():
     yield "object mixed", obj(1, "a", b"b", bytearray(b"c"), True, 2.5, None, NAN, pd.NA, pd.NaT)
     yield (
         "object time",
-        obj(dt.time(1, 2, 3, 4), dt.time(0, fold=1), dt.time(5, tzinfo=dt.timezone.utc), None),
+        obj(dt.time(1, 2, 3, 4), dt.time(0, fold=1), dt.time(5, tzinfo=dt.UTC), None),
     )
     berlin = ZONES["zoneinfo"]
     fold = dt.datetime(2020, 10, 25, 2, 30, tzinfo=berlin)
@@ -529,7 +529,7 @@ def test_there_are_many_cases():
     assert len(PANDAS) + len(ARROW) > 240
 
 
-# --- there and back ------------------------------------------------------------------------------------------
+# --- there and back -------------------------------------------------------------------------------
 
 
 def trip(values, *, deterministic=False, to=codec.unpack, described=None):
@@ -626,13 +626,11 @@ def test_arrow_columns_become_what_pandas_makes_of_them(name):
 def test_pandas_values_become_arrow(name):
     values = PANDAS[name]
     described = codec.describe(values, column="c")
-    try:
-        _, _, made = trip(values, to=codec.unpack_arrow)
-    except UnsupportedTypeError as error:
-        assert "arrow" not in described.type
-        assert "Arrow" in str(error)
-        assert error.column == "身份证"
+    if name in NOT_ARROW:
+        with pytest.raises(UnsupportedTypeError, match="'身份证'.*Arrow"):
+            trip(values, to=codec.unpack_arrow)
         return
+    _, _, made = trip(values, to=codec.unpack_arrow)
     assert len(made) == len(values)
     if "arrow" not in described.type:
         return
@@ -715,7 +713,7 @@ def test_dictionaries_that_differ_by_chunk_become_one():
     assert described.categories == b"\1\0\0\0a\1\0\0\0b\1\0\0\0c"
     many = [pa.array(np.arange(i, i + 100)).dictionary_encode() for i in (0, 100)]
     narrow = [pa.DictionaryArray.from_arrays(c.indices.cast(pa.int8()), c.dictionary) for c in many]
-    with pytest.raises(UnsupportedTypeError, match="'c'.*exceed its index type"):
+    with pytest.raises(UnsupportedTypeError, match=r"'c'.*exceed its index type"):
         codec.describe(pa.chunked_array(narrow), column="c")
 
 
@@ -729,7 +727,7 @@ def test_text_of_more_than_2_gib_comes_in_chunks(monkeypatch):
         assert made.combine_chunks().equals(values) or made.to_pylist() == values.to_pylist()
 
 
-# --- the bytes themselves ------------------------------------------------------------------------------------
+# --- the bytes themselves -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -790,22 +788,32 @@ def test_a_nested_cell_holds_no_text_of_other_rows():
         assert b"secret" not in cells.rows()[1]
 
 
-# --- deterministic columns -----------------------------------------------------------------------------------
+# --- deterministic columns ------------------------------------------------------------------------
 
-REFUSED = (
-    "float",
-    "complex",
-    "list",
-    "struct",
-    "map",
-    "f2",
-    "f4",
-    "f8",
-    "c8",
-    "c16",
-    "Float",
-    "containers",
-    "arrays",
+FLOATS = (
+    ">f8 >f4 >c16 f2 f4 f8 c8 c16 Float64 Float32 reversed|big-endian nan|f2 plain|f4 plain|f8 plain|column of a block|"
+    "interval float|category float|category cut float|category mixed|object text mixed nulls|object float|"
+    "object complex|object mixed|object Interval|object numpy|object numpy nulls|ArrowDtype float16|"
+    "ArrowDtype float32|ArrowDtype float64"
+)
+NESTED = (
+    "category tuples|object containers|object lists|object same lists|object arrays|object arrays in lists|"
+    "ArrowDtype month_day_nano|ArrowDtype list|ArrowDtype list of text|ArrowDtype large_list|ArrowDtype fixed list|"
+    "ArrowDtype struct|ArrowDtype struct empty|ArrowDtype list named|ArrowDtype map|ArrowDtype list of decimal|"
+    "ArrowDtype dictionary struct|ArrowDtype list of dictionary"
+)
+NOT_DETERMINISTIC = {*FLOATS.split("|")[0].split(), *FLOATS.split("|")[1:], *NESTED.split("|")}
+NOT_DETERMINISTIC |= {"object decimal", "datetime far"}  # an infinity; beyond nanoseconds
+# What pa.array cannot make of pandas' values; older pyarrow can less.
+NOT_ARROW = {">c16", "c8", "c16", "zone timezone odd", "interval Int64", "category mixed", "category tuples"}
+NOT_ARROW |= {
+    f"object {name}" for name in ("big int", "decimal", "complex", "mixed", "zone timezone odd", "timedelta")
+}
+NOT_ARROW |= {
+    f"object {name}" for name in ("Period", "Interval", "numpy", "numpy nulls", "containers", "arrays")
+}
+NOT_ARROW |= (
+    {"object arrays in lists"} if PANDAS_3 else {"object arrays in lists", "interval tz", "category period"}
 )
 
 
@@ -818,19 +826,14 @@ def deterministic_cells(values):
 @pytest.mark.parametrize("name", PANDAS)
 def test_deterministic_columns_come_back(name):
     values = PANDAS[name]
-    try:
-        described = codec.describe(values, column="c", deterministic=True)
-        cells = codec.pack(described, values, column="c")
-    except UnsupportedTypeError as error:
-        assert error.column == "c"
-        assert "'c'" in str(error)
+    if name in NOT_DETERMINISTIC:
+        with pytest.raises(UnsupportedTypeError, match="'c'"):
+            codec.pack(codec.describe(values, column="c", deterministic=True), values, column="c")
         return
-    assert codec.width(described.type, described.kind) == cells.width
     for part in (values, values.iloc[1:], values.iloc[:0]):
         part = part.reset_index(drop=True)
         _, _, made = trip(part, deterministic=True)
         same_series(series_of(made), part)
-    assert not any(word in name.split() for word in REFUSED)
 
 
 @pytest.mark.parametrize("name", ARROW)
@@ -854,7 +857,7 @@ def text_columns():
     yield cat(["é", None, "b"], ["b", "x", "é"])
     yield code_cat([0, -1, 1], pd.Index(["é", "b"], dtype="string"))
     for t in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
-        yield ext(pa.array(["é", None, "b"], t if t != pa.dictionary(pa.int8(), pa.string()) else t))
+        yield ext(pa.array(["é", None, "b"], t))
     if PANDAS_3:
         yield pd.Series(["é", None, "b"], dtype="str")
 
@@ -974,8 +977,8 @@ def test_tagged_columns_hold_tagged_objects():
     }
     for values, expected in columns.values():
         _, [row] = deterministic_cells(values)
-        assert row == objects.encode(expected)
-        same(objects.decode(row), expected)
+        assert row == tags.encode(expected)
+        same(tags.decode(row), expected)
 
 
 @pytest.mark.parametrize(
@@ -999,7 +1002,7 @@ def test_decimals_have_their_shortest_text(text, expected):
     assert deterministic_cells(values) == ("decimal", [expected.encode()])
 
 
-# --- refusals ------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 class Colour(enum.IntEnum):
@@ -1081,6 +1084,7 @@ REFUSALS = {
     "float interval": (lambda: pd.Series(pd.interval_range(0.5, 1.5)), True, ["interval", "randomised"]),
     "list": (lambda: pa.array([[1]]), True, ["list", "randomised"]),
     "object list": (lambda: obj([SECRET]), True, ["row 0", "list", "text"]),
+    "object NaN": (lambda: obj("a", None, NAN), True, ["row 2", "nulls"]),
     "object float": (lambda: obj("a", 1.5), True, ["row 1", "float", "Decimal"]),
     "object np float": (lambda: obj("a", np.float32(1.5)), True, ["row 1", "float32"]),
     "object interval": (lambda: obj("a", pd.Interval(0.5, 1.5)), True, ["row 1", "float"]),
@@ -1115,7 +1119,7 @@ class Odd(pd.api.extensions.ExtensionArray):
     dtype = OddDtype()
 
     @classmethod
-    def _from_sequence(cls, scalars, dtype=None, copy=False):
+    def _from_sequence(cls, *_, **__):
         return cls()
 
     def __len__(self):
@@ -1155,24 +1159,24 @@ def test_refusals_name_column_and_way_out_but_no_value(name):
 def test_values_of_another_type_than_described_are_refused():
     described = codec.describe(pd.Series([1, 2]), column="c")
     for other in (pd.Series([1.5]), pd.Series([1], dtype="Int64"), pa.array([1]), obj("a")):
-        with pytest.raises(UnsupportedTypeError, match="'c'.*int64"):
+        with pytest.raises(UnsupportedTypeError, match=r"'c'.*int64"):
             codec.pack(described, other, column="c")
     described = codec.describe(obj("a", None), column="c")
     assert codec.pack(described, obj("b"), column="c").rows() == [b"b"]
     assert codec.pack(described, obj(), column="c").rows() == []
     assert codec.pack(described, obj(None), column="c").rows() == [None]
     for other in (obj("a", NAN), obj(1), obj("a", 1), pd.Series(["a"], dtype="string")):
-        with pytest.raises(UnsupportedTypeError, match="'c'.*text"):
+        with pytest.raises(UnsupportedTypeError, match=r"'c'.*text"):
             codec.pack(described, other, column="c")
     described = codec.describe(obj("a", 1), column="c")
     assert codec.pack(described, obj("b"), column="c").rows() == [b"sb"]
     described = codec.describe(cat(["a", "b"], ["a", "b"]), column="c")
     assert codec.pack(described, cat(["b", None], ["b"]), column="c").rows() == [b"b", None]
     assert codec.pack(described, cat(["b"], ["b", "z"]), column="c").rows() == [b"b"]
-    with pytest.raises(UnsupportedTypeError, match="'c'.*category"):
+    with pytest.raises(UnsupportedTypeError, match=r"'c'.*category"):
         codec.pack(described, cat(["z"], ["z"]), column="c")
     described = codec.describe(obj(Decimal("1.50")), column="c", deterministic=True)
-    with pytest.raises(UnsupportedTypeError, match="'c'.*decimal"):
+    with pytest.raises(UnsupportedTypeError, match=r"'c'.*decimal"):
         codec.pack(described, obj(Decimal("1.5")), column="c")
 
 
@@ -1181,7 +1185,7 @@ def test_descriptions_show_no_categories():
     assert SECRET not in json.dumps(codec.describe(cat([SECRET], [SECRET]), column="c").type)
 
 
-# --- headers and cells that are malformed --------------------------------------------------------------------
+# --- headers and cells that are malformed ---------------------------------------------------------
 
 MALFORMED = [
     None,
@@ -1322,16 +1326,51 @@ BAD_CELLS = [
     ({"arrow": types.print_arrow(ARROW["list of dictionary"].type)}, [b"x" * 40]),
 ]
 BAD_TAGGED = [
-    b"", b"Z", b"\0", b"Nx", b"s\xff", b"?\x02", b"?", b"i1", b"f123", b"c1", b"dx", b"D\xff\xff\xff\x7f", b"u1",
-    b"t\xff\xff\xff\xff\xff\xff\xff\x7f", b"t\x01" + b"\0" * 7, b"p\xff\xff\xff\xff\xff\xff\xff\x7f\0",
-    b"p" + b"\0" * 9 + b"x", b"p" + b"\0" * 9 + b'["os","system"]', b"p" + b"\0" * 8 + b"\x05", b"w1",
-    b"w\xff\xff\xff\x7f" + b"\0" * 8, b"P" + b"\0" * 9 + b"[]", b"P" + b"\0" * 9 + b'["D",null]',
-    b"P" + b"\0" * 9 + b'["ns",["zoneinfo","No/Where"]]', b"P" + b"\0" * 7 + b"\x80\0" + b'["ns",null]',
-    b"q" + b"\0" * 8 + b"D", b"r" + b"\0" * 8 + b"nothing", b"v", b"vl", b"vx" + b"\1\0\0\0N" * 2,
-    b"vl" + (b"\x09\0\0\0i" + b"\1" + b"\0" * 7) + (b"\x09\0\0\0i" + b"\0" * 8), b"#", b"#\x03|O8" + b"\0" * 8,
-    b"#\x03<f4abc", b"#\x03<U1aaaa", b"#\x50<f4", b"a\x03<f4\x01" + b"\xff" * 8, b"a\x03<f4\x09", b"l\x05\0\0\0N",
-    b"l\x05", b"{\x01\0\0\0l", b"m\x01\0\0\0N", b"m\x01\0\0\0l\x01\0\0\0N", b"#\x03|V8" + b"\0" * 8,
-]  # fmt: skip
+    b"",
+    b"Z",
+    b"\0",
+    b"Nx",
+    b"s\xff",
+    b"?\x02",
+    b"?",
+    b"i1",
+    b"f123",
+    b"c1",
+    b"dx",
+    b"D\xff\xff\xff\x7f",
+    b"u1",
+    b"t\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"t\x01" + b"\0" * 7,
+    b"p\xff\xff\xff\xff\xff\xff\xff\x7f\0",
+    b"p" + b"\0" * 9 + b"x",
+    b"p" + b"\0" * 9 + b'["os","system"]',
+    b"p" + b"\0" * 8 + b"\x05",
+    b"w1",
+    b"w\xff\xff\xff\x7f" + b"\0" * 8,
+    b"P" + b"\0" * 9 + b"[]",
+    b"P" + b"\0" * 9 + b'["D",null]',
+    b"P" + b"\0" * 9 + b'["ns",["zoneinfo","No/Where"]]',
+    b"P" + b"\0" * 7 + b"\x80\0" + b'["ns",null]',
+    b"q" + b"\0" * 8 + b"D",
+    b"r" + b"\0" * 8 + b"nothing",
+    b"v",
+    b"vl",
+    b"vx" + b"\1\0\0\0N" * 2,
+    b"vl" + (b"\x09\0\0\0i" + b"\1" + b"\0" * 7) + (b"\x09\0\0\0i" + b"\0" * 8),
+    b"#",
+    b"#\x03|O8" + b"\0" * 8,
+    b"#\x03<f4abc",
+    b"#\x03<U1aaaa",
+    b"#\x50<f4",
+    b"a\x03<f4\x01" + b"\xff" * 8,
+    b"a\x03<f4\x09",
+    b"l\x05\0\0\0N",
+    b"l\x05",
+    b"{\x01\0\0\0l",
+    b"m\x01\0\0\0N",
+    b"m\x01\0\0\0l\x01\0\0\0N",
+    b"#\x03|V8" + b"\0" * 8,
+]
 
 
 @pytest.mark.parametrize(("type_", "rows"), BAD_CELLS, ids=repr)
@@ -1435,7 +1474,7 @@ def test_what_this_pandas_lacks_is_nearly_there_or_refused():
         (obj("a"), "object (text)"),
         (cat(["a"], ["a"]), "category"),
         (tick("ns"), "timestamp[ns]"),
-        (tick("ns", dt.timezone.utc), "timestamp[ns, UTC]"),
+        (tick("ns", dt.UTC), "timestamp[ns, UTC]"),
         (pd.Series(pd.period_range("2020", periods=1, freq="M")), "period[M]"),
         (pd.Series(pd.interval_range(0, 1)), "interval[int64, right]"),
         (pa.array([[1]]), "list<item: int64>"),
@@ -1446,18 +1485,30 @@ def test_labels(values, expected):
     assert codec.label(codec.describe(values, column="c").type) == expected
 
 
-# --- hypothesis ----------------------------------------------------------------------------------------------
+# --- hypothesis -----------------------------------------------------------------------------------
 
 plain_text = st.text(st.characters(exclude_categories=["Cs"]))
 plain_floats = st.integers(0, 2**64 - 1).map(lambda n: struct.unpack("<d", struct.pack("<Q", n))[0])
 moments = st.datetimes(
-    timezones=st.none() | st.sampled_from([dt.timezone.utc, ZONES["zoneinfo"], ZONES["timezone named"]])
+    timezones=st.none() | st.sampled_from([dt.UTC, ZONES["zoneinfo"], ZONES["timezone named"]])
 )
-scalars = (
-    st.none() | st.booleans() | st.integers() | st.integers(-(2**80), 2**80) | plain_floats | plain_text | st.binary()
-    | st.decimals() | st.dates() | st.times() | moments | st.timedeltas() | st.uuids() | st.complex_numbers()
-    | st.sampled_from([pd.NA, pd.NaT, np.int8(5), np.float32(1.5)])
-)  # fmt: skip
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(2**80), 2**80),
+    plain_floats,
+    plain_text,
+    st.binary(),
+    st.decimals(),
+    st.dates(),
+    st.times(),
+    moments,
+    st.timedeltas(),
+    st.uuids(),
+    st.complex_numbers(),
+    st.sampled_from([pd.NA, pd.NaT, np.int8(5), np.float32(1.5)]),
+)
 hashable = st.integers() | plain_text | st.booleans() | st.none() | st.tuples(st.integers(), plain_text)
 nested_values = st.recursive(
     scalars,

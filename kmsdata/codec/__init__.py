@@ -1,9 +1,9 @@
 """Values <-> bytes, exactly: what a column is (``type``), and each of its values as bytes of its own.
 
-``describe`` says what a column is, without its data; ``pack`` makes cells of it; ``unpack`` and ``unpack_arrow``
-bring back what was there: dtype, bits, and which null. The grammar of ``type`` stands in ``types.py``, the bytes
-of a cell in ``frames.py`` (pandas), ``arrow.py`` (Arrow), ``objects.py`` (Python objects) and ``kinds.py``
-(deterministic columns).
+``describe`` says what a column is, without its data; ``pack`` makes cells of it; ``unpack`` and
+``unpack_arrow`` bring back what was there: dtype, bits, and which null. The grammar of ``type`` stands in
+``types.py`` and ``zones.py``, the bytes of a cell in ``frames.py`` (pandas), ``arrow.py`` (Arrow),
+``objects.py`` and ``tags.py`` (Python objects) and ``kinds.py`` (deterministic columns).
 """
 
 from kmsdata.codec.columns import Description, describe, pack, unpack, unpack_arrow

@@ -17,8 +17,9 @@ list…, struct, map, union; runs of such                 one RecordBatch of one
 nested types with a dictionary inside                   a whole Arrow IPC stream of that one row
 ======================================================  ====================================================
 
-A null row has no bytes. Unions have no nulls of their own, so each of their rows has bytes. A dictionary's list
-stands beside the cells: per entry its length (4 bytes, 0xFFFFFFFF for a null entry) and its plain bytes.
+A null row has no bytes. Unions have no nulls of their own, so each of their rows has bytes. The list of a
+dictionary or category stands beside the cells: per entry its length (4 bytes, 0xFFFFFFFF if null) and its plain
+bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kmsdata.cells import Bools, Bytes, Cells, Ints
-from kmsdata.codec.types import core, inner, is_rows
+from kmsdata.codec.types import inner, is_rows
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 __all__ = [
@@ -62,7 +63,7 @@ def bad_cells(column: str, what: str) -> FormatError:
     return FormatError(f"column {column!r} holds {what}", column=column, field="cell")
 
 
-# --- numpy ---------------------------------------------------------------------------------------------------
+# --- numpy ----------------------------------------------------------------------------------------
 
 
 def fixed(values: np.ndarray[Any, Any], null: Bools | None = None) -> Cells:
@@ -84,10 +85,8 @@ def sized(cells: Cells, width: int, column: str) -> Bytes:
     Raises:
         FormatError: some have not.
     """
-    lengths = (
-        cells.width is not None
-        and cells.width == width
-        or (cells.offsets is not None and bool((np.diff(cells.offsets) == width).all()))
+    lengths = (cells.width is not None and cells.width == width) or (
+        cells.offsets is not None and bool((np.diff(cells.offsets) == width).all())
     )
     if not lengths or len(cells.data) != cells.count * width:
         raise bad_cells(column, f"cells that are not {width} bytes long")
@@ -111,7 +110,7 @@ def _lane(width: int) -> str:
     return _LANES.get(width, f"V{width}")
 
 
-# --- pack ----------------------------------------------------------------------------------------------------
+# --- pack -----------------------------------------------------------------------------------------
 
 
 def pack(values: pa.Array | pa.ChunkedArray, *, column: str, trusted: bool = False) -> Cells:
@@ -247,7 +246,7 @@ def _is_view(t: pa.DataType) -> bool:
 
 
 def _compact(row: Any) -> Any:
-    """The row alone: a slice of views still carries the whole column's text. Only where Python holds it exactly."""
+    """The row alone, where Python holds it exactly: a slice of views still carries all the column's text."""
     try:
         small = pa.array(row.to_pylist(), row.type)
     except (pa.ArrowException, ValueError, TypeError, KeyError):
@@ -255,11 +254,11 @@ def _compact(row: Any) -> Any:
     return small if small.equals(row) else row
 
 
-# --- dictionaries --------------------------------------------------------------------------------------------
+# --- dictionaries ---------------------------------------------------------------------------------
 
 
 def dictionary(values: pa.Array | pa.ChunkedArray, *, column: str) -> tuple[Cells, Ints]:
-    """The list of a dictionary array, one for all its chunks, as plain cells, and int64[n] codes (-1: null)."""
+    """The list of a dictionary array, one for all chunks, as plain cells, and int64[n] codes (-1: null)."""
     chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
     t = values.type
     while isinstance(t, pa.BaseExtensionType):
@@ -282,15 +281,13 @@ def dictionary(values: pa.Array | pa.ChunkedArray, *, column: str) -> tuple[Cell
         codes.append(at)
     if len(entries) - 1 > np.iinfo(str(t.index_type)).max:
         raise UnsupportedTypeError(
-            f"column {column!r} ({t}) has dictionaries that, together, exceed its index type: unify them with a wider one",
+            f"column {column!r} ({t}) has dictionaries that, together, exceed its index type: "
+            "unify them with a wider one",
             column=column,
             dtype=str(t),
         )
-    if not entries:
-        entries_cells = pack(pa.nulls(0, t.value_type), column=column)
-    else:
-        entries_cells = Cells.of(entries)
-    return entries_cells, np.concatenate([*codes, np.empty(0, np.int64)])
+    listed = Cells.of(entries) if entries else pack(pa.nulls(0, t.value_type), column=column)
+    return listed, np.concatenate([*codes, np.empty(0, np.int64)])
 
 
 def take(entries: Cells, codes: Ints, width: int | None) -> Cells:
@@ -386,7 +383,7 @@ def read_list(raw: bytes, *, column: str) -> Cells:
     return Cells.of(rows)
 
 
-# --- unpack --------------------------------------------------------------------------------------------------
+# --- unpack ---------------------------------------------------------------------------------------
 
 
 def unpack(t: pa.DataType, cells: Cells, *, column: str) -> Any:
@@ -505,6 +502,7 @@ def _unpack_rows(t: pa.DataType, cells: Cells, column: str) -> Any:
             parts = pa.ipc.open_stream(pa.py_buffer(stream)).read_all().column(0).chunks
         if len(parts) == cells.count and all(len(part) == 1 for part in parts):
             made = _gather(parts, cells.valid, t)
+            made.validate(full=True)
     except (pa.ArrowException, OSError, ValueError):
         made = None
     if made is None:

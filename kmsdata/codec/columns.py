@@ -39,7 +39,7 @@ class Description:
 def describe(
     values: pd.Series[Any] | pa.ChunkedArray | pa.Array, *, column: str, deterministic: bool = False
 ) -> Description:
-    """Describe a column: equal for equal dtypes, whatever the data, but for category lists and kinds of objects.
+    """Describe a column: alike for equal dtypes, but for category lists and kinds of objects.
 
     Args:
         values: the column.
@@ -191,7 +191,8 @@ def unpack(
         column: its name, for messages.
 
     Returns:
-        An extension array or numpy array, writable. A column that came from Arrow: as pandas makes it of Arrow.
+        A writable extension array or numpy array; of a column that came from Arrow, the one that pandas makes
+        of it. ``pd.Series(made, dtype=made.dtype)`` keeps it as it is (else pandas 3 infers ``str``).
 
     Raises:
         FormatError: cells that do not fit the type.
@@ -249,11 +250,22 @@ def unpack_arrow(
 ) -> Any:
     """The Arrow array of a column's cells, of exactly the recorded Arrow type.
 
-    Args, Raises: as of ``unpack``. A type without an Arrow type (categories, periods, intervals, mixed objects)
-    becomes what ``pa.array`` makes of the pandas array.
+    A type without one (categories, periods, intervals, mixed objects) becomes what ``pa.array`` makes of the
+    pandas array.
+
+    Args:
+        type: the header's ``type``, checked.
+        cells: what ``pack`` made; handed over.
+        kind: the header's ``kind``.
+        categories: the category list, decrypted.
+        column: its name, for messages.
 
     Returns:
         An Array, or a ChunkedArray where 32-bit offsets or unlike dictionaries need several chunks.
+
+    Raises:
+        FormatError: cells that do not fit the type.
+        UnsupportedTypeError: there is no such Arrow type, or this pyarrow lacks it.
 
     Example:
         >>> unpack_arrow({"arrow": "string"}, Cells.of([b"a", None]), column="s").to_pylist()

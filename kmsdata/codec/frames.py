@@ -16,7 +16,7 @@ interval                    left ‖ right, each as its own dtype; null where bo
 category                    the category itself, by its dtype, never its code; code -1 is null
 arrow                       as ``arrow.py`` has it; Arrow's nulls
 object                      text UTF-8, bytes as they are, bool 1, int int64, date int32 days, uuid 16 bytes,
-                            decimal ``str(value)``, else tagged (``objects.py``); null as ``pd.isna`` has it,
+                            decimal ``str(value)``, else tagged (``tags.py``); null as ``pd.isna`` has it,
                             of the one kind that the entry names (others are tagged cells)
 ==========================  =============================================================================
 
@@ -42,7 +42,8 @@ import pyarrow as pa
 
 from kmsdata.cells import Bools, Cells, Ints
 from kmsdata.codec import arrow, objects
-from kmsdata.codec.types import MASKED, NUMPY, arrow_of, arrow_type, print_arrow, zone_json, zone_object
+from kmsdata.codec.types import MASKED, NUMPY, arrow_of, arrow_type, print_arrow
+from kmsdata.codec.zones import zone_json, zone_object
 from kmsdata.errors import UnsupportedTypeError
 
 __all__ = ["categorical", "describe", "from_arrow", "pack", "unpack"]
@@ -55,7 +56,7 @@ _MASKED = {
 _CANONICAL = {2: 0x7E00, 4: 0x7FC00000, 8: 0x7FF8000000000000}  # NaN, as bits
 
 
-# --- types ---------------------------------------------------------------------------------------------------
+# --- types ----------------------------------------------------------------------------------------
 
 
 def describe(values: pd.Series[Any], *, column: str, deterministic: bool = False) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _describe_dtype(dtype: Any, column: str) -> dict[str, Any]:
     return entry
 
 
-# --- pack ----------------------------------------------------------------------------------------------------
+# --- pack -----------------------------------------------------------------------------------------
 
 
 def pack(values: pd.Series[Any], entry: dict[str, Any], *, column: str, deterministic: bool = False) -> Cells:
@@ -188,7 +189,7 @@ def categorical(values: pd.Series[Any], *, column: str, deterministic: bool = Fa
     )
 
 
-# --- unpack --------------------------------------------------------------------------------------------------
+# --- unpack ---------------------------------------------------------------------------------------
 
 
 def unpack(type: dict[str, Any], cells: Cells, *, column: str) -> Any:  # noqa: A002
@@ -232,7 +233,7 @@ def _unpack_numpy(dtype: np.dtype[Any], cells: Cells, column: str) -> np.ndarray
 
 
 def _booleans(cells: Cells, column: str) -> Bools:
-    raw = arrow.dense(cells, np.uint8, 0, column)
+    raw = arrow.dense(cells, "u1", 0, column)
     if raw.size and raw.max() > 1:
         raise arrow.bad_cells(column, "a boolean that is neither 0 nor 1")
     return raw.view(np.bool_)
@@ -285,7 +286,7 @@ def _too_old(what: str, column: str) -> UnsupportedTypeError:
     )
 
 
-def from_codes(categories: Any, codes: Ints, *, ordered: bool) -> pd.Categorical:
+def from_codes(categories: Any, codes: Ints, *, ordered: bool) -> pd.Categorical[Any]:
     """A Categorical of its unpacked categories and codes."""
     dtype: Any = categories.dtype
     index = pd.Index(categories, dtype=dtype, tupleize_cols=False, copy=False)
@@ -293,7 +294,7 @@ def from_codes(categories: Any, codes: Ints, *, ordered: bool) -> pd.Categorical
 
 
 def from_arrow(values: Any) -> Any:
-    """A writable pandas array of an Arrow array, as pandas itself would make it; ArrowDtype where it cannot."""
+    """A writable pandas array of an Arrow array, as pandas would make it; ArrowDtype where it cannot."""
     try:
         made = pd.Series(values.to_pandas())
     except (pa.ArrowException, NotImplementedError, TypeError, ValueError):

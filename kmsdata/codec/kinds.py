@@ -1,8 +1,8 @@
 """Deterministic cells: plain bytes -> bytes that are equal for equal values, whatever the dtype, and back.
 
-===========  ==================================================================================================
+===========  ==========================================================================================
 kind         bytes of a cell
-===========  ==================================================================================================
+===========  ==========================================================================================
 text         UTF-8
 bytes        the bytes
 bool         1: 0 or 1
@@ -10,13 +10,15 @@ int          8: int64, little-endian; signed integers and objects that fit
 uint         8: uint64, little-endian; unsigned integers
 timestamp    8: int64 nanoseconds since 1970-01-01 UTC, little-endian; naive ones count as UTC
 date         4: int32 days since 1970-01-01, little-endian
-decimal      ASCII, shortest: no exponent, no zeros after the last decimal place, no point without places, no "-0"
+decimal      ASCII, shortest: no exponent, no zeros at the end of the decimal places, no point without
+             places, no "-0"
 uuid         16
-tagged       a tagged object (``objects.py``), of the form that its dtype has:
+tagged       a tagged object (``tags.py``), of the form that its dtype has:
              durations ``q`` in nanoseconds; times of day ``t`` without fold and zone; periods ``r``;
              intervals ``v`` of ``i``, of ``P`` in nanoseconds without zone, or of ``q`` in nanoseconds;
-             mixed objects as they are, where neither floats nor containers are among them
-===========  ==================================================================================================
+             mixed objects as they are, where neither floats nor containers are among them: equal in
+             type, unit, zone and scale, that is
+===========  ==========================================================================================
 
 Everything works on whole columns of cells; what a value's bytes mean comes from its ``type``.
 """
@@ -149,10 +151,10 @@ class _Where:
     def __init__(self, cells: Cells, column: str, type: dict[str, Any]) -> None:  # noqa: A002
         self.cells, self.column, self.type = cells, column, type
 
-    def refuse(self, bad: np.ndarray[Any, Any], what: str) -> None:
-        if not bad.any():
-            return
+    def refuse(self, bad: Any, what: str) -> None:
         rows = np.flatnonzero(bad)
+        if not len(rows):
+            return
         if self.cells.valid is not None:
             rows = np.flatnonzero(self.cells.valid)[rows]
         first = rows[:5].tolist()
@@ -164,7 +166,7 @@ class _Where:
         )
 
 
-# --- time ----------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 def _nanoseconds(ticks: np.ndarray[Any, Any], unit: str, where: _Where) -> np.ndarray[Any, Any]:
@@ -187,7 +189,7 @@ def _ticks(nanos: np.ndarray[Any, Any], unit: str, column: str) -> np.ndarray[An
     return ticks
 
 
-# --- tagged columns ------------------------------------------------------------------------------------------
+# --- tagged columns -------------------------------------------------------------------------------
 
 
 def _tagged(tag: bytes, values: np.ndarray[Any, Any], tail: bytes) -> np.ndarray[Any, Any]:
@@ -255,7 +257,7 @@ def _ends(spec: list[Any], cells: Cells, column: str) -> np.ndarray[Any, Any]:
     return both.view(np.uint8).reshape(len(raw), 2 * both.itemsize)
 
 
-# --- decimals ------------------------------------------------------------------------------------------------
+# --- decimals -------------------------------------------------------------------------------------
 
 
 def _decimal_text(t: Any, cells: Cells, column: str) -> Cells:
@@ -291,7 +293,7 @@ def _integer_type(t: Any) -> Any:
 
 
 def _decimal_bytes(t: Any, cells: Cells, column: str) -> Cells:
-    """Arrow decimals of their shortest text, by way of integers again: a cast to the scale itself may overflow."""
+    """Arrow decimals of their shortest text, by way of integers: casts to the scale itself may overflow."""
     text = arrow.unpack(pa.large_string(), Cells(cells.data, cells.bounds()), column=column)
     zeros, scale = max(-t.scale, 0), max(t.scale, 0)
     form = rf"^(?P<sign>-?)(?:(?P<whole>[0-9]+)0{{{zeros}}}|0)(?:\.(?P<places>[0-9]{{0,{scale}}}))?$"

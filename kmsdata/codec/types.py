@@ -1,67 +1,61 @@
 """The closed grammar of a column's ``type``: what stands in the header, and what may not.
 
 ``type`` is a JSON object of text, integers, booleans, null, lists and objects, with one or both of two keys.
-``arrow`` is the Arrow type whose cell encoding the column has; it is absent where there is none.
-``pandas`` is the pandas dtype of a column that comes from pandas.
+``arrow`` is the Arrow type whose cell encoding the column has (``arrow.py``); it is absent where there is
+none. ``pandas`` is the pandas dtype of a column that comes from pandas.
 
-======================================================  ==================================================
-``arrow``                                               Arrow type
-======================================================  ==================================================
-``"null"`` ``"bool"`` ``"int8"`` … ``"uint64"``         by their names
-``"float16"`` ``"float32"`` ``"float64"``               half float, float, double
-``"string"`` ``"large_string"`` ``"string_view"``       text, UTF-8
-``"binary"`` ``"large_binary"`` ``"binary_view"``       bytes
-``"fixed_size_binary[n]"``                              bytes, n each
-``"decimal32(p, s)"`` …64, …128, …256                   decimals of precision p and scale s
-``"date32"`` ``"date64"``                               days; milliseconds
-``"time32[s|ms]"`` ``"time64[us|ns]"``                  time of day
-``"timestamp[u]"`` ``"timestamp[u, tz=…]"``             u is s, ms, us or ns; the rest up to ``]`` is the zone
-``"duration[u]"`` ``"month_day_nano_interval"``         by their names
-``{"ipc": base64}``                                     any other: the Arrow IPC schema message of one field "c"
-======================================================  ==================================================
+==================================================  ==================================================
+``arrow``                                           Arrow type
+==================================================  ==================================================
+``"null"`` ``"bool"`` ``"int8"`` … ``"uint64"``     by their names
+``"float16"`` ``"float32"`` ``"float64"``           half float, float, double
+``"string"`` ``"large_string"`` ``"string_view"``   text, UTF-8
+``"binary"`` ``"large_binary"`` ``"binary_view"``   bytes
+``"fixed_size_binary[n]"``                          bytes, n each
+``"decimal32(p, s)"`` …64, …128, …256               decimals of precision p and scale s
+``"date32"`` ``"date64"``                           days; milliseconds
+``"time32[s|ms]"`` ``"time64[us|ns]"``              time of day
+``"timestamp[u]"`` ``"timestamp[u, tz=…]"``         u: s, ms, us or ns; all up to the last ``]``: the zone
+``"duration[u]"`` ``"month_day_nano_interval"``     by their names
+``{"ipc": base64}``                                 any other: the Arrow IPC schema message of a field "c"
+==================================================  ==================================================
 
-======================================================  ==================================================
-``pandas``                                              dtype
-======================================================  ==================================================
-``{"numpy": "<i8"}``                                    numpy: b1, i1-i8, u1-u8, f2-f8, c8, c16, M8[u], m8[u]
-``{"masked": "Int64"}``                                 Int8-64, UInt8-64, Float32, Float64, boolean
-``{"string": [storage, na]}``                           storage "python" or "pyarrow", na "NA" or "nan"
-``{"datetime": [u, zone]}``                             with a time zone (next table)
-``{"period": "M"}``                                     pandas' own frequency text
-``{"interval": [closed, dtype]}``                       closed is left, right, both or neither
-``{"category": {"ordered": …, "values": type}}``        type is the whole ``type`` of the category list
-``{"arrow": true}``                                     ArrowDtype of ``arrow``
-``{"object": kind, "null": null}``                      kind text, bytes, bool, int, date, uuid, decimal, tagged;
-                                                        null (what a null cell is) None, NaN, NA or NaT
-``{… "object": "decimal", "exponent": -2}``             deterministic: the exponent that all cells share
-======================================================  ==================================================
+==================================================  ==================================================
+``pandas``                                          dtype
+==================================================  ==================================================
+``{"numpy": "<i8"}``                                numpy: b1, i1-i8, u1-u8, f2-f8, c8, c16, M8[u], m8[u]
+``{"masked": "Int64"}``                             Int8-64, UInt8-64, Float32, Float64, boolean
+``{"string": [storage, na]}``                       storage "python" or "pyarrow", na "NA" or "nan"
+``{"datetime": [u, zone]}``                         with a time zone (``zones.py``)
+``{"period": "M"}``                                 pandas' own frequency text
+``{"interval": [closed, dtype]}``                   closed: left, right, both, neither; dtype: numpy,
+                                                    masked or datetime
+``{"category": {"ordered": …, "values": type}}``    type: the whole ``type`` of the category list
+``{"arrow": true}``                                 ArrowDtype of ``arrow``
+``{"object": kind, "null": null}``                  kind: text, bytes, bool, int, date, uuid, decimal,
+                                                    tagged; null, what a null is: None, NaN, NA, NaT
+``{…, "object": "decimal", "exponent": -2}``        deterministic: the exponent that all cells share
+==================================================  ==================================================
 
-=======================================  =================================================================
-zone                                     object
-=======================================  =================================================================
-``["zoneinfo", name]``                   ``zoneinfo.ZoneInfo(name)``
-``["pytz", name]``                       ``pytz.timezone(name)``
-``["pytz-offset", minutes]``             ``pytz.FixedOffset(minutes)``
-``["dateutil", name]``                   ``dateutil.tz.gettz(name)``
-``["dateutil-utc"]``                     ``dateutil.tz.UTC``
-``["dateutil-offset", name, seconds]``   ``dateutil.tz.tzoffset(name, seconds)``
-``["timezone", microseconds, name]``     ``datetime.timezone(offset, name)``; name null where none was given
-=======================================  =================================================================
+What is not ArrowDtype has the ``arrow`` that ``arrow_of`` gives it, or none: numpy, masked and datetime
+columns the type of the same name, text ``"large_string"``, bytes ``"large_binary"``, objects that are dates
+``"date32"`` and UUIDs ``"fixed_size_binary[16]"``. Complex numbers, periods, intervals, categories, zones
+with odd seconds, decimal and tagged objects have none.
+
+A registered extension type comes back as itself; one that is not registered as its storage type, as in Arrow.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import datetime as dt
 import functools
-import importlib
 import re
-import zoneinfo
 from typing import Any
 
 import pyarrow as pa
 
+from kmsdata.codec.zones import is_zone, malformed, zone_name
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 __all__ = [
@@ -77,8 +71,6 @@ __all__ = [
     "print_arrow",
     "value_type",
     "width",
-    "zone_json",
-    "zone_object",
 ]
 
 MASKED = {
@@ -98,8 +90,6 @@ OBJECTS = {  # kind of objects -> the Arrow type of the same cells
     "decimal": None,
     "tagged": None,
 }
-# Zone names reach functions that open files (dateutil takes any path), so their form is fixed here.
-ZONE = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
 _SIMPLE = {
     **{name: getattr(pa, name)() for name in ("null", "int8", "int16", "int32", "int64", "string", "binary")},
@@ -115,12 +105,7 @@ _DECIMAL = re.compile(r"(decimal(?:32|64|128|256))\((\d{1,2}), (-?\d{1,3})\)")
 _FIXED = re.compile(r"fixed_size_binary\[(\d{1,9})\]")
 
 
-def malformed(what: str, *, column: str | None = None) -> FormatError:
-    """The error of a header whose ``type`` is not of this grammar."""
-    return FormatError(f"malformed or unknown column type: {what}", column=column, field="type")
-
-
-# --- Arrow types ---------------------------------------------------------------------------------------------
+# --- Arrow types ----------------------------------------------------------------------------------
 
 
 def print_arrow(t: pa.DataType) -> str | dict[str, str]:
@@ -192,7 +177,6 @@ def _parse(text: str) -> pa.DataType:
     raise malformed("its Arrow type")
 
 
-@functools.lru_cache(maxsize=1024)
 def _read_ipc(text: str) -> pa.DataType:
     try:
         raw = base64.b64decode(text, validate=True)
@@ -225,7 +209,9 @@ def is_rows(t: pa.DataType) -> bool:
     if pa.types.is_run_end_encoded(t):
         value = core(t.value_type)
         return pa.types.is_dictionary(value) or pa.types.is_run_end_encoded(value) or is_rows(value)
-    return not pa.types.is_dictionary(t) and t.num_fields > 0 or pa.types.is_struct(t) or pa.types.is_union(t)
+    return (
+        pa.types.is_struct(t) or pa.types.is_union(t) or (t.num_fields > 0 and not pa.types.is_dictionary(t))
+    )
 
 
 def _arrow_width(t: pa.DataType) -> int | None:
@@ -276,147 +262,26 @@ _KINDS = {
 }
 
 
-# --- time zones ----------------------------------------------------------------------------------------------
-
-
-def zone_json(zone: dt.tzinfo | None) -> list[Any] | None:
-    """The JSON of a time zone object; None if it is not one of the closed set.
-
-    Example:
-        >>> zone_json(zoneinfo.ZoneInfo("Europe/Berlin")), zone_json(dt.timezone.utc)
-        (['zoneinfo', 'Europe/Berlin'], ['timezone', 0, None])
-    """
-    entry: list[Any] | None = None
-    module, name = type(zone).__module__, type(zone).__name__
-    if type(zone) is zoneinfo.ZoneInfo:
-        entry = ["zoneinfo", zone.key]
-    elif type(zone) is dt.timezone:
-        offset, *rest = zone.__reduce__()[1]
-        entry = ["timezone", offset // dt.timedelta(microseconds=1), rest[0] if rest else None]
-    elif module.split(".")[0] == "pytz":
-        made: Any = zone
-        entry = ["pytz-offset", made._minutes] if made.zone is None else ["pytz", str(made.zone)]
-    elif module.startswith("dateutil.tz."):
-        made = zone
-        if name == "tzutc":
-            entry = ["dateutil-utc"]
-        elif name == "tzoffset":
-            entry = ["dateutil-offset", made._name, made.utcoffset(None) // dt.timedelta(seconds=1)]
-        elif name == "tzfile":
-            entry = ["dateutil", _dateutil_name(made)]
-    return entry if _is_zone(entry) else None
-
-
-def _dateutil_name(zone: Any) -> str:
-    """The name of a zone that dateutil read from a file; before dateutil 3 only the file says it."""
-    path = str(zone._filename)
-    module = importlib.import_module("dateutil.tz")
-    folders = getattr(module, "TZPATH", None) or importlib.import_module("dateutil.tz.tz").TZPATHS
-    below = [path.removeprefix(f"{folder}/") for folder in folders if path.startswith(f"{folder}/")]
-    return str(getattr(zone, "_key", None) or min(below, key=len, default=path))
-
-
-def _is_zone(entry: Any) -> bool:
-    match entry:
-        case ["zoneinfo" | "pytz" | "dateutil", str(name)]:
-            return ZONE.fullmatch(name) is not None
-        case ["pytz-offset", int(minutes)]:
-            return type(minutes) is int and abs(minutes) < 1440
-        case ["dateutil-utc"]:
-            return True
-        case ["dateutil-offset", str() | None as name, int(seconds)]:
-            return type(seconds) is int and abs(seconds) < 86400 and _is_text(name or "")
-        case ["timezone", int(offset), str() | None as name]:
-            return type(offset) is int and abs(offset) < 86400 * 10**6 and _is_text(name or "")
-    return False
-
-
-def _is_text(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-@functools.lru_cache(maxsize=256)
-def _zone(kind: str, *args: Any) -> dt.tzinfo:
-    if kind == "zoneinfo":
-        return zoneinfo.ZoneInfo(args[0])
-    if kind == "timezone":
-        offset = dt.timedelta(microseconds=args[0])
-        return dt.timezone(offset) if args[1] is None else dt.timezone(offset, args[1])
-    if kind.startswith("pytz"):
-        pytz = importlib.import_module("pytz")
-        made: dt.tzinfo = pytz.timezone(args[0]) if kind == "pytz" else pytz.FixedOffset(args[0])
-        return made
-    dateutil = importlib.import_module("dateutil.tz")
-    made = (
-        dateutil.UTC
-        if kind == "dateutil-utc"
-        else dateutil.gettz(args[0])
-        if kind == "dateutil"
-        else dateutil.tzoffset(*args)
-    )
-    if kind == "dateutil" and not isinstance(made, dateutil.tzfile):
-        raise KeyError(args[0])
-    return made
-
-
-def zone_object(entry: Any) -> dt.tzinfo:
-    """The time zone object of its JSON.
-
-    Raises:
-        FormatError: not of the grammar.
-        UnsupportedTypeError: this machine has no such zone, or lacks pytz.
-    """
-    if not _is_zone(entry):
-        raise malformed("its time zone")
-    try:
-        return _zone(*entry)
-    except (KeyError, ImportError, OSError, ValueError) as error:
-        hint = "pip install pytz" if isinstance(error, ImportError) else "pip install tzdata"
-        raise UnsupportedTypeError(
-            f"this machine has no time zone {entry[-1]!r} of {entry[0]}: {hint}", dtype=f"{entry[0]}"
-        ) from None
-
-
-def _zone_name(entry: list[Any]) -> str | None:
-    """The zone's name in an Arrow timestamp, or None where Arrow has none (offsets of odd seconds)."""
-    match entry:
-        case ["zoneinfo" | "pytz" | "dateutil", str(name)]:
-            return name
-        case ["pytz-offset", int(minutes)]:
-            seconds = minutes * 60
-        case ["dateutil-offset", _, int(seconds)]:
-            pass
-        case ["timezone", int(micros), _]:
-            if micros % 10**6:
-                return None
-            seconds = micros // 10**6
-        case _:
-            return "UTC"
-    if seconds % 60:
-        return None
-    sign, minutes = "-" if seconds < 0 else "+", abs(seconds) // 60
-    return f"{sign}{minutes // 60:02}:{minutes % 60:02}" if minutes else "UTC"
-
-
-# --- the whole type ------------------------------------------------------------------------------------------
+# --- the whole type -------------------------------------------------------------------------------
 
 
 def arrow_of(pandas: dict[str, Any]) -> str | None:
-    """The ``arrow`` entry that goes with a ``pandas`` entry (but ArrowDtype): the type with the same cells."""
+    """The ``arrow`` entry of a ``pandas`` entry (not ArrowDtype): the type with the same cells."""
     match pandas:
         case {"numpy": str(code)}:
             kind, size = code[1], code[2:]
             if kind in "mM":
                 return ("timestamp" if kind == "M" else "duration") + size[1:]
-            names = {"b": "bool", "i": "int", "u": "uint", "f": "float"}
-            return None if kind == "c" else names[kind] + ("" if kind == "b" else str(8 * int(size)))
+            if kind in "bc":
+                return "bool" if kind == "b" else None
+            return {"i": "int", "u": "uint", "f": "float"}[kind] + str(8 * int(size))
         case {"masked": str(name)}:
             return MASKED[name]
         case {"string": _}:
             return "large_string"
         case {"datetime": [unit, zone]}:
-            name = _zone_name(zone)
-            return None if name is None else f"timestamp[{unit}, tz={name}]"
+            written = zone_name(zone)
+            return None if written is None else f"timestamp[{unit}, tz={written}]"
         case {"object": str(kind)}:
             return OBJECTS[kind]
     return None
@@ -434,11 +299,11 @@ def _is_dtype(entry: Any) -> bool:
         case {"string": ["python" | "pyarrow", "NA" | "nan"]} if len(entry) == 1:
             return True
         case {"datetime": [unit, zone]} if len(entry) == 1:
-            return unit in UNITS and _is_zone(zone)
+            return unit in UNITS and is_zone(zone)
         case {"period": str(name)} if len(entry) == 1:
             return re.fullmatch(r"[A-Za-z0-9-]{1,32}", name) is not None
         case {"interval": ["left" | "right" | "both" | "neither", sub]} if len(entry) == 1:
-            return _is_dtype(sub) and _is_endpoint(sub)
+            return _is_endpoint(sub) and _is_dtype(sub)
         case {"category": {"ordered": bool(), "values": dict()} as spec} if len(entry) == 1:
             return len(spec) == 2 and "pandas" in spec["values"]
         case {"arrow": True} if len(entry) == 1:
@@ -450,13 +315,15 @@ def _is_dtype(entry: Any) -> bool:
     return False
 
 
-def _is_endpoint(sub: dict[str, Any]) -> bool:
+def _is_endpoint(sub: Any) -> bool:
     match sub:
         case {"numpy": str(code)}:
-            return code[1] in "iufmM"
+            return code[1:2] in "iufmM"
         case {"masked": str(name)}:
             return name != "boolean"
-    return "datetime" in sub
+        case {"datetime": _}:
+            return True
+    return False
 
 
 def check(type: dict[str, Any], kind: str | None = None) -> None:  # noqa: A002 - the header's own word
@@ -476,7 +343,9 @@ def check(type: dict[str, Any], kind: str | None = None) -> None:  # noqa: A002 
     if not isinstance(type, dict) or not type or not set(type) <= {"arrow", "pandas"}:
         raise malformed("its keys")
     if "arrow" in type:
-        arrow_type(type["arrow"])
+        t = arrow_type(type["arrow"])
+        if isinstance(type["arrow"], str) and print_arrow(t) != type["arrow"]:
+            raise malformed("its Arrow type is not as it would be written")
     if "pandas" in type:
         pandas = type["pandas"]
         if not _is_dtype(pandas):
@@ -549,7 +418,7 @@ def width(type: dict[str, Any], kind: str | None = None) -> int | None:  # noqa:
     return _arrow_width(arrow_type(type["arrow"])) if "arrow" in type else None
 
 
-_INTERVAL = {"int": 28, "duration": 32, "timestamp": 52}  # deterministic: two tagged ends, see objects.py
+_INTERVAL = {"int": 28, "duration": 32, "timestamp": 52}  # deterministic: two tagged ends, see tags.py
 
 
 def value_type(t: pa.DataType) -> pa.DataType:
@@ -592,7 +461,7 @@ def _label(entry: Any) -> str:
         case {"string": [_, str(na)]}:
             return "str" if na == "nan" else "string"
         case {"datetime": [str(unit), list(zone)]}:
-            return f"timestamp[{unit}, {_zone_name(zone) or zone[0]}]"
+            return f"timestamp[{unit}, {zone_name(zone) or zone[0]}]"
         case {"period": str(name)}:
             return f"period[{name}]"
         case {"interval": [str(closed), dict(sub)]}:
