@@ -18,8 +18,8 @@ nested types with a dictionary inside                   a whole Arrow IPC stream
 ======================================================  ====================================================
 
 A null row has no bytes. Unions have no nulls of their own, so each of their rows has bytes. The list of a
-dictionary or category stands beside the cells: per entry its length (4 bytes, 0xFFFFFFFF if null) and its plain
-bytes.
+dictionary or category stands beside the cells: per entry its length (4 bytes, 0xFFFFFFFF if null) and its
+plain bytes.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ tagged     everything else, and mixes (``tags.py``)
 =========  ==================================================================================
 
 Null is None, NaN (the canonical one), NA or NaT, whichever comes first in the column. Any further kind of
-null is a tagged cell, as is what only ``pd.isna`` takes for null: ``Decimal("NaN")``, ``np.datetime64("NaT")``.
+null is a tagged cell, as is what only ``pd.isna`` takes for null, such as ``Decimal("NaN")``.
 """
 
 from __future__ import annotations
