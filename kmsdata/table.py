@@ -230,12 +230,30 @@ class _Place:
         """The values, of the recorded dtype; objects where cells of several columns stand together."""
         if self.whole:
             ((_, array),) = self.parts
-            return open_pandas(array.dtype.header, keys, array.storage, str(self.name))
+            values = open_pandas(array.dtype.header, keys, array.storage, str(self.name))
+            return _with_nulls(values, array.isna())
         out = np.empty(0, object) if self.others is None else self.others.copy()
         for rows, array in self.parts:
             values = open_pandas(array.dtype.header, keys, array.storage, str(self.name))
             out[rows] = values.astype(object).to_numpy()
         return pd.Series(out, dtype=object)
+
+
+def _with_nulls(values: pd.Series[Any], null: np.ndarray[Any, Any]) -> pd.Series[Any]:
+    """Values whose dtype has no null (int64, bool), where a join, shift or the like has since made nulls.
+
+    pandas itself would go on in floats, which hold no large integers: so the nullable dtype of that width.
+    """
+    lost = null & ~values.isna().to_numpy()
+    if not lost.any():
+        return values
+    dtype = values.dtype
+    nullable: Any = object
+    if isinstance(dtype, np.dtype) and dtype.kind in "iu":
+        nullable = f"{'Int' if dtype.kind == 'i' else 'UInt'}{8 * dtype.itemsize}"
+    elif dtype == np.bool_:
+        nullable = "boolean"
+    return values.astype(nullable).mask(lost)
 
 
 def encrypted_columns(frame: pd.DataFrame) -> list[_Place]:
