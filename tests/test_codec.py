@@ -1,9 +1,11 @@
 """The codec: whatever goes in comes out, to the bit and to the type of each null."""
 
+import base64
 import collections
 import datetime as dt
 import decimal
 import enum
+import io
 import itertools
 import json
 import struct
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 
 from kmsdata import codec
 from kmsdata.cells import Cells
-from kmsdata.codec import arrow, tags, types
+from kmsdata.codec import arrow, tags, types, zones
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 PANDAS_3 = hasattr(pd.StringDtype("python"), "_na_value")
@@ -249,6 +251,8 @@ def pandas_cases():
         yield f"interval {closed}", pd.Series(pd.interval_range(0, 4, closed=closed))
     nan_ends = (np.array([0.5, NAN, 2]), np.array([1.5, NAN, np.inf]))
     yield "interval float", pd.Series(pd.arrays.IntervalArray.from_arrays(*nan_ends))
+    nan_ends = (bits("f8", (0x7FF8 << 48) + 1, 0x7FF8 << 48), bits("f8", 0x7FF8 << 48, 0x7FF8 << 48))
+    yield "interval nan", pd.Series(pd.arrays.IntervalArray.from_arrays(*nan_ends))
     yield (
         "interval uint",
         pd.Series(pd.arrays.IntervalArray.from_arrays(np.array([1, 2], "u8"), np.array([3, 4], "u8"))),
@@ -480,6 +484,7 @@ def rare_arrow():
         "text": pa.array(["a", None, "", "b"]),
         "view": pa.array(["a", None, "", "b" * 20], pa.string_view()),
         "bool": pa.array([True, None, False, True]),
+        "one": pa.array([1, None, 1, None]),
         "list": pa.array([[1], None, [2, 3], []]),
         "struct": pa.array([{"a": 1}, None, {"a": 2}, {"a": None}]),
     }.items():
@@ -499,6 +504,10 @@ def rare_arrow():
     )
     null_inside = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 1]), pa.array(["a", None]))
     yield "dictionary with null entry", null_inside
+    null_first = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2]), pa.array([None, "a", "b"]))
+    yield "dictionary with null entry first", null_first
+    twice = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2]), pa.array(["a", "b", "a"]))
+    yield "dictionary with an entry twice", twice
     tensor = pa.fixed_shape_tensor(pa.int32(), [2])
     yield (
         "tensor",
@@ -696,11 +705,41 @@ def test_no_copy_where_none_is_needed():
         series = pd.Series(values, copy=False)
         cells = codec.pack(codec.describe(series, column="c"), series, column="c")
         assert np.shares_memory(cells.data, values)
-    text = pd.Series(["a", "b"], dtype="string[pyarrow]")
+    text = pa.array(["a" * 10**5, "b" * 10**5], pa.large_string())
     before = pa.total_allocated_bytes()
     cells = codec.pack(codec.describe(text, column="c"), text, column="c")
     assert pa.total_allocated_bytes() - before < 1024
-    assert cells.data.tobytes() == b"ab"
+    assert np.shares_memory(cells.data, np.frombuffer(text.buffers()[2], np.uint8))
+
+
+def test_runs_are_as_long_as_can_be():
+    ends = pa.array([1, 2, 3, 4, 5, 6], pa.int32())
+    values = pa.RunEndEncodedArray.from_arrays(ends, pa.array([0.0, 0.0, None, None, 0.0, -0.0]))
+    _, _, made = trip(values, to=codec.unpack_arrow)
+    assert made.run_ends.to_pylist() == [2, 4, 5, 6]
+    same(made.values.to_pylist(), [0.0, None, 0.0, -0.0])
+
+
+def test_sets_have_one_encoding():
+    values = [{1, 9, 17, "a"}, {17, "a", 9, 1}, {"a", 17, 9, 1}]
+    assert len({tags.encode(value) for value in values}) == 1
+    assert [item[:1] for item in tags._items(tags.encode(values[0])[1:])] == [b"i", b"i", b"i", b"s"]
+    small = frozenset(range(100))
+    assert tags.encode(small) == tags.encode(frozenset(reversed(range(100))))
+    items = list(tags._items(tags.encode(frozenset(["b", "a", 3]))[1:]))
+    assert items == sorted(items)
+
+
+def test_dictionaries_fill_their_index_type():
+    for size in (128, 129):
+        parts = [pa.array(np.arange(64)), pa.array(np.arange(64, size))]
+        made = [part.dictionary_encode() for part in parts]
+        narrow = [pa.DictionaryArray.from_arrays(x.indices.cast(pa.int8()), x.dictionary) for x in made]
+        if size == 128:
+            assert trip(pa.chunked_array(narrow), to=codec.unpack_arrow)[2].to_pylist() == list(range(128))
+            continue
+        with pytest.raises(UnsupportedTypeError, match=r"'c'.*exceed its index type"):
+            codec.describe(pa.chunked_array(narrow), column="c")
 
 
 def test_dictionaries_that_differ_by_chunk_become_one():
@@ -711,10 +750,6 @@ def test_dictionaries_that_differ_by_chunk_become_one():
     assert made.type == values.type
     assert cells.rows() == [b"a", b"b", b"c", b"a", None]
     assert described.categories == b"\1\0\0\0a\1\0\0\0b\1\0\0\0c"
-    many = [pa.array(np.arange(i, i + 100)).dictionary_encode() for i in (0, 100)]
-    narrow = [pa.DictionaryArray.from_arrays(c.indices.cast(pa.int8()), c.dictionary) for c in many]
-    with pytest.raises(UnsupportedTypeError, match=r"'c'.*exceed its index type"):
-        codec.describe(pa.chunked_array(narrow), column="c")
 
 
 def test_text_of_more_than_2_gib_comes_in_chunks(monkeypatch):
@@ -750,6 +785,7 @@ def test_text_of_more_than_2_gib_comes_in_chunks(monkeypatch):
         (obj(dt.date(1970, 1, 2)), ["01000000"]),
         (obj(1, "a", None, pd.NA), ["690100000000000000", "7361", None, "41"]),
         (obj(2**63, "a"), ["49" + "00" * 7 + "8000", "7361"]),
+        (obj(-(2**71), "a"), ["49" + "00" * 8 + "80", "7361"]),
         (obj([1], "a"), ["6c09000000690100000000000000", "7361"]),
         (obj(dt.time(0, 0, 1), "a"), ["7400ca9a3b00000000", "7361"]),
         (
@@ -792,15 +828,17 @@ def test_a_nested_cell_holds_no_text_of_other_rows():
 
 FLOATS = (
     ">f8 >f4 >c16 f2 f4 f8 c8 c16 Float64 Float32 reversed|big-endian nan|f2 plain|f4 plain|f8 plain|"
-    "column of a block|"
-    "interval float|category float|category cut float|category mixed|object text mixed nulls|object float|"
+    "column of a block|interval float|"
+    "interval nan|category float|category cut float|category mixed|object text mixed nulls|object float|"
     "object complex|object mixed|object Interval|object numpy|object numpy nulls|ArrowDtype float16|"
     "ArrowDtype float32|ArrowDtype float64"
 )
 NESTED = (
     "category tuples|object containers|object lists|object same lists|object arrays|object arrays in lists|"
-    "ArrowDtype month_day_nano|ArrowDtype list|ArrowDtype list of text|ArrowDtype large_list|ArrowDtype fixed list|"
-    "ArrowDtype struct|ArrowDtype struct empty|ArrowDtype list named|ArrowDtype map|ArrowDtype list of decimal|"
+    "ArrowDtype month_day_nano|ArrowDtype list|ArrowDtype list of text|ArrowDtype large_list|"
+    "ArrowDtype fixed list|"
+    "ArrowDtype struct|ArrowDtype struct empty|ArrowDtype list named|ArrowDtype map|"
+    "ArrowDtype list of decimal|"
     "ArrowDtype dictionary struct|ArrowDtype list of dictionary"
 )
 NOT_DETERMINISTIC = {*FLOATS.split("|")[0].split(), *FLOATS.split("|")[1:], *NESTED.split("|")}
@@ -1009,6 +1047,16 @@ class Text(str):
     __slots__ = ()
 
 
+class Half(np.float64):
+    pass
+
+
+def foreign_zone():
+    """A zone file that says it is Berlin, and is not."""
+    with zoneinfo._common.load_tzdata("Asia/Tokyo") as file:
+        return dateutil.tz.tzfile(io.BytesIO(file.read()), filename="Europe/Berlin")
+
+
 def cyclic():
     made = []
     made.append(made)
@@ -1059,6 +1107,14 @@ REFUSALS = {
     "function": (lambda: obj(len), False, ["row 0", "builtin_function_or_method"]),
     "cycle": (lambda: obj(cyclic()), False, ["row 0", "deep"]),
     "deep": (lambda: obj(deep(100)), False, ["row 0", "deep"]),
+    "numpy subclass": (lambda: obj(Half(1)), False, ["row 0", "Half"]),
+    "masked array": (lambda: obj(np.ma.masked_array([1], [True])), False, ["row 0", "MaskedArray"]),
+    "big-endian array": (lambda: obj(np.array([1], ">i4")), False, ["row 0", "ndarray"]),
+    "foreign zone file": (
+        lambda: obj(dt.datetime(2020, 1, 1, tzinfo=foreign_zone())),
+        False,
+        ["row 0", "tzfile"],
+    ),
     "longdouble scalar": (lambda: obj(np.longdouble(1)), False, ["row 0", "longdouble"]),
     "object array": (lambda: obj(np.array([SECRET], object)), False, ["row 0", "ndarray"]),
     "text array": (lambda: obj(np.array([SECRET])), False, ["row 0", "ndarray"]),
@@ -1088,6 +1144,11 @@ REFUSALS = {
     "decimal infinity": (lambda: obj(Decimal("Infinity")), True, ["row 0", "infinity"]),
     "decimal huge": (lambda: obj(Decimal("1E+9999")), True, ["row 0", "exponent"]),
     "far time": (lambda: tick("s", None, 0, 10**12), True, ["rows [1]", "nanoseconds", "randomised"]),
+    "far past": (
+        lambda: tick("s", None, 0, -(10**12)),
+        True,
+        ["rows [1]", "nanoseconds", "randomised"],
+    ),
     "far span": (lambda: pd.Series(np.array([0, 10**12], "m8[s]")), True, ["rows [1]", "nanoseconds"]),
     "date64 with time": (
         lambda: pa.array([0, None, 5], pa.int64()).view(pa.date64()),
@@ -1200,6 +1261,16 @@ MALFORMED = [
     {"arrow": "decimal128(99, 1)"},
     {"arrow": "decimal128(0, 0)"},
     {"arrow": "time32[ns]"},
+    {"arrow": "decimal128(05, 2)"},
+    {"arrow": "fixed_size_binary[03]"},
+    {"arrow": {"ipc": base64.b64encode(pa.schema([("d", pa.int8())]).serialize()).decode()}},
+    {"pandas": {"datetime": ["ns", ["timezone", True, None]]}},
+    {
+        "arrow": "timestamp[ns, tz=/etc/localtime]",
+        "pandas": {"datetime": ["ns", ["dateutil", "/etc/localtime"]]},
+    },
+    {"arrow": "timestamp[ns, tz=../x]", "pandas": {"datetime": ["ns", ["zoneinfo", "../x"]]}},
+    {"arrow": "timestamp[ns, tz=]", "pandas": {"datetime": ["ns", ["pytz", ""]]}},
     {"pandas": None},
     {"pandas": {}},
     {"pandas": {"numpy": "<i8"}},
@@ -1314,11 +1385,13 @@ BAD_CELLS = [
     ({"arrow": "large_string", "pandas": {"string": ["python", "NA"]}}, [b"\xff"]),
     ({"arrow": "date32", "pandas": {"object": "date", "null": "None"}}, [b"\xff\xff\xff\x7f"]),
     ({"arrow": "fixed_size_binary[16]", "pandas": {"object": "uuid", "null": "None"}}, [b"x"]),
+    ({"arrow": "date32", "pandas": {"object": "date", "null": "None"}}, [struct.pack("<i", -719163)]),
     ({"pandas": {"object": "decimal", "null": "None"}}, [b"x"]),
     ({"pandas": {"object": "decimal", "null": "None"}}, ["१".encode()]),
     ({"pandas": {"interval": ["left", {"numpy": "<i8"}]}}, [b"x" * 15]),
     ({"arrow": types.print_arrow(pa.list_(pa.int8()))}, [b"x" * 40]),
     ({"arrow": types.print_arrow(pa.list_(pa.int8()))}, [b""]),
+    ({"arrow": types.print_arrow(pa.list_(pa.int8()))}, [pa.record_batch([[[1], [2]]], ["c"]).serialize()]),
     ({"arrow": types.print_arrow(ARROW["list of dictionary"].type)}, [b"x" * 40]),
 ]
 BAD_TAGGED = [
@@ -1433,6 +1506,23 @@ def test_deterministic_cells_that_do_not_fit_are_refused(type_, kind, raw):
     with pytest.raises(FormatError) as caught:
         codec.unpack(type_, Cells.of([raw]), kind=kind, column="c")
     assert caught.value.field == "cell"
+
+
+def test_zones_with_odd_seconds_have_no_arrow_name():
+    assert zones.zone_name(["timezone", 5, None]) is None
+    assert zones.zone_name(["timezone", 5 * 10**6, None]) is None
+    assert zones.zone_name(["timezone", -5400 * 10**6, None]) == "-01:30"
+
+
+def test_objects_too_deep_are_refused():
+    raw = b"l"
+    for _ in range(100):
+        raw = b"l" + len(raw).to_bytes(4, "little") + raw
+    with pytest.raises(FormatError):
+        codec.unpack({"pandas": {"object": "tagged", "null": "None"}}, Cells.of([raw]), column="c")
+    there_and_back(obj(deep(63)))  # 64 lists
+    with pytest.raises(UnsupportedTypeError, match="deep"):
+        there_and_back(obj(deep(64)))
 
 
 def test_a_missing_zone_is_named():

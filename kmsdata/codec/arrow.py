@@ -167,7 +167,8 @@ def _pack_variable(
     chunks: list[Any], t: pa.DataType, valid: Bools | None, column: str, trusted: bool
 ) -> Cells:
     large = pa.large_string() if t in _TEXT else pa.large_binary()
-    wide = pa.concat_arrays([_widen(chunk, large) for chunk in chunks] or [pa.nulls(0, large)])
+    parts = [_widen(chunk, large) for chunk in chunks] or [pa.nulls(0, large)]
+    wide = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
     if t in _TEXT and not trusted:
         _check_utf8(wide, column, t)
     if valid is not None:

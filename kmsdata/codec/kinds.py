@@ -319,11 +319,9 @@ def _shortest(cells: Cells, column: str) -> Cells:
 
 
 def _plain(value: decimal.Decimal) -> str:
-    """Shortest plain text of a finite Decimal."""
+    """Shortest plain text of a finite Decimal that is not a negative zero."""
     text = format(value, "f")
-    if "." in text:
-        text = text.rstrip("0").rstrip(".")
-    return text if value else "0"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _with_exponent(cells: Cells, exponent: int, column: str) -> Cells:
