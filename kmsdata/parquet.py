@@ -128,11 +128,13 @@ def read_parquet(
     alike = (
         len({tuple((c, EncryptedDtype(h)) for c, h in headers.items()) for headers in files.values()}) == 1
     )
-    names: list[FilePath] = [path] if alike else [*files]
+    sources: list[FilePath] = [path] if alike else [*files]
     parts = []
-    for name in names:
-        part = pd.read_parquet(name, columns=wanted, filters=filters, filesystem=filesystem, engine="pyarrow")
-        parts.append(_restored(part, next(iter(files.values())) if alike else files[str(name)]))
+    for source in sources:
+        part = pd.read_parquet(
+            source, columns=wanted, filters=filters, filesystem=filesystem, engine="pyarrow"
+        )
+        parts.append(_restored(part, next(iter(files.values())) if alike else files[str(source)]))
     frame = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=_is_default(parts))
     return decrypt_frame(frame, key=key) if decrypt else frame
 

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -154,7 +154,7 @@ def decrypt_frame(
     for item, values in opened:
         if item.level is None:
             values.index = frame.index  # a Series of the same index goes in as it is, with no dtype inferred
-            out.isetitem(item.position, values)
+            out.isetitem(item.position, cast("Any", values))  # pandas takes it; its stubs forgot
         else:
             levels[item.level] = pd.Index(values, dtype=values.dtype, name=frame.index.names[item.level])
     if levels:

@@ -9,7 +9,7 @@ from kmsdata import session
 
 
 @pytest.fixture(autouse=True)
-def keystore(tmp_path, monkeypatch, capsys):
+def keystore(tmp_path, monkeypatch):
     path = tmp_path / "keystore" / "keystore.json"
     monkeypatch.setenv("KMSDATA_KEYSTORE", str(path))
     monkeypatch.delenv("KMSDATA_KEY", raising=False)

@@ -1,5 +1,6 @@
 """Data keys, the local keystore, and which keys may be used."""
 
+import base64
 import copy
 import hashlib
 import hmac
@@ -52,11 +53,12 @@ def test_derivation_is_as_the_specification_says():
     derived = hkdf(SECRET, b"kmsdata/1/AES-256-SIV/text/e-mail", 68)
     assert (key.cell_key(exact).prefix, key.cell_key(exact).key) == (b"\x01" + derived[:4], derived[4:])
     assert key.categories_key().key == hkdf(SECRET, b"kmsdata/1/categories", 64)
-    message = b'{"column":{"algorithm":"AES-256-GCM","data_key":"%b","name":"a","type":{}},"context":{"x":"y"},"version":1}'
+    message = (
+        b'{"column":{"algorithm":"AES-256-GCM","data_key":"%b","name":"a","type":{}},'
+        b'"context":{"x":"y"},"version":1}'
+    )
     with_context = data_key(context={"x": "y"})
     column = ColumnHeader(GCM, key.commitment, {}, name="a", mac=b"m" * 32)
-    import base64
-
     expected = hmac.new(
         hkdf(SECRET, b"kmsdata/1/header", 32), message % base64.b64encode(key.commitment), hashlib.sha256
     )
@@ -64,7 +66,9 @@ def test_derivation_is_as_the_specification_says():
     assert not data_key().authenticates(column)
 
 
-@pytest.mark.parametrize("secret", [data_key(), CellKey(bytes(36)), Keyset([("AES-256-GCM", CellKey(bytes(36)))])])
+@pytest.mark.parametrize(
+    "secret", [data_key(), CellKey(bytes(36)), Keyset([("AES-256-GCM", CellKey(bytes(36)))])]
+)
 def test_secrets_hide(secret):
     shown = repr(secret) + str(secret) + f"{secret}"
     assert SECRET.hex() not in shown
@@ -141,7 +145,12 @@ def test_the_same_name_with_another_id_says_so(keystore):
 def test_a_changed_wrapped_key_is_refused():
     store = kmsdata.LocalKeystore()
     wrapped = store.generate_data_key("local://demo", {}).wraps[0].wrapped
-    for changed in ("", "?", wrapped[:-8], wrapped[:60] + ("A" if wrapped[60] != "A" else "B") + wrapped[61:]):
+    for changed in (
+        "",
+        "?",
+        wrapped[:-8],
+        wrapped[:60] + ("A" if wrapped[60] != "A" else "B") + wrapped[61:],
+    ):
         with pytest.raises(KeyAccessError):
             store.unwrap(changed, "local://demo", {})
 
@@ -187,7 +196,9 @@ def test_a_keystore_that_others_can_read_is_refused(keystore, mode):
         lambda store: store.update(extra=1),
         lambda store: store["keys"]["a"].update(secret="AAAA"),
         lambda store: store["keys"]["a"].pop("id"),
-        lambda store: store.update(kdf={"name": "scrypt", "n": 1 << 40, "r": 8, "p": 1, "salt": "A" * 22 + "=="}),
+        lambda store: store.update(
+            kdf={"name": "scrypt", "n": 1 << 40, "r": 8, "p": 1, "salt": "A" * 22 + "=="}
+        ),
         lambda store: store.update(keys=[]),
     ],
 )
@@ -287,10 +298,10 @@ class Vault:
     def generate_data_key(self, key, context):
         return DataKey(self.secret, [Wrap(key, "wrapped")], context=context)
 
-    def unwrap(self, wrapped, key, context):
+    def unwrap(self, wrapped, key, context):  # noqa: ARG002
         return self.secret
 
-    def wrap(self, data_key, key, context):
+    def wrap(self, data_key, key, context):  # noqa: ARG002
         return "wrapped"
 
 

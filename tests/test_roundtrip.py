@@ -25,7 +25,7 @@ SECRETS = ["name", "ticket", "age", "fare"]
 
 
 def through_pandas(frame, encrypted, path):
-    """What comes back through a file: encrypted columns exactly, plain ones as pandas' own Parquet has them."""
+    """What comes back through a file: encrypted columns exactly, plain ones as by pandas' own Parquet."""
     frame.to_parquet(path)
     out = pd.read_parquet(path)
     path.unlink()
