@@ -75,6 +75,10 @@ class Cell:
     def __reduce__(self) -> tuple[Any, ...]:
         return Cell, (self._data, self.dtype)
 
+    def toDict(self) -> dict[str, str]:  # noqa: N802 - pandas' JSON writer asks for this name
+        """What stands in JSON for a cell in a column of objects; an encrypted column is plain text there."""
+        return {"cell": str(self)}
+
 
 class EncryptedDtype(ExtensionDtype):
     """The dtype of an encrypted column.
@@ -204,6 +208,9 @@ class EncryptedType(pa.ExtensionType):
             and self.storage_type == other.storage_type
             and self.dtype == other.dtype
         )
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # pyarrow's own does not ask __eq__
 
     def __hash__(self) -> int:
         return hash((self.storage_type, self.dtype))
@@ -391,8 +398,8 @@ class EncryptedArray(ExtensionArray):
         """To object (cells), to text (the whole ciphertext), or to a dtype that these cells fit."""
         dtype = pd.api.types.pandas_dtype(dtype)
         if isinstance(dtype, EncryptedDtype):
-            if dtype == self._dtype:
-                return self.copy() if copy else self
+            if dtype == self._dtype and not copy:
+                return self
             self._check_fits(dtype)
             return type(self)(self._storage, dtype)
         if isinstance(dtype, pd.StringDtype) or (isinstance(dtype, np.dtype) and dtype.kind == "U"):
@@ -412,6 +419,8 @@ class EncryptedArray(ExtensionArray):
         if copy is False:
             raise ValueError("cells are made of bytes when they are asked for: that is always a copy")
         _refuse_foreign_meeting()
+        if sys._getframe(1).f_globals.get("__name__") == "pandas.io.json._json":
+            return self._values_for_json()  # pandas 2 asks here for those of a series
         out = np.empty(len(self), object)
         out[:] = list(self)
         return out
