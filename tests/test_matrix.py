@@ -793,7 +793,7 @@ def test_read_only_arrays_stay_so(enc):
     array.copy()[0] = None
 
 
-def test_attrs_stay(enc, df):
+def test_attrs_stay(df):
     df.attrs["source"] = "survey"
     sealed = df.kms.encrypt("name", key=KEY)
     assert (
@@ -1248,8 +1248,10 @@ def test_dask_joins(dd, df, enc):
     foreign = dd.from_pandas(right.kms.encrypt(deterministic="city", key=KEY), npartitions=2)
     expected = df[["id", "city"]].merge(right, on="city")
     right_or_loud(lambda: None, lambda: parts.merge(sealed, on="city").compute(), expected, sort=True)
-    with pytest.raises((TypeError, ValueError), match=r"data key|Cannot interpret|mismatches"):
-        parts.merge(foreign, on="city").compute()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Dask's own, that the dtypes differ
+        with pytest.raises(TypeError, match=r"data key|Cannot interpret"):
+            parts.merge(foreign, on="city").compute()
     counts = df.groupby("city")["id"].sum().reset_index()
     right_or_loud(
         lambda: None, lambda: parts.groupby("city")["id"].sum().compute().reset_index(), counts, sort=True
@@ -1260,7 +1262,8 @@ def right_or_loud(write, read, expected, *, sort=False):
     try:
         write()
         result = read()
-    except (TypeError, ValueError, NotImplementedError):
+    except TypeError as error:
+        assert "Cannot interpret 'encrypted[" in str(error)  # noqa: PT017 - this, or all that follows
         return
     result, expected = result.kms.decrypt(), expected.reset_index(drop=True)
     if sort:
