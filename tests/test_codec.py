@@ -1525,6 +1525,18 @@ def test_objects_too_deep_are_refused():
         there_and_back(obj(deep(64)))
 
 
+def test_a_uuid_type_that_is_not_registered_keeps_its_kind():
+    metadata = {"ARROW:extension:name": "arrow.uuid", "ARROW:extension:metadata": ""}
+    schema = pa.schema([pa.field("c", pa.binary(16), metadata=metadata)])
+    type_ = {"arrow": {"ipc": base64.b64encode(schema.serialize()).decode()}}
+    codec.check(type_, "uuid")
+    assert codec.width(type_, "uuid") == 16
+    made = codec.unpack_arrow(type_, Cells(np.zeros(16, np.uint8), width=16), kind="uuid", column="c")
+    assert made.type == (pa.uuid() if hasattr(pa, "uuid") else pa.binary(16))
+    with pytest.raises(FormatError):
+        codec.check({"arrow": types.print_arrow(pa.binary(16))}, "uuid")
+
+
 def test_a_missing_zone_is_named():
     type_ = {"arrow": "timestamp[s, tz=No/Where]", "pandas": {"datetime": ["s", ["zoneinfo", "No/Where"]]}}
     codec.check(type_)

@@ -377,7 +377,19 @@ def kind_of(type: dict[str, Any]) -> str | None:  # noqa: A002
             return "timestamp"
         case {"interval": [_, sub]}:
             return None if arrow_of(sub) in ("float32", "float64") else "tagged"
-    return _arrow_kind(arrow_type(type["arrow"])) if "arrow" in type else None
+    if "arrow" not in type:
+        return None
+    found = _arrow_kind(arrow_type(type["arrow"]))
+    return "uuid" if found == "bytes" and _is_foreign_uuid(type["arrow"]) else found
+
+
+def _is_foreign_uuid(entry: Any) -> bool:
+    """Whether this is Arrow's UUID type, which older pyarrow sees as its storage."""
+    if not isinstance(entry, dict):
+        return False
+    raw = base64.b64decode(entry["ipc"])
+    metadata = pa.ipc.read_schema(pa.py_buffer(raw)).field(0).metadata or {}
+    return metadata.get(b"ARROW:extension:name") == b"arrow.uuid"
 
 
 def width(type: dict[str, Any], kind: str | None = None) -> int | None:  # noqa: A002
