@@ -584,13 +584,6 @@ class EncryptedArray(ExtensionArray):
         self._check_factorizable()
         return cast(Any, super())._mode(dropna=dropna)
 
-    def map(self, mapper: Any, na_action: Literal["ignore"] | None = None) -> Any:
-        """What a function makes of the cells; a mapping must be one of cells."""
-        if not callable(mapper):
-            keys = mapper.index if isinstance(mapper, pd.Series) else mapper
-            self._cells_only(keys, "map")
-        return super().map(mapper, na_action=na_action)
-
     def _check_factorizable(self) -> None:
         header = self._dtype.header
         if not header.deterministic:

@@ -737,6 +737,12 @@ def test_functions_that_make_text_keep_text(enc):
     assert not isinstance(text.dtype, EncryptedDtype)
     assert text[0] == str(enc["name"][0])
     assert enc["name"].map(lambda cell: cell).to_frame().kms.encrypted == ["name"]
+    nothing = enc["name"].map(lambda _: None)
+    assert not isinstance(nothing.dtype, EncryptedDtype)
+    first = enc["name"][0]
+    some = enc["name"].map(lambda cell: cell if cell is pd.NA or cell == first else str(cell))
+    assert some[0] == first
+    assert some[1] == str(enc["name"][1])
 
 
 def test_json(enc, df):
