@@ -704,8 +704,8 @@ def test_marks_on_screen(enc):
     assert names[0] != names[7]  # the same name, under another IV
 
 
+@pytest.mark.newest
 def test_styler(enc):
-    pytest.importorskip("jinja2")
     assert "\\x" not in enc.style.to_html()
 
 
