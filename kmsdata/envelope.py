@@ -20,7 +20,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn, Self
@@ -49,6 +49,8 @@ KINDS = ("text", "bytes", "bool", "int", "uint", "timestamp", "date", "decimal",
 _VERSION = 1
 _MOST_BYTES = 4 << 20
 _MOST_WRAPS = 16
+_MOST_CONTEXT = 1 << 16
+_DEEPEST = 64
 _MOST_RECORDS = 1024
 _NAME = r"[A-Za-z0-9_.-]{1,64}"
 _REGION = r"[a-z]+(?:-[a-z0-9]+)+"
@@ -121,6 +123,23 @@ class DataKeyRecord:
     context: tuple[tuple[str, str], ...]
     wraps: tuple[Wrap, ...]
 
+    def __post_init__(self) -> None:
+        """FormatError for what a reader would refuse, so that no writer writes it."""
+        if len(self.wraps) > _MOST_WRAPS:
+            _refuse(f"{len(self.wraps)} wraps of one data key: at most {_MOST_WRAPS}", "wraps")
+        if not all(isinstance(text, str) for pair in self.context for text in pair):
+            _refuse("the context is not a mapping of text to text", "context")
+        for name, text in self.context:
+            for part in (name, text):
+                if not part.isascii() and any("\ud800" <= letter <= "\udfff" for letter in part):
+                    _refuse("the context holds a lone surrogate, which is no valid Unicode", "context")
+        if sum(len(name) + len(text) for name, text in self.context) > _MOST_CONTEXT:
+            _refuse(f"a context of more than {_MOST_CONTEXT} letters", "context")
+
+    def with_wraps(self, wraps: Iterable[Wrap]) -> DataKeyRecord:
+        """The record with these wraps too; those beyond the most that a record holds are left out."""
+        return replace(self, wraps=tuple(dict.fromkeys((*self.wraps, *wraps)))[:_MOST_WRAPS])
+
     def to_json(self) -> dict[str, Any]:
         """The record as JSON."""
         return {
@@ -134,7 +153,7 @@ class DataKeyRecord:
         """A record, checked; FormatError if it is not one."""
         entry = _object(data, {"commitment", "context", "wraps"}, "data_keys")
         context = entry["context"]
-        if not isinstance(context, dict) or not all(isinstance(text, str) for text in context.values()):
+        if not isinstance(context, dict):
             _refuse("the context is not a mapping of text to text", "context")
         wraps = []
         for item in _list(entry["wraps"], "wraps", most=_MOST_WRAPS):
@@ -178,6 +197,11 @@ class ColumnHeader:
     def identity(self) -> tuple[bytes, str, str | None, str | None, str | None]:
         """What the cells' key is derived from: two objects with one identity have one key."""
         return (self.data_key, self.algorithm, self.name, self.domain, self.kind)
+
+    @property
+    def place(self) -> tuple[str, str | None, str | None]:
+        """Where it belongs: objects of one column agree in it."""
+        return (self.algorithm, self.name, self.domain)
 
     def to_json(self) -> dict[str, Any]:
         """The object as JSON."""
@@ -242,9 +266,8 @@ class Header:
         merged: dict[bytes, DataKeyRecord] = {}
         for record in records:
             if record.commitment in named:
-                known = merged.setdefault(record.commitment, record)
-                wraps = tuple(dict.fromkeys(known.wraps + record.wraps))
-                merged[record.commitment] = replace(known, wraps=wraps[:_MOST_WRAPS])
+                known = merged.get(record.commitment, record)
+                merged[record.commitment] = known.with_wraps(record.wraps)
         return cls(tuple(objects), tuple(merged[commitment] for commitment in sorted(merged, key=_b64)))
 
     @classmethod
@@ -263,8 +286,8 @@ class Header:
     @classmethod
     def _checked(cls, column: list[Any], records: list[DataKeyRecord]) -> Self:
         objects = [ColumnHeader.from_json(item) for item in column]
-        if len({item.identity for item in objects}) != len(objects):
-            _refuse("two objects of a column with one key: which cell is whose cannot be told", "column")
+        if not _one_place(objects):
+            _refuse("objects of one column that belong to different columns, or share a data key", "column")
         if missing := {item.data_key for item in objects} - {item.commitment for item in records}:
             _refuse(f"{len(missing)} data keys are named but not given", "data_key")
         return cls.of(objects, records)
@@ -283,8 +306,7 @@ class Header:
     def union(self, other: Header) -> Header | None:
         """The header of cells of both, or None if it could not be told which cell is whose."""
         both = Header.of(self.columns + other.columns, self.records + other.records)
-        clear = len({item.identity for item in both.columns}) == len(both.columns)
-        return both if clear and len(both.records) <= _MOST_RECORDS else None
+        return both if _one_place(both.columns) and len(both.records) <= _MOST_RECORDS else None
 
     def record(self, column: ColumnHeader) -> DataKeyRecord:
         """The record of the data key of one of the objects."""
@@ -294,6 +316,16 @@ class Header:
     def deterministic(self) -> bool:
         """Whether equal values have equal cells, throughout: one deterministic object."""
         return len(self.columns) == 1 and self.columns[0].deterministic
+
+
+def _one_place(columns: Sequence[ColumnHeader]) -> bool:
+    """Whether these may be one column's: of one place, and each under a data key of its own.
+
+    Else cells could be moved between the columns of a file by whoever puts their headers together, and
+    where two have one key, it could not be told which of two types a cell is of.
+    """
+    keys = {column.data_key for column in columns}
+    return len(keys) == len(columns) and len({column.place for column in columns}) == 1
 
 
 def file_text(headers: Mapping[str, Header]) -> str:
@@ -353,7 +385,9 @@ def canonical(data: object) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def _walk(data: object) -> None:
+def _walk(data: object, depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        _refuse(f"nested more than {_DEEPEST} deep")
     if isinstance(data, str):
         if not data.isascii() and any("\ud800" <= letter <= "\udfff" for letter in data):
             _refuse("text with a lone surrogate")
@@ -362,10 +396,10 @@ def _walk(data: object) -> None:
             if not isinstance(key, str):
                 _refuse("a key that is not text")
             _walk(key)
-            _walk(value)
+            _walk(value, depth + 1)
     elif isinstance(data, list):
         for value in data:
-            _walk(value)
+            _walk(value, depth + 1)
     elif isinstance(data, int):  # bool too
         if abs(data) >= 1 << 53:
             _refuse("an integer of 2^53 or more")

@@ -87,11 +87,13 @@ class WrongKeyError(KmsDataError):
         key: URI of the master key, or None.
         column: the column, or None.
         rows: positions of the first cells whose key id stands in no header of their column.
+        allowed: False where the key may not be used here, and so was not asked.
     """
 
     key: str | None = None
     column: str | None = None
     rows: tuple[int, ...] = ()
+    allowed: bool = True
 
 
 class TamperedError(KmsDataError):

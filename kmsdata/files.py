@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
-import threading
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,11 +22,11 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
     atomic): whoever opens ``path``, at any time, after any crash, sees the old file or the new one.
 
     Args:
-        path: the target; a symbolic link is followed.
+        path: the target; ``~`` and a symbolic link are followed.
         mode: permissions from the file's creation on; else those of the file it replaces, else the umask's.
 
     Raises:
-        OSError: as for any file; the target is then as it was.
+        OSError: as for any file, or what stands there is none (a device, a folder); it is then as it was.
 
     Example:
         >>> import tempfile, pathlib
@@ -34,15 +36,19 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
         >>> target.read_bytes()
         b'all of it'
     """
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}-{threading.get_ident()}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+    target = Path(os.path.realpath(Path(path).expanduser()))
+    before = target.stat() if target.exists() else None
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        raise OSError(errno.EEXIST, "there is something at this path that is not a file", str(target))
+    # Never wider than what it replaces, not even while it is written.
+    first = mode if mode is not None else 0o666 if before is None else 0o600
+    temporary, handle = _beside(target, first)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            if mode is None and target.exists():
-                temporary.chmod(target.stat().st_mode & 0o7777)
+            if mode is None and before is not None:
+                temporary.chmod(stat.S_IMODE(before.st_mode))
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
@@ -54,3 +60,12 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _beside(target: Path, mode: int) -> tuple[Path, int]:
+    """A new file in the target's folder, and its handle."""
+    for number in itertools.count():
+        temporary = target.with_name(f".kmsdata-{os.getpid()}-{number}.tmp")
+        with contextlib.suppress(FileExistsError):
+            return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    raise OSError(errno.EEXIST, "no name left for a temporary file", str(target))

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kmsdata.envelope import ColumnHeader, DataKeyRecord, Wrap, parse_key
 
-__all__ = ["CellKey", "DataKey", "KeyProvider", "Keyset", "random_bytes"]
+__all__ = ["CellKey", "DataKey", "KeyProvider", "Keyset", "Secret", "random_bytes"]
 
 _MOST_CELLS = 1 << 32
 
@@ -35,7 +35,7 @@ def random_bytes(size: int) -> bytes:
     return os.urandom(size)
 
 
-class _Secret:
+class Secret:
     """Something that shows nothing of itself and cannot be pickled or copied."""
 
     __slots__ = ()
@@ -50,7 +50,7 @@ class _Secret:
         )
 
 
-class CellKey(_Secret):
+class CellKey(Secret):
     """The key of the cells of one randomised column, or of one deterministic domain and kind.
 
     Attributes:
@@ -65,7 +65,7 @@ class CellKey(_Secret):
         self.key = derived[4:]
 
 
-class DataKey(_Secret):
+class DataKey(Secret):
     """A data key in the clear, with its wraps: what a KMS's GenerateDataKey returns.
 
     Args:
@@ -90,12 +90,13 @@ class DataKey(_Secret):
     ) -> None:
         if len(secret) != 32:
             raise ValueError(f"a data key has 32 bytes (AES_256), not {len(secret)}")
-        self.wraps = tuple(wraps)
+        self.wraps = tuple(dict.fromkeys(wraps))
         if not self.wraps:
             raise ValueError("a data key without a wrap could never be opened again")
         for wrap in self.wraps:
             parse_key(wrap.key)
         self.context = tuple(sorted((context or {}).items()))
+        DataKeyRecord(b"", self.context, self.wraps)  # refuses what no reader would take
         self._secret = bytes(secret)
         self._lock = threading.Lock()
         self._sealed: dict[str, int] = {}
@@ -148,8 +149,7 @@ class DataKey(_Secret):
 
     def with_wraps(self, wraps: Iterable[Wrap]) -> DataKey:
         """The same key under these wraps too."""
-        every = dict.fromkeys((*self.wraps, *wraps))
-        return DataKey(self._secret, every, context=dict(self.context))
+        return DataKey(self._secret, (*self.wraps, *wraps), context=dict(self.context))
 
     def wrap_by(self, provider: KeyProvider, key: str) -> Wrap:
         """This key, wrapped by another master key as well."""
@@ -160,7 +160,7 @@ class DataKey(_Secret):
         return f"<DataKey {self.commitment.hex()[:8]} under {keys}>"
 
 
-class Keyset(_Secret):
+class Keyset(Secret):
     """A Tink keyset that reads (and writes) the cells of one column; see `kmsdata.export_keyset`.
 
     Whoever holds its JSON can read the column for good, whatever KMS later says.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
 
-from kmsdata.envelope import DataKeyRecord, KeyURI, parse_key
-from kmsdata.errors import KeyNotFoundError, KeyServiceError, WrongKeyError
+from kmsdata.envelope import DataKeyRecord, KeyURI, Wrap, parse_key
+from kmsdata.errors import FormatError, KeyNotFoundError, KeyServiceError, WrongKeyError
 from kmsdata.keys import DataKey, KeyProvider
 from kmsdata.providers.local import LocalKeystore
 
@@ -25,8 +27,14 @@ class _State:
     key: str | None = None
     providers: tuple[KeyProvider, ...] = ()
 
+    def changed(self, change: _State) -> _State:
+        schemes = {provider.scheme for provider in change.providers}
+        others = tuple(provider for provider in self.providers if provider.scheme not in schemes)
+        return _State(change.key or self.key, (*change.providers, *others))
 
-_process = _State()
+
+_process: list[_State] = []  # what was set for the process, in order; the last one counts
+_lock = threading.RLock()
 _keystores: dict[str | None, LocalKeystore] = {}  # by KMSDATA_KEYSTORE: each asks for its passphrase once
 _block: ContextVar[_State | None] = ContextVar("kmsdata", default=None)
 
@@ -38,7 +46,8 @@ class use:  # noqa: N801 - reads as a verb, in a with statement too
         key_or_provider: a key URI; or a `KeyProvider`, which comes before the built-in ones
             for the URIs of its scheme.
 
-    As a statement it holds for the process; as ``with kmsdata.use(...)`` for that block.
+    As a statement it holds for the process, or for the block that it stands in; as
+    ``with kmsdata.use(...)`` for that block alone.
 
     Raises:
         FormatError: not a key URI.
@@ -51,30 +60,31 @@ class use:  # noqa: N801 - reads as a verb, in a with statement too
     """
 
     def __init__(self, key_or_provider: str | KeyProvider) -> None:
-        global _process
-        self._before, now = _process, _current()
         if isinstance(key_or_provider, str):
             parse_key(key_or_provider)
-            self._state = replace(now, key=key_or_provider)
+            self._change = _State(key=key_or_provider)
         elif isinstance(key_or_provider, KeyProvider):
-            others = tuple(item for item in now.providers if item.scheme != key_or_provider.scheme)
-            self._state = replace(now, providers=(key_or_provider, *others))
+            self._change = _State(providers=(key_or_provider,))
         else:
             raise TypeError(
                 "use() takes a key URI such as 'local://demo', or a provider with scheme, "
                 "generate_data_key, unwrap and wrap"
             )
         self._tokens: list[Token[_State | None]] = []
-        if _block.get() is None:
-            _process = self._state
+        # A statement and a with block look the same from here: it is set now, and the block takes it back.
+        self._outer = _block.get()
+        if self._outer is None:
+            with _lock:
+                _process.append(self._change)
         else:
-            _block.set(self._state)
+            _block.set(self._outer.changed(self._change))
 
     def __enter__(self) -> Self:
-        # From here on it is this block's, not the process's: other threads keep what they had.
-        global _process
-        _process = self._before
-        self._tokens.append(_block.set(self._state))
+        if self._outer is not None:
+            _block.set(self._outer)
+        with _lock:
+            _process[:] = [change for change in _process if change is not self._change]
+        self._tokens.append(_block.set(_current().changed(self._change)))
         return self
 
     def __exit__(
@@ -86,11 +96,12 @@ class use:  # noqa: N801 - reads as a verb, in a with statement too
         _block.reset(self._tokens.pop())
 
     def __repr__(self) -> str:
-        return f"<kmsdata.use({self._state.key!r})>"
+        return f"<kmsdata.use({self._change.key or self._change.providers!r})>"
 
 
 def _current() -> _State:
-    return _block.get() or _process
+    with _lock:
+        return _block.get() or functools.reduce(_State.changed, _process, _State())
 
 
 def _session_key() -> str | None:
@@ -135,6 +146,8 @@ def new_data_key(key: Key | None = None, context: Mapping[str, str] | None = Non
             "set KMSDATA_KEY"
         )
     given = dict(context or {})
+    # What no reader would take is refused before any key is made for it.
+    DataKeyRecord(bytes(32), tuple(given.items()), tuple(Wrap(uri, "") for uri in uris))
     data_key = _provider(uris[0]).generate_data_key(uris[0], given)
     return data_key.with_wraps([data_key.wrap_by(_provider(uri), uri) for uri in uris[1:]])
 
@@ -154,6 +167,8 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
     """
     if isinstance(key, DataKey):
         if key.commits_to(record.commitment):
+            if key.context != record.context:
+                raise FormatError("the context was changed: it is not that of the data key", field="context")
             return key
         raise WrongKeyError(
             f"encrypted under another data key than {key!r}: pass the one that belongs to it, or its "
@@ -168,12 +183,11 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
             continue
         tried = True
         try:
-            secret = _provider(wrap.key).unwrap(wrap.wrapped, wrap.key, dict(record.context))
+            data_key = _unwrapped(record, wrap)
         except KeyServiceError as error:
             refusal = refusal or error
             continue
-        data_key = DataKey(secret, record.wraps, context=dict(record.context))
-        if data_key.commits_to(record.commitment):
+        if data_key is not None:
             return data_key
     if refusal is not None:
         raise refusal
@@ -187,7 +201,24 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
         f"encrypted under {named}, which may not be used here: pass key= with that URI, if you trust where "
         "the data comes from",
         key=record.wraps[0].key,
+        allowed=False,
     )
+
+
+def _unwrapped(record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
+    """The data key, or None where it is another one. No error leaves a frame that holds it."""
+    provider = _provider(wrap.key)
+    secret = provider.unwrap(wrap.wrapped, wrap.key, dict(record.context))
+    if not isinstance(secret, bytes) or len(secret) != 32:
+        del secret
+        raise KeyServiceError(
+            f"{wrap.key}: the provider unwrapped something that is not a data key of 32 bytes",
+            provider=provider.scheme,
+            operation="unwrap",
+            code="InvalidDataKey",
+        )
+    data_key = DataKey(secret, record.wraps, context=dict(record.context))
+    return data_key if data_key.commits_to(record.commitment) else None
 
 
 def _uris(key: str | Iterable[str] | None) -> list[str]:

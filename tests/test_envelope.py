@@ -41,7 +41,7 @@ def header(*columns, records=None):
 
 
 def test_a_header_comes_back_and_holds_only_the_records_it_names():
-    both = header(column(), exact(TWO))
+    both = header(column(), column(TWO))
     assert Header.parse(both.text) == both
     assert [item.commitment for item in header().records] == [ONE]
     assert header(column(TWO), column(ONE)).text == header(column(ONE), column(TWO)).text
@@ -141,12 +141,29 @@ def test_text_that_is_not_canonical_is_refused(text):
         Header.parse(text)
 
 
-def test_one_key_for_two_types_in_a_column_is_refused():
-    two = header(column(), column(type_={"arrow": "int64"}))
-    with pytest.raises(FormatError, match="cannot be told"):
-        Header.parse(two.text)
-    assert header().union(header(column(type_={"arrow": "int64"}))) is None
-    assert header().union(header(column(TWO))) is not None
+@pytest.mark.parametrize(
+    "other",
+    [column(type_={"arrow": "int64"}), column(name="age"), column(TWO, name="age"), exact(), exact(TWO)],
+)
+def test_objects_of_several_columns_in_one_are_refused(other):
+    with pytest.raises(FormatError, match="different columns"):
+        Header.parse(header(column(), other).text)
+    assert header().union(header(other)) is None
+
+
+def test_objects_of_one_column_under_several_data_keys_are_a_union():
+    both = header().union(header(column(TWO, type_={"arrow": "int64"})))
+    assert Header.parse(both.text) == both
+    assert len(both.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("context", "wraps"),
+    [({"a": 1}, 1), ({1: "a"}, 1), ({"a": "\ud800"}, 1), ({"a": "x" * (1 << 17)}, 1), ({}, 17)],
+)
+def test_nobody_writes_what_nobody_would_read(context, wraps):
+    with pytest.raises(FormatError):
+        DataKeyRecord(ONE, tuple(context.items()), (Wrap("local://demo", "x"),) * wraps)
 
 
 @given(st.text())

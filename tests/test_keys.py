@@ -237,7 +237,7 @@ def test_a_write_that_fails_leaves_the_old_file(keystore, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(KeyServiceError, match="No space"):
         store.create_key("b")
     assert keystore.read_bytes() == before
     assert not list(keystore.parent.glob(".*.tmp"))
@@ -265,6 +265,93 @@ def test_session_environment_and_argument(monkeypatch):
         assert seen == ["local://process"]
     assert kmsdata.new_data_key().wraps[0].key == "local://process"
     assert kmsdata.new_data_key("local://argument").wraps[0].key == "local://argument"
+
+
+def test_blocks_in_blocks_and_threads_keep_to_themselves():
+    with kmsdata.use("local://a"):
+        with kmsdata.use("local://b"):
+            assert session._session_key() == "local://b"
+        assert session._session_key() == "local://a"
+        kmsdata.use("local://c")  # a statement in a block holds to its end
+        assert session._session_key() == "local://c"
+    assert session._session_key() is None
+    first, second = kmsdata.use("local://one"), kmsdata.use("local://two")
+    with first:  # made before, entered later, and left crosswise
+        second.__enter__()
+        assert session._session_key() == "local://two"
+        second.__exit__(None, None, None)
+        assert session._session_key() == "local://one"
+    assert session._session_key() is None
+    block = kmsdata.use("local://one")
+    thread = threading.Thread(target=kmsdata.use, args=("local://theirs",))
+    thread.start()
+    thread.join()
+    with block:
+        pass
+    assert session._session_key() == "local://theirs"
+
+
+def frames(error):
+    """All that the frames of an error, and of the errors behind it, hold and show."""
+    seen = []
+    while error is not None:
+        step = error.__traceback__
+        while step is not None:
+            if "kmsdata" in step.tb_frame.f_code.co_filename:
+                for value in step.tb_frame.f_locals.values():
+                    seen.append(value if isinstance(value, bytes) else repr(value).encode())
+                    seen.append(str(value).encode("utf-8", "replace"))
+            step = step.tb_next
+        seen.append(str(error).encode())
+        error = error.__cause__ or error.__context__
+    return b"\n".join(seen)
+
+
+def test_no_master_key_or_passphrase_in_any_frame_of_an_error(keystore, monkeypatch):
+    store = kmsdata.LocalKeystore()
+    key = store.generate_data_key("local://demo", {})
+    wrapped = key.wraps[0].wrapped
+    document = json.loads(keystore.read_text())
+    master = document["keys"]["demo"]["secret"]
+    damaged = json.dumps(document | {"version": 2})
+
+    def put(text, mode=0o600):
+        keystore.write_text(text)
+        keystore.chmod(mode)
+
+    good = json.dumps(document)
+    monkeypatch.setenv("KMSDATA_PASSPHRASE", "correct\udcff horse")
+    for text, mode, call in [
+        (good, 0o600, lambda: store.unwrap(wrapped[:40] + "AAAA" + wrapped[44:], "local://demo", {})),
+        (good, 0o600, lambda: store.unwrap(wrapped, "local://demo", {"a": "b"})),
+        (good, 0o600, lambda: store.unwrap(wrapped, "local://none", {})),
+        (good, 0o600, lambda: store.create_key("demo")),
+        (good, 0o644, lambda: store.list_keys()),
+        (damaged, 0o600, lambda: store.unwrap(wrapped, "local://demo", {})),
+        (good[:-9], 0o600, lambda: store.unwrap(wrapped, "local://demo", {})),
+        ('{"version":1,"kdf":null,"keys":{}}', 0o600, lambda: store.create_key("sealed")),
+    ]:
+        put(text, mode)
+        with pytest.raises(KeyServiceError if text == good or "{}" in text else FormatError) as caught:
+            call()
+        held = frames(caught.value)
+        for secret in (master.encode(), base64.b64decode(master), b"horse", key._secret):
+            assert secret not in held
+
+
+def test_no_data_key_in_any_frame_of_an_error():
+    class Liar(Vault):
+        def unwrap(self, wrapped, key, context):  # noqa: ARG002
+            return b"not the data key that it was"[:28] + b"1234"
+
+    with kmsdata.use(Vault()):
+        record = kmsdata.new_data_key("vault://k").record
+    with kmsdata.use(Liar()), pytest.raises(WrongKeyError) as caught:
+        session.unwrap(record)
+    assert b"not the data key that it was" not in frames(caught.value)
+    with kmsdata.use(Vault(b"short and secret")), pytest.raises(KeyServiceError, match="32 bytes") as caught:
+        session.unwrap(record)
+    assert b"short and secret" not in frames(caught.value)
 
 
 def test_several_keys_each_open():

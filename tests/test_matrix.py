@@ -225,7 +225,6 @@ def test_nulls_among_integers_keep_every_value():
 RENAMES = {
     "rename": lambda f: f.rename(columns={"name": "called"}),
     "melt one": lambda f: f.melt("id", ["name"]),
-    "melt two types": lambda f: f.melt("id", ["name", "age"]),
     "pivot": lambda f: f.pivot(index="id", columns="group", values="name"),
     "to_frame": lambda f: f["name"].to_frame("x"),
 }
@@ -249,6 +248,7 @@ OBJECTS = {
     "records": lambda f: pd.DataFrame(f.to_dict("records")),
     "astype": lambda f: f.astype(object),
     "stack": lambda f: f[["id", "city", "age"]].stack().dropna().to_frame("cells"),
+    "melt two types": lambda f: f.melt("id", ["name", "age"]),
     "melt with plain ones": lambda f: f.melt("group", ["id", "city", "score"]),
     "numpy": lambda f: pd.DataFrame(f.to_numpy(), columns=f.columns),
 }

@@ -28,7 +28,7 @@ import platformdirs
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from kmsdata.envelope import Wrap, canonical, parse_key
 from kmsdata.errors import (
@@ -39,11 +39,44 @@ from kmsdata.errors import (
     KeyServiceError,
 )
 from kmsdata.files import whole_file
-from kmsdata.keys import DataKey, random_bytes
+from kmsdata.keys import DataKey, Secret, random_bytes
 
 __all__ = ["LocalKeystore"]
 
 _SCRYPT = {"n": 1 << 17, "r": 8, "p": 1}
+_VARIABLE = "KMSDATA_PASSPHRASE"
+_WAIT = 30  # seconds for another process that makes a key
+
+
+class _Store(Secret):
+    """What the file holds. A frame that raises may hold it, since it shows nothing."""
+
+    __slots__ = ("kdf", "keys")
+
+    def __init__(self, kdf: dict[str, Any] | None, keys: dict[str, dict[str, str]]) -> None:
+        self.kdf = kdf
+        self.keys = keys
+
+    def text(self) -> bytes:
+        """The file."""
+        document = {"version": 1, "kdf": self.kdf, "keys": self.keys}
+        return json.dumps(document, indent=1, sort_keys=True).encode("ascii")
+
+    @classmethod
+    def parse(cls, text: bytes) -> _Store | None:
+        """The store, or None where the text is none. Never raises: an error would hold the keys."""
+        try:
+            store = json.loads(text)
+            kdf, keys = store["kdf"], store["keys"]
+            good = type(store["version"]) is int and store["version"] == 1
+            good &= set(store) == {"version", "kdf", "keys"} and (kdf is None or _sane(kdf))
+            size = 32 if kdf is None else 12 + 32 + 16
+            for entry in keys.values():
+                good &= (len(_raw(entry["id"])), len(_raw(entry["secret"]))) == (16, size)
+                good &= isinstance(entry["created"], str)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+        return cls(kdf, keys) if good else None
 
 
 class LocalKeystore:
@@ -71,7 +104,7 @@ class LocalKeystore:
         default = Path(platformdirs.user_data_dir("kmsdata", appauthor=False)) / "keystore.json"
         self.path = Path(path or os.environ.get("KMSDATA_KEYSTORE") or default).expanduser()
         self._passphrase = passphrase
-        self._derived: tuple[bytes, bytes] | None = None  # (salt, key): scrypt takes a third of a second
+        self._derived: tuple[bytes, AESGCM] | None = None  # by its salt: scrypt takes a third of a second
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -83,7 +116,7 @@ class LocalKeystore:
     @property
     def sealed(self) -> bool:
         """Whether the file's keys are sealed by a passphrase."""
-        return self._read("open")["kdf"] is not None
+        return self._read("open").kdf is not None
 
     # The three calls of a KeyProvider.
 
@@ -103,12 +136,11 @@ class LocalKeystore:
             KeyServiceError: the file cannot be read or written; its subclasses say what else is wrong.
         """
         name = self._name(key, "wrap")
-        if name not in self._read("wrap")["keys"]:
+        if name not in self._read("wrap").keys:
             self.create_key(name, exist_ok=True)
-        key_id, master = self._master(key, "wrap")
+        key_id, cipher = self._master(key, "wrap")
         iv = random_bytes(12)
-        sealed = AESGCM(master).encrypt(iv, data_key, _associated(key, key_id, context))
-        return base64.b64encode(key_id + iv + sealed).decode()
+        return _b64(key_id + iv + cipher.encrypt(iv, data_key, _associated(key, key_id, context)))
 
     def unwrap(self, wrapped: str, key: str, context: Mapping[str, str]) -> bytes:
         """The data key in the clear. Never makes a master key.
@@ -117,11 +149,8 @@ class LocalKeystore:
             KeyNotFoundError: no master key of that name, or one of that name that is another key.
             KeyAccessError: the wrapped key does not open: changed, or another context.
         """
-        key_id, master = self._master(key, "unwrap")
-        try:
-            raw = base64.b64decode(wrapped, validate=True)
-        except ValueError:
-            raw = b""
+        key_id, cipher = self._master(key, "unwrap")
+        raw = _raw_or_nothing(wrapped)
         if len(raw) != 16 + 12 + 32 + 16:
             self._fail(
                 KeyAccessError, f"{key}: the wrapped key is malformed", "InvalidCiphertext", key, "unwrap"
@@ -136,7 +165,7 @@ class LocalKeystore:
                 "unwrap",
             )
         try:
-            return AESGCM(master).decrypt(raw[16:28], raw[28:], _associated(key, key_id, context))
+            return cipher.decrypt(raw[16:28], raw[28:], _associated(key, key_id, context))
         except InvalidTag:
             self._fail(
                 KeyAccessError,
@@ -164,34 +193,13 @@ class LocalKeystore:
         """
         uri = f"local://{name}"
         self._name(uri, "create_key")
-        self._make_folder()
-        with self._lock, FileLock(f"{self.path}.lock", mode=0o600):
-            store = self._read("create_key")
-            if name in store["keys"]:
-                if exist_ok:
-                    return uri
-                self._fail(
-                    KeyServiceError, f"{uri} exists already in {self.path}", "KeyExists", uri, "create_key"
-                )
-            passphrase = self._passphrase or os.environ.get("KMSDATA_PASSPHRASE")
-            if not store["keys"] and passphrase and store["kdf"] is None:
-                store["kdf"] = {"name": "scrypt", **_SCRYPT, "salt": _b64(random_bytes(16))}
-            key_id, secret = random_bytes(16), random_bytes(32)
-            if store["kdf"] is not None:
-                self._check_passphrase(store)
-                iv = random_bytes(12)
-                secret = iv + AESGCM(self._sealing_key(store["kdf"])).encrypt(
-                    iv, secret, _sealing(name, key_id)
-                )
-            store["keys"][name] = {
-                "id": _b64(key_id),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "secret": _b64(secret),
-            }
-            with whole_file(self.path, mode=0o600) as file:
-                file.write(json.dumps(store, indent=1, sort_keys=True).encode("ascii"))
-        if not quiet:
-            guard = "" if store["kdf"] else ", in the clear: the file's mode is all that guards it"
+        made, sealed = self._create(uri, name)
+        if not made and not exist_ok:
+            self._fail(
+                KeyServiceError, f"{uri} exists already in {self.path}", "KeyExists", uri, "create_key"
+            )
+        if made and not quiet:
+            guard = "" if sealed else ", in the clear: the file's mode is all that guards it"
             print(
                 f"kmsdata: made the key {uri} in {self.path}{guard}.\n"
                 "         Back this file up: without it, what the key encrypts is lost.",
@@ -199,12 +207,48 @@ class LocalKeystore:
             )
         return uri
 
+    def _create(self, uri: str, name: str) -> tuple[bool, bool]:
+        """Whether the key was made, and whether it is sealed."""
+        try:
+            self.path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+            with self._lock, FileLock(f"{self.path}.lock", mode=0o600, timeout=_WAIT):
+                store = self._read("create_key")
+                if name in store.keys:
+                    return False, False
+                if not store.keys and store.kdf is None and (self._passphrase or os.environ.get(_VARIABLE)):
+                    store.kdf = {"name": "scrypt", **_SCRYPT, "salt": _b64(random_bytes(16))}
+                for other in store.keys:  # a new key must not be sealed by another passphrase than the others
+                    self._open(store, other)
+                    break
+                self._add(store, name)
+                with whole_file(self.path, mode=0o600) as file:
+                    file.write(store.text())
+                return True, store.kdf is not None
+        except (OSError, Timeout) as error:
+            why = "another process holds its lock" if isinstance(error, Timeout) else error.strerror
+            raise KeyServiceError(
+                f"cannot write the keystore {self.path}: {why}; set KMSDATA_KEYSTORE to a path that "
+                "can be written",
+                provider="local",
+                operation="create_key",
+                code=type(error).__name__,
+                key=uri,
+            ) from error
+
+    def _add(self, store: _Store, name: str) -> None:
+        key_id, secret = random_bytes(16), random_bytes(32)
+        if store.kdf is not None:
+            iv = random_bytes(12)
+            secret = iv + self._sealing_cipher(store.kdf).encrypt(iv, secret, _sealing(name, key_id))
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        store.keys[name] = {"id": _b64(key_id), "created": created, "secret": _b64(secret)}
+
     def list_keys(self) -> list[dict[str, str]]:
         """The keys by name: ``key`` (URI), ``id`` (hex) and ``created`` (ISO 8601, UTC). No secrets."""
         store = self._read("list_keys")
         return [
             {"key": f"local://{name}", "id": _raw(entry["id"]).hex(), "created": entry["created"]}
-            for name, entry in sorted(store["keys"].items())
+            for name, entry in sorted(store.keys.items())
         ]
 
     # Inside.
@@ -217,11 +261,11 @@ class LocalKeystore:
             )
         return uri.name
 
-    def _master(self, key: str, operation: str) -> tuple[bytes, bytes]:
+    def _master(self, key: str, operation: str) -> tuple[bytes, AESGCM]:
+        """A master key: its id, and the cipher that has it (and shows nothing of it)."""
         name = self._name(key, operation)
         store = self._read(operation)
-        entry = store["keys"].get(name)
-        if entry is None:
+        if name not in store.keys:
             self._fail(
                 KeyNotFoundError,
                 f"there is no {key} in {self.path}: set KMSDATA_KEYSTORE to the keystore that has it, or put "
@@ -230,17 +274,14 @@ class LocalKeystore:
                 key,
                 operation,
             )
-        return _raw(entry["id"]), self._open_secret(store, name)
+        return _raw(store.keys[name]["id"]), self._open(store, name)
 
-    def _open_secret(self, store: dict[str, Any], name: str) -> bytes:
-        entry = store["keys"][name]
-        key_id, secret = _raw(entry["id"]), _raw(entry["secret"])
-        if store["kdf"] is None:
-            return secret
+    def _open(self, store: _Store, name: str) -> AESGCM:
+        if store.kdf is None:
+            return AESGCM(_raw(store.keys[name]["secret"]))
+        sealing = self._sealing_cipher(store.kdf)
         try:
-            return AESGCM(self._sealing_key(store["kdf"])).decrypt(
-                secret[:12], secret[12:], _sealing(name, key_id)
-            )
+            return _unsealed(sealing, store, name)
         except InvalidTag:
             self._derived = None
             self._fail(
@@ -251,53 +292,28 @@ class LocalKeystore:
                 "open",
             )
 
-    def _check_passphrase(self, store: dict[str, Any]) -> None:
-        """A new key must not be sealed by another passphrase than the others."""
-        for name in store["keys"]:
-            self._open_secret(store, name)
-            return
-
-    def _sealing_key(self, kdf: dict[str, Any]) -> bytes:
+    def _sealing_cipher(self, kdf: dict[str, Any]) -> AESGCM:
         salt = _raw(kdf["salt"])
         with self._lock:
             if self._derived is None or self._derived[0] != salt:
-                passphrase = self._passphrase or os.environ.get("KMSDATA_PASSPHRASE")
-                if not passphrase and sys.stdin is not None and sys.stdin.isatty():
-                    passphrase = getpass.getpass(f"Passphrase of {self.path}: ")
-                if not passphrase:
+                cipher = _derived(kdf, salt, self._passphrase, self.path)
+                if cipher is None:
                     raise CredentialsError(
-                        f"{self.path} has a passphrase: set KMSDATA_PASSPHRASE, or pass "
-                        "kmsdata.use(kmsdata.LocalKeystore(passphrase=...))",
+                        f"{self.path} has a passphrase, which must be valid text: set KMSDATA_PASSPHRASE, or "
+                        "pass kmsdata.use(kmsdata.LocalKeystore(passphrase=...))",
                         provider="local",
                         operation="open",
                         code="NoPassphrase",
-                        tried=("the passphrase argument", "KMSDATA_PASSPHRASE", "the terminal"),
+                        tried=("the passphrase argument", _VARIABLE, "the terminal"),
                     )
-                scrypt = Scrypt(salt=salt, length=32, n=kdf["n"], r=kdf["r"], p=kdf["p"])
-                self._derived = salt, scrypt.derive(passphrase.encode())
+                self._derived = salt, cipher
             return self._derived[1]
 
-    def _make_folder(self) -> None:
-        folder = self.path.parent
+    def _read(self, operation: str) -> _Store:
         try:
-            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise KeyServiceError(
-                f"cannot make the folder {folder} for the keystore: {error.strerror}; set KMSDATA_KEYSTORE "
-                "to a path that can be written",
-                provider="local",
-                operation="create_key",
-                code=type(error).__name__,
-            ) from error
-
-    def _read(self, operation: str) -> dict[str, Any]:
-        try:
-            with self.path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                folder = stat.S_IMODE(self.path.parent.stat().st_mode)
-                text = file.read(1 << 24)
+            store, mode, folder, owner = self._load()
         except FileNotFoundError:
-            return {"version": 1, "kdf": None, "keys": {}}
+            return _Store(None, {})
         except OSError as error:
             raise KeyServiceError(
                 f"cannot read {self.path}: {error.strerror}",
@@ -305,34 +321,36 @@ class LocalKeystore:
                 operation=operation,
                 code=type(error).__name__,
             ) from error
-        if os.name == "posix" and mode & 0o077:
-            self._fail(
-                KeyAccessError,
-                f"{self.path} can be read by others (mode {mode:04o}): chmod 600 it, and if others may have "
-                "read it, make new keys",
-                "Permissions",
-                None,
-                operation,
-            )
-        if os.name == "posix" and folder & 0o022 and not folder & stat.S_ISVTX:
-            self._fail(
-                KeyAccessError,
-                f"others may write to {self.path.parent} (mode {folder:04o}), and so replace the keystore: "
-                "chmod 700 it",
-                "Permissions",
-                None,
-                operation,
-            )
-        try:
-            store: dict[str, Any] = json.loads(text)
-            _check(store)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            # Not chained: the error's frames would hold the keys.
+        wrong = None
+        if os.name == "posix":
+            if mode & 0o077:
+                wrong = (
+                    f"{self.path} can be read by others (mode {mode:04o}): chmod 600 it, and if others may "
+                    "have read it, make new keys"
+                )
+            elif folder & 0o022 and not folder & stat.S_ISVTX:
+                wrong = (
+                    f"others may write to the folder of {self.path} (mode {folder:04o}), and so replace the "
+                    "keystore: chmod 700 it"
+                )
+            elif owner not in (0, os.geteuid()):
+                wrong = f"{self.path} belongs to another user (id {owner}): copy it, and check the copy"
+        if wrong is not None:
+            self._fail(KeyAccessError, wrong, "Permissions", None, operation)
+        if store is None:
             raise FormatError(
                 f"{self.path} is not a keystore of version 1, or was damaged: put its backup there",
                 path=str(self.path),
-            ) from None
+            )
         return store
+
+    def _load(self) -> tuple[_Store | None, int, int, int]:
+        """The store, the modes of the file and of the folder that it lies in, and its owner."""
+        with self.path.open("rb") as file:
+            about = os.fstat(file.fileno())
+            folder = Path(os.path.realpath(self.path)).parent.stat()
+            store = _Store.parse(file.read(1 << 24))
+        return store, stat.S_IMODE(about.st_mode), stat.S_IMODE(folder.st_mode), about.st_uid
 
     def _fail(
         self, kind: type[KeyServiceError], message: str, code: str, key: str | None, operation: str
@@ -349,23 +367,37 @@ def _sealing(name: str, key_id: bytes) -> bytes:
     return canonical({"id": _b64(key_id), "name": name, "use": "kmsdata/1/keystore"}).encode()
 
 
-def _check(store: dict[str, Any]) -> None:
-    if store["version"] != 1 or set(store) != {"version", "kdf", "keys"}:
-        raise ValueError("unknown version or field")
-    kdf = store["kdf"]
-    if kdf is not None and (kdf["name"] != "scrypt" or len(_raw(kdf["salt"])) != 16 or not _sane(kdf)):
-        raise ValueError("unknown or absurd key derivation")
-    sealed = 32 if kdf is None else 12 + 32 + 16
-    for entry in store["keys"].values():
-        sizes = len(_raw(entry["id"])), len(_raw(entry["secret"]))
-        if sizes != (16, sealed) or not isinstance(entry["created"], str):
-            raise ValueError("a key of another size")
+def _unsealed(sealing: AESGCM, store: _Store, name: str) -> AESGCM:
+    secret, key_id = _raw(store.keys[name]["secret"]), _raw(store.keys[name]["id"])
+    return AESGCM(sealing.decrypt(secret[:12], secret[12:], _sealing(name, key_id)))
+
+
+def _derived(kdf: dict[str, Any], salt: bytes, passphrase: str | None, path: Path) -> AESGCM | None:
+    """The cipher that seals keys, or None where no (valid) passphrase is to be had."""
+    passphrase = passphrase or os.environ.get(_VARIABLE)
+    if not passphrase and sys.stdin is not None and sys.stdin.isatty():
+        passphrase = getpass.getpass(f"Passphrase of {path}: ")
+    try:
+        text = (passphrase or "").encode()
+    except UnicodeEncodeError:  # its object is the passphrase
+        return None
+    scrypt = Scrypt(salt=salt, length=32, n=kdf["n"], r=kdf["r"], p=kdf["p"])
+    return AESGCM(scrypt.derive(text)) if text else None
 
 
 def _sane(kdf: dict[str, Any]) -> bool:
     """Parameters that would take gigabytes or hours, or protect nothing, are refused."""
-    n, r, p = kdf["n"], kdf["r"], kdf["p"]
-    return n in {1 << power for power in range(14, 21)} and r == 8 and p in (1, 2, 4)
+    known = (
+        set(kdf) == {"name", "n", "r", "p", "salt"}
+        and kdf["name"] == "scrypt"
+        and len(_raw(kdf["salt"])) == 16
+    )
+    return (
+        known
+        and kdf["n"] in {1 << power for power in range(14, 21)}
+        and kdf["r"] == 8
+        and kdf["p"] in range(1, 5)
+    )
 
 
 def _b64(raw: bytes) -> str:
@@ -373,4 +405,14 @@ def _b64(raw: bytes) -> str:
 
 
 def _raw(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
+    raw = base64.b64decode(text, validate=True)
+    if _b64(raw) != text:
+        raise ValueError("another spelling of the same bytes")
+    return raw
+
+
+def _raw_or_nothing(text: str) -> bytes:
+    try:
+        return _raw(text)
+    except ValueError:
+        return b""
