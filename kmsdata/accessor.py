@@ -70,7 +70,7 @@ class FrameAccessor:
         self,
         columns: Columns | None = None,
         *,
-        key: Key | None = None,
+        key: Key | Encrypted | None = None,
         context: Mapping[str, str] | None = None,
         on_denied: Literal["raise", "keep"] = "raise",
     ) -> pd.DataFrame:
@@ -168,7 +168,9 @@ class SeriesAccessor:
         )
         return self._as_it_was(frame)
 
-    def decrypt(self, *, key: Key | None = None, context: Mapping[str, str] | None = None) -> pd.Series[Any]:
+    def decrypt(
+        self, *, key: Key | Encrypted | None = None, context: Mapping[str, str] | None = None
+    ) -> pd.Series[Any]:
         """Decrypt the series. See `FrameAccessor.decrypt`."""
         frame = self._series.to_frame()
         return self._as_it_was(decrypt_frame(frame, list(frame.columns), key=key, context=context))

@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from kmsdata import session
 from kmsdata.envelope import Header
 from kmsdata.keys import DataKey, Keyset
 from kmsdata.parquet import FilePath, read_headers
 from kmsdata.session import Key
-from kmsdata.table import Encrypted, headers_of, open_keys, the_data_key
+from kmsdata.table import (
+    Columns,
+    Encrypted,
+    check_names,
+    data_key_for,
+    headers_of,
+    open_keys,
+    the_data_key,
+)
 
 __all__ = ["data_key", "export_keyset", "new_data_key"]
 
 
-def new_data_key(key: Key | None = None, *, context: Mapping[str, str] | None = None) -> DataKey:
+def new_data_key(key: Key | Encrypted | None = None, *, context: Mapping[str, str] | None = None) -> DataKey:
     """A new data key, to encrypt several frames with so that they can be joined: one call of the service.
 
     Args:
@@ -31,10 +38,10 @@ def new_data_key(key: Key | None = None, *, context: Mapping[str, str] | None = 
         >>> kmsdata.new_data_key("local://demo").wraps[0].key
         'local://demo'
     """
-    return session.new_data_key(key, context)
+    return data_key_for(key, context)
 
 
-def data_key(x: Encrypted | FilePath, *, key: Key | None = None) -> DataKey:
+def data_key(x: Encrypted | FilePath, *, key: Key | Encrypted | None = None) -> DataKey:
     """The data key of encrypted data, unwrapped.
 
     Args:
@@ -55,7 +62,7 @@ def data_key(x: Encrypted | FilePath, *, key: Key | None = None) -> DataKey:
     return the_data_key(_headers(x), key)
 
 
-def export_keyset(source: Encrypted | FilePath, column: str, *, key: Key | None = None) -> Keyset:
+def export_keyset(source: Encrypted | FilePath, column: str, *, key: Key | Encrypted | None = None) -> Keyset:
     """A Tink keyset that opens one column in Tink, BigQuery or Spark, without kmsdata and without KMS.
 
     Whoever holds it can read, and write, the cells of that randomised column; of a deterministic one, those
@@ -79,15 +86,16 @@ def export_keyset(source: Encrypted | FilePath, column: str, *, key: Key | None 
         >>> kmsdata.export_keyset(enc, "age")
         <Keyset>
     """
-    headers = _headers(source)
+    headers = _headers(source, column)
     if column not in headers:
-        raise KeyError(
-            f"no encrypted column {column!r}; there are: {', '.join(map(repr, headers)) or 'none'}"
-        )
+        raise KeyError(f"no encrypted column {column!r}")
     header = headers[column]
     keys = open_keys([(column, header)], key, None)
+    check_names(headers, path=str(source) if isinstance(source, (str, os.PathLike)) else None)
     return Keyset([(item.algorithm, keys[item.data_key].cell_key(item)) for item in header.columns])
 
 
-def _headers(x: Encrypted | FilePath) -> dict[str, Header]:
-    return read_headers(x) if isinstance(x, (str, os.PathLike)) else headers_of(x)
+def _headers(x: Encrypted | FilePath, columns: Columns | None = None) -> dict[str, Header]:
+    if isinstance(x, (str, os.PathLike)):
+        return read_headers(x, columns=columns)
+    return headers_of(x, columns)

@@ -20,7 +20,7 @@ from kmsdata.envelope import GCM, SIV, ColumnHeader, Header
 from kmsdata.errors import FormatError, TamperedError, UnsupportedTypeError, WrongKeyError
 from kmsdata.keys import CellKey, DataKey, random_bytes
 
-__all__ = ["authenticate", "from_storage", "open_arrow", "open_pandas", "plan", "seal", "storage_type"]
+__all__ = ["authenticate", "from_storage", "open_arrow", "open_pandas", "plan", "seal"]
 
 _ROWS_NAMED = 100
 _MOST_CATEGORIES = 1 << 20
@@ -28,7 +28,12 @@ _T = TypeVar("_T")
 
 
 def plan(
-    values: pd.Series[Any] | pa.ChunkedArray, name: str, data_key: DataKey, *, domain: str | None = None
+    values: pd.Series[Any] | pa.ChunkedArray,
+    name: str,
+    data_key: DataKey,
+    *,
+    domain: str | None = None,
+    dtype: Any = None,
 ) -> tuple[ColumnHeader, codec.Description]:
     """The header of a column, and how the codec packs it.
 
@@ -37,6 +42,7 @@ def plan(
         name: the column's name.
         data_key: what it will be encrypted under.
         domain: None for a randomised column; for a deterministic one what it may be joined across.
+        dtype: of an Arrow column that pandas made: the pandas dtype that it had.
 
     Returns:
         The authenticated column object, and the description that `seal` takes.
@@ -46,6 +52,10 @@ def plan(
     """
     described = codec.describe(values, column=name, deterministic=domain is not None)
     recorded = dict(described.type)
+    if dtype is not None and not pd.api.types.is_object_dtype(dtype):
+        was = codec.describe(pd.Series([], dtype=dtype), column=name).type
+        if was.get("arrow") == recorded["arrow"]:  # else its cells would not be that dtype's
+            recorded = was
     if described.categories is not None:
         recorded["categories"] = _seal_categories(described.categories, name, data_key)
     if domain is None:
@@ -167,13 +177,6 @@ def open_arrow(
     return _open(header, data_keys, storage, column, unpack, join)
 
 
-def storage_type(header: Header) -> pa.DataType:
-    """Decided by type alone: fixed-size binary where every cell has the same length, else large binary."""
-    widths = {_sealed_width(item) for item in header.columns}
-    width = widths.pop() if len(widths) == 1 else None
-    return pa.large_binary() if width is None else pa.binary(width)
-
-
 def from_storage(storage: pa.Array) -> Cells:
     """The bytes of a binary array (of any binary type), without copying them where there are no nulls."""
     if not (pa.types.is_large_binary(storage.type) or pa.types.is_fixed_size_binary(storage.type)):
@@ -211,16 +214,6 @@ def _to_storage(cells: Cells) -> pa.Array:
         bounds = bounds[np.concatenate(([0], np.cumsum(cells.valid)))]
     buffers = [validity, pa.py_buffer(np.ascontiguousarray(bounds)), pa.py_buffer(cells.data)]
     return pa.Array.from_buffers(pa.large_binary(), rows, buffers)
-
-
-def _sealed_width(item: ColumnHeader) -> int | None:
-    try:
-        width = codec.width(item.type, item.kind)
-    except (FormatError, UnsupportedTypeError):
-        return None  # inspecting a header that nobody has authenticated yet
-    if width is None:
-        return None
-    return width + (siv.OVERHEAD if item.deterministic else gcm.OVERHEAD)
 
 
 def _open(

@@ -103,7 +103,8 @@ class EncryptedDtype(ExtensionDtype):
         return Header.parse(self.text)
 
     @cached_property
-    def _parsed(self) -> Header | None:
+    def parsed(self) -> Header | None:
+        """The parsed header; None where it is malformed."""
         try:
             return self.header
         except FormatError:
@@ -112,7 +113,7 @@ class EncryptedDtype(ExtensionDtype):
     @property
     def deterministic(self) -> bool:
         """Whether equal values have equal cells."""
-        return self._parsed is not None and self._parsed.deterministic
+        return self.parsed is not None and self.parsed.deterministic
 
     @property
     def name(self) -> str:  # type: ignore[override]  # the stubs know only dtypes without parameters
@@ -121,7 +122,7 @@ class EncryptedDtype(ExtensionDtype):
 
     @cached_property
     def _name(self) -> str:
-        types = ["?"] if self._parsed is None else [codec.label(item.type) for item in self._parsed.columns]
+        types = ["?"] if self.parsed is None else [codec.label(item.type) for item in self.parsed.columns]
         return f"encrypted[{' | '.join(dict.fromkeys(types))}]"
 
     def __str__(self) -> str:
@@ -136,12 +137,12 @@ class EncryptedDtype(ExtensionDtype):
     @cached_property
     def _identity(self) -> str:
         # As text: in Python True == 1, so two JSON objects that differ could be equal.
-        return self.text if self._parsed is None else canonical([c.to_json() for c in self._parsed.columns])
+        return self.text if self.parsed is None else canonical([c.to_json() for c in self.parsed.columns])
 
     @cached_property
     def _storage_type(self) -> pa.DataType:
         """Decided by type alone: fixed-size binary where all cells are equally long, else large binary."""
-        widths = {_cell_width(item) for item in self._parsed.columns} if self._parsed else set()
+        widths = {_cell_width(item) for item in self.parsed.columns} if self.parsed else set()
         width = widths.pop() if len(widths) == 1 else None
         return pa.large_binary() if width is None else pa.binary(width)
 
@@ -174,15 +175,15 @@ class EncryptedDtype(ExtensionDtype):
 
     def _get_common_dtype(self, dtypes: list[Any]) -> ExtensionDtype | None:
         _refuse_foreign_meeting()
-        union: Header | None = self._parsed
+        union: Header | None = self.parsed
         for dtype in dtypes:
             if not isinstance(dtype, EncryptedDtype):
                 return None
             if dtype == self:
                 continue
-            if union is None or dtype._parsed is None:
+            if union is None or dtype.parsed is None:
                 return None
-            union = union.union(dtype._parsed)
+            union = union.union(dtype.parsed)
         return None if union is None else EncryptedDtype(union)
 
 
@@ -386,9 +387,9 @@ class EncryptedArray(ExtensionArray):
 
     @classmethod
     def _concat_same_type(cls, to_concat: Sequence[Self]) -> Self:
-        header = to_concat[0].dtype._parsed
+        header = to_concat[0].dtype.parsed
         for array in to_concat[1:]:
-            other = array.dtype._parsed
+            other = array.dtype.parsed
             if header is not None and other is not None and other.text != header.text:
                 header = header.union(other) or header  # equal types; the union gathers their wraps
         dtype = to_concat[0].dtype if header is None else EncryptedDtype(header)
@@ -678,9 +679,9 @@ class EncryptedArray(ExtensionArray):
 def _fits(inner: EncryptedDtype, outer: EncryptedDtype) -> bool:
     if inner is outer or inner == outer:
         return True
-    if inner._parsed is None or outer._parsed is None:
+    if inner.parsed is None or outer.parsed is None:
         return False
-    return set(inner._parsed.columns) <= set(outer._parsed.columns)
+    return set(inner.parsed.columns) <= set(outer.parsed.columns)
 
 
 def _bytes_of(value: Any, dtype: EncryptedDtype, *, text: bool = False) -> bytes | None:
@@ -771,9 +772,11 @@ def _encryptions(values: Any) -> tuple[set[EncryptedDtype], bool]:
 def _cell_width(item: ColumnHeader) -> int | None:
     """Bytes of each cell where all are equally long by type."""
     try:
+        # Nobody has authenticated this header yet: its type may be anything.
+        codec.check({key: value for key, value in item.type.items() if key != "categories"}, item.kind)
         width = codec.width(item.type, item.kind)
     except (FormatError, UnsupportedTypeError):
-        return None  # a header that nobody has authenticated yet
+        return None
     if width is None:
         return None
     return width + (siv.OVERHEAD if item.deterministic else gcm.OVERHEAD)

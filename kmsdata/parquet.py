@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -25,8 +26,18 @@ from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.envelope import Header, file_text, parse_file
 from kmsdata.errors import FormatError
 from kmsdata.files import whole_file
+from kmsdata.keys import random_bytes
 from kmsdata.session import Key
-from kmsdata.table import check_names, decrypt_frame, encrypted_columns, in_extension_dtype
+from kmsdata.table import (
+    Columns,
+    Encrypted,
+    check_names,
+    column_names,
+    decrypt_frame,
+    encrypted_columns,
+    in_extension_dtype,
+    require,
+)
 
 __all__ = ["FilePath", "read_headers", "read_parquet", "write_parquet"]
 
@@ -39,11 +50,7 @@ def write_parquet(
     frame: pd.DataFrame, path: FilePath, *, index: bool | None = None, filesystem: Any = None, **options: Any
 ) -> None:
     """See `kmsdata.accessor.FrameAccessor.to_parquet`."""
-    if unknown := options.keys() & {"partition_cols", "engine", "path"}:
-        raise TypeError(
-            f"to_parquet writes one file by pyarrow and takes no {min(unknown)}: for a partitioned dataset "
-            "call df.to_parquet(), which keeps encrypted columns too"
-        )
+    _check_options(options)
     frame = in_extension_dtype(frame)
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
     check_names(headers, path=str(path))
@@ -56,7 +63,7 @@ def write_parquet(
     table = table.replace_schema_metadata(metadata)
     settings = _settings(table, options)
     if filesystem is None and "://" in str(path):
-        filesystem, inner = pafs.FileSystem.from_uri(str(path))
+        filesystem, inner = _from_url(str(path))
         path = str(inner)
     if filesystem is None or isinstance(filesystem, pafs.LocalFileSystem):
         with whole_file(path) as file:
@@ -64,7 +71,8 @@ def write_parquet(
         return
     if not isinstance(filesystem, pafs.FileSystem):
         filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
-    temporary = f"{path}.tmp"
+    folder, _, name = str(path).rpartition("/")
+    temporary = f"{folder}{'/' if folder else ''}.kmsdata-{random_bytes(8).hex()}-{name}.tmp"
     try:
         with filesystem.open_output_stream(temporary) as stream:
             pq.write_table(table, stream, **settings)
@@ -75,25 +83,52 @@ def write_parquet(
         raise
 
 
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what would write no file of ours, or one that nobody could ever decrypt."""
+    if unknown := options.keys() & {"partition_cols", "engine", "path"}:
+        raise TypeError(
+            f"to_parquet writes one file by pyarrow and takes no {min(unknown)}: for a partitioned dataset "
+            "call df.to_parquet(), which keeps encrypted columns too"
+        )
+    if options.get("store_schema") is False:
+        raise ValueError("store_schema=False would leave out the headers: nobody could decrypt the file")
+    if options.get("flavor") == "spark":
+        raise ValueError(
+            "flavor='spark' renames columns, and a column is bound to its name: rename them before "
+            "encrypting, and leave it out"
+        )
+
+
+def _from_url(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's."""
+    try:
+        return pafs.FileSystem.from_uri(url)
+    except pa.ArrowInvalid:
+        import fsspec  # pandas users who have such URLs have it
+
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
 def read_parquet(
     path: FilePath,
     *,
-    columns: Iterable[str] | None = None,
+    columns: Columns | None = None,
     filters: Any = None,
     filesystem: Any = None,
     decrypt: bool = False,
-    encrypted: Iterable[str] | None = None,
-    key: Key | None = None,
+    encrypted: Columns | None = None,
+    key: Key | Encrypted | None = None,
 ) -> pd.DataFrame:
     """Read a Parquet file or dataset; its encrypted columns stay encrypted, and no key is needed.
 
     Args:
         path: file, or folder of a dataset.
-        columns: names of the columns to read; None for all.
+        columns: name or names of the columns to read; None for all.
         filters: row filters on plain columns, as `pandas.read_parquet` takes them.
         filesystem: pyarrow or fsspec filesystem; else by the path.
         decrypt: decrypt as well.
-        encrypted: names that must be encrypted, so that a file whose header was stripped is noticed.
+        encrypted: name or names that must be encrypted, so that a file whose header was stripped is noticed.
         key: only these may open it (for ``decrypt``): a URI, several, or a `DataKey`.
 
     Returns:
@@ -110,71 +145,147 @@ def read_parquet(
         >>> kmsdata.read_parquet("people.parquet", decrypt=True).equals(df)
         True
     """
-    schemas = _schemas(path, filesystem)
-    files = {name: _headers(schema, name) for name, schema in schemas.items()}
+    wanted = None if columns is None else column_names(columns)
+    asked = None if encrypted is None else column_names(encrypted)
+    fragments = _fragments(path, filesystem)
+    files = {
+        name: _headers(fragment.physical_schema, name, None if wanted is None else {*wanted, *(asked or ())})
+        for name, (fragment, _) in fragments.items()
+    }
     _check_filters(filters, {column for headers in files.values() for column in headers})
     for name, headers in files.items():
         check_names(headers, path=name)
-        for column in encrypted or ():
+        for column in asked or ():
             if column not in headers:
                 raise FormatError(
                     f"{name}: column {column!r} must be encrypted, but has no kmsdata header",
                     path=name,
                     column=column,
                 )
-    wanted = None if columns is None else list(columns)
+    first = next(iter(files.values()))
     # One read where all files agree; else each by itself, since Arrow would put one's cells under the
     # header of another, or refuse.
-    alike = (
-        len({tuple((c, EncryptedDtype(h)) for c, h in headers.items()) for headers in files.values()}) == 1
-    )
-    sources: list[FilePath] = [path] if alike else [*files]
-    parts = []
-    for source in sources:
-        part = pd.read_parquet(
-            source, columns=wanted, filters=filters, filesystem=filesystem, engine="pyarrow"
-        )
-        parts.append(_restored(part, next(iter(files.values())) if alike else files[str(source)]))
-    frame = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=_is_default(parts))
+    if all(_dtypes(headers) == _dtypes(first) for headers in files.values()):
+        frame = _restored(_read(path, wanted, filters, filesystem), first)
+    else:
+        frame = _each(fragments, files, wanted, filters)
+    for column in asked or ():
+        if column in frame and not isinstance(frame[column].dtype, EncryptedDtype):
+            raise FormatError(f"{path}: column {column!r} changed while it was read", column=column)
     return decrypt_frame(frame, key=key) if decrypt else frame
 
 
-def read_headers(path: FilePath, filesystem: Any = None) -> dict[str, Header]:
+def read_headers(
+    path: FilePath, filesystem: Any = None, *, columns: Columns | None = None
+) -> dict[str, Header]:
     """The headers of a file or dataset, by column; needs no key.
 
+    Args:
+        path: file, or folder of a dataset.
+        filesystem: pyarrow or fsspec filesystem; else by the path.
+        columns: names of those to look at; None for all.
+
     Raises:
-        FormatError: a header that is malformed.
+        FormatError: a header that is malformed, or headers that do not go together.
     """
     merged: dict[str, Header] = {}
-    for name, schema in _schemas(path, filesystem).items():
-        for column, header in _headers(schema, name).items():
-            merged[column] = merged[column].union(header) or header if column in merged else header
+    names = None if columns is None else set(column_names(columns))
+    for name, (fragment, _) in _fragments(path, filesystem).items():
+        for column, header in _headers(fragment.physical_schema, name, names).items():
+            both = merged.get(column, header).union(header)
+            if both is None:
+                raise FormatError(
+                    f"{name}: column {column!r} was encrypted otherwise than in other files: read it alone",
+                    path=name,
+                    column=column,
+                )
+            merged[column] = both
     return merged
 
 
-def _schemas(path: FilePath, filesystem: Any) -> dict[str, pa.Schema]:
-    """The schema of each file."""
+def _read(path: FilePath, columns: list[str] | None, filters: Any, filesystem: Any) -> pd.DataFrame:
     try:
-        dataset = ds.dataset(path, format="parquet", filesystem=filesystem, partitioning="hive")
-        found = {fragment.path: fragment.physical_schema for fragment in dataset.get_fragments()}
+        return pd.read_parquet(
+            path, columns=columns, filters=filters, filesystem=filesystem, engine="pyarrow"
+        )
     except pa.ArrowInvalid as error:
+        if columns is None or "FieldRef" not in str(error):
+            raise
+        for fragment, partition in _fragments(path, filesystem).values():
+            for name in columns:
+                require([*fragment.physical_schema.names, *(field.name for field in partition)], name)
+        raise
+
+
+def _each(
+    fragments: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Header]],
+    columns: list[str] | None,
+    filters: Any,
+) -> pd.DataFrame:
+    """Files whose headers differ: each is read by itself, and their columns are united."""
+    condition = None if filters is None else pq.filters_to_expression(filters)
+    parts = []
+    for name, (fragment, partition) in fragments.items():
+        schema = fragment.physical_schema
+        stored = (schema.metadata or {}).get(b"pandas")
+        index = (
+            [level for level in json.loads(stored)["index_columns"] if isinstance(level, str)]
+            if stored
+            else []
+        )
+        for field in partition:
+            schema = schema.append(field)
+        chosen = None if columns is None else list(dict.fromkeys([*columns, *index]))
+        table = fragment.to_table(schema=schema, columns=chosen, filter=condition)
+        part = _restored(table.to_pandas(), files[name])
+        part.attrs = json.loads((table.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
+        parts.append(part)
+    parts = [part for part in parts if len(part)] or parts[:1]  # what has no rows must not sway the dtypes
+    default = all(isinstance(part.index, pd.RangeIndex) for part in parts)
+    return pd.concat(parts, ignore_index=default)
+
+
+def _fragments(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[pa.Field]]]:
+    """The files of a dataset by path, each with the fields that its folders' names say."""
+    hive = ds.HivePartitioning.discover(infer_dictionary=True)  # as pandas reads it
+    try:
+        if filesystem is None and "://" in str(path):
+            filesystem, path = _from_url(str(path))
+        elif filesystem is None:
+            path = Path(path).expanduser()
+        dataset = ds.dataset(path, format="parquet", filesystem=filesystem, partitioning=hive)
+        found = {}
+        for fragment in dataset.get_fragments():
+            inside = fragment.physical_schema.names
+            keys = [key for key in ds.get_partition_keys(fragment.partition_expression) if key not in inside]
+            found[fragment.path] = fragment, [dataset.schema.field(key) for key in keys]
+    except pa.ArrowInvalid as error:
+        if not re.search("magic|footer|Parquet file size|not a Parquet", str(error)):
+            raise
         raise FormatError(f"{path} is not a Parquet file, or was cut short", path=str(path)) from error
     if not found:
         raise FileNotFoundError(f"no Parquet file in {path}")
     return found if len(found) > 1 else {str(path): next(iter(found.values()))}
 
 
-def _headers(schema: pa.Schema, path: str) -> dict[str, Header]:
+def _dtypes(headers: Mapping[str, Header]) -> dict[str, EncryptedDtype]:
+    return {name: EncryptedDtype(header) for name, header in headers.items()}
+
+
+def _headers(schema: pa.Schema, path: str, columns: set[str] | None) -> dict[str, Header]:
+    """The headers of these columns (None: all), by the columns' own types, else by the file's entry."""
     headers: dict[str, Header] = {}
+    fields = [field for field in schema if columns is None or field.name in columns]
     try:
-        for field in schema:
+        for field in fields:
             if isinstance(field.type, EncryptedType):
                 try:
                     headers[field.name] = field.type.dtype.header
                 except FormatError as error:
                     raise error.with_facts(column=field.name) from None
         entry = (schema.metadata or {}).get(_ENTRY)
-        lost = [field.name for field in schema if _is_binary(field.type)]
+        lost = [field.name for field in fields if _is_binary(field.type)]
         if entry is not None and lost:
             recorded = parse_file(entry.decode("utf-8", "surrogateescape"))
             headers |= {name: header for name, header in recorded.items() if name in lost}
@@ -200,15 +311,13 @@ def _is_binary(dtype: pa.DataType) -> bool:
     )
 
 
-def _is_default(frames: list[pd.DataFrame]) -> bool:
-    return all(isinstance(frame.index, pd.RangeIndex) for frame in frames)
-
-
 def _check_filters(filters: Any, encrypted: set[str]) -> None:
     if filters is None:
         return
     if isinstance(filters, ds.Expression):
-        used = {name for name in encrypted if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(filters))}
+        # Arrow does not say which fields an expression names; what stands in quotes is a value.
+        outside = re.sub(r'"(?:[^"\\]|\\.)*"', '""', str(filters))
+        used = {name for name in encrypted if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", outside)}
     else:
         groups = filters if filters and isinstance(filters[0], list) else [filters]
         used = {term[0] for group in groups for term in group} & encrypted
@@ -238,6 +347,11 @@ def _settings(table: pa.Table, options: dict[str, Any]) -> dict[str, Any]:
     repeating = [name for name, dtype in sealed.items() if dtype.deterministic]
     codec = options.get("compression", "snappy")
     by_leaf = codec if isinstance(codec, dict) else dict.fromkeys(plain, codec or "none")
+    level = options.get("compression_level")
+    if isinstance(level, int):
+        options = options | {"compression_level": dict.fromkeys(plain, level)}
+    if options.get("use_byte_stream_split") is True:
+        options = options | {"use_byte_stream_split": plain}
     return options | {
         "use_dictionary": chosen("use_dictionary") + repeating,
         "write_statistics": chosen("write_statistics"),

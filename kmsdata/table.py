@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import warnings
@@ -16,7 +17,7 @@ import pyarrow as pa
 from kmsdata.column import authenticate, open_arrow, open_pandas, plan, seal
 from kmsdata.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.envelope import DataKeyRecord, Header
-from kmsdata.errors import FormatError, KeyAccessError, KeyNotFoundError
+from kmsdata.errors import FormatError, KeyAccessError, KeyNotFoundError, WrongKeyError
 from kmsdata.keys import DataKey
 from kmsdata.session import Key, new_data_key, unwrap
 
@@ -24,6 +25,8 @@ __all__ = [
     "Columns",
     "Encrypted",
     "check_names",
+    "column_names",
+    "data_key_for",
     "decrypt_frame",
     "decrypt_table",
     "encrypt_frame",
@@ -32,7 +35,7 @@ __all__ = [
     "headers_of",
     "in_extension_dtype",
     "open_keys",
-    "pandas_metadata",
+    "require",
     "the_data_key",
 ]
 
@@ -54,7 +57,7 @@ def encrypt_frame(
     positions = {label: position for position, label in enumerate(frame.columns) if label in chosen}
     for name, position in positions.items():
         _refuse_encrypted(name, _encrypted_series(frame.iloc[:, position]) is not None)
-    data_key = _data_key(key, context)
+    data_key = data_key_for(key, context)
     done = {
         name: _encrypt(frame.iloc[:, positions[name]], name, data_key, scope)
         for name, scope in chosen.items()
@@ -103,20 +106,20 @@ def encrypt_table(
     chosen = _chosen(table.column_names, columns, deterministic, domain, [])
     for name in chosen:
         _refuse_encrypted(name, isinstance(table.schema.field(name).type, EncryptedType))
-    data_key = _data_key(key, context)
-    schema = table.schema
+    data_key = data_key_for(key, context)
+    schema, dtypes = table.schema, _pandas_dtypes(table.schema.metadata)
     for name, scope in chosen.items():
-        array = _encrypt(table.column(name), name, data_key, scope).__arrow_array__()
+        array = _encrypt(table.column(name), name, data_key, scope, dtypes.get(name)).__arrow_array__()
         position = schema.get_field_index(name)
         table = table.set_column(position, schema.field(position).with_type(array.type), array)
-    return table.replace_schema_metadata(pandas_metadata(schema.metadata, list(chosen)))
+    return table.replace_schema_metadata(_pandas_metadata(schema.metadata, list(chosen)))
 
 
 def decrypt_frame(
     frame: pd.DataFrame,
     columns: Columns | None = None,
     *,
-    key: Key | None = None,
+    key: Key | Encrypted | None = None,
     context: Mapping[str, str] | None = None,
     on_denied: Literal["raise", "keep"] = "raise",
 ) -> pd.DataFrame:
@@ -124,11 +127,13 @@ def decrypt_frame(
     if on_denied not in ("raise", "keep"):
         raise ValueError("on_denied is 'raise' or 'keep'")
     every = encrypted_columns(frame)
-    named = {item.name: item.headers[0] for item in every if item.whole}
+    # A row or a transposed frame holds cells of several columns, under labels that were never theirs: only
+    # whole columns are asked for their names.
+    named = {item.name: item.header for item in every if item.whole and item.header is not None}
     if columns is not None:
-        names = _names(columns)
+        names = column_names(columns)
         for name in names:
-            _require([*frame.columns, *frame.index.names], name)
+            require([*frame.columns, *frame.index.names], name)
             if name not in [item.name for item in every]:
                 raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
         every = [item for item in every if item.name in names]
@@ -138,8 +143,6 @@ def decrypt_frame(
         context,
         keep=on_denied == "keep",
     )
-    # A row or a transposed frame holds cells of several columns, under labels that were never theirs: only
-    # whole columns are asked for their names.
     check_names(named)
     opened: list[tuple[_Place, pd.Series[Any]]] = []
     try:
@@ -166,7 +169,7 @@ def decrypt_table(
     table: pa.Table,
     columns: Columns | None = None,
     *,
-    key: Key | None = None,
+    key: Key | Encrypted | None = None,
     context: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """Decrypt columns of an Arrow table.
@@ -185,12 +188,16 @@ def decrypt_table(
         TamperedError: cells that fail authentication. WrongKeyError: not the key of the data.
         KeyServiceError: the key service refused.
     """
-    headers = _table_headers(table)
-    names = list(headers) if columns is None else _names(columns)
+    headers = _table_headers(table, columns)
+    names = list(headers) if columns is None else column_names(columns)
     for name in names:
-        _require(table.column_names, name)
+        require(table.column_names, name)
         if name not in headers:
             raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
+        if table.column_names.count(name) > 1:
+            raise ValueError(
+                f"{table.column_names.count(name)} columns are called {name!r}: rename them apart first"
+            )
     keys = open_keys([(name, headers[name]) for name in names], key, context)
     check_names(headers)
     done: dict[str, Any] = {}
@@ -204,7 +211,7 @@ def decrypt_table(
     for name, values in done.items():
         position = table.schema.get_field_index(name)
         table = table.set_column(position, table.schema.field(position).with_type(values.type), values)
-    return table
+    return table.replace_schema_metadata(_pandas_metadata(table.schema.metadata, names, back=True))
 
 
 @dataclass(frozen=True)
@@ -223,8 +230,19 @@ class _Place:
         return len(self.parts) == 1 and self.others is None
 
     @property
+    def header(self) -> Header | None:
+        """The header of whole columns; None where it is malformed."""
+        return self.parts[0][1].dtype.parsed
+
+    @property
     def headers(self) -> list[Header]:
-        return [array.dtype.header for _, array in self.parts]
+        """The header of each part; FormatError where one is malformed."""
+        try:
+            return [array.dtype.header for _, array in self.parts]
+        except FormatError as error:
+            raise FormatError(
+                f"column {self.name!r}: {error}", column=str(self.name), field=error.field
+            ) from None
 
     def decrypt(self, keys: Mapping[bytes, DataKey]) -> pd.Series[Any]:
         """The values, of the recorded dtype; objects where cells of several columns stand together."""
@@ -232,9 +250,15 @@ class _Place:
             ((_, array),) = self.parts
             values = open_pandas(array.dtype.header, keys, array.storage, str(self.name))
             return _with_nulls(values, array.isna())
+        opened: list[pd.Series[Any]] = []
+        try:
+            for _, array in self.parts:
+                opened.append(open_pandas(array.dtype.header, keys, array.storage, str(self.name)))
+        except BaseException:
+            opened.clear()
+            raise
         out = np.empty(0, object) if self.others is None else self.others.copy()
-        for rows, array in self.parts:
-            values = open_pandas(array.dtype.header, keys, array.storage, str(self.name))
+        for (rows, _), values in zip(self.parts, opened, strict=True):
             out[rows] = values.astype(object).to_numpy()
         return pd.Series(out, dtype=object)
 
@@ -257,19 +281,15 @@ def _with_nulls(values: pd.Series[Any], null: np.ndarray[Any, Any]) -> pd.Series
 
 
 def encrypted_columns(frame: pd.DataFrame) -> list[_Place]:
-    """The encrypted columns of a frame, then the encrypted levels of its index.
-
-    Raises:
-        FormatError: one of them has a malformed header.
-    """
+    """The encrypted columns of a frame, then the encrypted levels of its index."""
     found = []
     for position, label in enumerate(frame.columns):
         if (parts := _encrypted_series(frame.iloc[:, position])) is not None:
-            found.append(_place(label, parts, position=position))
+            found.append(_Place(label, parts.arrays, position, others=parts.others))
     for level in range(frame.index.nlevels):
         values = frame.index.get_level_values(level)
         if (parts := _encrypted_series(values.to_series())) is not None:
-            found.append(_place(frame.index.names[level], parts, level=level))
+            found.append(_Place(frame.index.names[level], parts.arrays, level=level, others=parts.others))
     return found
 
 
@@ -284,6 +304,9 @@ def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
             )
         if item.level is None:
             out.isetitem(item.position, item.parts[0][1])
+        else:
+            level = pd.Index(item.parts[0][1], name=frame.index.names[item.level])
+            out.index = _with_levels(out.index, {item.level: level})
     return out
 
 
@@ -318,9 +341,14 @@ def _encrypted_series(series: pd.Series[Any]) -> _Parts | None:
                 )
             ]
         )
-    if not pd.api.types.is_object_dtype(dtype):
+    values: Any = series
+    if isinstance(dtype, pd.CategoricalDtype):
+        values = series.astype(object) if _encrypted_series(dtype.categories.to_series()) else None
+    elif not pd.api.types.is_object_dtype(dtype):
+        values = None
+    if values is None:
         return None
-    values: Any = series.to_numpy()
+    values = values.to_numpy()
     rows = np.array([type(value) is Cell for value in values], np.bool_)
     if not rows.any():
         return None
@@ -372,7 +400,7 @@ def check_names(headers: Mapping[Any, Header], *, path: str | None = None) -> No
 
 def open_keys(
     headers: Sequence[tuple[str, Header]],
-    key: Key | None,
+    key: Key | Encrypted | None,
     context: Mapping[str, str] | None,
     *,
     keep: bool = False,
@@ -388,31 +416,39 @@ def open_keys(
     Returns:
         The data keys by commitment.
     """
+    if isinstance(key, (pd.DataFrame, pd.Series, pa.Table)):
+        key = the_data_key(key)
     records: dict[bytes, DataKeyRecord] = {}
-    users: dict[bytes, str] = {}
-    for name, header in headers:
+    for _, header in headers:
         for record in header.records:
             known = records.get(record.commitment, record)
-            merged = tuple(dict.fromkeys(known.wraps + record.wraps))
-            records[record.commitment] = DataKeyRecord(record.commitment, record.context, merged)
-            users.setdefault(record.commitment, name)
+            records[record.commitment] = known.with_wraps(record.wraps)
     keys: dict[bytes, DataKey] = {}
     for commitment, record in records.items():
         try:
             keys[commitment] = unwrap(record, key)
-        except (KeyAccessError, KeyNotFoundError):
-            if not keep:
+        except (KeyAccessError, KeyNotFoundError, WrongKeyError) as error:
+            denied = not isinstance(error, WrongKeyError) or not error.allowed
+            if not (keep and denied):
                 raise
     for name, header in headers:
         if all(item.data_key in keys for item in header.columns):
             authenticate(header, keys, name)
             for record in header.records:
-                _check_context(record, context, name)
+                _check_context(record, keys[record.commitment], context, name)
     return keys
 
 
-def _check_context(record: DataKeyRecord, context: Mapping[str, str] | None, column: str) -> None:
-    actual = dict(record.context)
+def _check_context(
+    record: DataKeyRecord, data_key: DataKey, context: Mapping[str, str] | None, column: str
+) -> None:
+    if record.context != data_key.context:
+        raise FormatError(
+            f"column {column!r}: its context was changed: it is not that of its data key",
+            column=column,
+            field="context",
+        )
+    actual = dict(data_key.context)
     for name, text in (context or {}).items():
         if actual.get(name) != text:
             raise FormatError(
@@ -423,45 +459,69 @@ def _check_context(record: DataKeyRecord, context: Mapping[str, str] | None, col
             )
 
 
-def pandas_metadata(metadata: Mapping[bytes, bytes] | None, encrypted: Sequence[str]) -> dict[bytes, bytes]:
-    """Schema metadata in which pandas takes these columns for bytes: readers without kmsdata fail else."""
-    out = dict(metadata or {})
-    if b"pandas" in out:
-        document = json.loads(out[b"pandas"])
-        for entry in document.get("columns", []):
-            if entry.get("field_name", entry.get("name")) in encrypted:
-                entry |= {"pandas_type": "bytes", "numpy_type": "object", "metadata": None}
-        out[b"pandas"] = json.dumps(document).encode()
-    return out
+def _pandas_metadata(
+    metadata: Mapping[bytes, bytes] | None, columns: Sequence[str], *, back: bool = False
+) -> dict[bytes, bytes] | None:
+    """Schema metadata in which pandas takes these columns for bytes: readers without kmsdata fail else.
+
+    What stood there is kept beside it, and put back where the columns are decrypted.
+    """
+    if metadata is None or b"pandas" not in metadata:
+        return None if metadata is None else dict(metadata)
+    document = json.loads(metadata[b"pandas"])
+    for entry in document.get("columns", []):
+        if entry.get("field_name", entry.get("name")) in columns:
+            if back:
+                entry |= entry.pop("kmsdata", {})
+            else:
+                was = {key: entry.get(key) for key in ("pandas_type", "numpy_type", "metadata")}
+                entry |= {"pandas_type": "bytes", "numpy_type": "object", "metadata": None, "kmsdata": was}
+    return {**metadata, b"pandas": json.dumps(document).encode()}
 
 
-def _encrypt(values: Any, name: str, data_key: DataKey, scope: str | None) -> EncryptedArray:
-    header, described = plan(values, name, data_key, domain=scope)
+def _pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """The pandas dtypes that schema metadata names, by column, where the name alone says the dtype."""
+    document = json.loads((metadata or {}).get(b"pandas", b"{}"))
+    dtypes = {}
+    for entry in document.get("columns", []):
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            dtypes[entry["field_name"]] = pd.api.types.pandas_dtype(entry["numpy_type"])
+    return dtypes
+
+
+def _encrypt(
+    values: Any, name: str, data_key: DataKey, scope: str | None, dtype: Any = None
+) -> EncryptedArray:
+    header, described = plan(values, name, data_key, domain=scope, dtype=dtype)
     storage = seal(header, described, values, name, data_key)
     return EncryptedArray(storage, EncryptedDtype(Header.of([header], [data_key.record])))
 
 
-def _data_key(key: Key | Encrypted | None, context: Mapping[str, str] | None) -> DataKey:
+def data_key_for(key: Key | Encrypted | None, context: Mapping[str, str] | None) -> DataKey:
+    """The data key to encrypt under: that of encrypted data, the one handed in, or a new one."""
     if isinstance(key, (pd.DataFrame, pd.Series, pa.Table)):
-        return the_data_key(key)
+        key = the_data_key(key)
     return new_data_key(key, context)
 
 
-def headers_of(data: Encrypted) -> dict[str, Header]:
-    """The headers of encrypted data, by column."""
+def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Header]:
+    """The headers of encrypted data, by column; of these columns where some are named."""
     if isinstance(data, pa.Table):
-        return _table_headers(data)
+        return _table_headers(data, columns)
     frame = data.to_frame() if isinstance(data, pd.Series) else data
     out: dict[str, Header] = {}
     for item in encrypted_columns(frame):
-        for header in item.headers:
-            out[str(item.name)] = (
-                header if str(item.name) not in out else (out[str(item.name)].union(header) or header)
+        if columns is not None and item.name not in column_names(columns):
+            continue
+        if len(item.headers) != 1 or str(item.name) in out:
+            raise ValueError(
+                f"{item.name!r} holds cells of several columns: name one column of the frame they come from"
             )
+        (out[str(item.name)],) = item.headers
     return out
 
 
-def the_data_key(data: Encrypted | Mapping[str, Header], key: Key | None = None) -> DataKey:
+def the_data_key(data: Encrypted | Mapping[str, Header], key: Key | Encrypted | None = None) -> DataKey:
     """The one data key of encrypted data, unwrapped; ValueError where there is none, or several."""
     headers = dict(data) if isinstance(data, Mapping) else headers_of(data)
     used: dict[bytes, list[str]] = {}
@@ -479,14 +539,16 @@ def the_data_key(data: Encrypted | Mapping[str, Header], key: Key | None = None)
     return data_key
 
 
-def _table_headers(table: pa.Table) -> dict[str, Header]:
+def _table_headers(table: pa.Table, columns: Columns | None = None) -> dict[str, Header]:
     headers = {}
     for field in table.schema:
-        if isinstance(field.type, EncryptedType):
+        if isinstance(field.type, EncryptedType) and (columns is None or field.name in column_names(columns)):
             try:
                 headers[field.name] = field.type.dtype.header
             except FormatError as error:
-                raise error.with_facts(column=field.name) from None
+                raise FormatError(
+                    f"column {field.name!r}: {error}", column=field.name, field=error.field
+                ) from None
     return headers
 
 
@@ -497,7 +559,8 @@ def _with_levels(index: pd.Index[Any], levels: Mapping[int, pd.Index[Any]]) -> p
     return pd.MultiIndex.from_arrays(arrays, names=index.names)
 
 
-def _names(columns: Columns) -> list[str]:
+def column_names(columns: Columns) -> list[str]:
+    """A name, or names, as a list."""
     return [columns] if isinstance(columns, str) else list(columns)
 
 
@@ -510,8 +573,8 @@ def _chosen(
 ) -> dict[str, str | None]:
     """The columns to encrypt, in the caller's order: None for a randomised one, else its domain."""
     every = list(labels)
-    names = _names(columns)
-    exact = names if deterministic is True else [] if deterministic is False else _names(deterministic)
+    names = column_names(columns)
+    exact = names if deterministic is True else [] if deterministic is False else column_names(deterministic)
     chosen: dict[str, str | None] = dict.fromkeys(names)
     chosen.update({name: name for name in exact})
     if not chosen:
@@ -524,7 +587,7 @@ def _chosen(
             )
         if name not in every and name in levels:
             raise ValueError(f"{name!r} is a level of the index, which is not encrypted: reset_index() first")
-        _require(every, name)
+        require(every, name)
         if every.count(name) > 1:
             raise ValueError(f"{every.count(name)} columns are called {name!r}: rename them apart first")
         if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
@@ -546,7 +609,8 @@ def _chosen(
     return chosen
 
 
-def _require(labels: Iterable[Hashable], name: Hashable) -> None:
+def require(labels: Iterable[Hashable], name: Hashable) -> None:
+    """KeyError with the nearest name, where there is no such label."""
     every = list(labels)
     if name not in every:
         close = difflib.get_close_matches(str(name), [label for label in every if isinstance(label, str)], 1)

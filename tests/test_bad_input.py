@@ -427,6 +427,172 @@ def test_filters_on_encrypted_columns_are_refused(enc, tmp_path):
             kmsdata.read_parquet(tmp_path / "x.parquet", filters=filters)
 
 
+def test_cells_cannot_be_moved_by_uniting_genuine_headers(frame, tmp_path):
+    """Whoever writes files, without any key, must not move a cell to another column."""
+    frame = frame.assign(phone=["1", "2", "3", "4"])
+    enc = frame.kms.encrypt(["name", "身份证"], deterministic=["email", "phone"], key=KEY)
+    for source, target in (("email", "phone"), ("email", "name"), ("name", "身份证")):
+        one, two = enc[source].dtype.header, enc[target].dtype.header
+        both = Header.of(one.columns + two.columns, one.records + two.records)
+        cells = [enc[source].array.storage[0].as_py(), *enc[target].array.storage.to_pylist()[1:]]
+        moved = enc.copy()
+        moved[target] = EncryptedArray(pa.array(cells, pa.large_binary()), EncryptedDtype(both.text))
+        moved.to_parquet(tmp_path / "moved.parquet")
+        for call in (
+            moved.kms.decrypt,
+            lambda: kmsdata.read_parquet(tmp_path / "moved.parquet", decrypt=True),
+        ):
+            with pytest.raises(kmsdata.FormatError, match="different columns") as caught:
+                call()
+            assert caught.value.column == target
+
+
+def test_a_changed_context_is_found_whoever_brings_the_key(frame):
+    key = kmsdata.new_data_key(KEY, context={"team": "hr"})
+    enc = frame.kms.encrypt("name", key=key)
+    changed = with_header(enc, "name", lambda text: text.replace('"hr"', '"it"'))
+    for given in (key, None):
+        with pytest.raises((kmsdata.FormatError, kmsdata.KeyAccessError)):
+            changed.kms.decrypt(key=given, context={"team": "it"})
+    assert enc.kms.decrypt(key=key, context={"team": "hr"})["name"][0] == "Ada"
+
+
+def test_a_key_that_may_not_be_used_is_a_denied_one(enc):
+    kept = enc.kms.decrypt(key="local://other", on_denied="keep")
+    assert sorted(kept.kms.encrypted) == sorted(enc.kms.encrypted)
+
+
+def test_encrypted_data_stands_for_its_data_key_everywhere(frame, enc):
+    assert enc.kms.decrypt(key=enc)["name"][0] == "Ada"
+    assert enc["name"].kms.decrypt(key=enc)[0] == "Ada"
+    assert kmsdata.data_key(enc, key=enc).commitment == kmsdata.new_data_key(enc).commitment
+    with pytest.raises(ValueError, match="another context"):
+        frame.kms.encrypt("name", key=enc, context={"team": "hr"})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"store_schema": False}, "nobody could decrypt"),
+        ({"flavor": "spark"}, "renames columns"),
+        ({"partition_cols": ["age"]}, "partitioned"),
+    ],
+)
+def test_options_that_would_write_no_such_file_are_refused(enc, tmp_path, options, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        enc.kms.to_parquet(tmp_path / "x.parquet", **options)
+    assert not list(tmp_path.glob("*x.parquet*"))
+
+
+def test_options_for_plain_columns_stay_with_them(enc, tmp_path):
+    enc.assign(f=[1.5, 2, 3, 4]).kms.to_parquet(
+        tmp_path / "x.parquet", compression="zstd", compression_level=5
+    )
+    enc.kms.to_parquet(tmp_path / "x.parquet", use_byte_stream_split=True, use_dictionary=False)
+    assert len(kmsdata.read_parquet(tmp_path / "x.parquet", decrypt=True)) == 4
+
+
+def test_names_are_names(frame, enc, tmp_path):
+    enc.kms.to_parquet(tmp_path / "x.parquet")
+    back = kmsdata.read_parquet(tmp_path / "x.parquet", columns="name", encrypted="name", decrypt=True)
+    pd.testing.assert_frame_equal(back, frame[["name"]])
+    with pytest.raises(KeyError, match="did you mean 'name'"):
+        kmsdata.read_parquet(tmp_path / "x.parquet", columns=["nmae"])
+    with pytest.raises(kmsdata.FormatError, match="'zz' must be encrypted"):
+        kmsdata.read_parquet(tmp_path / "x.parquet", encrypted="zz")
+
+
+def test_a_value_in_a_filter_is_no_column(frame, tmp_path):
+    import pyarrow.dataset as ds
+
+    frame.assign(city="name").kms.encrypt("name", key=KEY).kms.to_parquet(tmp_path / "x.parquet")
+    assert len(kmsdata.read_parquet(tmp_path / "x.parquet", filters=ds.field("city") == "name")) == 4
+    assert len(kmsdata.read_parquet(tmp_path / "x.parquet", filters=[("city", "==", "name")])) == 4
+
+
+def test_a_partitioned_dataset_under_several_data_keys(frame, tmp_path):
+    for number, part in enumerate((frame.head(2), frame.tail(2))):
+        folder = tmp_path / "set" / f"year={2020 + number}"
+        folder.mkdir(parents=True)
+        part.reset_index(drop=True).kms.encrypt("name", key=KEY).kms.to_parquet(folder / "part.parquet")
+    read = kmsdata.read_parquet(tmp_path / "set")
+    assert [*read.columns] == [*frame.columns, "year"]
+    pd.testing.assert_frame_equal(read.drop(columns="year").kms.decrypt(), frame)
+    assert read["year"].astype(int).tolist() == [2020, 2020, 2021, 2021]
+    assert isinstance(read["year"].dtype, pd.CategoricalDtype)
+    some = kmsdata.read_parquet(
+        tmp_path / "set", columns=["year", "name"], filters=[("year", "==", 2021)], decrypt=True
+    )
+    assert [*some.columns] == ["year", "name"]
+    pd.testing.assert_series_equal(some["name"], frame["name"].tail(2).reset_index(drop=True))
+    assert len(kmsdata.read_parquet(tmp_path / "set", filters=[("age", ">", 40)])) == 1
+    with pytest.raises(KeyError, match="did you mean"):
+        kmsdata.read_parquet(tmp_path / "set", columns=["yaer"])
+
+
+def test_cells_in_shapes_that_pandas_gives_them(frame, enc, tmp_path):
+    codes = pd.Categorical.from_codes([0, 1, -1], categories=pd.Index(enc["email"].dropna().unique()))
+    shaped = pd.DataFrame({"email": codes})
+    assert shaped.kms.encrypted == ["email"]
+    assert shaped.kms.decrypt()["email"].tolist()[:2] == ["a@x.org", "b@x.org"]
+    indexed = enc.set_index(pd.Index(list(enc["email"]), dtype=object, name="email2")).rename_axis("email")
+    indexed = indexed[["age"]].iloc[:3]
+    indexed.kms.to_parquet(tmp_path / "x.parquet")
+    back = kmsdata.read_parquet(tmp_path / "x.parquet", decrypt=True)
+    assert back.index.tolist() == frame["email"].tolist()[:3]
+
+
+def test_special_files_and_names(enc, tmp_path, monkeypatch):
+    import os
+    import stat
+
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="not a file"):
+        enc.kms.to_parquet(tmp_path / "fifo")
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+    long = tmp_path / ("身" * 80 + ".parquet")
+    enc.kms.to_parquet(long)
+    long.chmod(0o600)
+    enc.kms.to_parquet(long)
+    assert stat.S_IMODE(long.stat().st_mode) == 0o600
+    monkeypatch.setenv("HOME", str(tmp_path))
+    enc.kms.to_parquet("~/home.parquet")
+    assert kmsdata.read_parquet("~/home.parquet", decrypt=True).shape == enc.shape
+
+
+def test_a_table_with_two_columns_of_one_name(enc):
+    table = pa.Table.from_pandas(enc)
+    double = table.append_column("name", table.column("name"))
+    with pytest.raises(ValueError, match="2 columns are called 'name'"):
+        kmsdata.decrypt_table(double)
+
+
+def test_a_header_may_say_anything(enc):
+    import json
+
+    for type_ in (
+        5,
+        {},
+        {"pandas": 5},
+        {"pandas": {"category": 5}},
+        {"pandas": {"numpy": "O"}},
+        {"arrow": []},
+    ):
+        document = json.loads(enc["name"].dtype.text)
+        document["column"][0]["type"] = type_
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+        changed = with_header(enc, "name", lambda _, text=text: text)
+        assert "encrypted[" in repr(changed.dtypes)
+        assert repr(changed)
+        with pytest.raises(kmsdata.FormatError):
+            changed.kms.decrypt()
+    deep = enc["name"].dtype.text.replace('"type":{', '"type":{"a":' + '{"a":' * 900 + "1" + "}" * 900 + ",")
+    changed = with_header(enc, "name", lambda _: deep)
+    assert repr(changed["name"].dtype) == "encrypted[?]"
+    with pytest.raises(kmsdata.FormatError, match="deep"):
+        changed.kms.decrypt()
+
+
 # Errors themselves.
 
 

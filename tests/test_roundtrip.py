@@ -220,6 +220,32 @@ def test_tables(titanic):
     pd.testing.assert_frame_equal(kmsdata.decrypt_table(sealed).to_pandas(), frame.to_pandas())
 
 
+def test_tables_that_pandas_made_keep_its_dtypes():
+    frame = pd.DataFrame(
+        {
+            "Int64": pd.array([1, None, 2**60 + 1], "Int64"),
+            "boolean": pd.array([True, None, False], "boolean"),
+            "string": pd.array(["a", None, ""], "string"),
+            "when": pd.to_datetime(["2024-01-01", None, "2024-03-01"]),
+            "zoned": pd.to_datetime(["2024-01-01", None, "2024-03-01"]).tz_localize("Asia/Shanghai"),
+            "kind": pd.Categorical(["a", None, "b"]),
+        }
+    )
+    table = pa.Table.from_pandas(frame)
+    sealed = kmsdata.encrypt_table(table, list(frame), key=KEY)
+    back = kmsdata.decrypt_table(sealed)
+    assert back.schema.equals(table.schema, check_metadata=False)
+    assert json.loads(back.schema.metadata[b"pandas"]) == json.loads(table.schema.metadata[b"pandas"])
+    pd.testing.assert_frame_equal(back.to_pandas(), frame)
+    pd.testing.assert_frame_equal(
+        sealed.to_pandas().kms.decrypt()[["Int64", "boolean"]], frame[["Int64", "boolean"]]
+    )
+    assert (
+        kmsdata.decrypt_table(kmsdata.encrypt_table(pa.table({"a": [1]}), "a", key=KEY)).schema.metadata
+        is None
+    )
+
+
 def test_frames_and_tables_read_each_other():
     frame = pd.DataFrame({"n": [1, 2, 3], "s": ["a", "b", None], "c": pd.Categorical(["u", "v", "u"])})
     enc = frame.kms.encrypt(list(frame), key=KEY)
