@@ -13,14 +13,15 @@ import pandas as pd
 import pyarrow as pa
 
 from kmsdata import codec
-from kmsdata.cells import Bools, Cells, Ints
+from kmsdata.cells import Cells, Ints
 from kmsdata.ciphers import gcm, siv
 from kmsdata.ciphers.aes import keystream
 from kmsdata.envelope import GCM, SIV, ColumnHeader, Header
 from kmsdata.errors import FormatError, TamperedError, UnsupportedTypeError, WrongKeyError
 from kmsdata.keys import CellKey, DataKey, random_bytes
+from kmsdata.storage import from_storage, to_storage
 
-__all__ = ["authenticate", "from_storage", "open_arrow", "open_pandas", "plan", "seal"]
+__all__ = ["authenticate", "open_arrow", "open_pandas", "plan", "seal"]
 
 _ROWS_NAMED = 100
 _MOST_CATEGORIES = 1 << 20
@@ -85,11 +86,11 @@ def seal(
     plain = codec.pack(described, values, column=name)
     key = data_key.cell_key(header)
     if header.deterministic:
-        return _to_storage(siv.seal_cells(key.key, key.prefix, plain))
+        return to_storage(siv.seal_cells(key.key, key.prefix, plain))
     data_key.count(name, plain.count)
     # The seed lives in this call alone: no retry, thread or process ever sees it again.
     ivs = keystream(random_bytes(32), 12 * plain.count).reshape(-1, 12)
-    return _to_storage(gcm.seal_cells(key.key, key.prefix, plain, ivs))
+    return to_storage(gcm.seal_cells(key.key, key.prefix, plain, ivs))
 
 
 def authenticate(header: Header, data_keys: Mapping[bytes, DataKey], column: str) -> None:
@@ -175,45 +176,6 @@ def open_arrow(
         return pa.chunked_array(chunks, type=types.pop()).take(pa.array(order))
 
     return _open(header, data_keys, storage, column, unpack, join)
-
-
-def from_storage(storage: pa.Array) -> Cells:
-    """The bytes of a binary array (of any binary type), without copying them where there are no nulls."""
-    if not (pa.types.is_large_binary(storage.type) or pa.types.is_fixed_size_binary(storage.type)):
-        storage = storage.cast(pa.large_binary())
-    valid: Bools | None = None
-    if storage.null_count:
-        valid = storage.is_valid().to_numpy(zero_copy_only=False)
-        storage = storage.drop_null()
-    if pa.types.is_fixed_size_binary(storage.type):
-        width, buffer = storage.type.byte_width, storage.buffers()[1]
-        raw = np.frombuffer(buffer, np.uint8) if buffer is not None else np.empty(0, np.uint8)
-        start = storage.offset * width
-        return Cells(raw[start : start + len(storage) * width], width=width, valid=valid)
-    _, ends, buffer = storage.buffers()
-    raw = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
-    if ends is None or len(storage) == 0:
-        return Cells(raw[:0], np.zeros(1, np.int64), valid=valid)
-    bounds = np.frombuffer(ends, np.int64)[storage.offset : storage.offset + len(storage) + 1]
-    return Cells(raw[bounds[0] : bounds[-1]], bounds - bounds[0], valid=valid)
-
-
-def _to_storage(cells: Cells) -> pa.Array:
-    validity = None
-    if cells.valid is not None:
-        validity = pa.py_buffer(np.packbits(cells.valid, bitorder="little"))
-    rows = len(cells)
-    if cells.width is not None:
-        data = cells.data
-        if cells.valid is not None:
-            data = np.zeros((rows, cells.width), np.uint8)
-            data[cells.valid] = cells.data.reshape(-1, cells.width)
-        return pa.Array.from_buffers(pa.binary(cells.width), rows, [validity, pa.py_buffer(data)])
-    bounds = cells.bounds()
-    if cells.valid is not None:
-        bounds = bounds[np.concatenate(([0], np.cumsum(cells.valid)))]
-    buffers = [validity, pa.py_buffer(np.ascontiguousarray(bounds)), pa.py_buffer(cells.data)]
-    return pa.Array.from_buffers(pa.large_binary(), rows, buffers)
 
 
 def _open(

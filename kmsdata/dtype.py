@@ -29,10 +29,10 @@ from kmsdata import codec
 from kmsdata.ciphers import gcm, siv
 from kmsdata.envelope import ColumnHeader, Header, canonical
 from kmsdata.errors import FormatError, UnsupportedTypeError
+from kmsdata.storage import binary, chunks, concatenated, exported, fitted, plain_binary
 
 __all__ = ["Cell", "EncryptedArray", "EncryptedDtype", "EncryptedType"]
 
-_MOST_CHUNK = (1 << 31) - 1
 _MARK = "enc:"
 
 
@@ -241,7 +241,7 @@ class EncryptedArray(ExtensionArray):
     _readonly = False  # pandas 3 sets it
 
     def __init__(self, storage: pa.Array | pa.ChunkedArray, dtype: EncryptedDtype) -> None:
-        self._storage = _stored(_plain(storage), dtype._storage_type)
+        self._storage = fitted(plain_binary(storage), dtype._storage_type)
         self._dtype = dtype
 
     @property
@@ -274,7 +274,7 @@ class EncryptedArray(ExtensionArray):
                     "these cells cannot stand in one column: they are of several types under one key"
                 )
             dtype = common
-        return cls(_binary([_bytes_of(cell, dtype, text=True) for cell in cells]), dtype)
+        return cls(binary([_bytes_of(cell, dtype, text=True) for cell in cells]), dtype)
 
     _from_sequence_of_strings = _from_sequence
 
@@ -284,7 +284,7 @@ class EncryptedArray(ExtensionArray):
         # that a caller made of them must stay text.
         if not any(isinstance(scalar, Cell) for scalar in scalars):
             raise TypeError("no cells")
-        return cls(_binary([_bytes_of(scalar, dtype) for scalar in scalars]), dtype)
+        return cls(binary([_bytes_of(scalar, dtype) for scalar in scalars]), dtype)
 
     @classmethod
     def _from_factorized(cls, values: Any, original: EncryptedArray) -> Self:
@@ -349,8 +349,8 @@ class EncryptedArray(ExtensionArray):
             raise ValueError("the number of values does not fit the number of rows")
         source = np.arange(len(self))
         source[key] = len(self) + (0 if len(new) == 1 else np.arange(len(new)))
-        both = _concatenated([self._storage, new._storage])
-        self._storage = _stored(both.take(pa.array(source)), self._dtype._storage_type)
+        both = concatenated([self._storage, new._storage])
+        self._storage = fitted(both.take(pa.array(source)), self._dtype._storage_type)
 
     def __iter__(self) -> Iterator[Any]:
         yield from map(self._scalar, self._storage.to_numpy(zero_copy_only=False))
@@ -378,7 +378,7 @@ class EncryptedArray(ExtensionArray):
         missing = indices == -1
         if fill_value is None or pd.isna(fill_value):
             return type(self)(self._storage.take(pa.array(indices, mask=missing)), self._dtype)
-        both = _concatenated([self._storage, self._coerced([fill_value])._storage])
+        both = concatenated([self._storage, self._coerced([fill_value])._storage])
         return type(self)(both.take(pa.array(np.where(missing, len(self), indices))), self._dtype)
 
     def copy(self) -> Self:
@@ -393,7 +393,7 @@ class EncryptedArray(ExtensionArray):
             if header is not None and other is not None and other.text != header.text:
                 header = header.union(other) or header  # equal types; the union gathers their wraps
         dtype = to_concat[0].dtype if header is None else EncryptedDtype(header)
-        return cls(_concatenated([array._storage for array in to_concat]), dtype)
+        return cls(concatenated([array._storage for array in to_concat]), dtype)
 
     def astype(self, dtype: Any, copy: bool = True) -> Any:
         """To object (cells), to text (the whole ciphertext), or to a dtype that these cells fit."""
@@ -458,9 +458,9 @@ class EncryptedArray(ExtensionArray):
                 )
             if not isinstance(type, EncryptedType):
                 return self._storage.cast(type)
-        chunks = [_export(chunk) for chunk in _chunks(self._storage)]
-        ext = EncryptedType(chunks[0].type, self._dtype)
-        arrays = [pa.ExtensionArray.from_storage(ext, chunk) for chunk in chunks]
+        parts = [exported(chunk) for chunk in chunks(self._storage)]
+        ext = EncryptedType(parts[0].type, self._dtype)
+        arrays = [pa.ExtensionArray.from_storage(ext, part) for part in parts]
         return arrays[0] if len(arrays) == 1 else pa.chunked_array(arrays, type=ext)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -630,7 +630,7 @@ class EncryptedArray(ExtensionArray):
             dtypes, cells = {values.dtype}, values._storage.cast(pa.large_binary())
         else:
             dtypes = self._cells_only(values, "isin")
-            cells = _binary([bytes(value) if isinstance(value, Cell) else None for value in values])
+            cells = binary([bytes(value) if isinstance(value, Cell) else None for value in values])
         for dtype in dtypes:
             _check_comparable(self._dtype, dtype)
         found = pc.is_in(self._storage.cast(pa.large_binary()), cells)
@@ -666,8 +666,8 @@ class EncryptedArray(ExtensionArray):
                 values._check_fits(self._dtype)
             return values
         if compare and isinstance(values[0], Cell):
-            return EncryptedArray(_binary([bytes(values[0])]), values[0].dtype)
-        return type(self)(_binary([_bytes_of(value, self._dtype) for value in values]), self._dtype)
+            return EncryptedArray(binary([bytes(values[0])]), values[0].dtype)
+        return type(self)(binary([_bytes_of(value, self._dtype) for value in values]), self._dtype)
 
     def _check_fits(self, dtype: EncryptedDtype) -> None:
         if not _fits(self._dtype, dtype):
@@ -780,69 +780,3 @@ def _cell_width(item: ColumnHeader) -> int | None:
     if width is None:
         return None
     return width + (siv.OVERHEAD if item.deterministic else gcm.OVERHEAD)
-
-
-def _stored(storage: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """Cells in the storage of their type; as they are if they do not fit, for decryption to say so."""
-    if storage.type == wanted:
-        return storage
-    try:
-        return storage.cast(wanted)
-    except pa.ArrowInvalid:
-        return storage
-
-
-def _plain(storage: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Any array of cells as one array of large or fixed-size binary."""
-    if isinstance(storage, pa.ChunkedArray):
-        parts = [_plain(chunk) for chunk in storage.chunks]
-        if parts:
-            return _concatenated(parts)
-        storage = pa.array(
-            [], storage.type.storage_type if isinstance(storage.type, pa.BaseExtensionType) else storage.type
-        )
-    if isinstance(storage.type, pa.BaseExtensionType):
-        storage = storage.storage
-    if pa.types.is_fixed_size_binary(storage.type) or pa.types.is_large_binary(storage.type):
-        return storage
-    if pa.types.is_dictionary(storage.type):
-        storage = storage.dictionary_decode()
-    try:
-        return storage.cast(pa.large_binary())
-    except pa.ArrowNotImplementedError:
-        if "view" not in str(storage.type):
-            raise FormatError(f"an encrypted column holds bytes, not {storage.type}", field="type") from None
-        return pa.array(storage.to_pylist(), pa.large_binary())  # older Arrow cannot cast views
-
-
-def _concatenated(parts: Sequence[pa.Array]) -> pa.Array:
-    if len(parts) == 1:
-        return parts[0]
-    if len({part.type for part in parts}) > 1:
-        parts = [part.cast(pa.large_binary()) for part in parts]
-    return pa.concat_arrays(parts)
-
-
-def _binary(cells: list[bytes | None]) -> pa.Array:
-    return pa.array(cells, pa.large_binary())
-
-
-def _chunks(storage: pa.Array) -> list[pa.Array]:
-    """Slices whose offsets fit into 32 bits."""
-    if pa.types.is_fixed_size_binary(storage.type) or not len(storage):
-        return [storage]
-    bounds = np.frombuffer(storage.buffers()[1], np.int64)[storage.offset : storage.offset + len(storage) + 1]
-    if bounds[-1] - bounds[0] <= _MOST_CHUNK:
-        return [storage]
-    chunks, start = [], 0
-    while start < len(storage):
-        stop = int(np.searchsorted(bounds, bounds[start] + _MOST_CHUNK, side="right")) - 1
-        stop = min(max(stop, start + 1), len(storage))
-        chunks.append(storage.slice(start, stop - start))
-        start = stop
-    return chunks
-
-
-def _export(storage: pa.Array) -> pa.Array:
-    """Binary with 32-bit offsets: Arrow's joins crash on an extension type over large binary."""
-    return storage if pa.types.is_fixed_size_binary(storage.type) else storage.cast(pa.binary())

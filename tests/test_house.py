@@ -12,7 +12,7 @@ ROOT = Path(kmsdata.__file__).parent
 
 FLOORS = {
     "errors": 0, "cells": 0, "envelope": 0, "files": 0,
-    "codec": 1, "ciphers": 1, "keys": 1,
+    "codec": 1, "ciphers": 1, "keys": 1, "storage": 1,
     "providers": 2,
     "column": 3, "dtype": 3, "session": 3,
     "table": 4,

@@ -25,7 +25,7 @@ import pytest
 
 import kmsdata
 from kmsdata import Cell, EncryptedArray, EncryptedDtype, EncryptedType, FormatError, LocalKeystore
-from kmsdata import dtype as dtype_module
+from kmsdata import storage as storage_module
 
 KEY = "local://demo"
 DETERMINISTIC = ["city", "zip"]
@@ -959,9 +959,9 @@ def test_a_header_put_over_other_cells_is_noticed(df, enc):
 
 def test_long_columns_leave_in_chunks(monkeypatch, df, enc):
     longest = max(len(cell) for cell in enc["name"].dropna())
-    monkeypatch.setattr(dtype_module, "_MOST_CHUNK", 2 * longest)
+    monkeypatch.setattr(storage_module, "_MOST_CHUNK", 2 * longest)
     for part in (enc["name"], enc["name"][1:7], enc["name"][3:4], enc["name"][:0]):
-        chunks = dtype_module._chunks(part.array.storage)
+        chunks = storage_module.chunks(part.array.storage)
         assert sum(map(len, chunks)) == len(part)
         assert all(sum(len(cell or b"") for cell in chunk.to_pylist()) <= 2 * longest for chunk in chunks)
         assert [cell for chunk in chunks for cell in chunk.to_pylist()] == part.array.storage.to_pylist()
@@ -969,7 +969,7 @@ def test_long_columns_leave_in_chunks(monkeypatch, df, enc):
     assert table["name"].num_chunks > 1
     assert table["name"].type.storage_type == pa.binary()
     check(table.to_pandas(), df)
-    monkeypatch.setattr(dtype_module, "_MOST_CHUNK", 1)  # shorter than any cell: one each
+    monkeypatch.setattr(storage_module, "_MOST_CHUNK", 1)  # shorter than any cell: one each
     check(pa.Table.from_pandas(enc).to_pandas(), df)
 
 
