@@ -94,7 +94,7 @@ def by_values(frame):
 def in_process(code, *arguments):
     """Run a program in a new interpreter; its output."""
     # Threads of pyarrow 17 may abort an interpreter that is leaving, after all is done: it leaves at once.
-    code += "\nimport os; sys.stdout.flush(); os._exit(0)"
+    code += "\nimport os, sys; sys.stdout.flush(); os._exit(0)"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
     )
