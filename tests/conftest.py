@@ -1,11 +1,23 @@
 """Each test has a keystore of its own, and a session without a key."""
 
 import importlib.resources
+import os
 
 import pandas as pd
 import pytest
 
 from kmsdata import session
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):  # noqa: ARG001
+    """In CI nothing passes by skipping, but for what pandas' own suite skips for a dtype like ours."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        where = str(report.longrepr[0])
+        if "site-packages" not in where:
+            report.outcome, report.longrepr = "failed", f"skipped in CI: {report.longrepr[2]}"
+    return report
 
 
 @pytest.fixture(autouse=True)
