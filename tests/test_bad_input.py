@@ -145,8 +145,9 @@ def test_many_bad_cells_are_counted_and_the_first_are_named():
     assert caught.value.rows == tuple(range(100))
 
 
-def test_no_plaintext_in_any_frame_of_an_error(enc):
-    bad = with_cells(enc, "name", flipped(3, -1))
+@pytest.mark.parametrize("column", ["name", "身份证"])
+def test_no_plaintext_in_any_frame_of_an_error(enc, column):
+    bad = with_cells(enc, column, flipped(3, -1))  # the first column, and the last, when the others are open
     try:
         bad.kms.decrypt()
     except kmsdata.TamperedError as error:
@@ -413,6 +414,9 @@ def test_a_stripped_header_is_noticed_where_names_are_given(frame, enc, tmp_path
 
 
 def test_a_renamed_column_is_not_written(enc, tmp_path):
+    enc.rename(columns={"name": "person"}).to_parquet(tmp_path / "pandas")  # pandas' own does not know
+    with pytest.raises(kmsdata.FormatError, match="'person' was encrypted as 'name'"):
+        kmsdata.read_parquet(tmp_path / "pandas")
     with pytest.raises(kmsdata.FormatError, match="rename it back"):
         enc.rename(columns={"name": "person"}).kms.to_parquet(tmp_path / "x.parquet")
     assert not list(tmp_path.glob("*.parquet"))
@@ -455,6 +459,10 @@ def test_a_changed_context_is_found_whoever_brings_the_key(frame):
         with pytest.raises((kmsdata.FormatError, kmsdata.KeyAccessError)):
             changed.kms.decrypt(key=given, context={"team": "it"})
     assert enc.kms.decrypt(key=key, context={"team": "hr"})["name"][0] == "Ada"
+    two = frame.kms.encrypt(["name", "age"], key=key)
+    one_changed = with_header(two, "age", lambda text: text.replace('"hr"', '"it"'))
+    with pytest.raises(kmsdata.FormatError, match="'age': its context was changed"):
+        one_changed.kms.decrypt(key=key)
 
 
 def test_a_key_that_may_not_be_used_is_a_denied_one(enc):

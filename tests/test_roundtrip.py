@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
+from kmsdata import column
 
 KEY = "local://demo"
 SECRETS = ["name", "ticket", "age", "fare"]
@@ -48,6 +49,23 @@ def test_the_main_job(titanic, tmp_path):
     for name in titanic["name"].head(50):
         assert name.encode() not in raw
     assert sum(np.float64(age).tobytes() in raw for age in titanic["age"].dropna().unique() if age % 1) == 0
+
+
+def test_every_cell_has_an_iv_of_its_own(monkeypatch):
+    frame = pd.DataFrame({"a": ["same"] * 5000, "b": ["same"] * 5000})
+    key = kmsdata.new_data_key(KEY)
+    drawn = []
+    original = column.random_bytes
+    monkeypatch.setattr(column, "random_bytes", lambda size: drawn.append(original(size)) or drawn[-1])
+    cells = [
+        bytes(cell) for _ in range(2) for name in frame for cell in frame.kms.encrypt(name, key=key)[name]
+    ]
+    assert len({cell[5:17] for cell in cells}) == len(cells) == 20_000
+    assert len(set(drawn)) == len(drawn) == 4  # a seed for each column of each call
+    exact = frame.kms.encrypt(list(frame), deterministic=True, key=key)
+    assert exact["a"].nunique() == 1
+    assert exact["a"].iloc[0] != exact["b"].iloc[0]  # another domain
+    assert len(drawn) == 4
 
 
 def test_one_wrapped_data_key_wherever_it_stands(titanic, tmp_path):
