@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata import column
+from kmsdata import column as column_module
 
 KEY = "local://demo"
 SECRETS = ["name", "ticket", "age", "fare"]
@@ -55,8 +55,8 @@ def test_every_cell_has_an_iv_of_its_own(monkeypatch):
     frame = pd.DataFrame({"a": ["same"] * 5000, "b": ["same"] * 5000})
     key = kmsdata.new_data_key(KEY)
     drawn = []
-    original = column.random_bytes
-    monkeypatch.setattr(column, "random_bytes", lambda size: drawn.append(original(size)) or drawn[-1])
+    original = column_module.random_bytes
+    monkeypatch.setattr(column_module, "random_bytes", lambda size: drawn.append(original(size)) or drawn[-1])
     cells = [
         bytes(cell) for _ in range(2) for name in frame for cell in frame.kms.encrypt(name, key=key)[name]
     ]
