@@ -1,23 +1,24 @@
 """What GCM and SIV share: AES-256 over many blocks at once, and the way of a column of cells through a mode.
 
-A sealed cell is ``lead ‖ text ‖ tag`` (GCM) or ``lead ‖ tag ‖ text`` (SIV). The lead is 5 bytes of prefix and the IV, if
-the mode has one; the tag has 16 bytes; the text is as long as the plaintext. A column goes through `run` in batches of
-rows. Those cells of a batch that have equally many AES blocks, and are numerous enough, go in lock-step: a tile of them
-is gathered into blocks, goes through the mode's kernel, and is scattered to its places. All others go through the
-one-shot cipher. Which way a cell goes depends on the lengths in its batch and on nothing else.
+A sealed cell is ``lead ‖ text ‖ tag`` (GCM) or ``lead ‖ tag ‖ text`` (SIV): the lead is 5 bytes of prefix and, in
+GCM, the IV; the tag has 16 bytes; the text is as long as the plaintext. `run` takes a column in batches of rows.
+Cells of equally many AES blocks, if numerous enough, go in lock-step: a tile of them is gathered into blocks, goes
+through the mode's kernel, and is scattered to its places. All others go through the one-shot cipher. Which way a
+cell goes depends on the lengths in its batch and on nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise, repeat
+from functools import cached_property
+from itertools import chain, islice, pairwise, repeat
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kmsdata.cells import Bools, Bytes, Cells, Ints
@@ -29,8 +30,7 @@ __all__ = [
     "Column",
     "Mode",
     "Span",
-    "column",
-    "counters",
+    "field",
     "keystream",
     "masked",
     "run",
@@ -38,16 +38,19 @@ __all__ = [
 ]
 
 PREFIX, TAG = 5, 16
-BATCH = 1 << 16  # rows of a batch: few enough that gather and scatter find their memory in cache
-TILE = 1 << 13  # rows in lock-step: enough to make numpy's calls cheap, few enough for the cache of one core
-MOST = 1 << 16  # AES blocks in lock-step: 1 MB
-RUN = 1 << 9  # rows that the one-shot cipher takes in one go
-LONG = 1 << 12  # from so many bytes on, pointing at a text is cheaper than copying it
-IN_PLACE = hasattr(AESGCM, "encrypt_into")  # cryptography 47 and later
+FEW = 100, 1 << 16  # rows and bytes up to which numpy's calls would cost more than they save
+BATCH = 1 << 16  # rows: few enough that gather and scatter find their memory in cache
+TILE = (
+    1 << 13,
+    1 << 16,
+)  # rows in lock-step, and blocks: many enough for numpy, few enough for one core's cache
+RUN = 150_000  # bytes that go through the one-shot cipher at once: malloc keeps so much at hand
+LONG = 1 << 11  # bytes of text from which on it is cheaper to point at them than to copy them
+IN_PLACE = hasattr(AESGCM, "encrypt_into")  # cryptography 47
 
 Blocks: TypeAlias = npt.NDArray[np.uint64]  # [..., 2]: blocks of 16 bytes as they lie in memory
 Rows: TypeAlias = Ints | slice
-Voids: TypeAlias = npt.NDArray[np.void]  # byte strings of one length, as elements
+Voids: TypeAlias = npt.NDArray[np.void]  # byte strings of one length as elements
 
 
 class Column(NamedTuple):
@@ -58,40 +61,32 @@ class Column(NamedTuple):
     lengths: Ints
 
     @classmethod
-    def of(cls, cells: Cells, rows: slice) -> Column:
-        """Some rows of cells."""
+    def of(cls, cells: Cells, start: int, stop: int) -> Column:
+        """Some of the rows of cells that are not null."""
         if cells.offsets is not None:
-            bounds = cells.offsets[rows.start : rows.stop + 1]
-            return cls(cells.data, bounds[:-1], np.diff(bounds))
-        numbers, width = np.arange(rows.start, rows.stop), np.int64(cells.width or 0)
-        return cls(cells.data, numbers * width, np.full(len(numbers), width))
+            bounds = cells.offsets[start : stop + 1]
+            return cls(cells.data, bounds[:-1], bounds[1:] - bounds[:-1])
+        width = cells.width or 0
+        return cls(cells.data, np.arange(start, stop) * width, np.full(stop - start, width))
 
     def pick(self, rows: Rows) -> Column:
         """Some of these rows."""
         return Column(self.data, self.starts[rows], self.lengths[rows])
 
-    def padded(self) -> tuple[Bytes, Ints]:
-        """The bytes from the first row to the last, which are in order, and 16 more; and where rows begin in them."""
+    def padded(self) -> Column:
+        """A copy of what lies between the first row and the last, which are in order, and 16 bytes more."""
         first, last = int(self.starts[0]), int(self.starts[-1] + self.lengths[-1])
-        return np.concatenate([self.data[first:last], np.zeros(16, np.uint8)]), self.starts - first
+        data = np.concatenate([self.data[first:last], np.zeros(16, np.uint8)])
+        return Column(data, self.starts - first, self.lengths)
 
-    def views(self) -> list[memoryview]:
-        """Each row where it stands; to read from or to write to."""
-        pairs = zip(self.starts.tolist(), (self.starts + self.lengths).tolist(), strict=True)
-        return [self.data.data[start:stop] for start, stop in pairs]
-
-    def copies(self) -> list[bytes]:
-        """Each row as bytes. The rows are in order, and not far apart."""
-        width = int(self.lengths[0])
-        if width and (self.lengths == width).all():
-            return _window(self.data, width)[_places(self.starts)].tolist()  # type: ignore[no-any-return]
-        first, last = int(self.starts[0]), int(self.starts[-1] + self.lengths[-1])
-        raw, starts = self.data[first:last].tobytes(), self.starts - first
-        return [raw[a:b] for a, b in zip(starts.tolist(), (starts + self.lengths).tolist(), strict=True)]
+    def views(self) -> Iterator[memoryview]:
+        """Each row where it stands, to read from or to write to."""
+        stops = (self.starts + self.lengths).tolist()
+        return map(self.data.data.__getitem__, map(slice, self.starts.tolist(), stops))
 
 
 class Span(NamedTuple):
-    """Rows ``start`` to ``stop`` of a tile, all of the same length. Lengths fall from span to span."""
+    """Rows ``start`` to ``stop`` of a tile, all of one length. Lengths fall from span to span."""
 
     start: int
     stop: int
@@ -99,7 +94,7 @@ class Span(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Rows of a batch that go in lock-step, the longest first, of ``blocks`` AES blocks each (the last one partial)."""
+    """Rows of a batch that go in lock-step, the longest first, each of so many AES blocks (the last may be partial)."""
 
     rows: Rows
     blocks: int
@@ -107,25 +102,27 @@ class Tile(NamedTuple):
 
 
 class Mode(Protocol):
-    """A mode of AES under one key: a kernel for cells in lock-step and a one-shot cipher with the same output.
+    """A mode of AES under one key: a kernel for tiles, and the one-shot cipher with the same output.
 
-    In the kernel, text is uint64[k, n, 2], block by block, changed in place; what lies behind a text in its last block
-    is arbitrary, before and after. ``ivs`` is uint64[n, 2], each IV in its first 12 bytes, and may be overwritten.
+    In the kernel, text is uint64[k, n, 2], block by block, changed in place; behind the end of a text its last block
+    holds anything. ``ivs`` is uint64[n, 2], each IV in the first 12 bytes, the others for the kernel to use.
 
     Attributes:
         iv: bytes of IV in a sealed cell, 12 or 0.
         tag_first: whether the tag stands before the text.
+        nothing: what stands for empty associated data in a call of the one-shot cipher.
         longest: texts of more bytes never go in lock-step.
-        least: how many rows make lock-step pay: so many, so many more for each block, so many more for each length.
+        least: rows for which lock-step pays: at least so many, more for each block, more for each length.
     """
 
     iv: int
     tag_first: bool
+    nothing: bytes | None
     longest: int
     least: tuple[int, int, int]
 
     def digests(self, associated: bytes | Column) -> Blocks | None:
-        """uint64[1 or n, ..., 2], what the kernel needs of associated data; None if only the one-shot cipher will do."""
+        """uint64[1 or n, ...], what the kernel needs of associated data; None where only the one-shot cipher fits."""
 
     def seal(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks) -> Blocks:
         """Encrypt; returns the tags, uint64[n, 2]."""
@@ -133,28 +130,33 @@ class Mode(Protocol):
     def open(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, tags: Blocks) -> Bools:
         """Decrypt; returns bool[n], which rows are authentic. The text means nothing unless all are."""
 
-    def one_shot(
-        self,
-        sealing: bool,
-        ivs: Iterable[bytes],
-        texts: Iterable[Any],
-        extras: Iterable[Any],
-        outs: Any = None,
-    ) -> Iterator[Any]:
-        """Seal or open texts (tags included) one after the other, into ``outs`` if given; may raise InvalidTag at each."""
+    def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
+        """Of each row's IV, text, associated data (and where to write) the text and tag; may raise InvalidTag."""
 
 
 class Aes:
-    """AES-256 of many independent blocks in one call (ECB, NIST SP 800-38A section 6.1): the building material."""
+    """AES-256 of many independent blocks in one call (ECB, NIST SP 800-38A section 6.1), to build modes of."""
 
     def __init__(self, key: bytes) -> None:
-        self._encryptor = Cipher(algorithms.AES256(key), modes.ECB()).encryptor()
+        self._cipher = Cipher(algorithms.AES256(key), modes.ECB())  # noqa: S305 - of single blocks
+
+    @cached_property
+    def _encryptor(self) -> CipherContext:
+        return self._cipher.encryptor()
 
     def encrypt(self, blocks: Blocks) -> Blocks:
-        """Each block encrypted; blocks uint64[..., 2], C-contiguous; returns a new array of that shape."""
+        """Each block encrypted: uint64[..., 2], C-contiguous, to a new array of that shape."""
         out = np.empty(blocks.nbytes + 15, np.uint8)  # update_into asks for 15 bytes that it does not use
-        self._encryptor.update_into(blocks.reshape(-1).view(np.uint8), out)
-        return out[: blocks.nbytes].view(np.uint64).reshape(blocks.shape)
+        self._encryptor.update_into(blocks.reshape(-1).view(np.uint8).data, out.data)
+        return out[:-15].view(np.uint64).reshape(blocks.shape)
+
+    def stream(self, first: Blocks, count: int) -> Blocks:
+        """CTR mode: E(first), E(inc32(first)), ... (NIST SP 800-38D section 6.5): uint64[count, n, 2] of uint64[n, 2]."""
+        blocks = np.empty((count, *first.shape), np.uint64)
+        blocks[:] = first
+        last = first.view(">u4")[:, 3].astype(np.uint32)
+        blocks.view(">u4")[:, :, 3] = last + np.arange(count, dtype=np.uint32)[:, None]
+        return self.encrypt(blocks)
 
 
 def keystream(key: bytes, size: int) -> Bytes:
@@ -171,89 +173,73 @@ def keystream(key: bytes, size: int) -> Bytes:
         >>> keystream(bytes(32), 4).tobytes().hex()
         'dc95c078'
     """
-    out, zeros = np.empty(size + 15, np.uint8), bytes(min(size, 1 << 16))
+    out, zeros = np.empty(size + 15, np.uint8), bytes(1 << 16)
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
-    for start in range(0, size, 1 << 16):
-        encryptor.update_into(zeros[: size - start], out[start:])
+    for start in range(0, size, len(zeros)):
+        encryptor.update_into(zeros[: size - start], out[start:].data)
     return out[:size]
 
 
-def counters(first: Blocks, count: int) -> Blocks:
-    """Counter blocks of CTR mode: uint64[count, n, 2] from uint64[n, 2], inc32 (NIST SP 800-38D section 6.2)."""
-    out = np.empty((count, *first.shape), np.uint64)
-    last = first.view(">u4")[:, 3]
-    for step in range(count):
-        out[step] = first
-        out[step].view(">u4")[:, 3] = last + np.uint32(step)
-    return out
-
-
-def column(blocks: Blocks, width: int, skip: int = 0) -> Voids:
+def field(blocks: Blocks, width: int, skip: int = 0) -> Voids:
     """Some bytes of each block, writable: V{width}[n] of uint64[n, 2]."""
     return np.ndarray((len(blocks),), f"V{width}", blocks, skip, (16,))
 
 
 def spread(block: Blocks, count: int) -> Blocks:
-    """uint64[count, 2] of uint64[1, 2], or what has that shape already. (numpy adds pairs to pairs slowly.)"""
+    """uint64[count, 2] of uint64[1, 2], unless it has that shape: numpy is slow at adding one pair to many."""
     if len(block) == count:
         return block
     out = np.empty((count, 2), np.uint64)
-    column(out, 16)[:] = column(block, 16)
+    field(out, 16)[:] = field(block, 16)
     return out
 
 
-def masked(data: Bytes, starts: Ints, lengths: Ints) -> Blocks:
-    """One block of each row: uint64[n, 2], up to 16 bytes from ``starts`` on, zero behind ``lengths`` (which may be < 0).
+def masked(rows: Column, starts: Ints, lengths: Ints) -> Blocks:
+    """A block of each row: uint64[n, 2], the bytes from ``starts`` on, with zeros from ``lengths`` on (-x to x).
 
-    ``data`` ends with 16 bytes that belong to no row. Only lengths are used as an index.
+    The rows are `padded`. What they hold does not matter to where memory is read.
     """
-    masks = (np.arange(16) < np.arange(17)[:, None]) * np.uint8(255)
-    block = np.ndarray((len(data) - 15,), "V16", data, 0, (1,))[starts.clip(0, len(data) - 16)]
-    return block.view(np.uint64).reshape(-1, 2) & masks.view(np.uint64)[lengths.clip(0, 16)]
+    ends = (np.arange(16) < np.arange(17)[:, None]).astype(np.uint8) * np.uint8(255)
+    found = _window(rows.data, 16)[starts.clip(0, len(rows.data) - 16)].view(np.uint64).reshape(-1, 2)
+    found &= ends.view(np.uint64)[lengths.clip(0, 16)]
+    return found
 
 
-def tiles(lengths: Ints, longest: int, least: tuple[int, int, int]) -> tuple[list[Tile], Ints]:
-    """Sort the rows of a batch into tiles.
-
-    Args:
-        lengths: int64[n].
-        longest: no longer rows.
-        least: see `Mode`.
+def tiles(lengths: Ints, longest: int, least: tuple[int, int, int]) -> tuple[list[Tile], Ints | None]:
+    """Sort the rows of a batch into tiles, by their lengths int64[n]; see `Mode` for longest and least.
 
     Returns:
-        The tiles, and int64[r], ascending: the rows in none of them.
+        The tiles; and the rows in none, ascending, int64[r] or None for all.
     """
-    count = len(lengths)
-    if count < least[0]:
-        return [], np.arange(count)
-    counts = np.bincount(np.minimum(lengths, longest + 1), minlength=longest + 2)[: longest + 1]
-    shortest = np.array(
-        [0, *range(1, longest + 1, 16)]
-    )  # of each number of blocks: 0, 1 to 16, 17 to 32, ...
+    if len(lengths) < least[0]:
+        return [], None
+    clipped = np.minimum(lengths, longest + 1)
+    counts = np.bincount(clipped, minlength=longest + 2)[: longest + 1]
+    shortest = np.array([0, *range(1, longest + 1, 16)])  # of the lengths of 0, 1, 2, ... blocks
     rows, kinds = np.add.reduceat(counts, shortest), np.add.reduceat(counts > 0, shortest, dtype=np.int64)
-    pay = (rows > 0) & (rows >= least[0] + least[1] * np.arange(len(rows)) + least[2] * kinds)
-    if pay.any() and kinds.sum() == 1 and rows.sum() == count:
-        order = None  # all rows have one length: they are in order as they stand
-    else:
-        chosen = np.flatnonzero(np.repeat(pay, np.diff(shortest, append=longest + 1)))
-        rank = np.full(longest + 2, longest + 1, np.uint16)
-        rank[chosen] = longest - chosen
-        order = np.argsort(rank[np.minimum(lengths, longest + 1)], kind="stable")
+    pays = (rows > 0) & (rows >= least[0] + least[1] * np.arange(len(rows)) + least[2] * kinds)
+    if not pays.any():
+        return [], None
+    alike = kinds.sum() == 1 and rows.sum() == len(lengths)  # then the rows are in order as they stand
+    rank = np.full(longest + 2, longest + 1, np.uint16)
+    chosen = np.flatnonzero(np.repeat(pays, np.diff(shortest, append=longest + 1)))
+    rank[chosen] = longest - chosen
+    order = np.arange(len(lengths)) if alike else np.argsort(rank[clipped], kind="stable")
     found: list[Tile] = []
     at = 0
-    for blocks in np.flatnonzero(pay)[::-1].tolist():
-        here = [n for n in range(16 * blocks, max(16 * blocks - 16, -1), -1) if n <= longest and counts[n]]
-        edges = (at + np.cumsum([0, *counts[here]])).tolist()
-        for start in range(at, edges[-1], size := min(TILE, MOST // (blocks + 1))):
-            stop = min(start + size, edges[-1])
+    for blocks in np.flatnonzero(pays)[::-1].tolist():
+        kind = [n for n in range(min(16 * blocks, longest), max(16 * blocks - 16, -1), -1) if counts[n]]
+        edges = list(zip(pairwise((at + np.cumsum([0, *counts[kind]])).tolist()), kind, strict=True))
+        end, size = at + int(rows[blocks]), min(TILE[0], TILE[1] // (blocks + 1))
+        for start, stop in pairwise([*range(at, end, size), end]):
             spans = [
-                Span(max(a, start) - start, min(b, stop) - start, length)
-                for (a, b), length in zip(pairwise(edges), here, strict=True)
+                Span(max(a, start) - start, min(b, stop) - start, n)
+                for (a, b), n in edges
                 if a < stop and b > start
             ]
-            found.append(Tile(slice(start, stop) if order is None else order[start:stop], blocks, spans))
-        at = edges[-1]
-    return found, np.arange(0) if order is None else order[at:]
+            found.append(Tile(slice(start, stop) if alike else order[start:stop], blocks, spans))
+        at = end
+    return found, order[at:]
 
 
 def _window(data: Bytes, width: int) -> Voids:
@@ -263,7 +249,7 @@ def _window(data: Bytes, width: int) -> Voids:
 
 def _places(starts: Ints) -> Rows:
     """Where rows begin, as an index into a window: a slice if they are equidistant, which is faster."""
-    steps = np.diff(starts)
+    steps = starts[1:] - starts[:-1]
     if len(steps) and steps[0] > 0 and (steps == steps[0]).all():
         return slice(int(starts[0]), int(starts[-1]) + 1, int(steps[0]))
     return starts
@@ -271,15 +257,14 @@ def _places(starts: Ints) -> Rows:
 
 def _part(places: Rows, span: Span) -> Rows:
     """The places of a span."""
-    if not isinstance(places, slice):
-        return places[span.start : span.stop]
-    return slice(
-        places.start + span.start * places.step, places.start + (span.stop - 1) * places.step + 1, places.step
-    )
+    if isinstance(places, slice):
+        first, step = places.start, places.step
+        return slice(first + span.start * step, first + (span.stop - 1) * step + 1, step)
+    return places[span.start : span.stop]
 
 
 def _drain(shots: Iterator[Any]) -> tuple[list[Any], list[int]]:
-    """All results, b"" in place of those that raised InvalidTag, and the numbers of these."""
+    """All results, b"" for those that raised InvalidTag, and the numbers of these."""
     done: list[Any] = []
     failed: list[int] = []
     while True:
@@ -294,9 +279,9 @@ def _drain(shots: Iterator[Any]) -> tuple[list[Any], list[int]]:
 
 @dataclass(slots=True, repr=False)
 class _Batch:
-    """Rows on their way: ``plain`` and ``sealed`` are the same n rows on both sides, one of which is yet to be written.
+    """Rows on their way: ``plain`` and ``sealed`` are the same n rows, on one side yet to be written.
 
-    ``prefix`` is V5[], ``ivs`` V12[n] if they are to be written, ``associated`` as in `run` but n rows of it.
+    ``prefix`` is V5[], ``ivs`` V12[n] if IVs are yet to be written, ``associated`` one for all or n rows.
     """
 
     mode: Mode
@@ -307,117 +292,144 @@ class _Batch:
     ivs: Voids | None
     associated: bytes | Column
 
-    def work(self) -> list[int]:
-        """Seal or open all rows; returns those that are not authentic."""
+    def work(self) -> Iterator[Ints]:
+        """Seal or open all rows; yields those that are not authentic."""
         found, others = tiles(self.plain.lengths, self.mode.longest, self.mode.least)
         digests = self.mode.digests(self.associated) if found else None
         if digests is None:
-            found, others = [], np.arange(len(self.plain.lengths))
-        bad = (
-            self.one_by_one(others) if len(others) else []
-        )  # first: it may write over places between its rows
+            yield from self.one_by_one(slice(None))
+            return
+        if others is not None and len(others):
+            yield from self.one_by_one(others)  # first, as it may write over what lies between its rows
         for tile in found:
-            bad += self.lock_step(tile, digests)
-        return bad
+            yield self.lock_step(tile, digests if len(digests) == 1 else digests[tile.rows])
 
-    def _parts(
-        self, span: Span, sealed: bool, text: Blocks, ivs: Blocks, tags: Blocks
-    ) -> Iterator[tuple[int, Voids]]:
-        """What a plain or sealed cell is made of: offsets in it, and what stands there in the rows of a span, writable."""
+    def _parts(self, span: Span, sealed: bool, *parts: Blocks) -> Iterator[tuple[int, Voids]]:
+        """What cells of a span are made of, plain or sealed: offsets in a cell, and what stands there, writable."""
+        text, ivs, tags = parts
         rows, skip = slice(span.start, span.stop), 0
         if sealed:
             skip = PREFIX + self.mode.iv
             if self.mode.iv:
-                yield PREFIX, column(ivs, self.mode.iv)[rows]
-            yield skip + (0 if self.mode.tag_first else span.length), column(tags, TAG)[rows]
+                yield PREFIX, field(ivs, self.mode.iv)[rows]
+            yield skip + (0 if self.mode.tag_first else span.length), field(tags, TAG)[rows]
             skip += TAG if self.mode.tag_first else 0
         for at in range(0, span.length, 16):
-            yield skip + at, column(text[at // 16], min(16, span.length - at))[rows]
+            yield skip + at, field(text[at // 16], min(16, span.length - at))[rows]
 
-    def lock_step(self, tile: Tile, digests: Blocks) -> list[int]:
+    def lock_step(self, tile: Tile, digests: Blocks) -> Ints:
         """Seal or open a tile; returns the rows that are not authentic, and writes nothing if there are any."""
-        mode, sealing, count = self.mode, self.sealing, tile.spans[-1].stop
-        source, target = (self.plain, self.sealed) if sealing else (self.sealed, self.plain)
-        over = PREFIX + mode.iv + TAG
+        mode, count, over = self.mode, tile.spans[-1].stop, PREFIX + self.mode.iv + TAG
+        source, target = (self.plain, self.sealed) if self.sealing else (self.sealed, self.plain)
         text = np.empty((tile.blocks, count, 2), np.uint64)
         ivs, tags = np.empty((count, 2), np.uint64), np.empty((count, 2), np.uint64)
-        if sealing and self.ivs is not None:
-            column(ivs, mode.iv)[:] = self.ivs[tile.rows]
         places = _places(source.starts[tile.rows])
         for span in tile.spans:
-            if width := span.length + (0 if sealing else over):
+            if width := span.length + (0 if self.sealing else over):
                 cells = _window(source.data, width)[_part(places, span)]
-                for offset, part in self._parts(span, not sealing, text, ivs, tags):
+                for offset, part in self._parts(span, not self.sealing, text, ivs, tags):
                     part[:] = cells.getfield(part.dtype, offset)
-        digests = digests if len(digests) == 1 else digests[tile.rows]
-        if sealing:
+        if self.sealing:
+            if self.ivs is not None:
+                field(ivs, mode.iv)[:] = self.ivs[tile.rows]
             tags = mode.seal(text, tile.spans, ivs, digests)
         elif not (authentic := mode.open(text, tile.spans, ivs, digests, tags)).all():
-            return np.arange(len(source.starts))[tile.rows][~authentic].tolist()  # type: ignore[no-any-return]
+            return np.arange(len(source.starts))[tile.rows][~authentic]
         places = _places(target.starts[tile.rows])
         for span in tile.spans:
-            if width := span.length + (over if sealing else 0):
+            if width := span.length + (over if self.sealing else 0):
                 window, where = _window(target.data, width), _part(places, span)
                 cells = window[where] if isinstance(where, slice) else np.empty(len(where), window.dtype)
-                if sealing:
+                if self.sealing:
                     cells.setfield(self.prefix, self.prefix.dtype, 0)
-                for offset, part in self._parts(span, sealing, text, ivs, tags):
+                for offset, part in self._parts(span, self.sealing, text, ivs, tags):
                     cells.setfield(part, part.dtype, offset)
                 if not isinstance(where, slice):
                     window[where] = cells
-        return []
+        return np.empty(0, np.int64)
 
-    def one_by_one(self, rows: Ints) -> list[int]:
-        """Seal or open rows, ascending, with the one-shot cipher; returns those that are not authentic."""
-        lead = PREFIX + self.mode.iv
+    def one_by_one(self, rows: Rows) -> Iterator[Ints]:
+        """Seal or open rows, ascending, with the one-shot cipher; yields those that are not authentic."""
+        mode, lead = self.mode, PREFIX + self.mode.iv
         plain, sealed = self.plain.pick(rows), self.sealed.pick(rows)
         body = Column(sealed.data, sealed.starts + lead, sealed.lengths - lead)
         source, target = (plain, body) if self.sealing else (body, plain)
-        stops = target.starts + target.lengths
-        # A run ends at a text too long to be copied, and where copying what lies between two rows would take long.
-        far = (
-            (plain.lengths[1:] > LONG) | (plain.lengths[:-1] > LONG) | (target.starts[1:] - stops[:-1] > LONG)
+        extra = (
+            self.associated.pick(rows)
+            if isinstance(self.associated, Column)
+            else self.associated or mode.nothing
         )
-        far[RUN - 1 :: RUN] = True
-        bad: list[int] = []
-        for start, stop in pairwise([0, *(np.flatnonzero(far) + 1).tolist(), len(rows)]):
-            here = slice(start, stop)
-            leads = np.empty(stop - start, f"V{lead}")
-            ivs: Iterable[bytes] = repeat(b"")
-            if self.mode.iv:
-                taken = (
-                    _window(sealed.data, 12)[sealed.starts[here] + PREFIX]
-                    if self.ivs is None
-                    else self.ivs[rows[here]]
-                )
-                leads.setfield(taken, taken.dtype, PREFIX)
-                ivs = taken.tolist()
-            extras = (
-                repeat(self.associated)
-                if isinstance(self.associated, bytes)
-                else self.associated.pick(rows[here]).copies()
+        ivs: Iterator[bytes] = repeat(b"")
+        if mode.iv:
+            found = (
+                _window(sealed.data, mode.iv)[sealed.starts + PREFIX] if self.ivs is None else self.ivs[rows]
             )
-            if stop - start < 8:
-                texts, outs = source.pick(here).views(), target.pick(here).views()
-                _, failed = _drain(self.mode.one_shot(self.sealing, ivs, texts, extras, outs))
+            ivs = iter(found.tolist())
+        width = int(source.lengths[0]) if (source.lengths == source.lengths[0]).all() else 0
+        places = _places(source.starts)
+        gaps = target.starts[1:] - (target.starts + target.lengths)[:-1]
+        even = len(gaps) > 0 and (gaps == gaps[0]).all()
+        # Long texts are written where they belong; others are joined and copied, as many as make a run. Where long and
+        # short change often, all are written where they belong: short runs cost more than pointing.
+        long = (plain.lengths > LONG) if width == 0 else np.full(len(plain.starts), width > LONG)
+        if np.count_nonzero(long[1:] != long[:-1]) * 16 > len(long):
+            long[:] = True
+        runs = sealed.starts // RUN
+        ends = (long[1:] != long[:-1]) | (~long[1:] & ((runs[1:] != runs[:-1]) | (gaps > RUN)))
+        for start, stop in pairwise([0, *(np.flatnonzero(ends) + 1).tolist(), len(long)]):
+            here = slice(start, stop)
+            if width and not long[start]:
+                texts: Iterable[Any] = _window(source.data, width)[
+                    _part(places, Span(start, stop, width))
+                ].tolist()
             else:
-                done, failed = _drain(
-                    self.mode.one_shot(self.sealing, ivs, source.pick(here).copies(), extras)
-                )
+                texts = source.pick(here).views()
+            extras = repeat(extra) if not isinstance(extra, Column) else extra.pick(here).views()
+            columns = islice(ivs, stop - start), texts, extras
+            if long[start] or stop - start < 8:
+                outs = target.pick(here).views()
+                if IN_PLACE:
+                    _, failed = _drain(mode.one_shot(self.sealing, *columns, outs))
+                else:
+                    shots = mode.one_shot(self.sealing, *columns)
+                    _, failed = _drain(map(memoryview.__setitem__, outs, repeat(slice(None)), shots))
+            else:
+                done, failed = _drain(mode.one_shot(self.sealing, *columns))
+                if even:
+                    joined = bytes(int(gaps[0])).join(done)
+                else:
+                    between = map(bytes, [0, *gaps[start : stop - 1].tolist()])
+                    joined = b"".join(chain.from_iterable(zip(between, done, strict=True)))
                 if not failed:
-                    between = target.starts[start + 1 : stop] - stops[start : stop - 1]
-                    if (between == between[0]).all():
-                        joined = bytes(int(between[0])).join(done)
-                    else:
-                        parts = [b""] * (2 * len(done) - 1)
-                        parts[::2], parts[1::2] = done, map(bytes, between.tolist())
-                        joined = b"".join(parts)
-                    target.data[target.starts[start] : stops[stop - 1]] = np.frombuffer(joined, np.uint8)
-            if self.sealing:
-                leads.setfield(self.prefix, self.prefix.dtype, 0)
-                _window(sealed.data, lead)[sealed.starts[here]] = leads
-            bad += rows[here][failed].tolist()
-        return bad
+                    target.data[target.starts[start] :][: len(joined)] = np.frombuffer(joined, np.uint8)
+            if failed:
+                yield np.arange(len(self.plain.starts))[rows][here][failed]
+        if self.sealing:
+            leads = np.empty(len(plain.starts), f"V{lead}")
+            leads.setfield(self.prefix, self.prefix.dtype, 0)
+            if self.ivs is not None:
+                leads.setfield(self.ivs[rows], self.ivs.dtype, PREFIX)
+            _window(sealed.data, lead)[_places(sealed.starts)] = leads
+
+
+def _few(
+    mode: Mode, sealing: bool, cells: Cells, extras: Iterable[bytes], prefix: bytes, ivs: Bytes | None
+) -> tuple[bytearray, list[int]]:
+    """Seal or open few and small cells; returns the bytes of the new ones and which are too short or not authentic."""
+    raw, lead = cells.data.tobytes(), PREFIX + mode.iv
+    ranges = list(pairwise(cells.bounds().tolist()))
+    if sealing:
+        given = b"" if ivs is None else ivs.tobytes()
+        heads = [given[at * mode.iv : (at + 1) * mode.iv] for at in range(len(ranges))]
+        done, _ = _drain(mode.one_shot(True, heads, [raw[a:b] for a, b in ranges], extras))
+        return bytearray().join(
+            chain.from_iterable(zip([prefix + iv for iv in heads], done, strict=True))
+        ), []
+    heads = [raw[a + PREFIX : min(a + lead, b)] for a, b in ranges]
+    # Cells that are too short have no whole IV, or no whole tag: 12 and 0 bytes in place of them fail like a wrong tag.
+    texts = [raw[a + lead : b] if b - a >= lead + TAG else b"" for a, b in ranges]
+    done, failed = _drain(mode.one_shot(False, [iv.ljust(mode.iv) for iv in heads], texts, extras))
+    return bytearray().join(done), failed
 
 
 def run(
@@ -425,7 +437,7 @@ def run(
     sealing: bool,
     cells: Cells,
     associated: bytes | Cells,
-    prefix: bytes = bytes(PREFIX),
+    prefix: bytes = b"",
     ivs: Bytes | None = None,
 ) -> tuple[Cells | None, Ints]:
     """Seal or open a column.
@@ -435,8 +447,8 @@ def run(
         sealing: which of the two.
         cells: m cells that are not null.
         associated: associated data, one for the column or m cells of it.
-        prefix: 5 bytes that begin each sealed cell.
-        ivs: uint8[m, 12] when sealing with a mode that has IVs.
+        prefix: 5 bytes that begin each sealed cell, when sealing.
+        ivs: uint8[m, 12], when sealing with a mode that has IVs.
 
     Returns:
         The new cells and int64[0]; or None and int64[k], the rows that are too short or not authentic.
@@ -447,36 +459,48 @@ def run(
     count, change = cells.count, (PREFIX + mode.iv + TAG) * (1 if sealing else -1)
     if not isinstance(associated, bytes) and (associated.valid is not None or associated.count != count):
         raise ValueError("associated data per row: one for each cell that is not null")
-    if cells.width is None or cells.width + change == 0:
+    none = np.empty(0, np.int64)
+    width, offsets = (cells.width or 0) + change, None
+    if cells.width is not None and width < 0:
+        return None, np.arange(count)
+    if cells.width is None or width == 0:
         offsets = np.zeros(count + 1, np.int64)
-        if cells.offsets is not None:  # step by step in place: a column of offsets is no small temporary
+        if cells.offsets is not None:  # step by step and in place: a column of offsets is no small temporary
             np.subtract(cells.offsets[1:], cells.offsets[:-1], out=offsets[1:])
             offsets[1:] += change
-            np.cumsum(offsets.clip(0, out=offsets), out=offsets)
-        done = Cells(np.empty(int(offsets[-1]), np.uint8), offsets, valid=cells.valid)
-    elif cells.width + change > 0:
-        done = Cells(
-            np.empty(count * (cells.width + change), np.uint8), width=cells.width + change, valid=cells.valid
+            np.cumsum(np.maximum(offsets, 0, out=offsets), out=offsets)
+    if count <= FEW[0] and len(cells.data) <= FEW[1]:
+        extras = (
+            repeat(associated) if isinstance(associated, bytes) else [row or b"" for row in associated.rows()]
         )
-    else:
-        return None, np.arange(count)
+        raw, wrong = _few(mode, sealing, cells, extras, prefix, ivs)
+        if wrong:
+            return None, np.array(wrong, np.int64)
+        return Cells(
+            np.frombuffer(raw, np.uint8), offsets, None if offsets is not None else width, cells.valid
+        ), none
+    data = np.empty(count * width if offsets is None else int(offsets[-1]), np.uint8)
+    done = Cells(data, offsets, width if offsets is None else None, cells.valid)
     heads = None if ivs is None else np.ascontiguousarray(ivs).view("V12").ravel()
-    bad: list[Ints] = []
+    bad = [none]
     for start in range(0, count, BATCH):
-        rows = slice(start, min(start + BATCH, count))
-        source, target = Column.of(cells, rows), Column.of(done, rows)
-        extra = associated if isinstance(associated, bytes) else Column.of(associated, rows)
-        fit = np.flatnonzero(source.lengths + change >= 0)
-        if len(fit) < len(source.lengths):
-            bad.append(start + np.flatnonzero(source.lengths + change < 0))
+        stop = min(start + BATCH, count)
+        source, target = Column.of(cells, start, stop), Column.of(done, start, stop)
+        extra = associated if isinstance(associated, bytes) else Column.of(associated, start, stop)
+        fit: Rows = slice(None)
+        if not sealing and (short := source.lengths < -change).any():
+            bad.append(start + np.flatnonzero(short))
+            fit = np.flatnonzero(~short)
             source, target = source.pick(fit), target.pick(fit)
             extra = extra if isinstance(extra, bytes) else extra.pick(fit)
+            if not len(fit):
+                continue
         plain, sealed = (source, target) if sealing else (target, source)
-        iv = None if heads is None else heads[rows]
-        found = _Batch(mode, sealing, plain, sealed, np.array(prefix, f"V{PREFIX}"), iv, extra).work()
-        bad.append(start + fit[np.array(found, np.int64)])
-    wrong = np.sort(np.concatenate(bad)) if bad else np.empty(0, np.int64)
-    if len(wrong):
-        done.data.fill(0)  # what was opened before the first failure
-        return None, wrong
-    return done, wrong
+        iv = None if heads is None else heads[start:stop]
+        for wrong in _Batch(mode, sealing, plain, sealed, np.array(prefix, f"V{PREFIX}"), iv, extra).work():
+            if len(wrong):
+                bad.append(np.arange(start, stop)[fit][wrong])
+    if sum(map(len, bad)):
+        data.fill(0)  # what was opened before the first failure
+        return None, np.sort(np.concatenate(bad))
+    return done, none

@@ -9,14 +9,13 @@ are indexed by ciphertext bytes alone: in public. Products with anything else, w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import repeat
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kmsdata.cells import Bools, Bytes, Cells, Ints
-from kmsdata.ciphers.aes import IN_PLACE, PREFIX, Aes, Blocks, Column, Span, column, counters, masked, run
+from kmsdata.ciphers.aes import PREFIX, Aes, Blocks, Column, Span, field, masked, run, spread
 
 __all__ = ["OVERHEAD", "PREFIX", "open_cells", "seal_cells"]
 
@@ -37,12 +36,12 @@ def _times_x(v: Blocks, power: int) -> Blocks:
     return out
 
 
-def multiples(block: Blocks) -> Blocks:
-    """A block times x^0 to x^127 in GF(2^128): uint64[128, 2] of uint64[1, 2]."""
-    v = block.view(">u8").astype(np.uint64)
+def multiples(blocks: Blocks) -> Blocks:
+    """Each block times x^0 to x^127 in GF(2^128): uint64[n, 128, 2] of uint64[n, 2]."""
+    v = blocks.view(">u8").astype(np.uint64)[:, None]
     for power in (1, 2, 4, 8, 16, 32):
-        v = np.concatenate([v, _times_x(v, power)])
-    v = np.concatenate([v, _times_x(_times_x(v, 32), 32)])
+        v = np.concatenate([v, _times_x(v, power)], axis=1)
+    v = np.concatenate([v, _times_x(_times_x(v, 32), 32)], axis=1)
     return v.astype(">u8").view(np.uint64)
 
 
@@ -67,12 +66,12 @@ def product(blocks: Blocks, factor: Blocks) -> Blocks:
     return out
 
 
-def table(factor: Blocks) -> Blocks:
-    """uint64[16, 256, 2], a factor times each value of each byte of a block, from its `multiples` by adding."""
-    bits = factor.reshape(16, 8, 2)
-    out = np.zeros((16, 256, 2), np.uint64)
+def tables(factors: Blocks) -> Blocks:
+    """Each factor times each value of each byte of a block: uint64[n, 16, 256, 2] of uint64[n, 128, 2], `multiples`."""
+    bits = factors.reshape(-1, 16, 8, 1, 2)
+    out = np.zeros((len(factors), 16, 256, 2), np.uint64)
     for bit in range(8):
-        out[:, 1 << bit : 2 << bit] = out[:, : 1 << bit] ^ bits[:, 7 - bit, None]
+        np.bitwise_xor(out[:, :, : 1 << bit], bits[:, :, 7 - bit], out=out[:, :, 1 << bit : 2 << bit])
     return out
 
 
@@ -84,22 +83,25 @@ def look_up(products: Blocks, index: Bytes, out: Blocks) -> None:
 class Gcm:
     """AES-256-GCM under one key; see `kmsdata.ciphers.aes.Mode`."""
 
-    iv, tag_first, longest, least = 12, False, 176, (200, 150, 15)
+    iv, tag_first, nothing, longest, least = 12, False, None, 176, (500, 200, 15)
 
     def __init__(self, key: bytes) -> None:
-        self._key, self._cipher = key, AESGCM(key)
-        self._aes: Aes | None = None
+        self._cipher, self._aes = AESGCM(key), Aes(key)
+        self._times: list[Blocks] = []
 
     def _powers(self, last: int) -> None:
-        """Make the powers of H (SP 800-38D section 7.1, step 1) up to H^last."""
-        if self._aes is None:
-            self._aes = Aes(self._key)
-            one = self._aes.encrypt(np.zeros((1, 2), np.uint64))
-            self._power, self._times, self._tables = [one, one], [one, multiples(one)], [one, one]
-        while len(self._times) <= last:
-            self._power.append(product(self._power[-1], self._times[1]))
-            self._times.append(multiples(self._power[-1]))
-            self._tables.append(table(self._times[-1]))
+        """Make the powers of H (SP 800-38D section 7.1, step 1) up to H^last ready for multiplication."""
+        if not self._times:
+            self._power = self._aes.encrypt(np.zeros((1, 2), np.uint64))
+            self._times = [self._power[0], multiples(self._power)[0]]
+            self._tables = [self._power[0]] * 2  # those of H^0 and H^1 are not needed
+        powers = [self._power]
+        for _ in range(len(self._times), last + 1):
+            powers.append(product(powers[-1], self._times[1]))
+        if len(powers) > 1:
+            self._power = powers[-1]
+            self._times += list(factors := multiples(np.concatenate(powers[1:])))
+            self._tables += list(tables(factors))
 
     def digests(self, associated: bytes | Column) -> Blocks | None:
         """uint64[1 or n, a + 1, 2]: blocks of which the last is to be multiplied by H^(k + 2) and so on, and lengths · H."""
@@ -116,13 +118,15 @@ class Gcm:
         if top > 32 or len(associated.lengths) < self.least[0]:
             return None
         self._powers(1)
-        raw, starts = associated.padded()
+        associated = associated.padded()
         count = (top + 15) // 16
         out = np.empty((len(associated.lengths), count + 1, 2), np.uint64)
         shift = 16 * ((associated.lengths + 15) // 16 - count)  # blocks of 0 in front leave GHASH as it is
         for block in range(count):
             skip = shift + 16 * block
-            out[:, block] = masked(raw, starts + skip, np.where(skip < 0, 0, associated.lengths - skip))
+            out[:, block] = masked(
+                associated, associated.starts + skip, np.where(skip < 0, 0, associated.lengths - skip)
+            )
         out[:, count] = self._lengths(np.arange(top + 1), 0)[associated.lengths]
         return out
 
@@ -140,8 +144,8 @@ class Gcm:
             start = start ^ product(digests[:, block], self._times[blocks + 2 + step])
         by_length = self._lengths(np.array([span.length for span in spans]), 1)
         tags = np.empty((count, 2), np.uint64)
-        for span, block in zip(spans, column(by_length ^ (start if len(start) == 1 else 0), 16), strict=True):
-            column(tags, 16)[span.start : span.stop] = block
+        for span, block in zip(spans, field(by_length ^ (start if len(start) == 1 else 0), 16), strict=True):
+            field(tags, 16)[span.start : span.stop] = block
         tags ^= masks
         if len(start) > 1:
             tags ^= start
@@ -160,10 +164,8 @@ class Gcm:
     def _stream(self, text: Blocks, ivs: Blocks, digests: Blocks) -> Blocks:
         """E(K, J0), and the key stream for each block of text (section 7.1, steps 2 and 3): uint64[1 + k, n, 2]."""
         self._powers(len(text) + digests.shape[1])
-        if self._aes is None:
-            raise AssertionError
         ivs.view(">u4")[:, 3] = 1
-        return self._aes.encrypt(counters(ivs, 1 + len(text)))
+        return self._aes.stream(ivs, 1 + len(text))
 
     def seal(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks) -> Blocks:
         """See `Mode`; SP 800-38D section 7.1."""
@@ -178,20 +180,12 @@ class Gcm:
         text ^= stream[1:]
         return (wrong[:, 0] | wrong[:, 1]) == 0
 
-    def one_shot(
-        self,
-        sealing: bool,
-        ivs: Iterable[bytes],
-        texts: Iterable[Any],
-        extras: Iterable[Any],
-        outs: Any = None,
-    ) -> Iterator[Any]:
+    def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
         """See `Mode`."""
-        cipher = self._cipher
-        if outs is not None and IN_PLACE:
-            return map(cipher.encrypt_into if sealing else cipher.decrypt_into, ivs, texts, extras, outs)
-        done = map(cipher.encrypt if sealing else cipher.decrypt, ivs, texts, extras)
-        return done if outs is None else map(memoryview.__setitem__, outs, repeat(slice(None)), done)
+        return map(
+            getattr(self._cipher, ("encrypt" if sealing else "decrypt") + "_into" * (len(columns) > 3)),
+            *columns,
+        )
 
 
 def seal_cells(key: bytes, prefix: bytes, cells: Cells, ivs: Bytes, associated: bytes | Cells = b"") -> Cells:

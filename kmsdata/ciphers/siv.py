@@ -8,7 +8,6 @@ The CMAC of a cell is a chain of AES blocks, so block j of all cells goes throug
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,14 @@ from cryptography.hazmat.primitives.ciphers import algorithms
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.cmac import CMAC
 
-from kmsdata.cells import Bools, Bytes, Cells, Ints
+from kmsdata.cells import Bools, Cells, Ints
 from kmsdata.ciphers.aes import (
-    IN_PLACE,
     PREFIX,
     Aes,
     Blocks,
     Column,
     Span,
-    column,
-    counters,
+    field,
     masked,
     run,
     spread,
@@ -49,7 +46,7 @@ def double(blocks: Blocks) -> Blocks:
 class Siv:
     """AES-256-SIV under one key; see `kmsdata.ciphers.aes.Mode`."""
 
-    iv, tag_first, longest, least = 0, True, 2048, (100, 10, 8)
+    iv, tag_first, nothing, longest, least = 0, True, b"", 1024, (200, 10, 20)
 
     def __init__(self, key: bytes) -> None:
         self._key, self._cipher = key, AESSIV(key)
@@ -72,16 +69,20 @@ class Siv:
             return self._start ^ np.frombuffer(chain.finalize(), np.uint64)
         if (top := int(associated.lengths.max())) > 256:
             return None
-        raw, starts = associated.padded()
+        associated = associated.padded()
         pads = (np.eye(17, 16, dtype=np.uint8) * np.uint8(128)).view(
             np.uint64
         )  # one bit behind the last byte
         keys = np.concatenate([self._padded] * 16 + [self._whole])
-        state = np.zeros((len(starts), 2), np.uint64)
+        state = np.zeros((len(associated.starts), 2), np.uint64)
         for at in range(0, max(top, 1), 16):
             left = associated.lengths - at
             final = pads[left.clip(0, 16)] ^ keys[left.clip(0, 16)]
-            state_in = state ^ masked(raw, starts + at, left) ^ np.where((left <= 16)[:, None], final, 0)
+            state_in = (
+                state
+                ^ masked(associated, associated.starts + at, left)
+                ^ np.where((left <= 16)[:, None], final, 0)
+            )
             state = np.where(((left > 0) | (at == 0))[:, None], self._encrypt(state_in), state)
         return self._start ^ state
 
@@ -98,9 +99,9 @@ class Siv:
         keys = np.empty((count, 2), np.uint64)
         for start, stop, length in spans:
             rows, size = slice(start, stop), length - 16 * (blocks - 1) if blocks else 0
-            column(keys, 16)[rows] = column(self._whole if blocks < 2 or size == 16 else self._padded, 16)
+            field(keys, 16)[rows] = field(self._whole if blocks < 2 or size == 16 else self._padded, 16)
             if size < 16:
-                column(last, 16 - size, size)[rows] = np.array(
+                field(last, 16 - size, size)[rows] = np.array(
                     b"\x80".ljust(16 - size, b"\0"), f"V{16 - size}"
                 )
             if length < 16:
@@ -109,9 +110,9 @@ class Siv:
                 last[rows] ^= digests[rows]
             else:  # the last 16 bytes stand in two blocks
                 shifted = np.zeros((2, stop - start, 2), np.uint64)
-                whole = column(digests[rows], 16)
-                column(shifted[0], 16 - size, size)[:] = whole.getfield(f"V{16 - size}", 0)
-                column(shifted[1], size)[:] = whole.getfield(f"V{size}", 16 - size)
+                whole = field(digests[rows], 16)
+                field(shifted[0], 16 - size, size)[:] = whole.getfield(f"V{16 - size}", 0)
+                field(shifted[1], size)[:] = whole.getfield(f"V{size}", 16 - size)
                 before[rows] ^= shifted[0]
                 last[rows] ^= shifted[1]
         last ^= keys
@@ -124,7 +125,7 @@ class Siv:
     def _stream(self, tags: Blocks, count: int) -> Blocks:
         """The key stream: uint64[count, n, 2] (RFC 5297 section 2.5)."""
         keep = np.frombuffer(bytes.fromhex("ffffffffffffffff7fffffff7fffffff"), np.uint64)
-        return self._ctr.encrypt(counters(tags & keep, count))
+        return self._ctr.stream(tags & keep, count)
 
     def seal(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks) -> Blocks:  # noqa: ARG002
         """See `Mode`; RFC 5297 section 2.6."""
@@ -138,20 +139,11 @@ class Siv:
         wrong = self._tags(text, spans, digests) ^ tags
         return (wrong[:, 0] | wrong[:, 1]) == 0
 
-    def one_shot(
-        self,
-        sealing: bool,
-        ivs: Iterable[bytes],
-        texts: Iterable[Any],
-        extras: Iterable[Any],
-        outs: Any = None,
-    ) -> Iterator[Any]:
+    def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
         """See `Mode`."""
-        cipher, lists = self._cipher, map(list, zip(extras))
-        if outs is not None and IN_PLACE:
-            return map(cipher.encrypt_into if sealing else cipher.decrypt_into, texts, lists, outs)
-        done = map(cipher.encrypt if sealing else cipher.decrypt, texts, lists)
-        return done if outs is None else map(memoryview.__setitem__, outs, repeat(slice(None)), done)
+        _, texts, extras, *outs = columns
+        name = ("encrypt" if sealing else "decrypt") + "_into" * len(outs)
+        return map(getattr(self._cipher, name), texts, map(list, zip(extras)), *outs)
 
 
 def seal_cells(key: bytes, prefix: bytes, cells: Cells, associated: bytes | Cells = b"") -> Cells:
