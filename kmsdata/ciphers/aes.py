@@ -1,10 +1,10 @@
 """What GCM and SIV share: AES-256 over many blocks at once, and the way of a column of cells through a mode.
 
-A sealed cell is ``lead ‖ text ‖ tag`` (GCM) or ``lead ‖ tag ‖ text`` (SIV): the lead is 5 bytes of prefix and, in
-GCM, the IV; the tag has 16 bytes; the text is as long as the plaintext. `run` takes a column in batches of rows.
-Cells of equally many AES blocks, if numerous enough, go in lock-step: a tile of them is gathered into blocks, goes
-through the mode's kernel, and is scattered to its places. All others go through the one-shot cipher. Which way a
-cell goes depends on the lengths in its batch and on nothing else.
+A sealed cell is ``lead ‖ text ‖ tag`` (GCM) or ``lead ‖ tag ‖ text`` (SIV): the lead is 5 bytes of prefix
+and, in GCM, the IV; the tag has 16 bytes; the text is as long as the plaintext. `run` takes a column in
+batches of rows. Cells of equally many AES blocks, if numerous enough, go in lock-step: a tile of them is
+gathered into blocks, goes through the mode's kernel, and is scattered to its places. All others go through
+the one-shot cipher. Which way a cell goes depends on the lengths in its batch and on nothing else.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Span(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Rows of a batch that go in lock-step, the longest first, each of so many AES blocks (the last may be partial)."""
+    """Rows of a batch in lock-step, longest first, of so many AES blocks each (the last may be partial)."""
 
     rows: Rows
     blocks: int
@@ -104,15 +104,15 @@ class Tile(NamedTuple):
 class Mode(Protocol):
     """A mode of AES under one key: a kernel for tiles, and the one-shot cipher with the same output.
 
-    In the kernel, text is uint64[k, n, 2], block by block, changed in place; behind the end of a text its last block
-    holds anything. ``ivs`` is uint64[n, 2], each IV in the first 12 bytes, the others for the kernel to use.
+    In the kernel, text is uint64[k, n, 2], block by block, changed in place; behind the end of a text its
+    last block holds anything. ``ivs`` is uint64[n, 2], the IV in 12 bytes and 4 for the kernel to use.
 
     Attributes:
         iv: bytes of IV in a sealed cell, 12 or 0.
         tag_first: whether the tag stands before the text.
         nothing: what stands for empty associated data in a call of the one-shot cipher.
         longest: texts of more bytes never go in lock-step.
-        least: rows for which lock-step pays: at least so many, more for each block, more for each length.
+        least: rows from which lock-step pays: so many, more for each block, and for each length.
     """
 
     iv: int
@@ -122,7 +122,7 @@ class Mode(Protocol):
     least: tuple[int, int, int]
 
     def digests(self, associated: bytes | Column) -> Blocks | None:
-        """uint64[1 or n, ...], what the kernel needs of associated data; None where only the one-shot cipher fits."""
+        """uint64[1 or n, ...], what the kernel needs of associated data; None if only one-shot will do."""
 
     def seal(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks) -> Blocks:
         """Encrypt; returns the tags, uint64[n, 2]."""
@@ -131,11 +131,11 @@ class Mode(Protocol):
         """Decrypt; returns bool[n], which rows are authentic. The text means nothing unless all are."""
 
     def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
-        """Of each row's IV, text, associated data (and where to write) the text and tag; may raise InvalidTag."""
+        """Text and tag of each row's IV, text, associated data (and where to write); may raise InvalidTag."""
 
 
 class Aes:
-    """AES-256 of many independent blocks in one call (ECB, NIST SP 800-38A section 6.1), to build modes of."""
+    """AES-256 of many blocks in one call (ECB, NIST SP 800-38A section 6.1), to build modes of."""
 
     def __init__(self, key: bytes) -> None:
         self._cipher = Cipher(algorithms.AES256(key), modes.ECB())  # noqa: S305 - of single blocks
@@ -151,7 +151,7 @@ class Aes:
         return out[:-15].view(np.uint64).reshape(blocks.shape)
 
     def stream(self, first: Blocks, count: int) -> Blocks:
-        """CTR mode: E(first), E(inc32(first)), ... (NIST SP 800-38D section 6.5): uint64[count, n, 2] of uint64[n, 2]."""
+        """CTR, E(first), E(inc32(first)), ... (SP 800-38D section 6.5): uint64[count, n, 2] of [n, 2]."""
         blocks = np.empty((count, *first.shape), np.uint64)
         blocks[:] = first
         last = first.view(">u4")[:, 3].astype(np.uint32)
@@ -186,7 +186,7 @@ def field(blocks: Blocks, width: int, skip: int = 0) -> Voids:
 
 
 def spread(block: Blocks, count: int) -> Blocks:
-    """uint64[count, 2] of uint64[1, 2], unless it has that shape: numpy is slow at adding one pair to many."""
+    """uint64[count, 2] of uint64[1, 2], unless it has that shape: numpy adds one pair to many slowly."""
     if len(block) == count:
         return block
     out = np.empty((count, 2), np.uint64)
@@ -195,12 +195,12 @@ def spread(block: Blocks, count: int) -> Blocks:
 
 
 def masked(rows: Column, starts: Ints, lengths: Ints) -> Blocks:
-    """A block of each row: uint64[n, 2], the bytes from ``starts`` on, with zeros from ``lengths`` on (-x to x).
+    """A block of each row, uint64[n, 2]: bytes from ``starts`` on, zeros from ``lengths`` (any sign) on.
 
     The rows are `padded`. What they hold does not matter to where memory is read.
     """
     ends = (np.arange(16) < np.arange(17)[:, None]).astype(np.uint8) * np.uint8(255)
-    found = _window(rows.data, 16)[starts.clip(0, len(rows.data) - 16)].view(np.uint64).reshape(-1, 2)
+    found: Blocks = _window(rows.data, 16)[starts.clip(0, len(rows.data) - 16)].view(np.uint64).reshape(-1, 2)
     found &= ends.view(np.uint64)[lengths.clip(0, 16)]
     return found
 
@@ -305,7 +305,7 @@ class _Batch:
             yield self.lock_step(tile, digests if len(digests) == 1 else digests[tile.rows])
 
     def _parts(self, span: Span, sealed: bool, *parts: Blocks) -> Iterator[tuple[int, Voids]]:
-        """What cells of a span are made of, plain or sealed: offsets in a cell, and what stands there, writable."""
+        """What cells of a span consist of, plain or sealed: offsets, and what stands there, writable."""
         text, ivs, tags = parts
         rows, skip = slice(span.start, span.stop), 0
         if sealed:
@@ -318,7 +318,7 @@ class _Batch:
             yield skip + at, field(text[at // 16], min(16, span.length - at))[rows]
 
     def lock_step(self, tile: Tile, digests: Blocks) -> Ints:
-        """Seal or open a tile; returns the rows that are not authentic, and writes nothing if there are any."""
+        """Seal or open a tile; returns rows that are not authentic, and writes nothing if there are any."""
         mode, count, over = self.mode, tile.spans[-1].stop, PREFIX + self.mode.iv + TAG
         source, target = (self.plain, self.sealed) if self.sealing else (self.sealed, self.plain)
         text = np.empty((tile.blocks, count, 2), np.uint64)
@@ -369,8 +369,8 @@ class _Batch:
         places = _places(source.starts)
         gaps = target.starts[1:] - (target.starts + target.lengths)[:-1]
         even = len(gaps) > 0 and (gaps == gaps[0]).all()
-        # Long texts are written where they belong; others are joined and copied, as many as make a run. Where long and
-        # short change often, all are written where they belong: short runs cost more than pointing.
+        # Long texts are written where they belong, others are joined and copied, as many as make a run. Where
+        # long and short change often, all are written where they belong: a run costs more than pointing.
         long = (plain.lengths > LONG) if width == 0 else np.full(len(plain.starts), width > LONG)
         if np.count_nonzero(long[1:] != long[:-1]) * 16 > len(long):
             long[:] = True
@@ -415,7 +415,7 @@ class _Batch:
 def _few(
     mode: Mode, sealing: bool, cells: Cells, extras: Iterable[bytes], prefix: bytes, ivs: Bytes | None
 ) -> tuple[bytearray, list[int]]:
-    """Seal or open few and small cells; returns the bytes of the new ones and which are too short or not authentic."""
+    """Seal or open few, small cells; returns new bytes, and which are too short or not authentic."""
     raw, lead = cells.data.tobytes(), PREFIX + mode.iv
     ranges = list(pairwise(cells.bounds().tolist()))
     if sealing:
@@ -426,7 +426,7 @@ def _few(
             chain.from_iterable(zip([prefix + iv for iv in heads], done, strict=True))
         ), []
     heads = [raw[a + PREFIX : min(a + lead, b)] for a, b in ranges]
-    # Cells that are too short have no whole IV, or no whole tag: 12 and 0 bytes in place of them fail like a wrong tag.
+    # A cell that is too short gets an IV of spaces if need be, and no tag, which fails like a wrong one.
     texts = [raw[a + lead : b] if b - a >= lead + TAG else b"" for a, b in ranges]
     done, failed = _drain(mode.one_shot(False, [iv.ljust(mode.iv) for iv in heads], texts, extras))
     return bytearray().join(done), failed
@@ -473,9 +473,9 @@ def run(
         extras = (
             repeat(associated) if isinstance(associated, bytes) else [row or b"" for row in associated.rows()]
         )
-        raw, wrong = _few(mode, sealing, cells, extras, prefix, ivs)
-        if wrong:
-            return None, np.array(wrong, np.int64)
+        raw, failed = _few(mode, sealing, cells, extras, prefix, ivs)
+        if failed:
+            return None, np.array(failed, np.int64)
         return Cells(
             np.frombuffer(raw, np.uint8), offsets, None if offsets is not None else width, cells.valid
         ), none

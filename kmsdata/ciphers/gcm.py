@@ -2,8 +2,9 @@
 
 A sealed cell is ``prefix (5) ‖ IV (12) ‖ ciphertext ‖ tag (16)``: 33 bytes more than its plaintext.
 
-GHASH is the sum of every block times a power of the hash subkey H. For ciphertext the products come from tables, which
-are indexed by ciphertext bytes alone: in public. Products with anything else, which may be secret, are made of masks.
+GHASH is the sum of all blocks, each times a power of the hash subkey H. For ciphertext the products come from
+tables, which are indexed by ciphertext bytes: in public. Products of anything else are made of masks, so that
+associated data may be secret (the clear value of another encrypted column).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kmsdata.cells import Bools, Bytes, Cells, Ints
-from kmsdata.ciphers.aes import PREFIX, Aes, Blocks, Column, Span, field, masked, run, spread
+from kmsdata.ciphers.aes import PREFIX, Aes, Blocks, Column, Span, field, masked, run
 
 __all__ = ["OVERHEAD", "PREFIX", "open_cells", "seal_cells"]
 
@@ -23,7 +24,7 @@ OVERHEAD = PREFIX + 12 + 16
 
 
 def _times_x(v: Blocks, power: int) -> Blocks:
-    """v · x^power in GF(2^128), power 1 to 32: uint64[..., 2] words, most significant first (SP 800-38D section 6.3)."""
+    """Times x^power, 1 to 32, in GF(2^128) (SP 800-38D section 6.3): uint64[..., 2], high word first."""
     high, low = v[..., 0], v[..., 1]
     left, right = np.uint64(64 - power), np.uint64(power)
     over = low << left  # what is shifted out, times x^128 = x^7 + x^2 + x + 1; it is added whether 0 or not
@@ -53,7 +54,7 @@ def product(blocks: Blocks, factor: Blocks) -> Blocks:
         factor: uint64[128, 2], the `multiples` of the factor.
 
     Returns:
-        uint64[n, 2]: for each bit of a block, the multiple if the bit is 1 (SP 800-38D section 6.3, algorithm 1).
+        uint64[n, 2], the sum over the bits of a block that are 1 (SP 800-38D section 6.3, algorithm 1).
     """
     out = np.empty_like(blocks)
     left = np.arange(64, dtype=np.uint64)[:, None]
@@ -67,7 +68,7 @@ def product(blocks: Blocks, factor: Blocks) -> Blocks:
 
 
 def tables(factors: Blocks) -> Blocks:
-    """Each factor times each value of each byte of a block: uint64[n, 16, 256, 2] of uint64[n, 128, 2], `multiples`."""
+    """Factors times each value of each byte: uint64[n, 16, 256, 2] of their `multiples` uint64[n, 128, 2]."""
     bits = factors.reshape(-1, 16, 8, 1, 2)
     out = np.zeros((len(factors), 16, 256, 2), np.uint64)
     for bit in range(8):
@@ -76,14 +77,15 @@ def tables(factors: Blocks) -> Blocks:
 
 
 def look_up(products: Blocks, index: Bytes, out: Blocks) -> None:
-    """out uint64[n, 2] = products[index], index uint8[n]: the one place where a table is read; the index is public."""
+    """Copy products[index], uint64[n, 2]: the one place where a table is read. Index uint8[n] is public."""
     products.take(index, 0, out, "clip")  # no index can be out of range; "clip" spares a copy
 
 
 class Gcm:
     """AES-256-GCM under one key; see `kmsdata.ciphers.aes.Mode`."""
 
-    iv, tag_first, nothing, longest, least = 12, False, None, 176, (500, 200, 15)
+    iv, tag_first, longest, least = 12, False, 192, (800, 350, 20)
+    nothing: bytes | None = None
 
     def __init__(self, key: bytes) -> None:
         self._cipher, self._aes = AESGCM(key), Aes(key)
@@ -104,15 +106,15 @@ class Gcm:
             self._tables += list(tables(factors))
 
     def digests(self, associated: bytes | Column) -> Blocks | None:
-        """uint64[1 or n, a + 1, 2]: blocks of which the last is to be multiplied by H^(k + 2) and so on, and lengths · H."""
+        """uint64[1 or n, a + 1, 2]: blocks that lack a power of H, the last H^(k+2), and lengths times H."""
         if isinstance(associated, bytes):
             if len(associated) > 1024:
                 return None
             self._powers(1)
             padded = np.frombuffer(associated + bytes(-len(associated) % 16), np.uint64).reshape(-1, 1, 2)
-            y = np.zeros((1, 2), np.uint64)
+            y: Blocks = np.zeros((1, 2), np.uint64)
             for block in padded:
-                y = product(y, self._times[1]) ^ block
+                y = product(y, self._times[1]) ^ block  # section 6.4, but for the last multiplication
             return np.stack([y, self._lengths(np.array([len(associated)]), 0)], axis=1)
         top = int(associated.lengths.max(initial=0))
         if top > 32 or len(associated.lengths) < self.least[0]:
@@ -122,11 +124,10 @@ class Gcm:
         count = (top + 15) // 16
         out = np.empty((len(associated.lengths), count + 1, 2), np.uint64)
         shift = 16 * ((associated.lengths + 15) // 16 - count)  # blocks of 0 in front leave GHASH as it is
-        for block in range(count):
-            skip = shift + 16 * block
-            out[:, block] = masked(
-                associated, associated.starts + skip, np.where(skip < 0, 0, associated.lengths - skip)
-            )
+        for at in range(count):
+            skip = shift + 16 * at
+            left = np.where(skip < 0, 0, associated.lengths - skip)
+            out[:, at] = masked(associated, associated.starts + skip, left)
         out[:, count] = self._lengths(np.arange(top + 1), 0)[associated.lengths]
         return out
 
@@ -137,14 +138,16 @@ class Gcm:
         return product(block.view(np.uint64), self._times[1])
 
     def _tags(self, text: Blocks, spans: list[Span], digests: Blocks, masks: Blocks) -> Blocks:
-        """GHASH of the ciphertext and its associated data (section 6.4), under the masks E(K, J0): uint64[n, 2]."""
+        """GHASH of ciphertext and associated data (section 6.4), under the masks E(K, J0): uint64[n, 2]."""
         blocks, count = len(text), spans[-1].stop
         start = digests[:, -1]
         for step, block in enumerate(range(digests.shape[1] - 2, -1, -1)):
             start = start ^ product(digests[:, block], self._times[blocks + 2 + step])
         by_length = self._lengths(np.array([span.length for span in spans]), 1)
+        if len(start) == 1:
+            by_length = by_length ^ start
         tags = np.empty((count, 2), np.uint64)
-        for span, block in zip(spans, field(by_length ^ (start if len(start) == 1 else 0), 16), strict=True):
+        for span, block in zip(spans, field(by_length, 16), strict=True):
             field(tags, 16)[span.start : span.stop] = block
         tags ^= masks
         if len(start) > 1:
@@ -162,7 +165,7 @@ class Gcm:
         return tags
 
     def _stream(self, text: Blocks, ivs: Blocks, digests: Blocks) -> Blocks:
-        """E(K, J0), and the key stream for each block of text (section 7.1, steps 2 and 3): uint64[1 + k, n, 2]."""
+        """E(K, J0) and the key stream of each block (section 7.1, steps 2 and 3): uint64[1 + k, n, 2]."""
         self._powers(len(text) + digests.shape[1])
         ivs.view(">u4")[:, 3] = 1
         return self._aes.stream(ivs, 1 + len(text))
@@ -178,14 +181,12 @@ class Gcm:
         stream = self._stream(text, ivs, digests)
         wrong = self._tags(text, spans, digests, stream[0]) ^ tags
         text ^= stream[1:]
-        return (wrong[:, 0] | wrong[:, 1]) == 0
+        return np.equal(wrong[:, 0] | wrong[:, 1], 0)
 
     def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
         """See `Mode`."""
-        return map(
-            getattr(self._cipher, ("encrypt" if sealing else "decrypt") + "_into" * (len(columns) > 3)),
-            *columns,
-        )
+        name = ("encrypt" if sealing else "decrypt") + ("_into" if len(columns) > 3 else "")
+        return map(getattr(self._cipher, name), *columns)
 
 
 def seal_cells(key: bytes, prefix: bytes, cells: Cells, ivs: Bytes, associated: bytes | Cells = b"") -> Cells:

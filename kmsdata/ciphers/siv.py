@@ -2,12 +2,13 @@
 
 A sealed cell is ``prefix (5) ‖ SIV (16) ‖ ciphertext``: 21 bytes more than its plaintext.
 
-The CMAC of a cell is a chain of AES blocks, so block j of all cells goes through AES together. No table is used.
+CMAC is a chain of AES blocks in each cell: block j of all cells goes through AES at once. No table is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,80 +47,71 @@ def double(blocks: Blocks) -> Blocks:
 class Siv:
     """AES-256-SIV under one key; see `kmsdata.ciphers.aes.Mode`."""
 
-    iv, tag_first, nothing, longest, least = 0, True, b"", 1024, (200, 10, 20)
+    iv, tag_first, longest, least = 0, True, 512, (200, 10, 20)
+    nothing: bytes | None = b""
 
     def __init__(self, key: bytes) -> None:
         self._key, self._cipher = key, AESSIV(key)
-        self._mac: Aes | None = None
+        self._mac, self._ctr = Aes(key[:32]), Aes(key[32:])
 
-    def _setup(self) -> None:
-        """The two keys (RFC 5297 section 2.6), CMAC's subkeys (RFC 4493 section 2.3), and the start of S2V."""
-        if self._mac is None:
-            self._mac, self._ctr = Aes(self._key[:32]), Aes(self._key[32:])
-            self._whole = double(self._mac.encrypt(np.zeros((1, 2), np.uint64)))
-            self._padded = double(self._whole)
-            self._start = double(self._mac.encrypt(self._whole))  # dbl(CMAC(a block of zeros))
+    @cached_property
+    def _subkeys(self) -> tuple[Blocks, Blocks]:
+        """CMAC's subkeys for a last block that is whole, and for a padded one (SP 800-38B section 6.1)."""
+        whole = double(self._mac.encrypt(np.zeros((1, 2), np.uint64)))
+        return whole, double(whole)
 
     def digests(self, associated: bytes | Column) -> Blocks | None:
-        """uint64[1 or n, 2], S2V before the plaintext: dbl(CMAC(zero)) ^ CMAC(associated data) (RFC 5297 section 2.4)."""
-        self._setup()
+        """uint64[1 or n, 2], S2V before the plaintext, dbl(CMAC(0)) ^ CMAC(data) (RFC 5297 section 2.4)."""
+        whole, padded = self._subkeys
+        start = double(self._mac.encrypt(whole))  # dbl(CMAC(a block of zeros))
         if isinstance(associated, bytes):
             chain = CMAC(algorithms.AES256(self._key[:32]))
             chain.update(associated)
-            return self._start ^ np.frombuffer(chain.finalize(), np.uint64)
+            return start ^ np.frombuffer(chain.finalize(), np.uint64)
         if (top := int(associated.lengths.max())) > 256:
             return None
         associated = associated.padded()
-        pads = (np.eye(17, 16, dtype=np.uint8) * np.uint8(128)).view(
-            np.uint64
-        )  # one bit behind the last byte
-        keys = np.concatenate([self._padded] * 16 + [self._whole])
+        pads = 128 * np.eye(17, 16, dtype=np.uint8)  # by length: one bit behind the last byte
+        ends = pads.view(np.uint64) ^ np.concatenate([padded] * 16 + [whole])
         state = np.zeros((len(associated.starts), 2), np.uint64)
         for at in range(0, max(top, 1), 16):
             left = associated.lengths - at
-            final = pads[left.clip(0, 16)] ^ keys[left.clip(0, 16)]
-            state_in = (
-                state
-                ^ masked(associated, associated.starts + at, left)
-                ^ np.where((left <= 16)[:, None], final, 0)
-            )
-            state = np.where(((left > 0) | (at == 0))[:, None], self._encrypt(state_in), state)
-        return self._start ^ state
-
-    def _encrypt(self, blocks: Blocks) -> Blocks:
-        self._setup()
-        return self._mac.encrypt(blocks)
+            block = masked(associated, associated.starts + at, left)
+            block ^= np.where((left <= 16)[:, None], ends[left.clip(0, 16)], np.uint64(0))
+            # Rows that have ended keep their state. Only lengths decide, which are public.
+            state = np.where(((left > 0) | (at == 0))[:, None], self._mac.encrypt(state ^ block), state)
+        return start ^ state
 
     def _tags(self, text: Blocks, spans: list[Span], digests: Blocks) -> Blocks:
-        """S2V of the plaintext and what stands before it (RFC 5297 section 2.4), uint64[n, 2]: in lock-step."""
+        """S2V of the plaintexts, behind what the digests hold (RFC 5297 section 2.4): uint64[n, 2]."""
         blocks, count = len(text), spans[-1].stop
+        whole, padded = self._subkeys
+        doubled = spread(double(digests), count) if blocks < 2 else digests
         digests = spread(digests, count)
         last = text[-1].copy() if blocks else np.empty((count, 2), np.uint64)
         before = text[-2].copy() if blocks > 1 else None
         keys = np.empty((count, 2), np.uint64)
         for start, stop, length in spans:
             rows, size = slice(start, stop), length - 16 * (blocks - 1) if blocks else 0
-            field(keys, 16)[rows] = field(self._whole if blocks < 2 or size == 16 else self._padded, 16)
+            field(keys, 16)[rows] = field(whole if blocks < 2 or size == 16 else padded, 16)
             if size < 16:
-                field(last, 16 - size, size)[rows] = np.array(
-                    b"\x80".ljust(16 - size, b"\0"), f"V{16 - size}"
-                )
+                padding = b"\x80".ljust(16 - size, b"\0")
+                field(last, 16 - size, size)[rows] = np.array(padding, f"V{16 - size}")
             if length < 16:
-                last[rows] ^= double(digests[rows])
+                last[rows] ^= doubled[rows]
             elif before is None or size == 16:
                 last[rows] ^= digests[rows]
             else:  # the last 16 bytes stand in two blocks
                 shifted = np.zeros((2, stop - start, 2), np.uint64)
-                whole = field(digests[rows], 16)
-                field(shifted[0], 16 - size, size)[:] = whole.getfield(f"V{16 - size}", 0)
-                field(shifted[1], size)[:] = whole.getfield(f"V{size}", 16 - size)
+                field(shifted[0], 16 - size, size)[:] = field(digests, 16 - size)[rows]
+                field(shifted[1], size)[:] = field(digests, size, 16 - size)[rows]
                 before[rows] ^= shifted[0]
                 last[rows] ^= shifted[1]
         last ^= keys
         chain = [*text[:-2], before, last] if before is not None else [last]
-        state = self._encrypt(chain[0])
+        state = self._mac.encrypt(chain[0])
         for block in chain[1:]:
-            state = self._encrypt(state ^ block)
+            state = self._mac.encrypt(state ^ block)
         return state
 
     def _stream(self, tags: Blocks, count: int) -> Blocks:
@@ -137,7 +129,7 @@ class Siv:
         """See `Mode`; RFC 5297 section 2.7."""
         text ^= self._stream(tags, len(text))
         wrong = self._tags(text, spans, digests) ^ tags
-        return (wrong[:, 0] | wrong[:, 1]) == 0
+        return np.equal(wrong[:, 0] | wrong[:, 1], 0)
 
     def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
         """See `Mode`."""
