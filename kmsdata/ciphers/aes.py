@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 PREFIX, TAG = 5, 16
-FEW = 100, 1 << 16  # rows and bytes up to which numpy's calls would cost more than they save
+FEW = 60, 1 << 16  # rows and bytes up to which numpy's calls would cost more than they save
 BATCH = 1 << 16  # rows: few enough that gather and scatter find their memory in cache
 TILE = (
     1 << 13,
@@ -79,10 +79,17 @@ class Column(NamedTuple):
         data = np.concatenate([self.data[first:last], np.zeros(16, np.uint8)])
         return Column(data, self.starts - first, self.lengths)
 
-    def views(self) -> Iterator[memoryview]:
+    def views(self) -> list[memoryview]:
         """Each row where it stands, to read from or to write to."""
-        stops = (self.starts + self.lengths).tolist()
-        return map(self.data.data.__getitem__, map(slice, self.starts.tolist(), stops))
+        data, stops = self.data.data, (self.starts + self.lengths).tolist()
+        return [data[start:stop] for start, stop in zip(self.starts.tolist(), stops, strict=True)]
+
+    def copies(self) -> list[bytes]:
+        """Each row as bytes. Rows are in order, and little lies between them."""
+        first, stops = int(self.starts[0]), self.starts + self.lengths
+        data = self.data[first : int(stops[-1])].tobytes()
+        pairs = zip((self.starts - first).tolist(), (stops - first).tolist(), strict=True)
+        return [data[start:stop] for start, stop in pairs]
 
 
 class Span(NamedTuple):
@@ -110,14 +117,12 @@ class Mode(Protocol):
     Attributes:
         iv: bytes of IV in a sealed cell, 12 or 0.
         tag_first: whether the tag stands before the text.
-        nothing: what stands for empty associated data in a call of the one-shot cipher.
         longest: texts of more bytes never go in lock-step.
         least: rows from which lock-step pays: so many, more for each block, and for each length.
     """
 
     iv: int
     tag_first: bool
-    nothing: bytes | None
     longest: int
     least: tuple[int, int, int]
 
@@ -129,6 +134,9 @@ class Mode(Protocol):
 
     def open(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, tags: Blocks) -> Bools:
         """Decrypt; returns bool[n], which rows are authentic. The text means nothing unless all are."""
+
+    def wrap(self, associated: bytes | memoryview) -> Any:
+        """Associated data as `one_shot` takes it."""
 
     def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
         """Text and tag of each row's IV, text, associated data (and where to write); may raise InvalidTag."""
@@ -211,7 +219,7 @@ def tiles(lengths: Ints, longest: int, least: tuple[int, int, int]) -> tuple[lis
     Returns:
         The tiles; and the rows in none, ascending, int64[r] or None for all.
     """
-    if len(lengths) < least[0]:
+    if len(lengths) < least[0] + least[1]:
         return [], None
     clipped = np.minimum(lengths, longest + 1)
     counts = np.bincount(clipped, minlength=longest + 2)[: longest + 1]
@@ -354,39 +362,26 @@ class _Batch:
         plain, sealed = self.plain.pick(rows), self.sealed.pick(rows)
         body = Column(sealed.data, sealed.starts + lead, sealed.lengths - lead)
         source, target = (plain, body) if self.sealing else (body, plain)
-        extra = (
-            self.associated.pick(rows)
-            if isinstance(self.associated, Column)
-            else self.associated or mode.nothing
-        )
         ivs: Iterator[bytes] = repeat(b"")
-        if mode.iv:
-            found = (
-                _window(sealed.data, mode.iv)[sealed.starts + PREFIX] if self.ivs is None else self.ivs[rows]
-            )
-            ivs = iter(found.tolist())
-        width = int(source.lengths[0]) if (source.lengths == source.lengths[0]).all() else 0
-        places = _places(source.starts)
-        gaps = target.starts[1:] - (target.starts + target.lengths)[:-1]
-        even = len(gaps) > 0 and (gaps == gaps[0]).all()
-        # Long texts are written where they belong, others are joined and copied, as many as make a run. Where
-        # long and short change often, all are written where they belong: a run costs more than pointing.
-        long = (plain.lengths > LONG) if width == 0 else np.full(len(plain.starts), width > LONG)
-        if np.count_nonzero(long[1:] != long[:-1]) * 16 > len(long):
-            long[:] = True
-        runs = sealed.starts // RUN
-        ends = (long[1:] != long[:-1]) | (~long[1:] & ((runs[1:] != runs[:-1]) | (gaps > RUN)))
-        for start, stop in pairwise([0, *(np.flatnonzero(ends) + 1).tolist(), len(long)]):
+        if self.ivs is not None:
+            ivs = iter(self.ivs[rows].tolist())
+        elif mode.iv:
+            ivs = iter(_window(sealed.data, mode.iv)[sealed.starts + PREFIX].tolist())
+        longest = int(plain.lengths.max())
+        alike = longest == plain.lengths.min() and source.lengths[0] > 0
+        for start, stop, long in self._runs(plain.lengths, sealed.starts, longest > LONG):
             here = slice(start, stop)
-            if width and not long[start]:
-                texts: Iterable[Any] = _window(source.data, width)[
-                    _part(places, Span(start, stop, width))
-                ].tolist()
+            if alike and not long:
+                window = _window(source.data, int(source.lengths[0]))
+                texts: list[Any] = window[_places(source.starts[here])].tolist()
             else:
-                texts = source.pick(here).views()
-            extras = repeat(extra) if not isinstance(extra, Column) else extra.pick(here).views()
+                texts = source.pick(here).views() if long else source.pick(here).copies()
+            if isinstance(self.associated, bytes):
+                extras = repeat(mode.wrap(self.associated))
+            else:
+                extras = map(mode.wrap, self.associated.pick(rows).pick(here).views())
             columns = islice(ivs, stop - start), texts, extras
-            if long[start] or stop - start < 8:
+            if long:
                 outs = target.pick(here).views()
                 if IN_PLACE:
                     _, failed = _drain(mode.one_shot(self.sealing, *columns, outs))
@@ -395,10 +390,11 @@ class _Batch:
                     _, failed = _drain(map(memoryview.__setitem__, outs, repeat(slice(None)), shots))
             else:
                 done, failed = _drain(mode.one_shot(self.sealing, *columns))
-                if even:
-                    joined = bytes(int(gaps[0])).join(done)
+                if isinstance(rows, slice):
+                    joined = bytes(lead if self.sealing else 0).join(done)
                 else:
-                    between = map(bytes, [0, *gaps[start : stop - 1].tolist()])
+                    gaps = target.starts[here][1:] - (target.starts + target.lengths)[here][:-1]
+                    between = map(bytes, [0, *gaps.tolist()])
                     joined = b"".join(chain.from_iterable(zip(between, done, strict=True)))
                 if not failed:
                     target.data[target.starts[start] :][: len(joined)] = np.frombuffer(joined, np.uint8)
@@ -411,24 +407,39 @@ class _Batch:
                 leads.setfield(self.ivs[rows], self.ivs.dtype, PREFIX)
             _window(sealed.data, lead)[_places(sealed.starts)] = leads
 
+    @staticmethod
+    def _runs(lengths: Ints, places: Ints, some_long: bool) -> Iterator[tuple[int, int, bool]]:
+        """Cut rows into runs: those of long texts, written where they belong; others, which are joined and copied.
+
+        What is copied ends when it has enough bytes; where long and short change often, all count as long.
+        """
+        long = np.zeros(len(lengths), np.bool_)
+        if some_long:
+            long = lengths > LONG
+            if np.count_nonzero(long[1:] != long[:-1]) * 16 > len(long):
+                long[:] = True
+        number = np.where(long, -1, (places - places[0]) // RUN)
+        for start, stop in pairwise(
+            [0, *(np.flatnonzero(number[1:] != number[:-1]) + 1).tolist(), len(long)]
+        ):
+            yield start, stop, bool(long[start])
+
 
 def _few(
-    mode: Mode, sealing: bool, cells: Cells, extras: Iterable[bytes], prefix: bytes, ivs: Bytes | None
+    mode: Mode, sealing: bool, cells: Cells, extras: Iterable[Any], prefix: bytes, ivs: Voids | None
 ) -> tuple[bytearray, list[int]]:
     """Seal or open few, small cells; returns new bytes, and which are too short or not authentic."""
-    raw, lead = cells.data.tobytes(), PREFIX + mode.iv
-    ranges = list(pairwise(cells.bounds().tolist()))
+    raw, lead, bounds = cells.data.tobytes(), PREFIX + mode.iv, cells.bounds().tolist()
     if sealing:
-        given = b"" if ivs is None else ivs.tobytes()
-        heads = [given[at * mode.iv : (at + 1) * mode.iv] for at in range(len(ranges))]
-        done, _ = _drain(mode.one_shot(True, heads, [raw[a:b] for a, b in ranges], extras))
-        return bytearray().join(
-            chain.from_iterable(zip([prefix + iv for iv in heads], done, strict=True))
-        ), []
-    heads = [raw[a + PREFIX : min(a + lead, b)] for a, b in ranges]
+        heads = [b""] * (len(bounds) - 1) if ivs is None else ivs.tolist()
+        done, _ = _drain(mode.one_shot(True, heads, [raw[a:b] for a, b in pairwise(bounds)], extras))
+        parts = [prefix] * (3 * len(done))
+        parts[1::3], parts[2::3] = heads, done
+        return bytearray().join(parts), []
     # A cell that is too short gets an IV of spaces if need be, and no tag, which fails like a wrong one.
-    texts = [raw[a + lead : b] if b - a >= lead + TAG else b"" for a, b in ranges]
-    done, failed = _drain(mode.one_shot(False, [iv.ljust(mode.iv) for iv in heads], texts, extras))
+    heads = [raw[a + PREFIX : min(a + lead, b)].ljust(mode.iv) for a, b in pairwise(bounds)]
+    texts = [raw[a + lead : b] if b - a >= lead + TAG else b"" for a, b in pairwise(bounds)]
+    done, failed = _drain(mode.one_shot(False, heads, texts, extras))
     return bytearray().join(done), failed
 
 
@@ -469,11 +480,11 @@ def run(
             np.subtract(cells.offsets[1:], cells.offsets[:-1], out=offsets[1:])
             offsets[1:] += change
             np.cumsum(np.maximum(offsets, 0, out=offsets), out=offsets)
+    heads = None if ivs is None else np.ascontiguousarray(ivs).view("V12").ravel()
     if count <= FEW[0] and len(cells.data) <= FEW[1]:
-        extras = (
-            repeat(associated) if isinstance(associated, bytes) else [row or b"" for row in associated.rows()]
-        )
-        raw, failed = _few(mode, sealing, cells, extras, prefix, ivs)
+        own = [] if isinstance(associated, bytes) else [mode.wrap(row or b"") for row in associated.rows()]
+        extras = repeat(mode.wrap(associated)) if isinstance(associated, bytes) else own
+        raw, failed = _few(mode, sealing, cells, extras, prefix, heads)
         if failed:
             return None, np.array(failed, np.int64)
         return Cells(
@@ -481,7 +492,6 @@ def run(
         ), none
     data = np.empty(count * width if offsets is None else int(offsets[-1]), np.uint8)
     done = Cells(data, offsets, width if offsets is None else None, cells.valid)
-    heads = None if ivs is None else np.ascontiguousarray(ivs).view("V12").ravel()
     bad = [none]
     for start in range(0, count, BATCH):
         stop = min(start + BATCH, count)

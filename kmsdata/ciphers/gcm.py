@@ -85,7 +85,6 @@ class Gcm:
     """AES-256-GCM under one key; see `kmsdata.ciphers.aes.Mode`."""
 
     iv, tag_first, longest, least = 12, False, 192, (800, 350, 20)
-    nothing: bytes | None = None
 
     def __init__(self, key: bytes) -> None:
         self._cipher, self._aes = AESGCM(key), Aes(key)
@@ -182,6 +181,10 @@ class Gcm:
         wrong = self._tags(text, spans, digests, stream[0]) ^ tags
         text ^= stream[1:]
         return np.equal(wrong[:, 0] | wrong[:, 1], 0)
+
+    def wrap(self, associated: bytes | memoryview) -> Any:
+        """See `Mode`."""
+        return associated or None
 
     def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
         """See `Mode`."""

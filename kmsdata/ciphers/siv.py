@@ -48,7 +48,6 @@ class Siv:
     """AES-256-SIV under one key; see `kmsdata.ciphers.aes.Mode`."""
 
     iv, tag_first, longest, least = 0, True, 512, (200, 10, 20)
-    nothing: bytes | None = b""
 
     def __init__(self, key: bytes) -> None:
         self._key, self._cipher = key, AESSIV(key)
@@ -131,11 +130,15 @@ class Siv:
         wrong = self._tags(text, spans, digests) ^ tags
         return np.equal(wrong[:, 0] | wrong[:, 1], 0)
 
+    def wrap(self, associated: bytes | memoryview) -> Any:
+        """See `Mode`."""
+        return [associated]
+
     def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
         """See `Mode`."""
         _, texts, extras, *outs = columns
         name = ("encrypt" if sealing else "decrypt") + "_into" * len(outs)
-        return map(getattr(self._cipher, name), texts, map(list, zip(extras)), *outs)
+        return map(getattr(self._cipher, name), texts, extras, *outs)
 
 
 def seal_cells(key: bytes, prefix: bytes, cells: Cells, associated: bytes | Cells = b"") -> Cells:
