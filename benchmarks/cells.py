@@ -1,7 +1,7 @@
-"""How long cells take: kmsdata's ciphers and its peers, on one core, in one run. Every figure is measured here.
+"""How long cells take: kmsdata's ciphers and its peers, on one core, in one run.
 
-Run with ``python benchmarks/cells.py [rows]``. Rounds are interleaved, so that whatever slows the machine slows all;
-a figure is the median of its rounds with the distance between the quartiles. What counts are ratios within a run.
+Run with ``python benchmarks/cells.py [rows]``. Rounds are interleaved, so that whatever slows the machine slows
+all; a figure is the median of its rounds with half the distance between the quartiles. What counts are ratios.
 """
 
 from __future__ import annotations
@@ -171,13 +171,13 @@ def chdb_loop(rows):
     for kind, (low, high) in KINDS.items():
         text = f"randomString({low} + number % {high - low + 1})"
         iv = "leftPad(toString(number), 12, '0')"
-        base = f"SELECT sum(length({{}})) FROM (SELECT {text} AS t, {iv} AS iv FROM numbers({rows})) SETTINGS max_threads = 1"
+        rest = f"FROM (SELECT {text} AS t, {iv} AS iv FROM numbers({rows})) SETTINGS max_threads = 1"  # noqa: S608
         times = []
         for _ in range(4):
             spent = []
             for what in ("encrypt('aes-256-gcm', t, repeat('k', 32), iv)", "concat(t, iv)"):
                 start = time.perf_counter_ns()
-                chdb.query(base.format(what))
+                chdb.query(f"SELECT sum(length({what})) {rest}")  # noqa: S608
                 spent.append(time.perf_counter_ns() - start)
             times.append((spent[0] - spent[1]) / rows)  # without what it takes to make the texts
         found[kind] = times[1:]
@@ -207,7 +207,8 @@ def table(rows):
             middle = statistics.median(found)
             verdict = "reached" if middle >= goal else "NOT reached"
             print(
-                f"{cipher} {direction} {kind:8} {middle:5.1f} ({found[0]:.1f} to {found[-1]:.1f}), goal {goal}: {verdict}"
+                f"{cipher} {direction} {kind:8} {middle:5.1f} ({found[0]:.1f} to {found[-1]:.1f}), "
+                f"goal {goal}: {verdict}"
             )
 
 
@@ -239,7 +240,8 @@ def sweep():
                 slower += over > 0
                 mark = f"{over:.0f} us" if over > 0 else ""
                 print(
-                    f"{cipher} {direction} {name:27}{ours:>12.0f}{loop:>12.0f}{ours / max(loop, 0.01):>8.2f}   {mark}"
+                    f"{cipher} {direction} {name:27}{ours:>12.0f}{loop:>12.0f}{ours / max(loop, 0.01):>8.2f}"
+                    f"   {mark}"
                 )
     print(f"{slower} of {4 * len(shapes)} are")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice, pairwise, repeat
+from itertools import pairwise, repeat
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -38,14 +38,14 @@ __all__ = [
 ]
 
 PREFIX, TAG = 5, 16
-FEW = 60, 1 << 16  # rows and bytes up to which numpy's calls would cost more than they save
+FEW = 300, 1 << 16  # rows and bytes up to which numpy's calls would cost more than they save
 BATCH = 1 << 16  # rows: few enough that gather and scatter find their memory in cache
 TILE = (
     1 << 13,
     1 << 16,
 )  # rows in lock-step, and blocks: many enough for numpy, few enough for one core's cache
-RUN = 150_000  # bytes that go through the one-shot cipher at once: malloc keeps so much at hand
-LONG = 1 << 11  # bytes of text from which on it is cheaper to point at them than to copy them
+RUN = 300_000  # bytes that go through the one-shot cipher at once: fewer cost more, and more leave the cache
+LONG = 800  # bytes of text from which on it is cheaper to point at them than to copy them
 IN_PLACE = hasattr(AESGCM, "encrypt_into")  # cryptography 47
 
 Blocks: TypeAlias = npt.NDArray[np.uint64]  # [..., 2]: blocks of 16 bytes as they lie in memory
@@ -83,13 +83,6 @@ class Column(NamedTuple):
         """Each row where it stands, to read from or to write to."""
         data, stops = self.data.data, (self.starts + self.lengths).tolist()
         return [data[start:stop] for start, stop in zip(self.starts.tolist(), stops, strict=True)]
-
-    def copies(self) -> list[bytes]:
-        """Each row as bytes. Rows are in order, and little lies between them."""
-        first, stops = int(self.starts[0]), self.starts + self.lengths
-        data = self.data[first : int(stops[-1])].tobytes()
-        pairs = zip((self.starts - first).tolist(), (stops - first).tolist(), strict=True)
-        return [data[start:stop] for start, stop in pairs]
 
 
 class Span(NamedTuple):
@@ -129,10 +122,10 @@ class Mode(Protocol):
     def digests(self, associated: bytes | Column) -> Blocks | None:
         """uint64[1 or n, ...], what the kernel needs of associated data; None if only one-shot will do."""
 
-    def seal(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks) -> Blocks:
+    def seal(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, /) -> Blocks:
         """Encrypt; returns the tags, uint64[n, 2]."""
 
-    def open(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, tags: Blocks) -> Bools:
+    def open(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, tags: Blocks, /) -> Bools:
         """Decrypt; returns bool[n], which rows are authentic. The text means nothing unless all are."""
 
     def wrap(self, associated: bytes | memoryview) -> Any:
@@ -213,21 +206,23 @@ def masked(rows: Column, starts: Ints, lengths: Ints) -> Blocks:
     return found
 
 
-def tiles(lengths: Ints, longest: int, least: tuple[int, int, int]) -> tuple[list[Tile], Ints | None]:
+def tiles(lengths: Ints, longest: int, least: tuple[int, int, int]) -> tuple[list[Tile], Ints]:
     """Sort the rows of a batch into tiles, by their lengths int64[n]; see `Mode` for longest and least.
 
     Returns:
-        The tiles; and the rows in none, ascending, int64[r] or None for all.
+        The tiles; and, if there are any, the rows in none of them, ascending: int64[r].
     """
-    if len(lengths) < least[0] + least[1]:
-        return [], None
+    if len(lengths) < least[0]:
+        return [], np.arange(0)
     clipped = np.minimum(lengths, longest + 1)
     counts = np.bincount(clipped, minlength=longest + 2)[: longest + 1]
     shortest = np.array([0, *range(1, longest + 1, 16)])  # of the lengths of 0, 1, 2, ... blocks
     rows, kinds = np.add.reduceat(counts, shortest), np.add.reduceat(counts > 0, shortest, dtype=np.int64)
-    pays = (rows > 0) & (rows >= least[0] + least[1] * np.arange(len(rows)) + least[2] * kinds)
-    if not pays.any():
-        return [], None
+    pays = (rows > 0) & (2 * rows >= least[1] * np.arange(1, len(rows) + 1) + 2 * least[2] * kinds)
+    others = len(lengths) - rows[pays].sum()
+    cost = least[0] + least[1] * np.flatnonzero(pays).max(initial=0) + least[2] * kinds[pays].sum()
+    if len(lengths) - others < cost + others // 2:  # rows left over cost more than all do one by one
+        return [], np.arange(0)
     alike = kinds.sum() == 1 and rows.sum() == len(lengths)  # then the rows are in order as they stand
     rank = np.full(longest + 2, longest + 1, np.uint16)
     chosen = np.flatnonzero(np.repeat(pays, np.diff(shortest, append=longest + 1)))
@@ -289,28 +284,34 @@ def _drain(shots: Iterator[Any]) -> tuple[list[Any], list[int]]:
 class _Batch:
     """Rows on their way: ``plain`` and ``sealed`` are the same n rows, on one side yet to be written.
 
-    ``prefix`` is V5[], ``ivs`` V12[n] if IVs are yet to be written, ``associated`` one for all or n rows.
+    ``prefix`` as in `run`, ``ivs`` V12[n] if IVs are yet to be written, ``associated`` one for all or n rows.
     """
 
     mode: Mode
     sealing: bool
     plain: Column
     sealed: Column
-    prefix: Voids
+    prefix: bytes
     ivs: Voids | None
     associated: bytes | Column
 
     def work(self) -> Iterator[Ints]:
         """Seal or open all rows; yields those that are not authentic."""
+        over = PREFIX + self.mode.iv + TAG
+        if not self.sealing and self.sealed.lengths.min() < over:  # whose text would have less than 0 bytes
+            yield from self.joined()
+            return
         found, others = tiles(self.plain.lengths, self.mode.longest, self.mode.least)
         digests = self.mode.digests(self.associated) if found else None
-        if digests is None:
-            yield from self.one_by_one(slice(None))
-            return
-        if others is not None and len(others):
-            yield from self.one_by_one(others)  # first, as it may write over what lies between its rows
-        for tile in found:
-            yield self.lock_step(tile, digests if len(digests) == 1 else digests[tile.rows])
+        if digests is not None:
+            for tile in found:
+                yield self.lock_step(tile, digests if len(digests) == 1 else digests[tile.rows])
+            if len(others):
+                yield self.pointed(others)
+        elif self.plain.lengths.sum() > LONG * len(self.plain.lengths):
+            yield self.pointed(slice(None))
+        else:
+            yield from self.joined()
 
     def _parts(self, span: Span, sealed: bool, *parts: Blocks) -> Iterator[tuple[int, Voids]]:
         """What cells of a span consist of, plain or sealed: offsets, and what stands there, writable."""
@@ -349,98 +350,83 @@ class _Batch:
                 window, where = _window(target.data, width), _part(places, span)
                 cells = window[where] if isinstance(where, slice) else np.empty(len(where), window.dtype)
                 if self.sealing:
-                    cells.setfield(self.prefix, self.prefix.dtype, 0)
+                    cells.setfield(np.array(self.prefix, f"V{PREFIX}"), f"V{PREFIX}", 0)
                 for offset, part in self._parts(span, self.sealing, text, ivs, tags):
                     cells.setfield(part, part.dtype, offset)
                 if not isinstance(where, slice):
                     window[where] = cells
         return np.empty(0, np.int64)
 
-    def one_by_one(self, rows: Rows) -> Iterator[Ints]:
-        """Seal or open rows, ascending, with the one-shot cipher; yields those that are not authentic."""
+    def extras(self, rows: Rows) -> Iterator[Any]:
+        """Associated data of rows, as the one-shot cipher takes it."""
+        if isinstance(self.associated, bytes):
+            return repeat(self.mode.wrap(self.associated))
+        return map(self.mode.wrap, self.associated.pick(rows).views())
+
+    def pointed(self, rows: Rows) -> Ints:
+        """Seal or open rows one by one, where they stand; returns those that are not authentic."""
         mode, lead = self.mode, PREFIX + self.mode.iv
         plain, sealed = self.plain.pick(rows), self.sealed.pick(rows)
         body = Column(sealed.data, sealed.starts + lead, sealed.lengths - lead)
         source, target = (plain, body) if self.sealing else (body, plain)
-        ivs: Iterator[bytes] = repeat(b"")
-        if self.ivs is not None:
-            ivs = iter(self.ivs[rows].tolist())
-        elif mode.iv:
-            ivs = iter(_window(sealed.data, mode.iv)[sealed.starts + PREFIX].tolist())
-        longest = int(plain.lengths.max())
-        alike = longest == plain.lengths.min() and source.lengths[0] > 0
-        for start, stop, long in self._runs(plain.lengths, sealed.starts, longest > LONG):
-            here = slice(start, stop)
-            if alike and not long:
-                window = _window(source.data, int(source.lengths[0]))
-                texts: list[Any] = window[_places(source.starts[here])].tolist()
-            else:
-                texts = source.pick(here).views() if long else source.pick(here).copies()
-            if isinstance(self.associated, bytes):
-                extras = repeat(mode.wrap(self.associated))
-            else:
-                extras = map(mode.wrap, self.associated.pick(rows).pick(here).views())
-            columns = islice(ivs, stop - start), texts, extras
-            if long:
-                outs = target.pick(here).views()
-                if IN_PLACE:
-                    _, failed = _drain(mode.one_shot(self.sealing, *columns, outs))
-                else:
-                    shots = mode.one_shot(self.sealing, *columns)
-                    _, failed = _drain(map(memoryview.__setitem__, outs, repeat(slice(None)), shots))
-            else:
-                done, failed = _drain(mode.one_shot(self.sealing, *columns))
-                if isinstance(rows, slice):
-                    joined = bytes(lead if self.sealing else 0).join(done)
-                else:
-                    gaps = target.starts[here][1:] - (target.starts + target.lengths)[here][:-1]
-                    between = map(bytes, [0, *gaps.tolist()])
-                    joined = b"".join(chain.from_iterable(zip(between, done, strict=True)))
-                if not failed:
-                    target.data[target.starts[start] :][: len(joined)] = np.frombuffer(joined, np.uint8)
-            if failed:
-                yield np.arange(len(self.plain.starts))[rows][here][failed]
         if self.sealing:
-            leads = np.empty(len(plain.starts), f"V{lead}")
-            leads.setfield(self.prefix, self.prefix.dtype, 0)
+            cells = np.empty(len(plain.starts), f"V{lead}")
+            cells.setfield(np.array(self.prefix, f"V{PREFIX}"), f"V{PREFIX}", 0)
             if self.ivs is not None:
-                leads.setfield(self.ivs[rows], self.ivs.dtype, PREFIX)
-            _window(sealed.data, lead)[_places(sealed.starts)] = leads
+                cells.setfield(self.ivs[rows], self.ivs.dtype, PREFIX)
+            _window(sealed.data, lead)[_places(sealed.starts)] = cells
+        ivs = _window(sealed.data, lead)[_places(sealed.starts)].getfield(f"V{mode.iv}", PREFIX).tolist()
+        outs = target.views()
+        if IN_PLACE:
+            _, failed = _drain(mode.one_shot(self.sealing, ivs, source.views(), self.extras(rows), outs))
+        else:
+            shots = mode.one_shot(self.sealing, ivs, source.views(), self.extras(rows))
+            _, failed = _drain(map(memoryview.__setitem__, outs, repeat(slice(None)), shots))
+        return np.arange(len(self.plain.starts))[rows][failed]
 
-    @staticmethod
-    def _runs(lengths: Ints, places: Ints, some_long: bool) -> Iterator[tuple[int, int, bool]]:
-        """Cut rows into runs: those of long texts, written where they belong; others, which are joined and copied.
+    def joined(self) -> Iterator[Ints]:
+        """Seal or open all rows one by one, copied in runs; yields those that are not authentic."""
+        source, target = (self.plain, self.sealed) if self.sealing else (self.sealed, self.plain)
+        ends, start, count = source.starts + source.lengths, 0, len(source.starts)
+        while start < count:
+            stop = int(np.searchsorted(ends, source.starts[start] + RUN, "right"))
+            if stop <= start:  # a text that is so long
+                yield self.pointed(np.array([start]))
+                start += 1
+                continue
+            here, ivs = slice(start, stop), None if self.ivs is None else self.ivs[start:stop]
+            cells, extras = source.pick(here), self.extras(here)
+            done, failed = _join(self.mode, self.sealing, cells, ivs, extras, self.prefix)
+            if not failed:
+                target.data[target.starts[start] :][: len(done)] = np.frombuffer(done, np.uint8)
+            yield np.arange(start, stop)[failed]
+            start = stop
 
-        What is copied ends when it has enough bytes; where long and short change often, all count as long.
-        """
-        long = np.zeros(len(lengths), np.bool_)
-        if some_long:
-            long = lengths > LONG
-            if np.count_nonzero(long[1:] != long[:-1]) * 16 > len(long):
-                long[:] = True
-        number = np.where(long, -1, (places - places[0]) // RUN)
-        for start, stop in pairwise(
-            [0, *(np.flatnonzero(number[1:] != number[:-1]) + 1).tolist(), len(long)]
-        ):
-            yield start, stop, bool(long[start])
 
-
-def _few(
-    mode: Mode, sealing: bool, cells: Cells, extras: Iterable[Any], prefix: bytes, ivs: Voids | None
+def _join(
+    mode: Mode, sealing: bool, cells: Column, ivs: Voids | None, extras: Iterable[Any], prefix: bytes
 ) -> tuple[bytearray, list[int]]:
-    """Seal or open few, small cells; returns new bytes, and which are too short or not authentic."""
-    raw, lead, bounds = cells.data.tobytes(), PREFIX + mode.iv, cells.bounds().tolist()
+    """Seal or open cells end to end, one by one; returns new bytes, and which are not authentic or too short."""
+    first, count = (int(cells.starts[0]) if len(cells.starts) else 0), len(cells.starts)
+    raw = cells.data[first : first + int(cells.lengths.sum())].tobytes()
+    starts, skip = cells.starts - first, 0 if sealing else PREFIX + mode.iv
+    if count and len(raw) > skip * count and (cells.lengths == cells.lengths[0]).all():
+        width = len(raw) // count
+        texts = np.frombuffer(raw, f"V{width}").getfield(f"V{width - skip}", skip).tolist()
+    else:
+        edges = [*starts.tolist(), len(raw)]
+        texts = [raw[a + skip : b] for a, b in pairwise(edges)]
+    heads = [b""] * count
+    if mode.iv:
+        if ivs is None:  # behind a cell that is too short stand other bytes; it has no tag, so it fails
+            ivs = _window(np.frombuffer(raw + bytes(PREFIX + mode.iv), np.uint8), mode.iv)[starts + PREFIX]
+        heads = ivs.tolist()
+    done, failed = _drain(mode.one_shot(sealing, heads, texts, extras))
+    parts = done
     if sealing:
-        heads = [b""] * (len(bounds) - 1) if ivs is None else ivs.tolist()
-        done, _ = _drain(mode.one_shot(True, heads, [raw[a:b] for a, b in pairwise(bounds)], extras))
-        parts = [prefix] * (3 * len(done))
+        parts = [prefix] * (3 * count)
         parts[1::3], parts[2::3] = heads, done
-        return bytearray().join(parts), []
-    # A cell that is too short gets an IV of spaces if need be, and no tag, which fails like a wrong one.
-    heads = [raw[a + PREFIX : min(a + lead, b)].ljust(mode.iv) for a, b in pairwise(bounds)]
-    texts = [raw[a + lead : b] if b - a >= lead + TAG else b"" for a, b in pairwise(bounds)]
-    done, failed = _drain(mode.one_shot(False, heads, texts, extras))
-    return bytearray().join(done), failed
+    return bytearray().join(parts), failed
 
 
 def run(
@@ -470,47 +456,34 @@ def run(
     count, change = cells.count, (PREFIX + mode.iv + TAG) * (1 if sealing else -1)
     if not isinstance(associated, bytes) and (associated.valid is not None or associated.count != count):
         raise ValueError("associated data per row: one for each cell that is not null")
-    none = np.empty(0, np.int64)
-    width, offsets = (cells.width or 0) + change, None
-    if cells.width is not None and width < 0:
+    width, offsets = None if cells.width is None else cells.width + change, None
+    if width is not None and width < 0:
         return None, np.arange(count)
-    if cells.width is None or width == 0:
-        offsets = np.zeros(count + 1, np.int64)
+    if not width:
+        width, offsets = None, np.zeros(count + 1, np.int64)
         if cells.offsets is not None:  # step by step and in place: a column of offsets is no small temporary
             np.subtract(cells.offsets[1:], cells.offsets[:-1], out=offsets[1:])
             offsets[1:] += change
             np.cumsum(np.maximum(offsets, 0, out=offsets), out=offsets)
     heads = None if ivs is None else np.ascontiguousarray(ivs).view("V12").ravel()
+    bad: list[Ints] = []
     if count <= FEW[0] and len(cells.data) <= FEW[1]:
         own = [] if isinstance(associated, bytes) else [mode.wrap(row or b"") for row in associated.rows()]
         extras = repeat(mode.wrap(associated)) if isinstance(associated, bytes) else own
-        raw, failed = _few(mode, sealing, cells, extras, prefix, heads)
-        if failed:
-            return None, np.array(failed, np.int64)
-        return Cells(
-            np.frombuffer(raw, np.uint8), offsets, None if offsets is not None else width, cells.valid
-        ), none
-    data = np.empty(count * width if offsets is None else int(offsets[-1]), np.uint8)
-    done = Cells(data, offsets, width if offsets is None else None, cells.valid)
-    bad = [none]
+        raw, failed = _join(mode, sealing, Column.of(cells, 0, count), heads, extras, prefix)
+        data, bad = np.frombuffer(raw, np.uint8), [np.array(failed, np.int64)] if failed else []
+        count = 0  # that are left
+    else:
+        data = np.empty(count * (width or 0) if offsets is None else int(offsets[-1]), np.uint8)
+    done = Cells(data, offsets, width, cells.valid)
     for start in range(0, count, BATCH):
         stop = min(start + BATCH, count)
         source, target = Column.of(cells, start, stop), Column.of(done, start, stop)
-        extra = associated if isinstance(associated, bytes) else Column.of(associated, start, stop)
-        fit: Rows = slice(None)
-        if not sealing and (short := source.lengths < -change).any():
-            bad.append(start + np.flatnonzero(short))
-            fit = np.flatnonzero(~short)
-            source, target = source.pick(fit), target.pick(fit)
-            extra = extra if isinstance(extra, bytes) else extra.pick(fit)
-            if not len(fit):
-                continue
         plain, sealed = (source, target) if sealing else (target, source)
         iv = None if heads is None else heads[start:stop]
-        for wrong in _Batch(mode, sealing, plain, sealed, np.array(prefix, f"V{PREFIX}"), iv, extra).work():
-            if len(wrong):
-                bad.append(np.arange(start, stop)[fit][wrong])
-    if sum(map(len, bad)):
+        extra = associated if isinstance(associated, bytes) else Column.of(associated, start, stop)
+        bad += [start + rows for rows in _Batch(mode, sealing, plain, sealed, prefix, iv, extra).work()]
+    if any(map(len, bad)):
         data.fill(0)  # what was opened before the first failure
         return None, np.sort(np.concatenate(bad))
-    return done, none
+    return done, np.empty(0, np.int64)

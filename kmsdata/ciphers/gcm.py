@@ -84,7 +84,7 @@ def look_up(products: Blocks, index: Bytes, out: Blocks) -> None:
 class Gcm:
     """AES-256-GCM under one key; see `kmsdata.ciphers.aes.Mode`."""
 
-    iv, tag_first, longest, least = 12, False, 192, (800, 350, 20)
+    iv, tag_first, longest, least = 12, False, 192, (900, 350, 20)
 
     def __init__(self, key: bytes) -> None:
         self._cipher, self._aes = AESGCM(key), Aes(key)
@@ -169,13 +169,13 @@ class Gcm:
         ivs.view(">u4")[:, 3] = 1
         return self._aes.stream(ivs, 1 + len(text))
 
-    def seal(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks) -> Blocks:
+    def seal(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, /) -> Blocks:
         """See `Mode`; SP 800-38D section 7.1."""
         stream = self._stream(text, ivs, digests)
         text ^= stream[1:]
         return self._tags(text, spans, digests, stream[0])
 
-    def open(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, tags: Blocks) -> Bools:
+    def open(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, tags: Blocks, /) -> Bools:
         """See `Mode`; SP 800-38D section 7.2."""
         stream = self._stream(text, ivs, digests)
         wrong = self._tags(text, spans, digests, stream[0]) ^ tags

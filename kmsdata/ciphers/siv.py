@@ -47,7 +47,7 @@ def double(blocks: Blocks) -> Blocks:
 class Siv:
     """AES-256-SIV under one key; see `kmsdata.ciphers.aes.Mode`."""
 
-    iv, tag_first, longest, least = 0, True, 512, (200, 10, 20)
+    iv, tag_first, longest, least = 0, True, 512, (200, 16, 10)
 
     def __init__(self, key: bytes) -> None:
         self._key, self._cipher = key, AESSIV(key)
@@ -118,13 +118,13 @@ class Siv:
         keep = np.frombuffer(bytes.fromhex("ffffffffffffffff7fffffff7fffffff"), np.uint64)
         return self._ctr.stream(tags & keep, count)
 
-    def seal(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks) -> Blocks:  # noqa: ARG002
+    def seal(self, text: Blocks, spans: list[Span], _ivs: Blocks, digests: Blocks, /) -> Blocks:
         """See `Mode`; RFC 5297 section 2.6."""
         tags = self._tags(text, spans, digests)
         text ^= self._stream(tags, len(text))
         return tags
 
-    def open(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, tags: Blocks) -> Bools:  # noqa: ARG002
+    def open(self, text: Blocks, spans: list[Span], _ivs: Blocks, digests: Blocks, tags: Blocks, /) -> Bools:
         """See `Mode`; RFC 5297 section 2.7."""
         text ^= self._stream(tags, len(text))
         wrong = self._tags(text, spans, digests) ^ tags
