@@ -1,7 +1,7 @@
 """How long cells take: kmsdata's ciphers and its peers, on one core, in one run.
 
-Run with ``python benchmarks/cells.py [rows]``. Rounds are interleaved, so that whatever slows the machine slows
-all; a figure is the median of its rounds with half the distance between the quartiles. What counts are ratios.
+Run with ``python benchmarks/cells.py [rows]``. Rounds are interleaved, so that whatever slows the machine
+slows all; a figure is the median of its rounds, with half the distance between the quartiles. Ratios count.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def chdb_loop(rows):
             spent = []
             for what in ("encrypt('aes-256-gcm', t, repeat('k', 32), iv)", "concat(t, iv)"):
                 start = time.perf_counter_ns()
-                chdb.query(f"SELECT sum(length({what})) {rest}")  # noqa: S608
+                chdb.query(f"SELECT sum(length({what})) {rest}")
                 spent.append(time.perf_counter_ns() - start)
             times.append((spent[0] - spent[1]) / rows)  # without what it takes to make the texts
         found[kind] = times[1:]

@@ -40,11 +40,8 @@ __all__ = [
 PREFIX, TAG = 5, 16
 FEW = 300, 1 << 16  # rows and bytes up to which numpy's calls would cost more than they save
 BATCH = 1 << 16  # rows: few enough that gather and scatter find their memory in cache
-TILE = (
-    1 << 13,
-    1 << 16,
-)  # rows in lock-step, and blocks: many enough for numpy, few enough for one core's cache
-RUN = 300_000  # bytes that go through the one-shot cipher at once: fewer cost more, and more leave the cache
+TILE = 1 << 13, 1 << 15  # rows, and blocks, in lock-step: many for numpy, few for the cache of one core
+RUN = 300_000  # bytes that are copied to go through the one-shot cipher: many for numpy, few for the cache
 LONG = 800  # bytes of text from which on it is cheaper to point at them than to copy them
 IN_PLACE = hasattr(AESGCM, "encrypt_into")  # cryptography 47
 
@@ -406,7 +403,7 @@ class _Batch:
 def _join(
     mode: Mode, sealing: bool, cells: Column, ivs: Voids | None, extras: Iterable[Any], prefix: bytes
 ) -> tuple[bytearray, list[int]]:
-    """Seal or open cells end to end, one by one; returns new bytes, and which are not authentic or too short."""
+    """Seal or open cells that lie end to end; returns new bytes, and which are not authentic."""
     first, count = (int(cells.starts[0]) if len(cells.starts) else 0), len(cells.starts)
     raw = cells.data[first : first + int(cells.lengths.sum())].tobytes()
     starts, skip = cells.starts - first, 0 if sealing else PREFIX + mode.iv
