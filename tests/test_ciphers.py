@@ -89,7 +89,7 @@ def columns(draw):
         sizes = [width if extra == "equal rows" else numbers.randint(0, width) for _ in range(count)]
         associated = [numbers.randbytes(size) for size in sizes]
     knobs = {
-        "FEW": draw(st.sampled_from([(-1, -1), aes.FEW])),
+        "FEW": draw(st.sampled_from([-1, aes.FEW])),
         "BATCH": draw(st.sampled_from([7, 50, aes.BATCH])),
         "TILE": draw(st.sampled_from([(3, 40), (20, 1000), aes.TILE])),
         "RUN": draw(st.sampled_from([100, 2000, aes.RUN])),

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 PREFIX, TAG = 5, 16
-FEW = 300, 1 << 16  # rows and bytes up to which numpy's calls would cost more than they save
+FEW = 1 << 16  # bytes up to which cells too few for lock-step are all copied: numpy's calls would cost more
 BATCH = 1 << 16  # rows: few enough that gather and scatter find their memory in cache
 TILE = 1 << 13, 1 << 15  # rows, and blocks, in lock-step: many for numpy, few for the cache of one core
 RUN = 300_000  # bytes that are copied to go through the one-shot cipher: many for numpy, few for the cache
@@ -136,11 +136,11 @@ class Aes:
     """AES-256 of many blocks in one call (ECB, NIST SP 800-38A section 6.1), to build modes of."""
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = Cipher(algorithms.AES256(key), modes.ECB())  # noqa: S305 - of single blocks
+        self._key = key
 
-    @cached_property
+    @cached_property  # small columns never need it
     def _encryptor(self) -> CipherContext:
-        return self._cipher.encryptor()
+        return Cipher(algorithms.AES256(self._key), modes.ECB()).encryptor()  # noqa: S305 - of single blocks
 
     def encrypt(self, blocks: Blocks) -> Blocks:
         """Each block encrypted: uint64[..., 2], C-contiguous, to a new array of that shape."""
@@ -385,15 +385,18 @@ class _Batch:
         """Seal or open all rows one by one, copied in runs; yields those that are not authentic."""
         source, target = (self.plain, self.sealed) if self.sealing else (self.sealed, self.plain)
         ends, start, count = source.starts + source.lengths, 0, len(source.starts)
+        width = int(source.lengths[0]) if (source.lengths == source.lengths[0]).all() else 0
         while start < count:
             stop = int(np.searchsorted(ends, source.starts[start] + RUN, "right"))
             if stop <= start:  # a text that is so long
                 yield self.pointed(np.array([start]))
                 start += 1
                 continue
-            here, ivs = slice(start, stop), None if self.ivs is None else self.ivs[start:stop]
-            cells, extras = source.pick(here), self.extras(here)
-            done, failed = _join(self.mode, self.sealing, cells, ivs, extras, self.prefix)
+            here, first = slice(start, stop), int(source.starts[start])
+            raw = source.data[first : ends[stop - 1]].tobytes()
+            bounds = [*(source.starts[here] - first).tolist(), len(raw)]
+            ivs, extras = None if self.ivs is None else self.ivs[here], self.extras(here)
+            done, failed = _join(self.mode, self.sealing, raw, bounds, width, ivs, extras, self.prefix)
             if not failed:
                 target.data[target.starts[start] :][: len(done)] = np.frombuffer(done, np.uint8)
             yield np.arange(start, stop)[failed]
@@ -401,27 +404,33 @@ class _Batch:
 
 
 def _join(
-    mode: Mode, sealing: bool, cells: Column, ivs: Voids | None, extras: Iterable[Any], prefix: bytes
+    mode: Mode,
+    sealing: bool,
+    raw: bytes,
+    bounds: list[int],
+    width: int,
+    ivs: Voids | None,
+    extras: Iterable[Any],
+    prefix: bytes,
 ) -> tuple[bytearray, list[int]]:
-    """Seal or open cells that lie end to end; returns new bytes, and which are not authentic."""
-    first, count = (int(cells.starts[0]) if len(cells.starts) else 0), len(cells.starts)
-    raw = cells.data[first : first + int(cells.lengths.sum())].tobytes()
-    starts, skip = cells.starts - first, 0 if sealing else PREFIX + mode.iv
-    if count and len(raw) > skip * count and (cells.lengths == cells.lengths[0]).all():
-        width = len(raw) // count
-        texts = np.frombuffer(raw, f"V{width}").getfield(f"V{width - skip}", skip).tolist()
+    """Seal or open cells end to end, of one width or in bounds; returns new bytes, and which failed."""
+    skip = 0 if sealing else PREFIX + mode.iv
+    if width > skip:
+        cells = np.frombuffer(raw, f"V{width}")
+        texts = cells.getfield(f"V{width - skip}", skip).tolist()
     else:
-        edges = [*starts.tolist(), len(raw)]
-        texts = [raw[a + skip : b] for a, b in pairwise(edges)]
-    heads = [b""] * count
-    if mode.iv:
-        if ivs is None:  # behind a cell that is too short stand other bytes; it has no tag, so it fails
-            ivs = _window(np.frombuffer(raw + bytes(PREFIX + mode.iv), np.uint8), mode.iv)[starts + PREFIX]
+        texts = [raw[a + skip : b] for a, b in pairwise(bounds)]
+    if ivs is not None:
         heads = ivs.tolist()
+    elif not sealing and mode.iv and width > skip:
+        heads = cells.getfield(f"V{mode.iv}", PREFIX).tolist()
+    else:
+        raw += bytes(skip)  # for a cell that is too short to hold an IV; having no tag, it fails with any
+        heads = [raw[a + PREFIX : a + skip] for a in bounds[:-1]]
     done, failed = _drain(mode.one_shot(sealing, heads, texts, extras))
     parts = done
     if sealing:
-        parts = [prefix] * (3 * count)
+        parts = [prefix] * (3 * len(done))
         parts[1::3], parts[2::3] = heads, done
     return bytearray().join(parts), failed
 
@@ -464,10 +473,11 @@ def run(
             np.cumsum(np.maximum(offsets, 0, out=offsets), out=offsets)
     heads = None if ivs is None else np.ascontiguousarray(ivs).view("V12").ravel()
     bad: list[Ints] = []
-    if count <= FEW[0] and len(cells.data) <= FEW[1]:
+    if count < mode.least[0] and len(cells.data) <= FEW:
         own = [] if isinstance(associated, bytes) else [mode.wrap(row or b"") for row in associated.rows()]
         extras = repeat(mode.wrap(associated)) if isinstance(associated, bytes) else own
-        raw, failed = _join(mode, sealing, Column.of(cells, 0, count), heads, extras, prefix)
+        whole, bounds, w = cells.data.tobytes(), cells.bounds().tolist(), cells.width or 0
+        raw, failed = _join(mode, sealing, whole, bounds, w, heads, extras, prefix)
         data, bad = np.frombuffer(raw, np.uint8), [np.array(failed, np.int64)] if failed else []
         count = 0  # that are left
     else:
