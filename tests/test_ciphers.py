@@ -1,0 +1,383 @@
+"""The ciphers: equal to the one-shot ciphers, strict, in public places only, and in little memory."""
+
+import random
+import tracemalloc
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kmsdata.cells import Cells
+from kmsdata.ciphers import aes, gcm, siv
+
+KEY = bytes(range(64))
+PREFIX = b"\x01abcd"
+
+
+def nonces(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 12), np.uint8)
+
+
+def texts(lengths, seed=0):
+    """Cells of random bytes."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Cells(np.random.default_rng(seed).integers(0, 256, offsets[-1], np.uint8), offsets)
+
+
+class Gcm:
+    """GCM through the seam and through `cryptography`, with the IVs of `nonces`."""
+
+    overhead = gcm.OVERHEAD
+    mode = gcm.Gcm
+
+    @staticmethod
+    def seal(cells, extra=b""):
+        return gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(cells.count), extra)
+
+    @staticmethod
+    def open(cells, extra=b""):
+        return gcm.open_cells(KEY[:32], cells, extra)
+
+    @staticmethod
+    def expect(rows, extras):
+        cipher, ivs = AESGCM(KEY[:32]), [iv.tobytes() for iv in nonces(len(rows))]
+        return [
+            PREFIX + iv + cipher.encrypt(iv, row, a) for iv, row, a in zip(ivs, rows, extras, strict=True)
+        ]
+
+
+class Siv:
+    """SIV through the seam and through `cryptography`."""
+
+    overhead = siv.OVERHEAD
+    mode = siv.Siv
+
+    @staticmethod
+    def seal(cells, extra=b""):
+        return siv.seal_cells(KEY, PREFIX, cells, extra)
+
+    @staticmethod
+    def open(cells, extra=b""):
+        return siv.open_cells(KEY, cells, extra)
+
+    @staticmethod
+    def expect(rows, extras):
+        cipher = AESSIV(KEY)
+        return [PREFIX + cipher.encrypt(row, [extra]) for row, extra in zip(rows, extras, strict=True)]
+
+
+both = pytest.mark.parametrize("mode", [Gcm, Siv])
+
+
+@st.composite
+def columns(draw):
+    """Rows, associated data (one or per row), and the knobs that decide where batches, tiles and runs end."""
+    top = draw(st.sampled_from([0, 1, 8, 16, 17, 33, 70, 200]))
+    count = draw(st.integers(0, 130))
+    numbers = random.Random(draw(st.integers(0, 1 << 30)))  # noqa: S311 - a test that can be repeated
+    fixed = draw(st.booleans())
+    rows = [numbers.randbytes(top if fixed else numbers.randint(0, top)) for _ in range(count)]
+    width = draw(st.sampled_from([0, 1, 15, 16, 17, 32, 33, 300]))
+    extra = draw(st.sampled_from(["none", "one", "rows", "equal rows"]))
+    if extra == "none":
+        associated = b""
+    elif extra == "one":
+        associated = numbers.randbytes(width)
+    else:
+        sizes = [width if extra == "equal rows" else numbers.randint(0, width) for _ in range(count)]
+        associated = [numbers.randbytes(size) for size in sizes]
+    knobs = {
+        "FEW": draw(st.sampled_from([-1, aes.FEW])),
+        "BATCH": draw(st.sampled_from([7, 50, aes.BATCH])),
+        "TILE": draw(st.sampled_from([(3, 40), (20, 1000), aes.TILE])),
+        "RUN": draw(st.sampled_from([100, 2000, aes.RUN])),
+        "LONG": draw(st.sampled_from([0, 20, aes.LONG])),
+        "IN_PLACE": draw(st.sampled_from([False, aes.IN_PLACE])),
+    }
+    least = draw(st.sampled_from([(0, 0, 0), (2, 2, 1), (10**9, 0, 0)]))
+    longest = draw(st.sampled_from([0, 15, 16, 40, 192]))
+    return rows, fixed and top, associated, knobs, least, longest, numbers
+
+
+def changed(rows, numbers):
+    """Some rows with one bit changed (not in the prefix) or cut short; and which."""
+    hit = sorted(numbers.sample(range(len(rows)), numbers.randint(1, min(4, len(rows)))))
+    rows = list(rows)
+    for row in hit:
+        cell = bytearray(rows[row])
+        at = numbers.randrange(5, len(cell))
+        if numbers.random() < 0.8:
+            cell[at] ^= 1 << numbers.randrange(8)
+        else:
+            del cell[at:]
+        rows[row] = bytes(cell)
+    return rows, hit
+
+
+@both
+@settings(deadline=None, max_examples=400)
+@given(column=columns())
+def test_equal_to_the_one_shot_cipher_and_strict(mode, column):
+    rows, width, associated, knobs, least, longest, numbers = column
+    extra = associated if isinstance(associated, bytes) else Cells.of(associated)
+    extras = [associated] * len(rows) if isinstance(associated, bytes) else associated
+    cells = Cells.of(rows)
+    if width:
+        cells = Cells(cells.data, width=width)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in knobs.items():
+            patch.setattr(aes, name, value)
+        patch.setattr(mode.mode, "least", least)
+        patch.setattr(mode.mode, "longest", longest)
+        sealed = mode.seal(cells, extra)
+        assert sealed.rows() == mode.expect(rows, extras)
+        assert sealed.width == (width + mode.overhead if width else None)
+        plain, bad = mode.open(sealed, extra)
+        assert plain is not None
+        assert plain.rows() == rows
+        assert plain.width == (width or None)
+        assert bad.dtype == np.int64
+        assert not len(bad)
+        for made in (sealed, plain):
+            made.data[:] = 0  # a caller may write to them
+        if rows:
+            damaged, hit = changed(mode.expect(rows, extras), numbers)
+            plain, bad = mode.open(Cells.of(damaged), extra)
+            assert plain is None
+            assert bad.tolist() == hit
+        if rows and not isinstance(associated, bytes):
+            hit = numbers.randrange(len(rows))
+            other = [*associated]
+            other[hit] = bytes([other[hit][0] ^ 4]) + other[hit][1:] if other[hit] else b"\0"
+            plain, bad = mode.open(Cells.of(mode.expect(rows, extras)), Cells.of(other))
+            assert plain is None
+            assert bad.tolist() == [hit]
+
+
+@both
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        np.full(70_000, 8),
+        np.full(3_000, 0),
+        np.random.default_rng(1).integers(5, 41, 70_000),
+        np.random.default_rng(2).integers(0, 400, 20_000),
+        np.random.default_rng(3).permutation(300),
+        np.array([3] * 5_000 + [2_000_000] + [7] * 5_000 + [3_000] * 20 + [9] * 50),
+        np.array([20, 5_000] * 300),
+        np.full(5, 1_000_000),
+    ],
+    ids=["8", "0", "5-40", "0-400", "300 lengths", "one huge", "alternating", "1 MB"],
+)
+def test_equal_to_the_one_shot_cipher_with_the_real_knobs(mode, lengths):
+    cells = texts(lengths)
+    rows = cells.rows()
+    sealed = mode.seal(cells, b"associated")
+    assert sealed.rows() == mode.expect(rows, [b"associated"] * len(rows))
+    plain, _ = mode.open(sealed, b"associated")
+    assert plain.rows() == rows
+
+
+@both
+def test_rows_with_associated_data_of_their_own_with_the_real_knobs(mode):
+    cells, extra = texts(np.full(30_000, 12)), texts(np.random.default_rng(4).integers(0, 33, 30_000), 1)
+    sealed = mode.seal(cells, extra)
+    assert sealed.rows() == mode.expect(cells.rows(), extra.rows())
+    assert mode.open(sealed, extra)[0].rows() == cells.rows()
+    extra.data[extra.offsets[777]] ^= 1 if extra.offsets[777] < extra.offsets[778] else 0
+    assert mode.open(sealed, extra)[1].tolist() == [777]
+
+
+@both
+def test_nulls_and_no_rows(mode):
+    for valid in (np.array([False, True, False]), np.zeros(3, np.bool_)):
+        cells = Cells(np.frombuffer(b"abcd" * valid.sum(), np.uint8), width=4, valid=valid)
+        sealed = mode.seal(cells)
+        assert sealed.valid is valid
+        assert mode.open(sealed)[0].rows() == cells.rows()
+    for cells in (Cells.of([]), Cells(np.empty(0, np.uint8), width=8)):
+        plain, bad = mode.open(mode.seal(cells))
+        assert plain.rows() == []
+        assert len(bad) == 0
+
+
+@both
+def test_empty_values_of_width_0(mode):
+    for count in (3, 3000):
+        cells = Cells(np.empty(0, np.uint8), width=0, valid=np.ones(count, np.bool_))
+        sealed = mode.seal(cells)
+        assert sealed.width == mode.overhead
+        assert mode.open(sealed)[0].rows() == [b""] * count
+
+
+@both
+def test_cells_that_are_too_short_are_bad_rows(mode):
+    for count in (4, 5000):
+        rows = mode.expect([b"12345678"] * count, [b""] * count)
+        rows[1], rows[3] = b"", rows[3][: mode.overhead - 1]
+        assert mode.open(Cells.of(rows))[1].tolist() == [1, 3]
+        short = Cells(np.zeros(count * 20, np.uint8), width=20)
+        assert mode.open(short)[1].tolist() == list(range(count))
+
+
+@both
+def test_a_cell_that_is_too_short_does_not_borrow_from_its_neighbour(mode):
+    """Of an empty cell and the sealed empty text behind it, the second alone is authentic."""
+    for count in (4, 5000):
+        rows = mode.expect([b""] * count, [b""] * count)
+        if mode is Siv:
+            rows[1] = b""
+        else:
+            rows[1] = rows[2][:20]
+            rows[2] = rows[2][20:]
+        rows[-1] = b""
+        hit = [1, count - 1] if mode is Siv else [1, 2, count - 1]
+        assert mode.open(Cells.of(rows))[1].tolist() == hit
+
+
+@both
+@pytest.mark.parametrize("length", [8, 300, 5000])
+def test_nothing_of_a_column_with_a_failing_cell_is_left(mode, length, monkeypatch):
+    made = []
+    sealed = mode.seal(texts(np.full(5000, length)))
+    sealed.data[-1] ^= 1
+    monkeypatch.setattr(aes, "Cells", lambda *parts: made.append(Cells(*parts)) or made[-1])
+    assert mode.open(sealed)[1].tolist() == [4999]
+    assert len(made) == 1
+    assert made[0].data.size == 5000 * length
+    assert not made[0].data.any()
+
+
+def test_sizes_that_do_not_fit():
+    cells = Cells.of([b"a", b"b"])
+    for seal in (
+        lambda: gcm.seal_cells(KEY, PREFIX, cells, nonces(2)),
+        lambda: gcm.seal_cells(KEY[:32], b"1234", cells, nonces(2)),
+        lambda: gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(3)),
+        lambda: gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(2), Cells.of([b"a"])),
+        lambda: gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(2), Cells.of([b"a", b"b", None])),
+        lambda: gcm.open_cells(KEY, cells),
+        lambda: siv.seal_cells(KEY[:32], PREFIX, cells),
+        lambda: siv.seal_cells(KEY, b"123456", cells),
+        lambda: siv.open_cells(KEY[:32], cells),
+    ):
+        with pytest.raises(ValueError, match=r"takes a key|one for each cell"):
+            seal()
+
+
+@both
+def test_a_million_random_flips(mode):
+    count, width = 1_000_000, 8 + mode.overhead
+    sealed = mode.seal(Cells(np.zeros(8 * count, np.uint8), width=8))
+    numbers = np.random.default_rng(5)
+    at = np.arange(count) * width + numbers.integers(5, width, count)
+    sealed.data[at] ^= np.uint8(1) << numbers.integers(0, 8, count, np.uint8)
+    plain, bad = mode.open(sealed)
+    assert plain is None
+    assert np.array_equal(bad, np.arange(count))
+
+
+class Watched:
+    """Tables that only `look_up` can read: not arrays, so nothing else knows what to do with them."""
+
+    def __init__(self, tables):
+        self._tables = tables
+
+    def __getitem__(self, byte):
+        assert type(byte) is int
+        return Watched(self._tables[byte])
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_tables_are_indexed_by_ciphertext_and_nothing_else(monkeypatch, per_row):
+    seen, count, width = [], 5000, 40
+    look_up, tables = gcm.look_up, gcm.tables
+
+    def watched(products, index, out):
+        seen.append(index.tobytes())
+        look_up(products._tables, index, out)
+
+    monkeypatch.setattr(gcm, "look_up", watched)
+    monkeypatch.setattr(gcm, "tables", lambda factors: map(Watched, tables(factors)))
+    monkeypatch.setattr(gcm.Gcm, "one_shot", None)
+    extra = texts(np.full(count, 20), 7) if per_row else b"associated"
+    cells = texts(np.full(count, width))
+    sealed = gcm.seal_cells(KEY[:32], PREFIX, Cells(cells.data, width=width), nonces(count), extra)
+    ciphertext = sealed.data.reshape(count, -1)[:, 17:-16]
+    parts = [ciphertext[a:b, c].tobytes() for a, b in [(0, count)] for c in range(width)]
+    assert seen == parts
+    seen.clear()
+    assert gcm.open_cells(KEY[:32], sealed, extra)[0] is not None
+    assert seen == parts
+
+
+@both
+@pytest.mark.parametrize(
+    "lengths",
+    [np.full(4_000_000, 8), np.tile([5, 18, 33, 40], 600_000), np.full(40, 2_000_000), np.full(20_000, 3000)],
+    ids=["8", "mixed", "2 MB", "3 kB"],
+)
+def test_temporaries_stay_small(mode, lengths):
+    cells = texts(lengths)
+    tracemalloc.start()  # numpy tells it of its arrays
+    try:
+        for step in (mode.seal, lambda sealed: mode.open(sealed)[0]):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            cells = step(cells)
+            output = cells.data.nbytes + cells.offsets.nbytes
+            ivs = 96 * len(lengths) if mode is Gcm and step == mode.seal else 0  # drawn within `seal` above
+            assert tracemalloc.get_traced_memory()[1] - before - output - ivs < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@both
+def test_tink_agrees(mode):
+    tink = pytest.importorskip("tink")
+    from tink import aead, daead, secret_key_access
+    from tink.proto import aes_gcm_pb2, aes_siv_pb2, tink_pb2
+
+    if mode is Gcm:
+        aead.register()
+        key, url = aes_gcm_pb2.AesGcmKey(version=0, key_value=KEY[:32]), "AesGcmKey"
+    else:
+        daead.register()
+        key, url = aes_siv_pb2.AesSivKey(version=0, key_value=KEY), "AesSivKey"
+    number = int.from_bytes(PREFIX[1:], "big")
+    data = tink_pb2.KeyData(
+        type_url=f"type.googleapis.com/google.crypto.tink.{url}",
+        value=key.SerializeToString(),
+        key_material_type=tink_pb2.KeyData.SYMMETRIC,
+    )
+    entry = tink_pb2.Keyset.Key(
+        key_data=data, status=tink_pb2.ENABLED, key_id=number, output_prefix_type=tink_pb2.TINK
+    )
+    keyset = tink_pb2.Keyset(primary_key_id=number, key=[entry])
+    handle = tink.proto_keyset_format.parse(keyset.SerializeToString(), secret_key_access.TOKEN)
+    cells = texts(np.random.default_rng(8).integers(0, 60, 6000))
+    rows, extra = cells.rows(), texts(np.full(6000, 9), 9)
+    sealed = mode.seal(cells, extra)
+    if mode is Gcm:
+        primitive = handle.primitive(aead.Aead)
+        opened = [primitive.decrypt(a, b) for a, b in zip(sealed.rows(), extra.rows(), strict=True)]
+        assert opened == rows
+        made = Cells.of([primitive.encrypt(a, b) for a, b in zip(rows, extra.rows(), strict=True)])
+        assert mode.open(made, extra)[0].rows() == rows
+    else:
+        primitive = handle.primitive(daead.DeterministicAead)
+        made = [primitive.encrypt_deterministically(a, b) for a, b in zip(rows, extra.rows(), strict=True)]
+        assert sealed.rows() == made
+        assert mode.open(Cells.of(made), extra)[0].rows() == rows
+
+
+def test_keystream():
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    for size in (0, 1, 16, 65_536, 65_537, 200_001):
+        stream = aes.keystream(KEY[:32], size)
+        expected = Cipher(algorithms.AES256(KEY[:32]), modes.CTR(bytes(16))).encryptor().update(bytes(size))
+        assert stream.tobytes() == expected
+        assert stream.flags.writeable
