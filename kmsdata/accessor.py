@@ -171,9 +171,10 @@ class SeriesAccessor:
     def decrypt(
         self, *, key: Key | Encrypted | None = None, context: Mapping[str, str] | None = None
     ) -> pd.Series[Any]:
-        """Decrypt the series. See `FrameAccessor.decrypt`."""
+        """Decrypt the series, and its index where that is encrypted. See `FrameAccessor.decrypt`."""
         frame = self._series.to_frame()
-        return self._as_it_was(decrypt_frame(frame, list(frame.columns), key=key, context=context))
+        columns = None if encrypted_columns(frame) else list(frame.columns)  # the latter says what is wrong
+        return self._as_it_was(decrypt_frame(frame, columns, key=key, context=context))
 
     def _as_it_was(self, frame: pd.DataFrame) -> pd.Series[Any]:
         out: pd.Series[Any] = frame.iloc[:, 0]

@@ -89,7 +89,9 @@ def run(
         Refusal: what was asked for cannot be done.
         KmsDataError, OSError: as the library raises them.
     """
-    source = _titanic() if path is None else _own(path, columns, deterministic, force)
+    source = _titanic() if path is None else _own(path, columns, deterministic)
+    if source.target.exists() and not force and not (path is None and _is_an_earlier_run(source.target)):
+        raise Refusal(f"{source.target} exists already", "--force overwrites it")
     screen = _Screen(console)
     screen.console.print(
         Text.assemble(("kmsdata demo  ", "bold"), source.title, (source.credit, "dim")), "", sep="\n"
@@ -134,7 +136,14 @@ def _titanic() -> _Source:
     )
 
 
-def _own(path: Path, columns: Sequence[str], deterministic: Sequence[str], force: bool) -> _Source:
+def _is_an_earlier_run(target: Path) -> bool:
+    try:
+        return bool(kmsdata.read_parquet(target).kms.encrypted)
+    except (OSError, ValueError):
+        return False
+
+
+def _own(path: Path, columns: Sequence[str], deterministic: Sequence[str]) -> _Source:
     if not path.is_file():
         raise Refusal(f"there is no file {path}", "name a CSV or Parquet file after --input", usage=True)
     with path.open("rb") as file:
@@ -160,8 +169,6 @@ def _own(path: Path, columns: Sequence[str], deterministic: Sequence[str], force
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(labels)}"
             raise Refusal(f"no column {name!r} in {path.name}", hint, usage=True)
     target = Path(f"{path.stem}.encrypted.parquet")
-    if target.exists() and not force:
-        raise Refusal(f"{target} exists already", "--force overwrites it")
     return _Source(
         _clean(f"{path.name}, {_shape(frame)}"),
         frame,

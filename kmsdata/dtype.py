@@ -125,6 +125,14 @@ class EncryptedDtype(ExtensionDtype):
         types = ["?"] if self.parsed is None else [codec.label(item.type) for item in self.parsed.columns]
         return f"encrypted[{' | '.join(dict.fromkeys(types))}]"
 
+    @property
+    def called(self) -> str:
+        """What errors call the column: its dtype, and the name or domain that it was encrypted under."""
+        if self.parsed is None:
+            return self.name
+        _, name, domain = self.parsed.columns[0].place
+        return f"{self.name} {(name if name is not None else domain)!r}"
+
     def __str__(self) -> str:
         # pyarrow writes str(dtype) into the file's pandas metadata. A process without kmsdata would not
         # know the name and could not open the file at all; as "object" it sees bytes.
@@ -412,14 +420,16 @@ class EncryptedArray(ExtensionArray):
             if _within("_get_engine_target") and _within("get_indexer", "get_indexer_non_unique"):
                 self._check_factorizable()
             return self.__array__()
-        raise TypeError(f"{self._dtype.name} cannot become {dtype}: decrypt it first (df.kms.decrypt())")
+        raise TypeError(f"{self._dtype.called} cannot become {dtype}: decrypt it first (df.kms.decrypt())")
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
-            raise TypeError(f"{self._dtype.name} holds no numbers: decrypt it first (df.kms.decrypt())")
+            raise TypeError(f"{self._dtype.called} holds no numbers: decrypt it first (df.kms.decrypt())")
         if copy is False:
             raise ValueError("cells are made of bytes when they are asked for: that is always a copy")
         _refuse_foreign_meeting()
+        if _within("ranker"):  # DataFrame.rank
+            self._refuse_order()
         if sys._getframe(1).f_globals.get("__name__") == "pandas.io.json._json":
             return self._values_for_json()  # pandas 2 asks here for those of a series
         out = np.empty(len(self), object)
@@ -499,7 +509,7 @@ class EncryptedArray(ExtensionArray):
             cells = self._coerced([other], compare=True)
         else:
             raise TypeError(
-                f"{self._dtype.name} can be compared with cells of its own column only, not with values: "
+                f"{self._dtype.called} can be compared with cells of its own column only, not with values: "
                 "decrypt it first (df.kms.decrypt())"
             )
         if cells.dtype != self._dtype:
@@ -519,14 +529,14 @@ class EncryptedArray(ExtensionArray):
 
     def _refuse_order(self, *_: object, **__: object) -> NoReturn:
         raise TypeError(
-            f"{self._dtype.name} has no order and no arithmetic: ciphertext says nothing of its value's "
+            f"{self._dtype.called} has no order and no arithmetic: ciphertext says nothing of its value's "
             "size. Decrypt it first (df.kms.decrypt())"
         )
 
     def _refuse_operation(self, name: str) -> NoReturn:
         raise TypeError(
-            f"cannot perform {name}: {self._dtype.name} does not support {name} operations. Decrypt it first "
-            "(df.kms.decrypt())"
+            f"cannot perform {name}: {self._dtype.called} does not support {name} operations. Decrypt it "
+            "first (df.kms.decrypt())"
         )
 
     __lt__ = __le__ = __gt__ = __ge__ = _refuse_operator
@@ -590,10 +600,10 @@ class EncryptedArray(ExtensionArray):
         if not header.deterministic:
             several = len(header.columns) > 1 and all(item.deterministic for item in header.columns)
             raise TypeError(
-                f"{self._dtype.name} holds cells under {len(header.columns)} keys, so equal values are "
+                f"{self._dtype.called} holds cells under {len(header.columns)} keys, so equal values are "
                 "unequal cells: decrypt it first (df.kms.decrypt())"
                 if several
-                else f"{self._dtype.name} is randomised: equal values are unequal cells, so it cannot be "
+                else f"{self._dtype.called} is randomised: equal values are unequal cells, so it cannot be "
                 "grouped, joined or made unique. Encrypt it with deterministic=[column], or decrypt it first "
                 "(df.kms.decrypt())"
             )
@@ -640,7 +650,7 @@ class EncryptedArray(ExtensionArray):
         dtypes, plain = _encryptions(values)
         if plain:
             raise TypeError(
-                f"{operation} on {self._dtype.name} takes cells of its own column, not values: decrypt it "
+                f"{operation} on {self._dtype.called} takes cells of its own column, not values: decrypt it "
                 "first (df.kms.decrypt())"
             )
         return dtypes
@@ -721,7 +731,8 @@ def _check_comparable(left: EncryptedDtype, right: EncryptedDtype) -> None:
     else:
         why = "they differ in domain, kind or algorithm; encrypt both with deterministic= and one domain="
     raise TypeError(
-        f"{left.name} and {right.name} cannot be compared or joined: equal values would not be found; {why}"
+        f"{left.called} and {right.called} cannot be compared or joined: equal values would not be found; "
+        f"{why}"
     )
 
 
@@ -751,8 +762,8 @@ def _refuse_foreign_meeting() -> None:
     if (left and other) or (right and plain):
         dtype = next(iter(left or right))
         raise TypeError(
-            f"{dtype.name} cannot be joined with plain values: none would be found. Encrypt both sides under "
-            "one data key (key= the other frame), or decrypt (df.kms.decrypt())"
+            f"{dtype.called} cannot be joined with plain values: none would be found. Encrypt both sides "
+            "under one data key (key= the other frame), or decrypt (df.kms.decrypt())"
         )
     for one in left:
         for two in right:

@@ -66,6 +66,10 @@ def _beside(target: Path, mode: int) -> tuple[Path, int]:
     """A new file in the target's folder, and its handle."""
     for number in itertools.count():
         temporary = target.with_name(f".kmsdata-{os.getpid()}-{number}.tmp")
-        with contextlib.suppress(FileExistsError):
+        try:
             return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        except FileExistsError:
+            continue
+        except OSError as error:  # it is the target that the caller knows
+            raise OSError(error.errno, error.strerror, str(target)) from None
     raise OSError(errno.EEXIST, "no name left for a temporary file", str(target))

@@ -105,7 +105,13 @@ def _current() -> _State:
 
 
 def _session_key() -> str | None:
-    return _current().key or os.environ.get("KMSDATA_KEY") or None
+    if (key := _current().key or os.environ.get("KMSDATA_KEY") or None) is None:
+        return None
+    try:
+        parse_key(key)
+    except FormatError as error:
+        raise FormatError(f"KMSDATA_KEY: {error}", field="key") from None
+    return key
 
 
 def _provider(uri: str) -> KeyProvider:

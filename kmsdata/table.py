@@ -135,7 +135,7 @@ def decrypt_frame(
         for name in names:
             require([*frame.columns, *frame.index.names], name)
             if name not in [item.name for item in every]:
-                raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
+                raise _not_encrypted(frame, name)
         every = [item for item in every if item.name in names]
     keys = open_keys(
         [(str(item.name), header) for item in every for header in item.headers],
@@ -163,6 +163,19 @@ def decrypt_frame(
     if levels:
         out.index = _with_levels(frame.index, levels)
     return out
+
+
+def _not_encrypted(frame: pd.DataFrame, name: str) -> FormatError:
+    why = "it has no kmsdata header"
+    first = frame[name].dropna().head(1).tolist() if name in frame else []
+    if first and isinstance(first[0], str) and first[0].startswith("enc:"):
+        why = (
+            "it is text of cells, as CSV has it, without their header: read it with "
+            "dtype={column: dtype of the encrypted column}"
+        )
+    elif any(item.level is not None for item in encrypted_columns(frame)):
+        why = "it has no kmsdata header. A level of the index has: name that, or no column"
+    return FormatError(f"column {name!r} is not encrypted: {why}", column=str(name))
 
 
 def decrypt_table(
@@ -452,8 +465,8 @@ def _check_context(
     for name, text in (context or {}).items():
         if actual.get(name) != text:
             raise FormatError(
-                f"column {column!r}: its context does not say {name!r} as asked for"
-                + (f"; it has {', '.join(map(repr, actual))}" if actual else "; it has none"),
+                f"column {column!r}: its context does not say {name!r}: {text!r}; "
+                + (f"it says {actual}" if actual else "it has none"),
                 column=column,
                 field="context",
             )

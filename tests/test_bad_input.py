@@ -352,6 +352,39 @@ def test_a_frame_without_columns_or_rows():
     assert pd.DataFrame().kms.encrypted == []
 
 
+def test_csv_says_what_it_lacks(enc, tmp_path):
+    enc.to_csv(tmp_path / "x.csv", index=False)
+    plain = pd.read_csv(tmp_path / "x.csv")
+    with pytest.raises(kmsdata.FormatError, match="as CSV has it"):
+        plain.kms.decrypt("email")
+    back = pd.read_csv(tmp_path / "x.csv", dtype={name: enc[name].dtype for name in enc.kms.encrypted})
+    pd.testing.assert_frame_equal(back.kms.decrypt(), enc.kms.decrypt())
+
+
+def test_counts_decrypt_by_their_index(enc, frame):
+    counts = enc.groupby("email").size().kms.decrypt()
+    assert counts.to_dict() == frame.groupby("email").size().to_dict()
+    counts = enc["email"].value_counts().kms.decrypt()
+    assert counts.to_dict() == frame["email"].value_counts().to_dict()
+
+
+def test_refusals_name_the_column(enc):
+    for call in (lambda: enc.drop_duplicates(), lambda: enc["name"].nunique(), lambda: enc[["name"]].rank()):
+        with pytest.raises(TypeError, match="'name'"):
+            call()
+
+
+def test_a_wrong_session_key_names_where_it_stands(frame, monkeypatch):
+    monkeypatch.setenv("KMSDATA_KEY", "nonsense")
+    with pytest.raises(kmsdata.FormatError, match="KMSDATA_KEY"):
+        frame.kms.encrypt("name")
+
+
+def test_a_folder_that_is_not_there_is_named_by_its_target(enc, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no/x\.parquet"):
+        enc.kms.to_parquet(tmp_path / "no" / "x.parquet")
+
+
 # Files.
 
 

@@ -86,7 +86,7 @@ def test_a_passphrase_seals_and_is_said(run, monkeypatch):
     monkeypatch.setenv("KMSDATA_PASSPHRASE", "wrong horse")
     code, _, err = run("keys", "create", "hr")
     assert code == 1
-    assert err.startswith("error: the passphrase does not open ")
+    assert err.startswith("error: the passphrase (KMSDATA_PASSPHRASE, or the one passed in) does not open ")
 
 
 def test_an_empty_list_says_how_to_make_one(run, store):

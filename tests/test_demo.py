@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 import kmsdata
+from kmsdata import demo
 from kmsdata.cli import main
 
 TITANIC = files("kmsdata") / "data" / "titanic.csv"
@@ -240,4 +241,13 @@ def test_a_folder_in_the_way_is_an_error_and_nothing_is_left(run, folder):
     code, _, err = run("demo")
     assert code == 1
     assert err.startswith("error: ")
-    assert sorted(path.name for path in folder.iterdir()) == ["keys", FILE]
+    assert [path.name for path in folder.iterdir()] == [FILE]  # not even a key was made
+
+
+def test_a_file_of_somebody_elses_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target = tmp_path / "titanic.encrypted.parquet"
+    target.write_text("mine")
+    with pytest.raises(demo.Refusal, match="exists already"):
+        demo.run()
+    assert target.read_text() == "mine"

@@ -176,6 +176,15 @@ def test_passphrase(keystore, monkeypatch):
     assert list(json.loads(keystore.read_text())["keys"]) == ["demo"]
 
 
+def test_a_passphrase_is_not_taken_where_it_would_seal_nothing(monkeypatch):
+    store = kmsdata.LocalKeystore()
+    store.create_key("a", quiet=True)
+    monkeypatch.setenv("KMSDATA_PASSPHRASE", "correct horse")
+    with pytest.raises(KeyAccessError, match="in the clear"):
+        store.create_key("b")
+    assert [entry["key"] for entry in store.list_keys()] == ["local://a"]
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
 def test_a_keystore_that_others_can_read_is_refused(keystore, mode):
     store = kmsdata.LocalKeystore()

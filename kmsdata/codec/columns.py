@@ -60,7 +60,12 @@ def describe(
     kind = kind_of(type_) if deterministic else None
     if deterministic and kind is None:
         floats = _is_float(type_)
-        hint = "convert it to Int64 where every value is integral" if floats else "encrypt it randomised"
+        hint = (
+            "convert it to Int64 where every value is integral, or to decimals or text, or encrypt it "
+            "randomised"
+            if floats
+            else "encrypt it randomised"
+        )
         raise UnsupportedTypeError(
             f"column {column!r} ({label(type_)}) cannot be deterministic: {hint}",
             column=column,

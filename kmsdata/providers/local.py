@@ -215,7 +215,17 @@ class LocalKeystore:
                 store = self._read("create_key")
                 if name in store.keys:
                     return False, False
-                if not store.keys and store.kdf is None and (self._passphrase or os.environ.get(_VARIABLE)):
+                given = bool(self._passphrase or os.environ.get(_VARIABLE))
+                if store.keys and store.kdf is None and given:
+                    self._fail(
+                        KeyAccessError,
+                        f"{self.path} has no passphrase, so the new key would lie in it in the clear: "
+                        "give none, or name a new file (KMSDATA_KEYSTORE)",
+                        "NotSealed",
+                        uri,
+                        "create_key",
+                    )
+                if not store.keys and store.kdf is None and given:
                     store.kdf = {"name": "scrypt", **_SCRYPT, "salt": _b64(random_bytes(16))}
                 for other in store.keys:  # a new key must not be sealed by another passphrase than the others
                     self._open(store, other)
@@ -286,7 +296,7 @@ class LocalKeystore:
             self._derived = None
             self._fail(
                 KeyAccessError,
-                f"the passphrase does not open {self.path}: pass the right one, or set KMSDATA_PASSPHRASE",
+                f"the passphrase (KMSDATA_PASSPHRASE, or the one passed in) does not open {self.path}",
                 "WrongPassphrase",
                 f"local://{name}",
                 "open",
@@ -299,8 +309,8 @@ class LocalKeystore:
                 cipher = _derived(kdf, salt, self._passphrase, self.path)
                 if cipher is None:
                     raise CredentialsError(
-                        f"{self.path} has a passphrase, which must be valid text: set KMSDATA_PASSPHRASE, or "
-                        "pass kmsdata.use(kmsdata.LocalKeystore(passphrase=...))",
+                        f"{self.path} has a passphrase, and no (valid) one was given: set "
+                        "KMSDATA_PASSPHRASE, or pass kmsdata.use(kmsdata.LocalKeystore(passphrase=...))",
                         provider="local",
                         operation="open",
                         code="NoPassphrase",
