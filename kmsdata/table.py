@@ -362,9 +362,9 @@ def _encrypted_series(series: pd.Series[Any]) -> _Parts | None:
     if values is None:
         return None
     values = values.to_numpy()
-    rows = np.array([type(value) is Cell for value in values], np.bool_)
-    if not rows.any():
+    if Cell not in set(map(type, values)):  # most columns of objects: so the quick look comes first
         return None
+    rows = np.array([type(value) is Cell for value in values], np.bool_)
     dtypes = list(dict.fromkeys(cell.dtype for cell in values[rows]))
     if len(dtypes) == 1 and pd.isna(values[~rows]).all():
         return _Parts([(None, EncryptedArray._from_sequence(values, dtype=dtypes[0]))])
