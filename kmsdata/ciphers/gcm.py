@@ -84,7 +84,7 @@ def look_up(products: Blocks, index: Bytes, out: Blocks) -> None:
 class Gcm:
     """AES-256-GCM under one key; see `kmsdata.ciphers.aes.Mode`."""
 
-    iv, tag_first, longest, least = 12, False, 144, (900, 350, 20)
+    iv, tag_first, longest, least = 12, False, 144, (1400, 350, 20)
 
     def __init__(self, key: bytes) -> None:
         self._cipher, self._aes = AESGCM(key), Aes(key)
