@@ -140,9 +140,8 @@ def open_pandas(
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pd.Series[Any]:
         recorded = {key: value for key, value in item.type.items() if key != "categories"}
         values = codec.unpack(recorded, cells, kind=item.kind, categories=categories, column=column)
-        return pd.Series(
-            values, dtype=values.dtype, copy=False
-        )  # else pandas 3 makes objects that are text str
+        # The dtype is said, since pandas 3 would make str of objects that are text.
+        return pd.Series(values, dtype=values.dtype, copy=False)
 
     def join(parts: list[pd.Series[Any]], order: Ints) -> pd.Series[Any]:
         return pd.concat(parts, ignore_index=True).take(order).reset_index(drop=True)

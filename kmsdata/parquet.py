@@ -90,7 +90,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             f"to_parquet writes one file by pyarrow and takes no {min(unknown)}: for a partitioned dataset "
             "call df.to_parquet(), which keeps encrypted columns too"
         )
-    if options.get("store_schema") is False:
+    if not options.get("store_schema", True):
         raise ValueError("store_schema=False would leave out the headers: nobody could decrypt the file")
     if options.get("flavor") == "spark":
         raise ValueError(

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from kmsdata import session
+from kmsdata.cli import main
 
 
 @pytest.hookimpl(wrapper=True)
@@ -29,6 +30,19 @@ def keystore(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "_process", [])
     monkeypatch.setattr(session, "_keystores", {})
     return path
+
+
+@pytest.fixture
+def run(capsys):
+    """A command's exit code, output and errors."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        captured = capsys.readouterr()
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -515,6 +515,7 @@ def test_encrypted_data_stands_for_its_data_key_everywhere(frame, enc):
     ("options", "says"),
     [
         ({"store_schema": False}, "nobody could decrypt"),
+        ({"store_schema": 0}, "nobody could decrypt"),
         ({"flavor": "spark"}, "renames columns"),
         ({"partition_cols": ["age"]}, "partitioned"),
     ],

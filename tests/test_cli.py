@@ -9,7 +9,6 @@ import sys
 import pytest
 
 import kmsdata
-from kmsdata.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -20,19 +19,6 @@ def store(tmp_path, monkeypatch):
     for name in ("KMSDATA_KEY", "KMSDATA_PASSPHRASE", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     return path
-
-
-@pytest.fixture
-def run(capsys):
-    """A command's exit code, output and errors."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main(arguments)
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 def test_version(run):

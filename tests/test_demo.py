@@ -13,7 +13,6 @@ from rich.console import Console
 
 import kmsdata
 from kmsdata import demo
-from kmsdata.cli import main
 
 TITANIC = files("kmsdata") / "data" / "titanic.csv"
 FILE = "titanic.encrypted.parquet"
@@ -29,19 +28,6 @@ def folder(tmp_path, monkeypatch):
     for name in ("KMSDATA_KEY", "KMSDATA_PASSPHRASE", "FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys):
-    """A command's exit code, output and errors."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main(arguments)
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 def test_the_file_holds_the_list_and_no_secret_of_it(run, folder):
