@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from kmsdata.accessor import FrameAccessor, SeriesAccessor
 from kmsdata.api import data_key, export_keyset, new_data_key
+from kmsdata.cache import KeyCache
+from kmsdata.calls import Usage, usage
 from kmsdata.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.errors import (
     CredentialsError,
@@ -25,6 +27,7 @@ from kmsdata.errors import (
 from kmsdata.keys import DataKey, KeyProvider, Keyset
 from kmsdata.parquet import read_parquet
 from kmsdata.providers.local import LocalKeystore
+from kmsdata.providers.tencent import TencentKMS
 from kmsdata.session import use
 from kmsdata.table import decrypt_table, encrypt_table
 
@@ -38,6 +41,7 @@ __all__ = [
     "FormatError",
     "FrameAccessor",
     "KeyAccessError",
+    "KeyCache",
     "KeyNotFoundError",
     "KeyProvider",
     "KeyServiceError",
@@ -46,7 +50,9 @@ __all__ = [
     "LocalKeystore",
     "SeriesAccessor",
     "TamperedError",
+    "TencentKMS",
     "UnsupportedTypeError",
+    "Usage",
     "WrongKeyError",
     "data_key",
     "decrypt_table",
@@ -54,6 +60,7 @@ __all__ = [
     "export_keyset",
     "new_data_key",
     "read_parquet",
+    "usage",
     "use",
 ]
 

@@ -86,6 +86,7 @@ def seal(
     plain = codec.pack(described, values, column=name)
     key = data_key.cell_key(header)
     if header.deterministic:
+        data_key.count(None, plain.count)
         return to_storage(siv.seal_cells(key.key, key.prefix, plain))
     data_key.count(name, plain.count)
     # The seed lives in this call alone: no retry, thread or process ever sees it again.

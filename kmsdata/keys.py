@@ -99,7 +99,7 @@ class DataKey(Secret):
         DataKeyRecord(b"", self.context, self.wraps)  # refuses what no reader would take
         self._secret = bytes(secret)
         self._lock = threading.Lock()
-        self._sealed: dict[str, int] = {}
+        self._sealed: dict[str | None, int] = {}
         self.commitment = self._derive("kmsdata/1/commitment", 32)
 
     def _derive(self, info: str, size: int) -> bytes:
@@ -133,23 +133,31 @@ class DataKey(Secret):
         """Whether this is the key of a commitment (in constant time)."""
         return hmac.compare_digest(self.commitment, commitment)
 
-    def count(self, name: str, cells: int) -> None:
-        """Count cells about to be sealed with random IVs under one column name.
+    def count(self, name: str | None, cells: int) -> None:
+        """Count cells about to be sealed: with random IVs under one column name; None: deterministic ones.
 
         Raises:
             ValueError: more than 2^32 in all: IVs might repeat (NIST SP 800-38D section 8.3).
         """
         with self._lock:
             total = self._sealed.get(name, 0) + cells
-            if total > _MOST_CELLS:
+            if total > _MOST_CELLS and name is not None:
                 raise ValueError(
                     f"column {name!r}: more than 2^32 cells under one data key; encrypt with a new one"
                 )
             self._sealed[name] = total
 
-    def with_wraps(self, wraps: Iterable[Wrap]) -> DataKey:
-        """The same key under these wraps too."""
-        return DataKey(self._secret, (*self.wraps, *wraps), context=dict(self.context))
+    @property
+    def sealed(self) -> int:
+        """How many cells were sealed under it in this process, of all columns."""
+        with self._lock:
+            return sum(self._sealed.values())
+
+    def under(self, wraps: Iterable[Wrap]) -> DataKey:
+        """The same key with these wraps instead; cells are counted for both together."""
+        key = DataKey(self._secret, wraps, context=dict(self.context))
+        key._lock, key._sealed = self._lock, self._sealed
+        return key
 
     def wrap_by(self, provider: KeyProvider, key: str) -> Wrap:
         """This key, wrapped by another master key as well."""

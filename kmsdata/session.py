@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
+from kmsdata.cache import KeyCache
+from kmsdata.calls import count
 from kmsdata.envelope import DataKeyRecord, KeyURI, Wrap, parse_key
 from kmsdata.errors import FormatError, KeyNotFoundError, KeyServiceError, WrongKeyError
 from kmsdata.keys import DataKey, KeyProvider
 from kmsdata.providers.local import LocalKeystore
+from kmsdata.providers.tencent import TencentKMS
 
-__all__ = ["Key", "new_data_key", "unwrap", "use"]
+__all__ = ["Key", "forget", "new_data_key", "provider_of", "session_key", "unwrap", "use"]
 
 Key: TypeAlias = "str | Iterable[str] | DataKey"
 """What names a key: a URI, several (one data key, wrapped by each), or a data key."""
@@ -26,25 +29,33 @@ Key: TypeAlias = "str | Iterable[str] | DataKey"
 class _State:
     key: str | None = None
     providers: tuple[KeyProvider, ...] = ()
+    cache: KeyCache | None = None
 
     def changed(self, change: _State) -> _State:
-        schemes = {provider.scheme for provider in change.providers}
-        others = tuple(provider for provider in self.providers if provider.scheme not in schemes)
-        return _State(change.key or self.key, (*change.providers, *others))
+        replaced = {_serves(provider) for provider in change.providers}
+        others = tuple(provider for provider in self.providers if _serves(provider) not in replaced)
+        return _State(change.key or self.key, (*change.providers, *others), change.cache or self.cache)
+
+
+def _serves(provider: KeyProvider) -> tuple[str, str | None]:
+    """The scheme of a provider's keys, and the place that they live in, where it holds those of one only."""
+    return provider.scheme, getattr(provider, "region", None)
 
 
 _process: list[_State] = []  # what was set for the process, in order; the last one counts
 _lock = threading.RLock()
 _keystores: dict[str | None, LocalKeystore] = {}  # by KMSDATA_KEYSTORE: each asks for its passphrase once
+_services: dict[tuple[str, str | None], TencentKMS] = {}  # by region and KMSDATA_TENCENT_ENDPOINT
+_cache = KeyCache()
 _block: ContextVar[_State | None] = ContextVar("kmsdata", default=None)
 
 
 class use:  # noqa: N801 - reads as a verb, in a with statement too
-    """Set the key, or the provider of keys, that calls use where they name none.
+    """Set the key, or the provider of keys, that calls use where they name none; or the limits of the cache.
 
     Args:
         key_or_provider: a key URI; or a `KeyProvider`, which comes before the built-in ones
-            for the URIs of its scheme.
+            for the URIs of its scheme (and region, where it has one); or a `KeyCache`.
 
     As a statement it holds for the process, or for the block that it stands in; as
     ``with kmsdata.use(...)`` for that block alone.
@@ -59,16 +70,18 @@ class use:  # noqa: N801 - reads as a verb, in a with statement too
         ...     pass  # encrypt and decrypt without key=
     """
 
-    def __init__(self, key_or_provider: str | KeyProvider) -> None:
+    def __init__(self, key_or_provider: str | KeyProvider | KeyCache) -> None:
         if isinstance(key_or_provider, str):
             parse_key(key_or_provider)
             self._change = _State(key=key_or_provider)
+        elif isinstance(key_or_provider, KeyCache):
+            self._change = _State(cache=key_or_provider)
         elif isinstance(key_or_provider, KeyProvider):
             self._change = _State(providers=(key_or_provider,))
         else:
             raise TypeError(
-                "use() takes a key URI such as 'local://demo', or a provider with scheme, "
-                "generate_data_key, unwrap and wrap"
+                "use() takes a key URI such as 'local://demo', a provider with scheme, "
+                "generate_data_key, unwrap and wrap, or a KeyCache"
             )
         self._tokens: list[Token[_State | None]] = []
         # A statement and a with block look the same from here: it is set now, and the block takes it back.
@@ -96,7 +109,7 @@ class use:  # noqa: N801 - reads as a verb, in a with statement too
         _block.reset(self._tokens.pop())
 
     def __repr__(self) -> str:
-        return f"<kmsdata.use({self._change.key or self._change.providers!r})>"
+        return f"<kmsdata.use({self._change.key or self._change.cache or self._change.providers[0]!r})>"
 
 
 def _current() -> _State:
@@ -104,7 +117,22 @@ def _current() -> _State:
         return _block.get() or functools.reduce(_State.changed, _process, _State())
 
 
-def _session_key() -> str | None:
+def forget() -> None:
+    """Forget every data key at hand, and every credential that was found: others are in force from now on."""
+    _cache.clear()
+    if (cache := _current().cache) is not None:
+        cache.clear()
+    with _lock:
+        _services.clear()
+        _keystores.clear()
+
+
+def session_key() -> str | None:
+    """The URI that calls use where they name none, or None.
+
+    Raises:
+        FormatError: ``KMSDATA_KEY`` is not a key URI.
+    """
     if (key := _current().key or os.environ.get("KMSDATA_KEY") or None) is None:
         return None
     try:
@@ -114,28 +142,62 @@ def _session_key() -> str | None:
     return key
 
 
-def _provider(uri: str) -> KeyProvider:
-    scheme = parse_key(uri).scheme
-    for provider in _current().providers:
-        if provider.scheme == scheme:
+def provider_of(uri: str) -> KeyProvider:
+    """The provider of a key: one that was handed to `use`, else a built-in one.
+
+    Raises:
+        KeyNotFoundError: there is none; or those that were handed in hold the keys of other regions.
+    """
+    scheme, place, _ = parse_key(uri)
+    of_scheme = [provider for provider in _current().providers if provider.scheme == scheme]
+    for provider in of_scheme:
+        if _serves(provider)[1] in (None, place):
             return provider
+    # Credentials of the environment must not stand in for those that were handed in for another region.
+    if scheme == "tencent-kms" and not of_scheme:
+        endpoint = os.environ.get("KMSDATA_TENCENT_ENDPOINT") or None
+        with _lock:
+            if (place, endpoint) not in _services:
+                _services[place, endpoint] = TencentKMS(place, endpoint=endpoint)
+            return _services[place, endpoint]
     if scheme == "local":
         return _keystores.setdefault(os.environ.get("KMSDATA_KEYSTORE"), LocalKeystore())
+    held = ", ".join(repr(provider) for provider in of_scheme)
     raise KeyNotFoundError(
-        f"no provider for {scheme}:// keys: hand one to kmsdata.use(), or name a local:// key",
+        f"{uri}: no provider for it"
+        + (
+            f" (there is {held}): hand one of {place} to kmsdata.use()"
+            if held
+            else f": hand one of {scheme}:// keys to kmsdata.use(), or name a local:// key"
+        ),
         provider=scheme,
         operation="find",
         key=uri,
     )
 
 
-def new_data_key(key: Key | None = None, context: Mapping[str, str] | None = None) -> DataKey:
+def _resolved(uri: str) -> str:
+    """The URI that a header may hold: with the id of a key where the service has aliases for them."""
+    resolve = getattr(provider_of(uri), "resolve", None)
+    return uri if resolve is None else resolve(uri)
+
+
+def _held_by(provider: KeyProvider) -> tuple[Any, ...]:
+    """What a cache keeps keys by: the provider, and the credential that it has now."""
+    return provider, getattr(provider, "identity", None)
+
+
+def new_data_key(
+    key: Key | None = None, context: Mapping[str, str] | None = None, cells: int | None = None
+) -> DataKey:
     """A new data key, by one call of the key's provider; or the data key that was handed in.
 
     Args:
         key: URI; several, of which the first makes the data key and the others wrap it too; a `DataKey`,
             which is returned as it is; or None for the session's key.
         context: pairs that stand in clear beside the wrapped key, and that opening it takes.
+        cells: how many it will encrypt, where one may do that the session's cache has generated before; None:
+            a new one.
 
     Raises:
         ValueError: no key was named anywhere; or a context with a data key, which has its own.
@@ -154,8 +216,25 @@ def new_data_key(key: Key | None = None, context: Mapping[str, str] | None = Non
     given = dict(context or {})
     # What no reader would take is refused before any key is made for it.
     DataKeyRecord(bytes(32), tuple(given.items()), tuple(Wrap(uri, "") for uri in uris))
-    data_key = _provider(uris[0]).generate_data_key(uris[0], given)
-    return data_key.with_wraps([data_key.wrap_by(_provider(uri), uri) for uri in uris[1:]])
+    uris = list(dict.fromkeys(_resolved(uri) for uri in uris))
+    if cells is None:
+        return _generated(uris, given)
+    by = tuple(_held_by(provider_of(uri)) for uri in uris), tuple(uris), tuple(sorted(given.items()))
+    return _cache_in_force().generated(by, cells, lambda: _generated(uris, given))
+
+
+def _generated(uris: list[str], context: dict[str, str]) -> DataKey:
+    count("generate_data_key")
+    data_key = provider_of(uris[0]).generate_data_key(uris[0], context)
+    wraps = list(data_key.wraps)
+    for uri in uris[1:]:
+        count("wrap")
+        wraps.append(data_key.wrap_by(provider_of(uri), uri))
+    return data_key.under(wraps)
+
+
+def _cache_in_force() -> KeyCache:
+    return _current().cache or _cache
 
 
 def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
@@ -213,8 +292,21 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
 
 def _unwrapped(record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
     """The data key, or None where it is another one. No error leaves a frame that holds it."""
-    provider = _provider(wrap.key)
-    secret = provider.unwrap(wrap.wrapped, wrap.key, dict(record.context))
+    provider = provider_of(wrap.key)
+    data_key: DataKey | None
+    if isinstance(provider, LocalKeystore):  # it is at hand already, and may be changed by other processes
+        data_key = _asked(provider, wrap, record.context)
+    else:
+        by = _held_by(provider), wrap, record.context
+        data_key = _cache_in_force().unwrapped(by, lambda: _asked(provider, wrap, record.context))
+    if data_key is None or not data_key.commits_to(record.commitment):
+        return None
+    return data_key.under(record.wraps)
+
+
+def _asked(provider: KeyProvider, wrap: Wrap, context: tuple[tuple[str, str], ...]) -> DataKey:
+    count("unwrap")
+    secret = provider.unwrap(wrap.wrapped, wrap.key, dict(context))
     if not isinstance(secret, bytes) or len(secret) != 32:
         del secret
         raise KeyServiceError(
@@ -223,13 +315,12 @@ def _unwrapped(record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
             operation="unwrap",
             code="InvalidDataKey",
         )
-    data_key = DataKey(secret, record.wraps, context=dict(record.context))
-    return data_key if data_key.commits_to(record.commitment) else None
+    return DataKey(secret, [wrap], context=dict(context))
 
 
 def _uris(key: str | Iterable[str] | None) -> list[str]:
     if key is None:
-        session = _session_key()
+        session = session_key()
         return [] if session is None else [session]
     uris = [key] if isinstance(key, str) else list(key)
     if not uris:
@@ -241,17 +332,30 @@ def _uris(key: str | Iterable[str] | None) -> list[str]:
 
 def _limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
     if key is None:
-        session = _session_key()
+        session = session_key()
         if session is None:
             return lambda _: True
         limit = parse_key(session)
         return lambda uri: uri[:2] == limit[:2]
     whole: set[tuple[str, str | None]] = set()
-    exact: set[KeyURI] = set()
+    exact: list[str] = []
     for uri in [key] if isinstance(key, str) else key:
         scheme, _, rest = uri.partition("://") if isinstance(uri, str) else ("", "", "")
         if rest == "*" or rest.endswith("/*"):
             whole.add((scheme, rest[:-2] if rest != "*" else None))
         else:
-            exact.add(parse_key(uri))
-    return lambda uri: uri in exact or (uri.scheme, uri.place) in whole or (uri.scheme, None) in whole
+            parse_key(uri)
+            exact.append(uri)
+
+    def allowed(uri: KeyURI) -> bool:
+        if (uri.scheme, uri.place) in whole or (uri.scheme, None) in whole:
+            return True
+        named = [parse_key(text) for text in exact]
+        # A service is asked what an alias stands for only where no name agrees as it is.
+        return uri in named or any(
+            parse_key(_resolved(text)) == uri
+            for text, key in zip(exact, named, strict=True)
+            if key[:2] == uri[:2]
+        )
+
+    return allowed

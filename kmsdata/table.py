@@ -57,7 +57,7 @@ def encrypt_frame(
     positions = {label: position for position, label in enumerate(frame.columns) if label in chosen}
     for name, position in positions.items():
         _refuse_encrypted(name, _encrypted_series(frame.iloc[:, position]) is not None)
-    data_key = data_key_for(key, context)
+    data_key = data_key_for(key, context, len(frame) * len(chosen))
     done = {
         name: _encrypt(frame.iloc[:, positions[name]], name, data_key, scope)
         for name, scope in chosen.items()
@@ -106,7 +106,7 @@ def encrypt_table(
     chosen = _chosen(table.column_names, columns, deterministic, domain, [])
     for name in chosen:
         _refuse_encrypted(name, isinstance(table.schema.field(name).type, EncryptedType))
-    data_key = data_key_for(key, context)
+    data_key = data_key_for(key, context, table.num_rows * len(chosen))
     schema, dtypes = table.schema, _pandas_dtypes(table.schema.metadata)
     for name, scope in chosen.items():
         array = _encrypt(table.column(name), name, data_key, scope, dtypes.get(name)).__arrow_array__()
@@ -510,11 +510,19 @@ def _encrypt(
     return EncryptedArray(storage, EncryptedDtype(Header.of([header], [data_key.record])))
 
 
-def data_key_for(key: Key | Encrypted | None, context: Mapping[str, str] | None) -> DataKey:
-    """The data key to encrypt under: that of encrypted data, the one handed in, or a new one."""
+def data_key_for(
+    key: Key | Encrypted | None, context: Mapping[str, str] | None, cells: int | None = None
+) -> DataKey:
+    """The data key to encrypt under: that of encrypted data, the one handed in, or a new one.
+
+    Args:
+        key: what names it.
+        context: for a new one.
+        cells: how many it will encrypt, where it may be one that other calls of the session share.
+    """
     if isinstance(key, (pd.DataFrame, pd.Series, pa.Table)):
         key = the_data_key(key)
-    return new_data_key(key, context)
+    return new_data_key(key, context, cells)
 
 
 def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Header]:

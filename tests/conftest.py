@@ -6,6 +6,7 @@ import os
 import pandas as pd
 import pytest
 
+import kmsdata
 from kmsdata import session
 from kmsdata.cli import main
 
@@ -29,6 +30,8 @@ def keystore(tmp_path, monkeypatch):
     monkeypatch.delenv("KMSDATA_PASSPHRASE", raising=False)
     monkeypatch.setattr(session, "_process", [])
     monkeypatch.setattr(session, "_keystores", {})
+    monkeypatch.setattr(session, "_services", {})
+    monkeypatch.setattr(session, "_cache", kmsdata.KeyCache())
     return path
 
 

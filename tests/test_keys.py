@@ -268,7 +268,7 @@ def test_session_environment_and_argument(monkeypatch):
     with kmsdata.use("local://block"):
         assert kmsdata.new_data_key().wraps[0].key == "local://block"
         seen = []
-        thread = threading.Thread(target=lambda: seen.append(session._session_key()))
+        thread = threading.Thread(target=lambda: seen.append(session.session_key()))
         thread.start()
         thread.join()
         assert seen == ["local://process"]
@@ -279,25 +279,25 @@ def test_session_environment_and_argument(monkeypatch):
 def test_blocks_in_blocks_and_threads_keep_to_themselves():
     with kmsdata.use("local://a"):
         with kmsdata.use("local://b"):
-            assert session._session_key() == "local://b"
-        assert session._session_key() == "local://a"
+            assert session.session_key() == "local://b"
+        assert session.session_key() == "local://a"
         kmsdata.use("local://c")  # a statement in a block holds to its end
-        assert session._session_key() == "local://c"
-    assert session._session_key() is None
+        assert session.session_key() == "local://c"
+    assert session.session_key() is None
     first, second = kmsdata.use("local://one"), kmsdata.use("local://two")
     with first:  # made before, entered later, and left crosswise
         second.__enter__()
-        assert session._session_key() == "local://two"
+        assert session.session_key() == "local://two"
         second.__exit__(None, None, None)
-        assert session._session_key() == "local://one"
-    assert session._session_key() is None
+        assert session.session_key() == "local://one"
+    assert session.session_key() is None
     block = kmsdata.use("local://one")
     thread = threading.Thread(target=kmsdata.use, args=("local://theirs",))
     thread.start()
     thread.join()
     with block:
         pass
-    assert session._session_key() == "local://theirs"
+    assert session.session_key() == "local://theirs"
 
 
 def frames(error):
