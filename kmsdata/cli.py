@@ -16,6 +16,8 @@ from rich.text import Text
 
 import kmsdata
 from kmsdata import demo as _demo
+from kmsdata.envelope import parse_key
+from kmsdata.session import provider_of
 
 __all__ = ["app", "main"]
 
@@ -25,6 +27,7 @@ _EXAMPLES = "\n".join(
         "kmsdata demo",
         "kmsdata demo --input people.csv --columns name,ssn --deterministic email",
         "kmsdata keys create payroll",
+        "kmsdata keys create tencent-kms://ap-guangzhou/payroll",
         "kmsdata keys list --json",
     ]
 )
@@ -42,10 +45,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 keys = typer.Typer(
-    help="The master keys of the local keystore: make them, list them.",
+    help="Master keys, in the local keystore or in Tencent Cloud KMS: make, list, disable, rotate them.",
     no_args_is_help=True,
-    epilog="The keystore is the file in KMSDATA_KEYSTORE, else one in your folder for user data. "
-    "KMSDATA_PASSPHRASE seals a new one.",
+    epilog="A KEY is NAME or local://NAME in the local keystore (the file in KMSDATA_KEYSTORE, else one in "
+    "your folder for user data; KMSDATA_PASSPHRASE seals a new one), or tencent-kms://REGION/KEYID-OR-ALIAS "
+    "in Tencent Cloud KMS (credentials: TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY, a profile, or a "
+    "role).",
 )
 app.add_typer(keys, name="keys")
 
@@ -63,8 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=arguments, prog_name="kmsdata")
     except _demo.Refusal as error:
         _fail(str(error), error.hint, 2 if error.usage else 1)
+    except ImportError as error:
+        _fail(str(error), "", 1)
     except kmsdata.KmsDataError as error:
-        _fail(str(error), _HINTS.get(getattr(error, "code", None) or "", ""), 1)
+        hint = _HINTS.get(getattr(error, "code", None) or "", "")
+        if isinstance(error, kmsdata.CredentialsError) and error.code == "NoCredentials":
+            hint = f"looked for, in this order: {'; '.join(error.tried[1:])}"
+        _fail(str(error), hint, 1)
     except OSError as error:
         named = f": {error.filename}" if error.filename else ""
         _fail(f"{error.strerror or type(error).__name__}{named}", "", 1)
@@ -128,48 +138,166 @@ def demo(
     _demo.run(path, _names(columns), _names(deterministic), force=force)
 
 
-@keys.command("create")
+_KEY = Annotated[
+    str,
+    typer.Argument(metavar="KEY", help="NAME, local://NAME, or tencent-kms://REGION/KEYID-OR-ALIAS."),
+]
+_JSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+
+
+@keys.command("create", epilog="kmsdata keys create tencent-kms://ap-guangzhou/payroll")
 def create(
-    name: Annotated[
+    key: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="1 to 64 letters, digits or '_.-'; local://NAME is the same."),
+        typer.Argument(
+            metavar="KEY",
+            help="NAME or local://NAME (1 to 64 letters, digits or '_.-'), or tencent-kms://REGION/ALIAS.",
+        ),
     ],
+    as_json: _JSON = False,
 ) -> None:
-    """Make a master key in the local keystore. Keys are never overwritten."""
-    store = kmsdata.LocalKeystore()
-    uri = store.create_key(name.removeprefix("local://"), quiet=True)
-    _say("Made", uri)
-    _say("In", f"{store.path}, {_guard(store)}")
-    _say("Now", "back that file up: without it, what the key encrypts is lost")
-
-
-@keys.command("list")
-def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
-) -> None:
-    """List the master keys of the local keystore, without their secrets."""
-    store = kmsdata.LocalKeystore()
-    found = store.list_keys()
+    """Make a master key. Keys are never overwritten."""
+    uri = _uri(key)
+    provider = _provider(uri)
+    name = uri.rpartition("/")[2]
+    if isinstance(provider, kmsdata.LocalKeystore):
+        made = provider.create_key(name, quiet=True)
+        where = f"{provider.path}, {_guard(provider)}"
+        now = "back that file up: without it, what the key encrypts is lost"
+    else:
+        made = provider.create_key(name)
+        where = f"{provider.region}, as {name}, with {provider.account}"
+        now = f"df.kms.encrypt([...], key={made!r})"
     if as_json:
-        typer.echo(
-            json.dumps({"keystore": str(store.path), "passphrase": store.sealed, "keys": found}, indent=1)
+        typer.echo(json.dumps({"key": made}))
+        return
+    _say("Made", made)
+    _say("In", where)
+    _say("Now", now)
+
+
+@keys.command("list", epilog="kmsdata keys list ap-guangzhou")
+def list_(
+    where: Annotated[
+        str,
+        typer.Argument(metavar="[local|REGION]", help="The local keystore, or a region of Tencent Cloud."),
+    ] = "local",
+    as_json: _JSON = False,
+) -> None:
+    """List the master keys of the local keystore or of a region, without their secrets."""
+    place = where.removeprefix("tencent-kms://").rstrip("/*")
+    if where in ("local", "local://", "local://*"):
+        store = kmsdata.LocalKeystore()
+        found = store.list_keys()
+        about: dict[str, object] = {"keystore": str(store.path), "passphrase": store.sealed}
+        source = f"{store.path}, {_guard(store)}"
+        fields = ["key", "id", "state", "rotation", "created"]
+    else:
+        kms = _provider(_uri(f"tencent-kms://{place}/any"))
+        if not isinstance(kms, kmsdata.TencentKMS):
+            raise _demo.Refusal(f"{where} is no region", "a region is called ap-guangzhou, say", usage=True)
+        found = kms.list_keys()
+        about = {"region": kms.region, "endpoint": kms.endpoint}
+        source = f"{kms.region} at {kms.endpoint}, with {kms.account}"
+        fields = ["key", "alias", "state", "rotation", "created"]
+    if as_json:
+        typer.echo(json.dumps({**about, "keys": found}, indent=1))
+        return
+    if found:
+        _table(fields, found)
+    else:
+        _say("Keys", "none so far")
+        _say("Now", f"kmsdata keys create {'NAME' if place == 'local' else f'tencent-kms://{place}/ALIAS'}")
+    _say("In", source)
+
+
+@keys.command("describe")
+def describe(key: _KEY, as_json: _JSON = False) -> None:
+    """Say what is known of a master key: its state, when it was made, how it is rotated."""
+    uri = _uri(key)
+    about = _provider(uri).describe_key(uri)
+    if as_json:
+        typer.echo(json.dumps(about, indent=1))
+        return
+    for name, text in about.items():
+        _say(name.capitalize(), text or "none", 10)
+
+
+@keys.command("disable")
+def disable(key: _KEY) -> None:
+    """Let a key be used no more until it is enabled: what it wrapped cannot be read meanwhile."""
+    uri = _uri(key)
+    _provider(uri).disable_key(uri)
+    _say("Done", f"{uri} is disabled: 'kmsdata keys enable {uri}' lets it be used again")
+
+
+@keys.command("enable")
+def enable(key: _KEY) -> None:
+    """Let a disabled key be used again."""
+    uri = _uri(key)
+    _provider(uri).enable_key(uri)
+    _say("Done", f"{uri} is enabled")
+
+
+@keys.command("rotate", epilog="kmsdata keys rotate tencent-kms://ap-guangzhou/payroll --every 90")
+def rotate(
+    key: _KEY,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS", help="In Tencent Cloud KMS: from now on every 7 to 365 days; 0: no more."
+        ),
+    ] = None,
+) -> None:
+    """Give a key new material, now or regularly. What it wrapped before still opens."""
+    uri = _uri(key)
+    provider = _provider(uri)
+    if every is None:
+        provider.rotate_key(uri)
+        _say("Done", f"{uri} has new material; what it wrapped before still opens")
+        return
+    if isinstance(provider, kmsdata.LocalKeystore):
+        raise _demo.Refusal(
+            "a local key is not rotated by itself", "leave --every out to rotate it now", usage=True
         )
-        return
-    if not found:
-        _say("Keys", f"none in {store.path}")
-        _say("Now", "kmsdata keys create NAME")
-        return
+    if every and not 7 <= every <= 365:
+        raise _demo.Refusal("--every takes 7 to 365 days, or 0", "such as --every 90", usage=True)
+    if every:
+        provider.enable_rotation(uri, every)
+    else:
+        provider.disable_rotation(uri)
+    _say("Done", f"{uri} is rotated {f'every {every} days' if every else 'no more'}")
+
+
+def _uri(key: str) -> str:
+    uri = key if "://" in key else f"local://{key}"
+    parse_key(uri)
+    return uri
+
+
+def _provider(uri: str) -> kmsdata.LocalKeystore | kmsdata.TencentKMS:
+    # A keystore of its own at each command: the one of a session has asked for its passphrase already.
+    provider = kmsdata.LocalKeystore() if uri.startswith("local:") else provider_of(uri)
+    if isinstance(provider, (kmsdata.LocalKeystore, kmsdata.TencentKMS)):
+        return provider
+    raise _demo.Refusal(f"{uri}: its keys are not managed here", "name a local:// or tencent-kms:// key")
+
+
+def _table(fields: list[str], rows: list[dict[str, str]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("key", "id", "made"):
-        table.add_column(heading, no_wrap=True)
-    for item in found:
-        table.add_row(Text(item["key"], "bold"), item["id"][:8], item["created"])
-    Console(highlight=False).print(table)
-    _say("In", f"{store.path}, {_guard(store)}")
+    for field in fields:
+        table.add_column(field, no_wrap=True)
+    for row in rows:
+        table.add_row(
+            Text(row["key"], "bold"), *(row[field][: 8 if field == "id" else None] for field in fields[1:])
+        )
+    console = Console(highlight=False)
+    # In a pipe nothing is cut off: a program reads it.
+    console.print(table, width=None if console.is_terminal else 400, soft_wrap=True)
 
 
-def _say(label: str, text: str) -> None:
-    Console(highlight=False).print(Text.assemble((f"{label:5}", "bold green"), text), soft_wrap=True)
+def _say(label: str, text: str, width: int = 5) -> None:
+    Console(highlight=False).print(Text.assemble((f"{label:{width}}", "bold green"), text), soft_wrap=True)
 
 
 def _guard(store: kmsdata.LocalKeystore) -> str:

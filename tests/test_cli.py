@@ -53,7 +53,7 @@ def test_create_and_list(run, store):
     listed = json.loads(run("keys", "list", "--json")[1])
     assert listed["keystore"] == str(store)
     assert listed["passphrase"] is False
-    assert [sorted(item) for item in listed["keys"]] == [["created", "id", "key"]] * 2
+    assert [sorted(item) for item in listed["keys"]] == [["created", "id", "key", "rotation", "state"]] * 2
 
 
 def test_no_secret_is_shown(run, store):
@@ -93,7 +93,7 @@ def test_keys_are_never_overwritten(run, store):
     assert store.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a b", "x" * 65, "tencent-kms://ap-guangzhou/k"])
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "x" * 65, "local://a/b"])
 def test_names_that_are_none(run, store, name):
     code, _, err = run("keys", "create", name)
     assert code == 1

@@ -5,6 +5,7 @@ The file is JSON, in a folder of mode 0700, itself 0600::
     {"version": 1, "kdf": null | {"name": "scrypt", "n": 131072, "r": 8, "p": 1, "salt": b64},
      "keys": {name: {"id": b64 (16 bytes), "created": "2026-01-31T12:00:00+00:00", "secret": b64}}}
 
+A disabled key has ``"disabled": true`` as well, a rotated one ``"older": [{"id": b64, "secret": b64}]``.
 Without a passphrase ``secret`` is the master key (32 bytes) in the clear: the file's mode is all that guards
 it. With one it is ``IV (12) ‖ AES-256-GCM`` under a key that scrypt derives from the passphrase.
 A wrapped data key is base64 of ``id (16) ‖ IV (12) ‖ AES-256-GCM``, with name, id and context authenticated.
@@ -13,13 +14,14 @@ A wrapped data key is base64 of ``id (16) ‖ IV (12) ‖ AES-256-GCM``, with na
 from __future__ import annotations
 
 import base64
+import contextlib
 import getpass
 import json
 import os
 import stat
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,7 +55,7 @@ class _Store(Secret):
 
     __slots__ = ("kdf", "keys")
 
-    def __init__(self, kdf: dict[str, Any] | None, keys: dict[str, dict[str, str]]) -> None:
+    def __init__(self, kdf: dict[str, Any] | None, keys: dict[str, dict[str, Any]]) -> None:
         self.kdf = kdf
         self.keys = keys
 
@@ -72,11 +74,16 @@ class _Store(Secret):
             good &= set(store) == {"version", "kdf", "keys"} and (kdf is None or _sane(kdf))
             size = 32 if kdf is None else 12 + 32 + 16
             for entry in keys.values():
-                good &= (len(_raw(entry["id"])), len(_raw(entry["secret"]))) == (16, size)
-                good &= isinstance(entry["created"], str)
+                for version in (entry, *entry.get("older", [])):
+                    good &= (len(_raw(version["id"])), len(_raw(version["secret"]))) == (16, size)
+                good &= isinstance(entry["created"], str) and isinstance(entry.get("disabled", False), bool)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         return cls(kdf, keys) if good else None
+
+
+class _Unchanged(Exception):  # noqa: N818 - leaves a block that would write
+    pass
 
 
 class LocalKeystore:
@@ -149,8 +156,8 @@ class LocalKeystore:
             KeyNotFoundError: no master key of that name, or one of that name that is another key.
             KeyAccessError: the wrapped key does not open: changed, or another context.
         """
-        key_id, cipher = self._master(key, "unwrap")
         raw = _raw_or_nothing(wrapped)
+        key_id, cipher = self._master(key, "unwrap", raw[:16])
         if len(raw) != 16 + 12 + 32 + 16:
             self._fail(
                 KeyAccessError, f"{key}: the wrapped key is malformed", "InvalidCiphertext", key, "unwrap"
@@ -207,14 +214,46 @@ class LocalKeystore:
             )
         return uri
 
+    def describe_key(self, key: str) -> dict[str, str]:
+        """What `list_keys` says of one key."""
+        name = self._name(key, "describe_key")
+        store = self._read("describe_key")
+        self._require(store, name, "describe_key")
+        return self._about(store, name)
+
+    def disable_key(self, key: str) -> None:
+        """Let a key be used no more until it is enabled. Whoever can write the file can undo it."""
+        self._change(key, "disable_key", lambda store, name: store.keys[name].update(disabled=True))
+
+    def enable_key(self, key: str) -> None:
+        """Let a disabled key be used again."""
+        self._change(key, "enable_key", lambda store, name: store.keys[name].pop("disabled", None))
+
+    def rotate_key(self, key: str) -> None:
+        """Give a key new material now. What it wrapped before still opens."""
+
+        def rotate(store: _Store, name: str) -> None:
+            entry = store.keys.pop(name)
+            self._add(store, name)
+            store.keys[name]["created"] = entry["created"]
+            older = [{"id": entry["id"], "secret": entry["secret"]}, *entry.get("older", [])]
+            store.keys[name] |= {"older": older} | ({"disabled": True} if entry.get("disabled") else {})
+
+        self._change(key, "rotate_key", rotate)
+
+    def _change(self, key: str, operation: str, change: Callable[[_Store, str], object]) -> None:
+        name = self._name(key, operation)
+        with self._written(key, operation) as store:
+            self._require(store, name, operation)
+            self._open(store, name)  # nobody changes a sealed key without its passphrase
+            change(store, name)
+
     def _create(self, uri: str, name: str) -> tuple[bool, bool]:
         """Whether the key was made, and whether it is sealed."""
         try:
-            self.path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-            with self._lock, FileLock(f"{self.path}.lock", mode=0o600, timeout=_WAIT):
-                store = self._read("create_key")
+            with self._written(uri, "create_key") as store:
                 if name in store.keys:
-                    return False, False
+                    raise _Unchanged
                 given = bool(self._passphrase or os.environ.get(_VARIABLE))
                 if store.keys and store.kdf is None and given:
                     self._fail(
@@ -231,18 +270,29 @@ class LocalKeystore:
                     self._open(store, other)
                     break
                 self._add(store, name)
+        except _Unchanged:
+            return False, False
+        return True, store.kdf is not None
+
+    @contextlib.contextmanager
+    def _written(self, key: str, operation: str) -> Iterator[_Store]:
+        """What the file holds, to be changed; written back unless an error is raised. Others wait."""
+        try:
+            self.path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+            with self._lock, FileLock(f"{self.path}.lock", mode=0o600, timeout=_WAIT):
+                store = self._read(operation)
+                yield store
                 with whole_file(self.path, mode=0o600) as file:
                     file.write(store.text())
-                return True, store.kdf is not None
         except (OSError, Timeout) as error:
             why = "another process holds its lock" if isinstance(error, Timeout) else error.strerror
             raise KeyServiceError(
                 f"cannot write the keystore {self.path}: {why}; set KMSDATA_KEYSTORE to a path that "
                 "can be written",
                 provider="local",
-                operation="create_key",
+                operation=operation,
                 code=type(error).__name__,
-                key=uri,
+                key=key,
             ) from error
 
     def _add(self, store: _Store, name: str) -> None:
@@ -254,12 +304,20 @@ class LocalKeystore:
         store.keys[name] = {"id": _b64(key_id), "created": created, "secret": _b64(secret)}
 
     def list_keys(self) -> list[dict[str, str]]:
-        """The keys by name: ``key`` (URI), ``id`` (hex) and ``created`` (ISO 8601, UTC). No secrets."""
+        """The keys by name: ``key`` (URI), ``id`` (hex), ``state``, ``created`` (UTC) and ``rotation``."""
         store = self._read("list_keys")
-        return [
-            {"key": f"local://{name}", "id": _raw(entry["id"]).hex(), "created": entry["created"]}
-            for name, entry in sorted(store.keys.items())
-        ]
+        return [self._about(store, name) for name in sorted(store.keys)]
+
+    def _about(self, store: _Store, name: str) -> dict[str, str]:
+        entry = store.keys[name]
+        older = len(entry.get("older", []))
+        return {
+            "key": f"local://{name}",
+            "id": _raw(entry["id"]).hex(),
+            "state": "Disabled" if entry.get("disabled") else "Enabled",
+            "created": entry["created"],
+            "rotation": f"{older} times so far" if older else "never so far",
+        }
 
     # Inside.
 
@@ -271,27 +329,43 @@ class LocalKeystore:
             )
         return uri.name
 
-    def _master(self, key: str, operation: str) -> tuple[bytes, AESGCM]:
-        """A master key: its id, and the cipher that has it (and shows nothing of it)."""
+    def _master(self, key: str, operation: str, wanted: bytes = b"") -> tuple[bytes, AESGCM]:
+        """A master key: its id, and the cipher that has it (and shows nothing of it).
+
+        That version of it whose id is wanted, where there is one; else the newest.
+        """
         name = self._name(key, operation)
         store = self._read(operation)
-        if name not in store.keys:
+        self._require(store, name, operation)
+        if store.keys[name].get("disabled"):
             self._fail(
-                KeyNotFoundError,
-                f"there is no {key} in {self.path}: set KMSDATA_KEYSTORE to the keystore that has it, or put "
-                "its backup there",
-                "KeyNotFound",
+                KeyAccessError,
+                f"{key} is disabled: 'kmsdata keys enable {key}' lets it be used again",
+                "KeyDisabled",
                 key,
                 operation,
             )
-        return _raw(store.keys[name]["id"]), self._open(store, name)
+        versions = _versions(store, name)
+        number = next((at for at, key_id in enumerate(versions) if key_id == wanted), 0)
+        return versions[number], self._open(store, name, number)
 
-    def _open(self, store: _Store, name: str) -> AESGCM:
+    def _require(self, store: _Store, name: str, operation: str) -> None:
+        if name not in store.keys:
+            self._fail(
+                KeyNotFoundError,
+                f"there is no local://{name} in {self.path}: set KMSDATA_KEYSTORE to the keystore that has "
+                "it, or put its backup there",
+                "KeyNotFound",
+                f"local://{name}",
+                operation,
+            )
+
+    def _open(self, store: _Store, name: str, number: int = 0) -> AESGCM:
         if store.kdf is None:
-            return AESGCM(_raw(store.keys[name]["secret"]))
+            return _cipher(store, name, number)
         sealing = self._sealing_cipher(store.kdf)
         try:
-            return _unsealed(sealing, store, name)
+            return _unsealed(sealing, store, name, number)
         except InvalidTag:
             self._derived = None
             self._fail(
@@ -377,8 +451,21 @@ def _sealing(name: str, key_id: bytes) -> bytes:
     return canonical({"id": _b64(key_id), "name": name, "use": "kmsdata/1/keystore"}).encode()
 
 
-def _unsealed(sealing: AESGCM, store: _Store, name: str) -> AESGCM:
-    secret, key_id = _raw(store.keys[name]["secret"]), _raw(store.keys[name]["id"])
+def _versions(store: _Store, name: str) -> list[bytes]:
+    """The ids of a key's versions, the newest first."""
+    entry = store.keys[name]
+    return [_raw(version["id"]) for version in (entry, *entry.get("older", []))]
+
+
+def _cipher(store: _Store, name: str, number: int) -> AESGCM:
+    entry = store.keys[name]
+    return AESGCM(_raw([entry, *entry.get("older", [])][number]["secret"]))
+
+
+def _unsealed(sealing: AESGCM, store: _Store, name: str, number: int) -> AESGCM:
+    entry = store.keys[name]
+    version = [entry, *entry.get("older", [])][number]
+    secret, key_id = _raw(version["secret"]), _raw(version["id"])
     return AESGCM(sealing.decrypt(secret[:12], secret[12:], _sealing(name, key_id)))
 
 

@@ -188,6 +188,22 @@ class TencentKMS:
             self._invalid(answer, None, "create_key", "no KeyId")
         return f"tencent-kms://{self.region}/{key_id}"
 
+    def count_keys(self) -> int | None:
+        """How many keys the region has (``ListKeys``): a call without effects, to see that credentials work.
+
+        Returns:
+            The number; None where the credentials are good, but may not list keys.
+
+        Raises:
+            KeyServiceError: the credentials were refused, or KMS did not answer.
+        """
+        try:
+            answer = self._service.call(Request("ListKeys", Limit=1), operation="list_keys")
+        except KeyAccessError:
+            return None
+        total = answer.fields.get("TotalCount")
+        return total if isinstance(total, int) else None
+
     def list_keys(self) -> list[dict[str, str]]:
         """The keys of the region: ``key`` (URI), ``alias``, ``state``, ``created`` and ``rotation``."""
         return [self._about(item) for item in self._details("")]
