@@ -25,10 +25,12 @@ from kmsdata.errors import (
     WrongKeyError,
 )
 from kmsdata.keys import DataKey, KeyProvider, Keyset
+from kmsdata.migrate import migrate_guide_column
 from kmsdata.parquet import read_parquet
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
 from kmsdata.session import use
+from kmsdata.sign_in import login
 from kmsdata.table import decrypt_table, encrypt_table
 
 __all__ = [
@@ -58,6 +60,8 @@ __all__ = [
     "decrypt_table",
     "encrypt_table",
     "export_keyset",
+    "login",
+    "migrate_guide_column",
     "new_data_key",
     "read_parquet",
     "usage",

@@ -16,9 +16,9 @@ FLOORS = {
     "cache": 2, "providers": 2,
     "column": 3, "dtype": 3, "session": 3,
     "table": 4,
-    "parquet": 5,
+    "migrate": 5, "parquet": 5,
     "accessor": 6, "api": 6,
-    "cli": 7, "demo": 7,
+    "cli": 7, "demo": 7, "sign_in": 7,
 }  # fmt: skip
 PEERS = {  # the steps on one floor
     "errors": {"envelope"},  # what is malformed is a FormatError
