@@ -12,7 +12,7 @@ from kmsdata.cli import main
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):  # noqa: ARG001
+def pytest_runtest_makereport(item, call):
     """In CI nothing passes by skipping, but for what pandas' own suite skips for a dtype like ours."""
     report = yield
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):

@@ -2,8 +2,11 @@
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +48,34 @@ def test_readme_example(tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102
     pd.testing.assert_frame_equal(names["back"], names["df"])
     assert Path("people.parquet").exists()
+
+
+@pytest.mark.newest
+def test_readme_lines_for_tencent_cloud(tmp_path):
+    from kmsdata.emulator import Emulator
+
+    (lines,) = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
+    with Emulator() as emulator:
+        done = subprocess.run(
+            ["bash", "-e", "-c", lines],  # noqa: S607
+            cwd=tmp_path,
+            env={
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(Path(kmsdata.__file__).parent.parent),
+                "HOME": str(tmp_path),
+                "KMSDATA_TENCENT_ENDPOINT": emulator.url,
+                "TENCENTCLOUD_SECRET_ID": emulator.secret_id,
+                "TENCENTCLOUD_SECRET_KEY": emulator.secret_key,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        calls = emulator.calls
+    assert done.returncode == 0, done.stderr
+    assert "payroll" in done.stdout
+    assert "078-05-1120" in done.stdout
+    assert (calls["GenerateDataKey"], calls["Decrypt"]) == (1, 1)
 
 
 def test_readme_lists_every_file():

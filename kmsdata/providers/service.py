@@ -30,6 +30,7 @@ __all__ = ["Answer", "Endpoint", "Request", "Service", "Signer"]
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]")
 _HOST = re.compile(r"(?!-)[a-z0-9.-]{1,253}|\[::1\]")
 _CONNECT = 3.05  # seconds for a TCP connection: just over a retransmission
+_PAUSE = 0.1  # seconds: the most before the first retry is twice that, and doubles with each
 _MOST = 1 << 20  # characters of an answer's field
 
 
@@ -176,7 +177,7 @@ class Service:
         for attempt in range(self.retries + 1):
             if attempt:
                 # Full jitter: a thousand workers that were throttled together do not come back together.
-                pause = min(2.0, 0.1 * 2**attempt) * int.from_bytes(random_bytes(4), "big") / 2**32
+                pause = min(2.0, _PAUSE * 2**attempt) * int.from_bytes(random_bytes(4), "big") / 2**32
                 if time.monotonic() + pause >= end:
                     break
                 time.sleep(pause)

@@ -1,0 +1,932 @@
+"""Tencent Cloud KMS: faults, credentials and whose keys, by the real SDK over HTTP to the emulator."""
+
+import base64
+import configparser
+import json
+import logging
+import os
+import re
+import threading
+import time
+
+import pandas as pd
+import pytest
+from kmsdata.emulator import Emulator, Fault
+
+import kmsdata
+from kmsdata import session
+from kmsdata.envelope import DataKeyRecord, Wrap
+from kmsdata.errors import (
+    CredentialsError,
+    KeyAccessError,
+    KeyNotFoundError,
+    KeyServiceError,
+    WrongKeyError,
+)
+from kmsdata.keys import DataKey
+from kmsdata.providers import credentials, service
+from kmsdata.providers.service import Endpoint
+
+pytestmark = pytest.mark.newest
+
+REGION = "ap-guangzhou"
+
+
+@pytest.fixture(autouse=True)
+def nothing_around(monkeypatch, tmp_path):
+    """No credentials, proxies or roles but those of a test."""
+    for name in list(os.environ):
+        if name.startswith(("TENCENTCLOUD_", "TKE_", "KMSDATA_TENCENT")) or "proxy" in name.lower():
+            monkeypatch.delenv(name)
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(credentials, "_METADATA", "http://127.0.0.1:9/")
+    monkeypatch.setattr(service, "_PAUSE", 0.01)
+
+
+@pytest.fixture
+def emulator():
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def make(emulator):
+    def make(region=REGION, *, credential=None, timeout=5, retries=2):
+        pair = credential or (emulator.secret_id, emulator.secret_key)
+        return kmsdata.TencentKMS(
+            region, credential=pair, endpoint=emulator.url, timeout=timeout, retries=retries
+        )
+
+    return make
+
+
+@pytest.fixture
+def kms(make):
+    return make()
+
+
+@pytest.fixture
+def key(kms):
+    return kms.create_key("payroll")
+
+
+def shown(error):
+    """All that an error says, holds and shows in its frames, and those behind it."""
+    seen = [str(error), repr(error), repr(vars(error))]
+    while error is not None:
+        step = error.__traceback__
+        while step is not None:
+            # The test's own frames hold secrets of course.
+            if not step.tb_frame.f_code.co_filename.endswith("test_tencent.py"):
+                for value in step.tb_frame.f_locals.values():
+                    seen += [repr(value), str(value)]
+            step = step.tb_next
+        error = error.__cause__ or error.__context__
+    return "\n".join(seen)
+
+
+def quiet(emulator, error, *more):
+    text = shown(error)
+    return not any(secret in text for secret in (emulator.secret_key, emulator.secret_id, *more))
+
+
+# Faults. What the user gets: an error's class and code, a sentence, and how often it was tried.
+
+FAULTS = {
+    "throttled": (Fault.error("RequestLimitExceeded"), KeyServiceError, "RequestLimitExceeded", 3, "quota"),
+    "throttled, account": (
+        Fault.error("RequestLimitExceeded.UinLimitExceeded"), KeyServiceError,
+        "RequestLimitExceeded.UinLimitExceeded", 3, "quota",
+    ),
+    "internal": (Fault.error("InternalError"), KeyServiceError, "InternalError", 3, "in a minute"),
+    "unavailable": (
+        Fault.error("UnsupportedOperation.ServiceTemporaryUnavailable"), KeyServiceError,
+        "UnsupportedOperation.ServiceTemporaryUnavailable", 3, "not available",
+    ),
+    "disabled": (
+        Fault.error("ResourceUnavailable.CmkDisabled"), KeyAccessError, "ResourceUnavailable.CmkDisabled", 1,
+        "kmsdata keys enable tencent-kms://",
+    ),
+    "archived": (
+        Fault.error("ResourceUnavailable.CmkArchived"), KeyAccessError, "ResourceUnavailable.CmkArchived", 1,
+        "archived",
+    ),
+    "pending deletion": (
+        Fault.error("ResourceUnavailable.KeyPendingDelete"), KeyAccessError,
+        "ResourceUnavailable.KeyPendingDelete", 1, "about to be deleted",
+    ),
+    "another state": (
+        Fault.error("ResourceUnavailable.CmkStateNotSupport"), KeyAccessError,
+        "ResourceUnavailable.CmkStateNotSupport", 1, "keys describe",
+    ),
+    "not found": (
+        Fault.error("ResourceUnavailable.CmkNotFound"), KeyNotFoundError, "ResourceUnavailable.CmkNotFound",
+        1, "no such key in ap-guangzhou",
+    ),
+    "no permission": (
+        Fault.error("UnauthorizedOperation"), KeyAccessError, "UnauthorizedOperation", 1,
+        "kms:GenerateDataKey",
+    ),
+    "wrong signature": (
+        Fault.error("AuthFailure.SignatureFailure"), CredentialsError, "AuthFailure.SignatureFailure", 1,
+        "SecretKey is not that of the SecretId",
+    ),
+    "clock": (
+        Fault.error("AuthFailure.SignatureExpire"), CredentialsError, "AuthFailure.SignatureExpire", 1,
+        "clock",
+    ),
+    "token": (
+        Fault.error("AuthFailure.TokenFailure"), CredentialsError, "AuthFailure.TokenFailure", 1, "token",
+    ),
+    "no such id": (
+        Fault.error("AuthFailure.SecretIdNotFound"), CredentialsError, "AuthFailure.SecretIdNotFound", 1,
+        "no such SecretId",
+    ),
+    "another refusal of credentials": (
+        Fault.error("AuthFailure.MFAFailure"), CredentialsError, "AuthFailure.MFAFailure", 1, "refused",
+    ),
+    "quota": (
+        Fault.error("LimitExceeded.CmkLimitExceeded"), KeyServiceError, "LimitExceeded.CmkLimitExceeded", 1,
+        "quota",
+    ),
+    "region": (Fault.error("UnsupportedRegion"), KeyServiceError, "UnsupportedRegion", 1, "not a region"),
+    "unheard of": (Fault.error("Something.New"), KeyServiceError, "Something.New", 1, "was refused"),
+    "charset": (
+        Fault.charset("ResourceUnavailable.CmkDisabled"), KeyAccessError, "ResourceUnavailable.CmkDisabled",
+        1, "disabled",
+    ),
+    "no request id": (
+        Fault.no_request_id("InternalError"), KeyServiceError, "KeyError", 3, "did not answer as KMS does",
+    ),
+    "no fields": (Fault.no_fields(), KeyServiceError, "InvalidAnswer", 1, "not used"),
+    "bare": (Fault.bare(), KeyServiceError, "KeyError", 3, "did not answer as KMS does"),
+    "html": (Fault.html(), KeyServiceError, "JSONDecodeError", 3, "did not answer as KMS does"),
+    "empty": (Fault.empty(), KeyServiceError, "JSONDecodeError", 3, "did not answer as KMS does"),
+    "garbage": (Fault.garbage(), KeyServiceError, "JSONDecodeError", 3, "did not answer as KMS does"),
+    "bad gateway": (
+        Fault.status(502, b"<html>"), KeyServiceError, "ServerNetworkError", 3, "did not answer as KMS does",
+    ),
+    "too many": (Fault.status(429), KeyServiceError, "ServerNetworkError", 3, "did not answer as KMS does"),
+    "truncated": (Fault.truncate(), KeyServiceError, "ChunkedEncodingError", 3, "broke off"),
+    "reset": (Fault.reset(), KeyServiceError, "ClientNetworkError", 3, "broke off"),
+    "hung up": (Fault.hang_up(), KeyServiceError, "ClientNetworkError", 3, "broke off"),
+    "lost answer": (Fault.lost(), KeyServiceError, "ClientNetworkError", 3, "broke off"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_that_stays(emulator, kms, key, name):
+    fault, kind, code, tries, says = FAULTS[name]
+    emulator.fail(fault, action="GenerateDataKey", times=None)
+    before, retried = emulator.calls["GenerateDataKey"], kmsdata.usage().retried
+    with pytest.raises(KeyServiceError) as caught:
+        kms.generate_data_key(key, {})
+    error = caught.value
+    assert (type(error), error.code) == (kind, code)
+    assert says in str(error)
+    assert (error.provider, error.operation) == ("tencent-kms", "generate_data_key")
+    assert emulator.calls["GenerateDataKey"] - before == tries
+    assert kmsdata.usage().retried - retried == tries - 1
+    assert error.retryable == (tries > 1)
+    if kind in (KeyAccessError, KeyNotFoundError):
+        assert error.key == key
+    if code == fault_code(fault):
+        assert re.fullmatch(r"[0-9a-f-]{36}", error.request_id)
+        assert error.request_id in str(error)
+    assert quiet(emulator, error)
+
+
+def fault_code(fault):
+    return getattr(fault, "code", None)
+
+
+@pytest.mark.parametrize("name", [name for name, case in FAULTS.items() if case[3] > 1])
+def test_a_fault_that_passes(emulator, kms, key, name):
+    emulator.fail(FAULTS[name][0], action="GenerateDataKey", times=2)
+    data_key = kms.generate_data_key(key, {})
+    emulator.fail(FAULTS[name][0], action="Decrypt", times=2)
+    secret = kms.unwrap(data_key.wraps[0].wrapped, key, {})
+    assert DataKey(secret, data_key.wraps).commitment == data_key.commitment
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.hang(), Fault.stall(), Fault.drip(0.4)], ids=["hang", "stall", "drip"]
+)
+def test_a_hung_connection_ends(emulator, make, key, fault):
+    kms = make(timeout=2, retries=5)
+    emulator.fail(fault, action="Decrypt", times=None)
+    began = time.monotonic()
+    with pytest.raises(KeyServiceError, match=r"no answer|broke off") as caught:
+        kms.unwrap("x", key, {})
+    assert time.monotonic() - began < 6  # two seconds, and a busy machine
+    assert caught.value.retryable
+
+
+def test_a_hung_connection_can_be_interrupted(emulator, make, key):
+    """Ctrl-C is answered at once: the main thread waits, and does not read from a socket."""
+    kms = make(timeout=60)
+    emulator.fail(Fault.hang(), action="Decrypt", times=None)
+    import _thread
+
+    threading.Timer(0.5, _thread.interrupt_main).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        kms.unwrap("x", key, {})
+    assert time.monotonic() - began < 20
+    assert quiet(emulator, caught.value)
+
+
+def test_latency_is_no_fault(emulator, kms, key):
+    emulator.fail(Fault.latency(0.3), times=2)
+    assert kms.generate_data_key(key, {}).wraps[0].key == key
+
+
+def test_nothing_listens(emulator, kms, key):
+    emulator.stop_listening()
+    with pytest.raises(KeyServiceError, match="nothing listens at 127") as caught:
+        kms.generate_data_key(key, {})
+    assert caught.value.retryable
+    emulator.listen()
+    assert kms.generate_data_key(key, {})
+
+
+def test_an_unknown_host():
+    kms = kmsdata.TencentKMS(
+        REGION, credential=("AKIDx", "y"), endpoint="kms.does-not-exist.invalid", timeout=8, retries=0
+    )
+    with pytest.raises(KeyServiceError, match=r"is not known|no answer"):
+        kms.list_keys()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"Plaintext": None}, {"Plaintext": ""}, {"Plaintext": "?"}, {"Plaintext": 5},
+        {"Plaintext": base64.b64encode(bytes(31)).decode()},
+        {"Plaintext": base64.b64encode(bytes(33)).decode()},
+        {"CiphertextBlob": None}, {"CiphertextBlob": ""}, {"CiphertextBlob": 7}, {"CiphertextBlob": "a\nb"},
+        {"KeyId": None}, {"KeyId": "other"},
+    ],
+)  # fmt: skip
+def test_answers_are_checked(emulator, kms, key, fields):
+    emulator.fail(Fault.change(**fields), action="GenerateDataKey")
+    with pytest.raises(KeyServiceError, match="not used") as caught:
+        kms.generate_data_key(key, {})
+    assert caught.value.code == "InvalidAnswer"
+    if "CiphertextBlob" not in fields:
+        wrapped = kms.generate_data_key(key, {}).wraps[0].wrapped
+        emulator.fail(Fault.change(**fields), action="Decrypt")
+        with pytest.raises(KeyServiceError, match="not used"):
+            kms.unwrap(wrapped, key, {})
+        assert wrapped not in str(caught.value)
+
+
+def test_a_redirect_is_not_followed(emulator, kms, key):
+    other = Emulator()
+    emulator.fail(Fault.status(307, b"", location=other.url), action="Encrypt")
+    with pytest.raises(KeyServiceError, match="sends elsewhere"):
+        kms.wrap(bytes(32), key, {})
+    assert other.requests == []
+    other.close()
+
+
+def test_creating_is_not_sent_twice(emulator, kms):
+    emulator.fail(Fault.lost(), action="CreateKey")
+    with pytest.raises(KeyServiceError, match="broke off"):
+        kms.create_key("once")
+    assert emulator.calls["CreateKey"] == 1
+    with pytest.raises(KeyServiceError, match="exists already"):
+        kms.create_key("once")
+
+
+def test_the_lost_answer_of_a_retried_call_costs_nothing(emulator, kms, key):
+    emulator.fail(Fault.lost(), action="GenerateDataKey")
+    data_key = kms.generate_data_key(key, {})
+    assert kms.unwrap(data_key.wraps[0].wrapped, key, {})
+
+
+def test_a_context_that_is_too_long(emulator, kms, key):
+    with pytest.raises(KeyServiceError, match="1024") as caught:
+        kms.generate_data_key(key, {"a": "x" * 1024})
+    assert caught.value.code == "ContextTooLong"
+    assert emulator.calls["GenerateDataKey"] == 0
+
+
+def test_a_clock_that_is_off(emulator, kms, key):
+    emulator.advance(301)
+    with pytest.raises(CredentialsError, match="clock is more than five minutes off"):
+        kms.generate_data_key(key, {})
+
+
+def test_one_connection_serves_many_calls(emulator, kms, key):
+    for _ in range(20):
+        kms.generate_data_key(key, {})
+    assert emulator.connections == 1
+
+
+# What the SDK would let out.
+
+
+def test_the_sdks_log_says_nothing_of_ours(emulator, kms, key, caplog):
+    caplog.set_level(logging.DEBUG)
+    data_key = kms.generate_data_key(key, {})
+    kms.unwrap(data_key.wraps[0].wrapped, key, {})
+    kms.wrap(bytes(range(32)), key, {})
+    said = caplog.text
+    plain = [r.params.get("Plaintext") for r in emulator.requests if r.params.get("Plaintext")]
+    assert plain
+    for secret in (*plain, emulator.secret_id, emulator.secret_key, "Plaintext", "TC3-HMAC"):
+        assert secret not in said
+    logging.getLogger("tencentcloud_sdk_common").debug("of another product")
+    assert "of another product" in caplog.text
+
+
+def test_netrc_does_not_replace_the_signature(emulator, kms, key, monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("default login a password b\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert kms.generate_data_key(key, {})
+
+
+def test_proxies(emulator, make, key, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert make().generate_data_key(key, {})  # this machine is asked directly
+    outside = kmsdata.TencentKMS(REGION, credential=("AKIDx", "y"), timeout=5, retries=0)
+    with pytest.raises(KeyServiceError, match="HTTPS_PROXY"):
+        outside.list_keys()
+    monkeypatch.setenv("NO_PROXY", "tencentcloudapi.com")
+    client = kmsdata.TencentKMS(REGION, credential=("AKIDx", "y"))._service._connected()
+    assert client.request.conn.proxy is None
+
+
+def test_a_ca_of_ones_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    client = kmsdata.TencentKMS(REGION, credential=("AKIDx", "y"))._service._connected()
+    assert client.request.conn.certification == str(tmp_path / "ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("kms.ap-guangzhou.tencentcloudapi.com", "https://kms.ap-guangzhou.tencentcloudapi.com"),
+        ("https://kms.intl.tencentcloudapi.com/", "https://kms.intl.tencentcloudapi.com"),
+        ("KMS.internal.tencentcloudapi.com:8443", "https://kms.internal.tencentcloudapi.com:8443"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("http://localhost:1", "http://localhost:1"),
+        ("http://[::1]:8080", "http://[::1]:8080"),
+    ],
+)
+def test_endpoints(text, url):
+    endpoint = Endpoint.parse(text)
+    assert str(endpoint) == url
+    assert endpoint.loopback == (endpoint.scheme == "http")
+    assert kmsdata.TencentKMS(REGION, endpoint=text).endpoint == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://kms.tencentcloudapi.com", "http://10.0.0.1", "http://127.0.0.1.example.org",
+        "http://localhost.example.org", "ftp://127.0.0.1", "https://a/b", "https://user:pw@host", "https://h?x",
+        "https://", "a b", "host:port", "https://h#f", "http://127.0.0.1@evil.org", "",
+    ],
+)  # fmt: skip
+def test_endpoints_that_are_none(text):
+    with pytest.raises(ValueError, match="endpoint="):
+        Endpoint.parse(text)
+
+
+# Whose keys.
+
+
+def frame(key, **options):
+    return pd.DataFrame({"a": [1, 2]}).kms.encrypt("a", key=key, **options)
+
+
+def test_an_alias_names_a_key_and_headers_record_the_id(emulator, kms, key):
+    kmsdata.use(kms)
+    enc = frame(f"tencent-kms://{REGION}/payroll")
+    (record,) = enc["a"].dtype.header.records
+    assert [wrap.key for wrap in record.wraps] == [key]
+    assert enc.kms.decrypt(key=f"tencent-kms://{REGION}/payroll")["a"].tolist() == [1, 2]
+    assert kms.resolve(key) == key
+    with pytest.raises(KeyNotFoundError, match="no key of that alias"):
+        frame(f"tencent-kms://{REGION}/pay")  # KMS searches aliases by parts of them
+    kms.create_key("payroll-2")
+    assert kms.describe_key(f"tencent-kms://{REGION}/payroll")["key"] == key
+
+
+def test_pinned_keys(emulator, kms, key):
+    kmsdata.use(kms)
+    other = kms.create_key("other")
+    enc = frame(key)
+    for pinned in (key, [other, key], f"tencent-kms://{REGION}/*", "tencent-kms://*"):
+        assert enc.kms.decrypt(key=pinned)["a"].tolist() == [1, 2]
+    calls = emulator.calls["Decrypt"]
+    for pinned in (other, "local://demo", "tencent-kms://ap-shanghai/*", f"tencent-kms://{REGION}/other"):
+        with pytest.raises(WrongKeyError, match="may not be used here") as caught:
+            enc.kms.decrypt(key=pinned)
+        assert not caught.value.allowed
+    assert emulator.calls["Decrypt"] == calls
+
+
+def test_the_sessions_key_is_a_limit(emulator, make, kms, key):
+    kmsdata.use(kms)
+    kmsdata.use(make("ap-shanghai"))
+    far = make("ap-shanghai").create_key("far")
+    enc = frame(far)
+    kmsdata.use(key)  # from now on: ap-guangzhou
+    session.forget()
+    with pytest.raises(WrongKeyError, match="may not be used here"):
+        enc.kms.decrypt()
+    assert enc.kms.decrypt(key=far)["a"].tolist() == [1, 2]
+
+
+def test_a_planted_file_that_names_another_region(emulator, make, kms, key):
+    far = make("ap-shanghai")
+    enc_far = None
+    with kmsdata.use(far):
+        enc_far = frame(far.create_key("far"))
+    session.forget()
+    kmsdata.use(kms)  # credentials were handed in for ap-guangzhou alone
+    before = len(emulator.requests)
+    with pytest.raises(KeyNotFoundError, match="no provider for it"):
+        enc_far.kms.decrypt()
+    assert len(emulator.requests) == before
+
+
+def test_a_planted_file_that_names_another_account(emulator, make, kms, key):
+    emulator.add_account("AKIDother0000000000", "their-secret-key", uin="200000000002")
+    theirs = make(credential=("AKIDother0000000000", "their-secret-key"))
+    with kmsdata.use(theirs):
+        enc = frame(theirs.create_key("theirs"))
+    session.forget()
+    kmsdata.use(kms)
+    with pytest.raises(KeyServiceError):
+        enc.kms.decrypt()
+
+
+def test_a_header_never_names_a_host():
+    for uri in (
+        "tencent-kms://evil.example.org/k", "tencent-kms://ap-guangzhou/k@evil", "tencent-kms://ap-guangzhou:80/k",
+        "tencent-kms://ap-guangzhou/a/b", "tencent-kms://AP-GUANGZHOU/k", "tencent-kms://ap-guangzhou/",
+        "tencent-kms://guangzhou/k", "tencent-kms://ap-guangzhou/" + "k" * 65,
+    ):  # fmt: skip
+        with pytest.raises(kmsdata.FormatError):
+            DataKeyRecord.from_json(
+                {
+                    "commitment": base64.b64encode(bytes(32)).decode(),
+                    "context": {},
+                    "wraps": [{"key": uri, "wrapped": ""}],
+                }
+            )
+
+
+def test_an_answer_with_another_key_is_refused(emulator, kms, key):
+    other = kms.create_key("other")
+    wrapped = kms.generate_data_key(other, {}).wraps[0].wrapped
+    with pytest.raises(KeyAccessError, match="KMS used another key") as caught:
+        kms.unwrap(wrapped, key, {})
+    assert caught.value.code == "OtherKey"
+    # In a file: the header names a key that may be used, and holds what another key wrapped.
+    kmsdata.use(kms)
+    enc = frame(other)
+    (record,) = enc["a"].dtype.header.records
+    planted = DataKeyRecord(record.commitment, (), (Wrap(key, record.wraps[0].wrapped),))
+    with pytest.raises(KeyAccessError, match="KMS used another key"):
+        session.unwrap(planted, key)
+    emulator.fail(Fault.change(KeyId=other.rpartition("/")[2]), action="GenerateDataKey")
+    with pytest.raises(KeyAccessError, match="KMS used another key"):
+        kms.generate_data_key(key, {})
+
+
+def test_several_master_keys_and_a_region_that_is_down(emulator, make, kms, key):
+    """The changeover and the disaster: one data key, a wrap in each of two regions."""
+    far = make("ap-shanghai")
+    kmsdata.use(kms)
+    kmsdata.use(far)
+    both = [key, far.create_key("copy")]
+    enc = frame(both)
+    (record,) = enc["a"].dtype.header.records
+    assert [wrap.key for wrap in record.wraps] == both
+    session.forget()
+    emulator.fail(Fault.hang_up(), region=REGION, times=None)
+    assert enc.kms.decrypt()["a"].tolist() == [1, 2]
+    emulator.fail(Fault.hang_up(), region="ap-shanghai", times=None)
+    session._cache.clear()
+    with pytest.raises(KeyServiceError, match=REGION):
+        enc.kms.decrypt()
+
+
+def test_without_the_session_knowing_anything(emulator, kms, key, monkeypatch, tmp_path):
+    """As a pipeline has it: everything from the environment."""
+    monkeypatch.setenv("KMSDATA_TENCENT_ENDPOINT", emulator.url)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
+    monkeypatch.setenv("KMSDATA_KEY", f"tencent-kms://{REGION}/payroll")
+    enc = pd.DataFrame({"a": [1, 2]}).kms.encrypt("a")
+    enc.kms.to_parquet(tmp_path / "a.parquet")
+    calls = sum(emulator.calls.values())
+    assert kmsdata.read_parquet(tmp_path / "a.parquet", decrypt=True)["a"].tolist() == [1, 2]
+    assert sum(emulator.calls.values()) - calls == 1
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", "wrong")
+    with pytest.raises(CredentialsError, match="SecretKey is not that of the SecretId"):
+        pd.DataFrame({"a": [1]}).kms.encrypt("a")
+
+
+# Credentials.
+
+
+def test_no_credentials_at_all(emulator):
+    kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
+    with pytest.raises(CredentialsError, match=r"kmsdata\.login") as caught:
+        kms.list_keys()
+    places = (
+        "credential=", "TENCENTCLOUD_SECRET_ID", "~/.tencentcloud", "/etc/tencentcloud", "CVM", "TKE",
+        "AssumeRole",
+    )  # fmt: skip
+    assert [part in text for part, text in zip(places, caught.value.tried, strict=True)] == [True] * 7
+    assert emulator.requests == []
+
+
+def test_the_environment(emulator, monkeypatch):
+    kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
+    with pytest.raises(CredentialsError, match="TENCENTCLOUD_SECRET_KEY is not"):
+        kms.list_keys()
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", f" {emulator.secret_key}\n")  # pasted with blanks
+    assert kms.list_keys() == []
+    assert kms.account.endswith("(the environment)")
+    assert emulator.secret_id not in kms.account
+    emulator.add_account("AKIDtemporary000000", "temporary-key", token="its-token")
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", "AKIDtemporary000000")
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", "temporary-key")
+    with pytest.raises(CredentialsError, match="token"):
+        kms.list_keys()
+    for name in ("TENCENTCLOUD_SECURITY_TOKEN", "TENCENTCLOUD_TOKEN"):
+        with monkeypatch.context() as m:
+            m.setenv(name, "its-token")
+            assert kms.list_keys() == []
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", "temporary\x00key".replace("\x00", "\x7f"))
+    with pytest.raises(CredentialsError, match="letters that no key has") as caught:
+        kms.list_keys()
+    assert quiet(emulator, caught.value, "temporary\x7f")
+
+
+@pytest.mark.parametrize("quote", ["", '"', "'"])
+def test_the_profile(emulator, tmp_path, quote):
+    kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
+    path = tmp_path / ".tencentcloud" / "credentials"
+    path.parent.mkdir()
+    profile = configparser.ConfigParser(interpolation=None)
+    profile["default"] = {
+        "secret_id": f"{quote}{emulator.secret_id}{quote}",
+        "secret_key": f"{quote}{emulator.secret_key}{quote}",
+    }
+    with path.open("w") as file:
+        profile.write(file)
+    assert kms.list_keys() == []
+    assert "~/.tencentcloud/credentials" in kms.account
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[other]\nsecret_id = a\n", "secret_id = SECRETTEXT", "[default]\nsecret_id = a\n"]
+)
+def test_a_profile_that_is_none(emulator, tmp_path, text):
+    path = tmp_path / ".tencentcloud" / "credentials"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(CredentialsError, match=r"has no \[default\]") as caught:
+        kmsdata.TencentKMS(REGION, endpoint=emulator.url).list_keys()
+    assert str(path) in str(caught.value)
+    assert quiet(emulator, caught.value, "SECRETTEXT")
+
+
+def instance(emulator, monkeypatch, seconds=7200):
+    emulator.instance_role, emulator.role_seconds = "analyst", seconds
+    path = "/latest/meta-data/cam/security-credentials/"
+    monkeypatch.setattr(credentials, "_METADATA", emulator.url + path)
+
+
+def test_the_role_of_an_instance_and_its_renewal(emulator, monkeypatch):
+    instance(emulator, monkeypatch, 100)
+    kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
+    assert kms.list_keys() == []
+    assert "CVM" in kms.account
+    first = kms._credentials._current
+    now, later = time.time, [0.0]
+    monkeypatch.setattr(credentials.time, "time", lambda: now() + later[0])
+    later[0] = 75
+    kms.list_keys()
+    assert kms._credentials._current is first
+    later[0] = 85  # before they run out
+    emulator.advance(85)
+    monkeypatch.setattr(service.time, "time", lambda: now() + later[0])
+    kms.list_keys()
+    assert kms._credentials._current is not first
+    second = kms._credentials._current
+    emulator.instance_role = None  # cannot be renewed: those there are do until they end
+    later[0] = 85 + 90
+    emulator.advance(90)
+    kms.list_keys()
+    assert kms._credentials._current is second
+    later[0] = 85 + 101
+    emulator.advance(11)
+    with pytest.raises(CredentialsError):
+        kms.list_keys()
+
+
+def test_a_long_job_outlives_its_credentials(emulator, monkeypatch):
+    instance(emulator, monkeypatch, 1000)
+    kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
+    now, later = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: now() + later[0])
+    seen = set()
+    for _ in range(40):
+        kms.list_keys()
+        seen.add(kms._credentials._current.secret_id)
+        later[0] += 190
+    assert 8 <= len(seen) <= 14
+
+
+def oidc(emulator, monkeypatch, tmp_path):
+    (tmp_path / "token").write_text(emulator.web_identity_token)
+    for name, text in {
+        "TKE_REGION": REGION,
+        "TKE_PROVIDER_ID": "tke",
+        "TKE_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
+        "TKE_ROLE_ARN": "qcs::cam::uin/100000000001:roleName/pod",
+    }.items():
+        monkeypatch.setenv(name, text)
+
+
+def test_a_pod_in_tke(emulator, monkeypatch, tmp_path):
+    kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
+    oidc(emulator, monkeypatch, tmp_path)
+    assert kms.list_keys() == []
+    assert "TKE OIDC" in kms.account
+    assert emulator.calls["AssumeRoleWithWebIdentity"] == 1
+    other = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
+    monkeypatch.delenv("TKE_PROVIDER_ID")
+    with pytest.raises(CredentialsError, match="TKE_PROVIDER_ID not set"):
+        other.list_keys()
+    oidc(emulator, monkeypatch, tmp_path)
+    (tmp_path / "token").write_text("stale-token-of-a-pod")
+    with pytest.raises(KeyServiceError) as caught:
+        other.list_keys()
+    assert quiet(emulator, caught.value, "stale-token-of-a-pod")
+
+
+def test_a_role_that_is_assumed(emulator, monkeypatch):
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
+    monkeypatch.setenv("TENCENTCLOUD_ROLE_ARN", "qcs::cam::uin/100000000001:roleName/reader")
+    kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
+    for _ in range(3):
+        assert kms.list_keys() == []
+    assert emulator.calls["AssumeRole"] == 1
+    assert "roleName/reader" in kms.account
+
+
+def test_a_credential_of_the_sdk(emulator, make):
+    from tencentcloud.common.credential import Credential
+
+    kms = make(credential=Credential(emulator.secret_id, emulator.secret_key))
+    assert kms.list_keys() == []
+
+    class Broken:
+        def get_credential_info(self):
+            raise RuntimeError("SECRETTEXT")
+
+    for bad in (Broken(), ("", "x"), ("AKIDx", None), ("a", "b", "c", "d")):
+        with pytest.raises(CredentialsError, match="no SecretId or no SecretKey") as caught:
+            make(credential=bad).list_keys()
+        assert quiet(emulator, caught.value, "SECRETTEXT")
+    for bad in ("AKIDx", 5, object()):
+        with pytest.raises(TypeError, match="credential="):
+            make(credential=bad)
+
+
+def test_the_order_of_the_places(emulator, monkeypatch, tmp_path):
+    instance(emulator, monkeypatch)
+    oidc(emulator, monkeypatch, tmp_path)
+    found = []
+
+    def look(**options):
+        kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url, **options)
+        kms.list_keys()
+        found.append(kms._credentials.source)
+
+    emulator.instance_role = None
+    look()
+    emulator.instance_role = "analyst"
+    look()
+    (tmp_path / ".tencentcloud").mkdir()
+    (tmp_path / ".tencentcloud" / "credentials").write_text(
+        f"[default]\nsecret_id = {emulator.secret_id}\nsecret_key = {emulator.secret_key}\n"
+    )
+    look()
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
+    look()
+    look(credential=(emulator.secret_id, emulator.secret_key))
+    assert found == [
+        "TKE OIDC", "the CVM instance role", "~/.tencentcloud/credentials", "the environment", "credential=",
+    ]  # fmt: skip
+
+
+def test_a_token_that_runs_out(emulator, make):
+    emulator.add_account("AKIDtemporary000000", "temporary-key", token="its-token", expires=60)
+    kms = make(credential=("AKIDtemporary000000", "temporary-key", "its-token"))
+    assert kms.list_keys() == []
+    emulator.advance(61)
+    with pytest.raises(CredentialsError, match="session token has run out") as caught:
+        kms.list_keys()
+    assert quiet(emulator, caught.value, "its-token", "temporary-key")
+
+
+def test_roles_that_may_only_write_or_only_read(emulator, make, kms, key):
+    writes = {"GenerateDataKey", "ListKeyDetail"}
+    emulator.add_account("AKIDwriter000000000", "w-key", uin=emulator.uin, allow=writes)
+    emulator.add_account("AKIDreader000000000", "r-key", uin=emulator.uin, allow={"Decrypt"})
+    writer, reader = (
+        make(credential=pair) for pair in (("AKIDwriter000000000", "w-key"), ("AKIDreader000000000", "r-key"))
+    )
+    with kmsdata.use(writer):
+        enc = frame(key)
+        with pytest.raises(KeyAccessError, match="kms:Decrypt"):
+            enc.kms.decrypt()
+    with kmsdata.use(reader):
+        assert enc.kms.decrypt()["a"].tolist() == [1, 2]
+        with pytest.raises(KeyAccessError, match="kms:GenerateDataKey"):
+            frame(key)
+    assert reader.count_keys() is None
+    assert kms.count_keys() == 1
+
+
+# All day long.
+
+
+def test_soak(emulator, make, key):
+    """Eight threads, five thousand calls, faults at random: nothing lost, no wrong key accepted."""
+    kms = make(timeout=30, retries=8)
+    keys = [key, kms.create_key("second")]
+    known = []
+    for number in range(40):
+        context = {"n": str(number % 5)}
+        known.append((kms.generate_data_key(keys[number % 2], context), context))
+    wrong = keys[1].rpartition("/")[2]
+    for fault in (
+        Fault.error("RequestLimitExceeded"), Fault.error("InternalError"), Fault.reset(), Fault.hang_up(),
+        Fault.truncate(), Fault.html(), Fault.status(502), Fault.lost(),
+    ):  # fmt: skip
+        emulator.fail(fault, times=None, probability=0.02)
+    emulator.fail(Fault.change(KeyId=wrong), action="Decrypt", times=None, probability=0.02)
+    emulator.fail(
+        Fault.change(Plaintext=base64.b64encode(bytes(32)).decode()),
+        action="Decrypt",
+        times=None,
+        probability=0.01,
+    )
+    done, refused, failures = [], [], []
+
+    def work(first):
+        for turn in range(625):
+            data_key, context = known[(first + turn) % len(known)]
+            (wrap,) = data_key.wraps
+            record = DataKeyRecord(data_key.commitment, tuple(context.items()), (wrap,))
+            try:
+                opened = session.unwrap(record, wrap.key)
+            except (KeyAccessError, WrongKeyError) as error:
+                refused.append(error)
+            except BaseException as error:  # noqa: BLE001
+                failures.append(error)
+            else:
+                done.append(opened.commitment == data_key.commitment)
+
+    with kmsdata.use(kms), kmsdata.use(kmsdata.KeyCache(age=0)):
+        import contextvars
+
+        threads = [
+            threading.Thread(target=contextvars.copy_context().run, args=(work, 5 * n)) for n in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert len(done) + len(refused) == 5000
+    assert all(done)
+    assert 0 < len(refused) < 500  # those that were answered with another key, and no others
+    assert {getattr(error, "code", None) for error in refused} <= {"OtherKey", None}
+
+
+def test_ten_thousand_files_cost_one_call(emulator, kms, key):
+    kmsdata.use(kms)
+    enc = frame(key)
+    calls = emulator.calls["Decrypt"]
+    record = enc["a"].dtype.header.records[0]
+    for _ in range(10_000):
+        session.unwrap(record)
+    assert emulator.calls["Decrypt"] - calls == 1
+
+
+# The command line and login.
+
+
+@pytest.fixture
+def environment(emulator, monkeypatch):
+    monkeypatch.setenv("KMSDATA_TENCENT_ENDPOINT", emulator.url)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
+
+
+@pytest.mark.usefixtures("environment")
+def test_keys_on_the_command_line(run):
+    code, out, _ = run("keys", "create", f"tencent-kms://{REGION}/payroll", "--json")
+    key = json.loads(out)["key"]
+    assert code == 0
+    alias = f"tencent-kms://{REGION}/payroll"
+    code, out, _ = run("keys", "list", REGION)
+    assert code == 0
+    assert [word in out for word in (key, "payroll", "Enabled", "the environment")] == [True] * 4
+    assert json.loads(run("keys", "describe", alias, "--json")[1])["key"] == key
+    assert run("keys", "disable", alias)[0] == 0
+    assert json.loads(run("keys", "list", REGION, "--json")[1])["keys"][0]["state"] == "Disabled"
+    assert run("keys", "enable", key)[0] == 0
+    assert run("keys", "rotate", key)[0] == 0
+    assert run("keys", "rotate", key, "--every", "90")[0] == 0
+    assert "every 90 days" in run("keys", "describe", key)[1]
+    assert run("keys", "rotate", key, "--every", "0")[0] == 0
+    assert json.loads(run("keys", "describe", key, "--json")[1])["rotation"] == "off"
+    code, _, err = run("keys", "create", alias)
+    assert (code, "exists already" in err) == (1, True)
+    code, _, err = run("keys", "rotate", key, "--every", "5")
+    assert (code, "7 to 365" in err) == (2, True)
+    code, _, err = run("keys", "describe", f"tencent-kms://{REGION}/nobody")
+    assert (code, "no key of that alias" in err) == (1, True)
+
+
+def test_the_command_line_without_credentials(run, emulator, monkeypatch):
+    monkeypatch.setenv("KMSDATA_TENCENT_ENDPOINT", emulator.url)
+    code, _, err = run("keys", "list", REGION)
+    assert code == 1
+    assert "hint: looked for, in this order: TENCENTCLOUD_SECRET_ID" in err.replace("\n", " ")
+
+
+@pytest.mark.usefixtures("environment")
+def test_login_with_what_there_is(emulator, key, capsys):
+    provider = kmsdata.login(key=f"tencent-kms://{REGION}/payroll")
+    out = capsys.readouterr().out
+    assert "ap-guangzhou" in out
+    assert "the environment" in out
+    assert emulator.secret_id not in out
+    assert provider.region == REGION
+    assert pd.DataFrame({"a": [1]}).kms.encrypt("a").kms.decrypt()["a"].tolist() == [1]
+
+
+def test_login_where_nobody_can_be_asked(emulator, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(CredentialsError, match="nobody can be asked here: set TENCENTCLOUD_SECRET_ID"):
+        kmsdata.login(region=REGION, endpoint=emulator.url)
+
+
+class Terminal:
+    """Standard input at a terminal."""
+
+    def __init__(self, *lines):
+        self.lines = list(lines)
+
+    def isatty(self):
+        return True
+
+    def readline(self):
+        return self.lines.pop(0) + "\n"
+
+
+def test_login_at_a_terminal(emulator, key, monkeypatch, capsys):
+    asked, answers = [], [f"{emulator.secret_id} ", f" {emulator.secret_key}", ""]
+    monkeypatch.setattr("sys.stdin", Terminal(REGION))
+    monkeypatch.setattr("getpass.getpass", lambda prompt: asked.append(prompt) or answers.pop(0))
+    provider = kmsdata.login(endpoint=emulator.url)
+    assert [text.split()[0] for text in asked] == ["SecretId", "SecretKey", "Session"]
+    out = capsys.readouterr()
+    assert "Connected to Tencent Cloud KMS in ap-guangzhou" in out.out
+    assert "1 key" in out.out
+    for secret in (emulator.secret_id, emulator.secret_key):
+        assert secret not in out.out + out.err + repr(provider)
+    kmsdata.use(key)
+    assert pd.DataFrame({"a": [1]}).kms.encrypt("a").kms.decrypt()["a"].tolist() == [1]
+
+
+def test_login_with_a_wrong_key(emulator, monkeypatch):
+    answers = [emulator.secret_id, "wrong-SecretKey", ""]
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("getpass.getpass", lambda prompt: answers.pop(0))  # noqa: ARG005
+    with pytest.raises(CredentialsError, match="SecretKey is not that of the SecretId") as caught:
+        kmsdata.login(region=REGION, endpoint=emulator.url)
+    assert quiet(emulator, caught.value, "wrong-SecretKey")
+    assert session._process == []
