@@ -18,15 +18,16 @@ FLOORS = {
     "table": 4,
     "migrate": 5, "parquet": 5,
     "accessor": 6, "api": 6,
-    "cli": 7, "demo": 7, "sign_in": 7,
+    "cli": 7, "demo": 7, "emulator": 7, "sign_in": 7,
 }  # fmt: skip
 PEERS = {  # the steps on one floor
     "errors": {"envelope"},  # what is malformed is a FormatError
     "demo": {"cli"},  # the command that shows it
+    "emulator": {"cli"},  # and the command that runs it
 }
 
 ONLY_IN = {
-    "cryptography": {"ciphers", "keys", "providers"},
+    "cryptography": {"ciphers", "emulator", "keys", "providers"},
     "tencentcloud": {"providers"},
 }
 
