@@ -286,14 +286,15 @@ def _provider(uri: str) -> kmsdata.LocalKeystore | kmsdata.TencentKMS:
 def _table(fields: list[str], rows: list[dict[str, str]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for field in fields:
-        table.add_column(field, no_wrap=True)
+        table.add_column(field, overflow="fold", no_wrap=field != "key")
     for row in rows:
         table.add_row(
             Text(row["key"], "bold"), *(row[field][: 8 if field == "id" else None] for field in fields[1:])
         )
     console = Console(highlight=False)
-    # In a pipe nothing is cut off: a program reads it.
-    console.print(table, width=None if console.is_terminal else 400, soft_wrap=True)
+    if not console.is_terminal:  # in a pipe nothing is folded: a program reads it
+        console = Console(highlight=False, width=400)
+    console.print(table)
 
 
 def _say(label: str, text: str, width: int = 5) -> None:

@@ -123,7 +123,7 @@ class Credentials(Secret):
             try:
                 found, source = self._find()
             except KeyServiceError:
-                if self._current is None or self._current.dead:
+                if self._current is None or self._current.expires is None or self._current.dead:
                     raise
                 return  # those there are will do for a while: the next call tries again
             self._current, self.source = found, source

@@ -59,6 +59,7 @@ class Endpoint(NamedTuple):
         name, _, _ = parts.netloc.partition(":") if not parts.netloc.startswith("[") else ("[::1]", "", "")
         host = name.lower() + (f":{port}" if port is not None else "")
         plain = parts.scheme in ("http", "https") and parts.path in ("", "/")
+        plain = plain and "?" not in text and "#" not in text
         if not plain or parts.netloc.lower() != host or not _HOST.fullmatch(name.lower()):
             raise ValueError(
                 "endpoint= is a host, such as 'kms.ap-guangzhou.tencentcloudapi.com', or a URL without a "
