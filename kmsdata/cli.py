@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,7 @@ from rich.text import Text
 
 import kmsdata
 from kmsdata import demo as _demo
+from kmsdata.emulator import Emulator
 from kmsdata.envelope import parse_key
 from kmsdata.session import provider_of
 
@@ -29,6 +32,7 @@ _EXAMPLES = "\n".join(
         "kmsdata keys create payroll",
         "kmsdata keys create tencent-kms://ap-guangzhou/payroll",
         "kmsdata keys list --json",
+        "kmsdata emulator --port 8600",
     ]
 )
 _HINTS = {
@@ -136,6 +140,33 @@ def demo(
             "--columns and --deterministic name columns of your own file", "add --input FILE", usage=True
         )
     _demo.run(path, _names(columns), _names(deterministic), force=force)
+
+
+@app.command("emulator", epilog="kmsdata emulator --port 8600 --state kms.json")
+def emulate(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where to listen on 127.0.0.1; 0: anywhere.")
+    ] = 0,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep keys and credentials in FILE; else they go when it stops."),
+    ] = None,
+) -> None:
+    """Run a Tencent Cloud KMS on this machine, for trying, offline work and tests, until Ctrl-C.
+
+    Prints the variables that let kmsdata, or the official SDK, use it. It protects nothing.
+    """
+    with Emulator(state, port=port) as emulator:
+        typer.echo(
+            f"# Tencent Cloud KMS, emulated at {emulator.url}; Ctrl-C stops it. In another terminal:\n"
+            f"export KMSDATA_TENCENT_ENDPOINT={emulator.url}\n"
+            f"export TENCENTCLOUD_SECRET_ID={emulator.secret_id}\n"
+            f"export TENCENTCLOUD_SECRET_KEY={emulator.secret_key}"
+        )
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    typer.echo("# Stopped.", err=True)
 
 
 _KEY = Annotated[
