@@ -24,11 +24,13 @@ from kmsdata.errors import (
     UnsupportedTypeError,
     WrongKeyError,
 )
+from kmsdata.inspection import inspect
 from kmsdata.keys import DataKey, KeyProvider, Keyset
 from kmsdata.migrate import migrate_guide_column
 from kmsdata.parquet import read_parquet
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
+from kmsdata.report import Inspection
 from kmsdata.session import use
 from kmsdata.sign_in import login
 from kmsdata.table import decrypt_table, encrypt_table
@@ -42,6 +44,7 @@ __all__ = [
     "EncryptedType",
     "FormatError",
     "FrameAccessor",
+    "Inspection",
     "KeyAccessError",
     "KeyCache",
     "KeyNotFoundError",
@@ -60,6 +63,7 @@ __all__ = [
     "decrypt_table",
     "encrypt_table",
     "export_keyset",
+    "inspect",
     "login",
     "migrate_guide_column",
     "new_data_key",

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from kmsdata.inspection import inspect
 from kmsdata.parquet import FilePath, write_parquet
+from kmsdata.report import Inspection
 from kmsdata.session import Key
 from kmsdata.table import Columns, Encrypted, decrypt_frame, encrypt_frame, encrypted_columns
 
@@ -29,6 +31,7 @@ class FrameAccessor:
         key: Key | Encrypted | None = None,
         domain: str | Mapping[str, str] | None = None,
         context: Mapping[str, str] | None = None,
+        progress: bool | None = None,
     ) -> pd.DataFrame:
         """Encrypt columns, under one data key.
 
@@ -43,6 +46,7 @@ class FrameAccessor:
             domain: what deterministic columns may be joined across: by column, or one text for one column;
                 default: the column's own name.
             context: pairs that stand in clear beside the wrapped key, and that opening it takes.
+            progress: show a bar; None: where it takes longer than a second and somebody may be looking.
 
         Returns:
             A new frame with those columns encrypted; index, order, attrs and all else as they were.
@@ -63,7 +67,13 @@ class FrameAccessor:
             >>> pd.testing.assert_frame_equal(enc.kms.decrypt(), df)
         """
         return encrypt_frame(
-            self._frame, columns, deterministic=deterministic, key=key, domain=domain, context=context
+            self._frame,
+            columns,
+            deterministic=deterministic,
+            key=key,
+            domain=domain,
+            context=context,
+            progress=progress,
         )
 
     def decrypt(
@@ -73,6 +83,7 @@ class FrameAccessor:
         key: Key | Encrypted | None = None,
         context: Mapping[str, str] | None = None,
         on_denied: Literal["raise", "keep"] = "raise",
+        progress: bool | None = None,
     ) -> pd.DataFrame:
         """Decrypt columns, with one call of the key service for each data key.
 
@@ -83,6 +94,7 @@ class FrameAccessor:
                 the header names.
             context: pairs that the authenticated context must hold.
             on_denied: ``"keep"`` leaves a column whose key is refused or not there as it is.
+            progress: show a bar; None: where it takes longer than a second and somebody may be looking.
 
         Returns:
             A new frame with those columns as they were before encryption, dtype included.
@@ -99,12 +111,25 @@ class FrameAccessor:
             >>> enc.kms.decrypt()["age"].tolist()
             [36, 41]
         """
-        return decrypt_frame(self._frame, columns, key=key, context=context, on_denied=on_denied)
+        return decrypt_frame(
+            self._frame, columns, key=key, context=context, on_denied=on_denied, progress=progress
+        )
 
     @property
     def encrypted(self) -> list[Any]:
         """Names of the encrypted columns, then of the encrypted index levels."""
         return [item.name for item in encrypted_columns(self._frame)]
+
+    def inspect(self) -> Inspection:
+        """What is encrypted, how, and who can open it: a table, as text or HTML. Needs no key.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
+            >>> enc.kms.inspect().data_keys[0].keys
+            ('local://demo',)
+        """
+        return inspect(self._frame)
 
     def to_parquet(
         self, path: FilePath, *, index: bool | None = None, filesystem: Any = None, **pyarrow_options: Any

@@ -39,7 +39,7 @@ from kmsdata.table import (
     require,
 )
 
-__all__ = ["FilePath", "read_headers", "read_parquet", "write_parquet"]
+__all__ = ["FilePath", "fragments_of", "headers_in", "read_headers", "read_parquet", "write_parquet"]
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 
@@ -147,9 +147,11 @@ def read_parquet(
     """
     wanted = None if columns is None else column_names(columns)
     asked = None if encrypted is None else column_names(encrypted)
-    fragments = _fragments(path, filesystem)
+    fragments = fragments_of(path, filesystem)
     files = {
-        name: _headers(fragment.physical_schema, name, None if wanted is None else {*wanted, *(asked or ())})
+        name: headers_in(
+            fragment.physical_schema, name, None if wanted is None else {*wanted, *(asked or ())}
+        )
         for name, (fragment, _) in fragments.items()
     }
     _check_filters(filters, {column for headers in files.values() for column in headers})
@@ -190,8 +192,8 @@ def read_headers(
     """
     merged: dict[str, Header] = {}
     names = None if columns is None else set(column_names(columns))
-    for name, (fragment, _) in _fragments(path, filesystem).items():
-        for column, header in _headers(fragment.physical_schema, name, names).items():
+    for name, (fragment, _) in fragments_of(path, filesystem).items():
+        for column, header in headers_in(fragment.physical_schema, name, names).items():
             both = merged.get(column, header).union(header)
             if both is None:
                 raise FormatError(
@@ -211,7 +213,7 @@ def _read(path: FilePath, columns: list[str] | None, filters: Any, filesystem: A
     except pa.ArrowInvalid as error:
         if columns is None or "FieldRef" not in str(error):
             raise
-        for fragment, partition in _fragments(path, filesystem).values():
+        for fragment, partition in fragments_of(path, filesystem).values():
             for name in columns:
                 require([*fragment.physical_schema.names, *(field.name for field in partition)], name)
         raise
@@ -246,7 +248,7 @@ def _each(
     return pd.concat(parts, ignore_index=default)
 
 
-def _fragments(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[pa.Field]]]:
+def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[pa.Field]]]:
     """The files of a dataset by path, each with the fields that its folders' names say."""
     hive = ds.HivePartitioning.discover(infer_dictionary=True)  # as pandas reads it
     try:
@@ -273,7 +275,7 @@ def _dtypes(headers: Mapping[str, Header]) -> dict[str, EncryptedDtype]:
     return {name: EncryptedDtype(header) for name, header in headers.items()}
 
 
-def _headers(schema: pa.Schema, path: str, columns: set[str] | None) -> dict[str, Header]:
+def headers_in(schema: pa.Schema, path: str, columns: set[str] | None = None) -> dict[str, Header]:
     """The headers of these columns (None: all), by the columns' own types, else by the file's entry."""
     headers: dict[str, Header] = {}
     fields = [field for field in schema if columns is None or field.name in columns]

@@ -19,6 +19,7 @@ from kmsdata.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.envelope import DataKeyRecord, Header
 from kmsdata.errors import FormatError, KeyAccessError, KeyNotFoundError, WrongKeyError
 from kmsdata.keys import DataKey
+from kmsdata.progress import Progress
 from kmsdata.session import Key, new_data_key, unwrap
 
 __all__ = [
@@ -51,6 +52,7 @@ def encrypt_frame(
     key: Key | Encrypted | None = None,
     domain: str | Mapping[str, str] | None = None,
     context: Mapping[str, str] | None = None,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """See `kmsdata.accessor.FrameAccessor.encrypt`."""
     chosen = _chosen(frame.columns, columns, deterministic, domain, list(frame.index.names))
@@ -58,10 +60,11 @@ def encrypt_frame(
     for name, position in positions.items():
         _refuse_encrypted(name, _encrypted_series(frame.iloc[:, position]) is not None)
     data_key = data_key_for(key, context, len(frame) * len(chosen))
-    done = {
-        name: _encrypt(frame.iloc[:, positions[name]], name, data_key, scope)
-        for name, scope in chosen.items()
-    }
+    done: dict[str, EncryptedArray] = {}
+    with Progress("encrypt", len(frame) * len(chosen), "cells", progress) as bar:
+        for name, scope in chosen.items():
+            done[name] = _encrypt(frame.iloc[:, positions[name]], name, data_key, scope)
+            bar.step(len(frame))
     out = frame.assign()  # the pandas way to a frame of its own: lazily where it can be
     for name, array in done.items():
         out.isetitem(positions[name], array)
@@ -122,6 +125,7 @@ def decrypt_frame(
     key: Key | Encrypted | None = None,
     context: Mapping[str, str] | None = None,
     on_denied: Literal["raise", "keep"] = "raise",
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """See `kmsdata.accessor.FrameAccessor.decrypt`."""
     if on_denied not in ("raise", "keep"):
@@ -146,9 +150,11 @@ def decrypt_frame(
     check_names(named)
     opened: list[tuple[_Place, pd.Series[Any]]] = []
     try:
-        for item in every:
-            if all(column.data_key in keys for header in item.headers for column in header.columns):
-                opened.append((item, item.decrypt(keys)))
+        with Progress("decrypt", len(frame) * len(every), "cells", progress) as bar:
+            for item in every:
+                if all(column.data_key in keys for header in item.headers for column in header.columns):
+                    opened.append((item, item.decrypt(keys)))
+                bar.step(len(frame))
     except BaseException:
         opened.clear()  # an error of one column leaves no plaintext of another in its frames
         raise

@@ -12,16 +12,17 @@ ROOT = Path(kmsdata.__file__).parent
 
 FLOORS = {
     "errors": 0, "calls": 0, "cells": 0, "envelope": 0, "files": 0,
-    "codec": 1, "ciphers": 1, "keys": 1, "storage": 1,
-    "cache": 2, "providers": 2,
+    "codec": 1, "ciphers": 1, "keys": 1, "progress": 1, "storage": 1,
+    "cache": 2, "providers": 2, "report": 2,
     "column": 3, "dtype": 3, "session": 3,
     "table": 4,
     "migrate": 5, "parquet": 5,
-    "accessor": 6, "api": 6,
+    "accessor": 6, "api": 6, "inspection": 6,
     "cli": 7, "demo": 7, "emulator": 7, "sign_in": 7,
 }  # fmt: skip
 PEERS = {  # the steps on one floor
     "errors": {"envelope"},  # what is malformed is a FormatError
+    "inspection": {"accessor"},  # df.kms.inspect
     "demo": {"cli"},  # the command that shows it
     "emulator": {"cli"},  # and the command that runs it
 }
