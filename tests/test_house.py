@@ -16,13 +16,13 @@ FLOORS = {
     "cache": 2, "providers": 2, "report": 2,
     "column": 3, "dtype": 3, "session": 3,
     "table": 4,
-    "migrate": 5, "parquet": 5,
-    "accessor": 6, "api": 6, "inspection": 6,
-    "cli": 7, "demo": 7, "emulator": 7, "sign_in": 7,
+    "parquet": 6,
+    "inspection": 7, "migrate": 7,
+    "accessor": 8, "api": 8,
+    "cli": 9, "demo": 9, "emulator": 9, "sign_in": 9,
 }  # fmt: skip
 PEERS = {  # the steps on one floor
     "errors": {"envelope"},  # what is malformed is a FormatError
-    "inspection": {"accessor"},  # df.kms.inspect
     "demo": {"cli"},  # the command that shows it
     "emulator": {"cli"},  # and the command that runs it
 }
