@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import threading
 import time
 import weakref
 from collections import OrderedDict
@@ -13,18 +11,19 @@ from concurrent.futures import Future
 
 from kmsdata.calls import count
 from kmsdata.errors import KmsDataError
+from kmsdata.forks import Lock
 from kmsdata.keys import DataKey, Secret
 
-__all__ = ["KeyCache"]
+__all__ = ["KeyCache", "forget_keys"]
 
 
 class _Entry(Secret):
-    """A data key at hand, since when, and how often it was handed out."""
+    """A data key at hand, since when, and what it was handed out for: times, or cells."""
 
-    __slots__ = ("born", "data_key", "uses")
+    __slots__ = ("born", "data_key", "used")
 
-    def __init__(self, data_key: DataKey) -> None:
-        self.data_key, self.born, self.uses = data_key, time.monotonic(), 0
+    def __init__(self, data_key: DataKey, used: int) -> None:
+        self.data_key, self.born, self.used = data_key, time.monotonic(), used
 
 
 class KeyCache(Secret):
@@ -71,43 +70,37 @@ class KeyCache(Secret):
                 raise ValueError("the limits of a KeyCache are not negative")
         self.age, self.uses, self.number = age, uses, number
         self.reuse_age, self.reuse_cells = reuse_age, 1 << 32 if reuse_cells is None else reuse_cells
+        self._lock = Lock(self.clear)  # a forked process has none of the threads that are asking
         self.clear()
         _caches.add(self)
 
     def clear(self) -> None:
         """Forget every key."""
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._flights: dict[Hashable, Future[DataKey | None]] = {}
+        with self._lock:
+            self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+            self._flights: dict[Hashable, Future[DataKey | None]] = {}
 
     def unwrapped(self, by: Hashable, load: Callable[[], DataKey | None]) -> DataKey | None:
         """The key that was unwrapped for ``by``, or what ``load`` brings; None is not kept."""
-
-        def good(entry: _Entry) -> bool:
-            fresh = time.monotonic() - entry.born < self.age
-            return fresh and (self.uses is None or entry.uses < self.uses)
-
-        return self._get(("unwrapped", by), good, load) if self.age else load()
+        return self._get(("unwrapped", by), self.age, self.uses, 1, load) if self.age else load()
 
     def generated(self, by: Hashable, cells: int, make: Callable[[], DataKey]) -> DataKey:
         """A data key to encrypt so many cells with: one that is shared for ``by``, or what ``make`` makes."""
-
-        def good(entry: _Entry) -> bool:
-            fresh = time.monotonic() - entry.born < self.reuse_age
-            return fresh and entry.data_key.sealed + cells <= self.reuse_cells
-
-        data_key = self._get(("generated", by), good, make) if self.reuse_age else None
-        return data_key or make()
+        shared = None
+        if self.reuse_age:
+            shared = self._get(("generated", by), self.reuse_age, self.reuse_cells, cells, make)
+        return shared or make()
 
     def _get(
-        self, by: Hashable, good: Callable[[_Entry], bool], load: Callable[[], DataKey | None]
+        self, by: Hashable, age: float, most: int | None, use: int, load: Callable[[], DataKey | None]
     ) -> DataKey | None:
         while True:
-            lock, entries, flights = self._lock, self._entries, self._flights
-            with lock:
+            with self._lock:
+                entries, flights = self._entries, self._flights
                 entry = entries.get(by)
-                if entry is not None and good(entry):
-                    entry.uses += 1
+                fresh = entry is not None and time.monotonic() - entry.born < age
+                if entry is not None and fresh and (most is None or entry.used + use <= most):
+                    entry.used += use
                     entries.move_to_end(by)
                     count("cached")
                     return entry.data_key
@@ -115,7 +108,7 @@ class KeyCache(Secret):
                 if mine := flight is None:
                     flight = flights[by] = Future()
             if mine:
-                return self._load(by, load, flight, entries, flights)
+                return self._load(by, use, load, flight, entries, flights)
             error = flight.exception()
             if isinstance(error, KmsDataError):  # what one thread was told, all that waited for it are
                 raise copy.copy(error) from None
@@ -125,6 +118,7 @@ class KeyCache(Secret):
     def _load(
         self,
         by: Hashable,
+        use: int,
         load: Callable[[], DataKey | None],
         flight: Future[DataKey | None],
         entries: OrderedDict[Hashable, _Entry],
@@ -136,10 +130,9 @@ class KeyCache(Secret):
             flights.pop(by, None)
             flight.set_exception(error)
             raise
-        with self._lock:
+        with self._lock:  # what was asked for before `clear` goes where nobody looks any more
             if data_key is not None and self.number:
-                entries[by] = entry = _Entry(data_key)
-                entry.uses = 1
+                entries[by] = _Entry(data_key, use)
                 entries.move_to_end(by)
                 while len(entries) > self.number:
                     entries.popitem(last=False)
@@ -151,11 +144,7 @@ class KeyCache(Secret):
 _caches: weakref.WeakSet[KeyCache] = weakref.WeakSet()
 
 
-def _forked() -> None:
-    """The child has none of the parent's threads: their locks and calls are void."""
-    for cache in _caches:
+def forget_keys() -> None:
+    """Empty every cache there is."""
+    for cache in list(_caches):
         cache.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

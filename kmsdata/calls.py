@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import NamedTuple
+
+from kmsdata.forks import Lock
 
 __all__ = ["Usage", "count", "usage"]
 
@@ -31,7 +32,7 @@ class Usage(NamedTuple):
         return self.generate_data_key + self.unwrap + self.wrap
 
 
-_lock = threading.Lock()
+_lock = Lock()
 _so_far: list[Usage] = [Usage()]
 
 

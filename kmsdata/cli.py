@@ -222,7 +222,9 @@ def list_(
         found = store.list_keys()
         about: dict[str, object] = {"keystore": str(store.path), "passphrase": store.sealed}
         source = f"{store.path}, {_guard(store)}"
+        rows = [item | {"id": item["id"][:8]} for item in found]
         fields = ["key", "id", "state", "rotation", "created"]
+        fold = "key"
     else:
         kms = _provider(_uri(f"tencent-kms://{place}/any"))
         if not isinstance(kms, kmsdata.TencentKMS):
@@ -230,44 +232,47 @@ def list_(
         found = kms.list_keys()
         about = {"region": kms.region, "endpoint": kms.endpoint}
         source = f"{kms.region} at {kms.endpoint}, with {kms.account}"
-        fields = ["key", "alias", "state", "rotation", "created"]
+        rows = [item | {"KeyId": item["key"].rpartition("/")[2]} for item in found]
+        fields = ["KeyId", "alias", "state", "rotation"]
+        fold = "alias"
     if as_json:
         typer.echo(json.dumps({**about, "keys": found}, indent=1))
         return
     if found:
-        _table(fields, found)
+        _table(fields, fold, rows)
     else:
         _say("Keys", "none so far")
         _say("Now", f"kmsdata keys create {'NAME' if place == 'local' else f'tencent-kms://{place}/ALIAS'}")
     _say("In", source)
+    if found and place != "local":
+        _say("Named", f"tencent-kms://{place}/KEYID-OR-ALIAS")
 
 
 @keys.command("describe")
 def describe(key: _KEY, as_json: _JSON = False) -> None:
     """Say what is known of a master key: its state, when it was made, how it is rotated."""
     uri = _uri(key)
-    about = _provider(uri).describe_key(uri)
     if as_json:
-        typer.echo(json.dumps(about, indent=1))
+        _json_of(uri)
         return
-    for name, text in about.items():
+    for name, text in _provider(uri).describe_key(uri).items():
         _say(name.capitalize(), text or "none", 10)
 
 
 @keys.command("disable")
-def disable(key: _KEY) -> None:
+def disable(key: _KEY, as_json: _JSON = False) -> None:
     """Let a key be used no more until it is enabled: what it wrapped cannot be read meanwhile."""
     uri = _uri(key)
     _provider(uri).disable_key(uri)
-    _say("Done", f"{uri} is disabled: 'kmsdata keys enable {uri}' lets it be used again")
+    _done(uri, f"is disabled: 'kmsdata keys enable {uri}' lets it be used again", as_json)
 
 
 @keys.command("enable")
-def enable(key: _KEY) -> None:
+def enable(key: _KEY, as_json: _JSON = False) -> None:
     """Let a disabled key be used again."""
     uri = _uri(key)
     _provider(uri).enable_key(uri)
-    _say("Done", f"{uri} is enabled")
+    _done(uri, "is enabled", as_json)
 
 
 @keys.command("rotate", epilog="kmsdata keys rotate tencent-kms://ap-guangzhou/payroll --every 90")
@@ -279,13 +284,14 @@ def rotate(
             metavar="DAYS", help="In Tencent Cloud KMS: from now on every 7 to 365 days; 0: no more."
         ),
     ] = None,
+    as_json: _JSON = False,
 ) -> None:
     """Give a key new material, now or regularly. What it wrapped before still opens."""
     uri = _uri(key)
     provider = _provider(uri)
     if every is None:
         provider.rotate_key(uri)
-        _say("Done", f"{uri} has new material; what it wrapped before still opens")
+        _done(uri, "has new material; what it wrapped before still opens", as_json)
         return
     if isinstance(provider, kmsdata.LocalKeystore):
         raise _demo.Refusal(
@@ -297,7 +303,7 @@ def rotate(
         provider.enable_rotation(uri, every)
     else:
         provider.disable_rotation(uri)
-    _say("Done", f"{uri} is rotated {f'every {every} days' if every else 'no more'}")
+    _done(uri, f"is rotated {f'every {every} days' if every else 'no more'}", as_json)
 
 
 def _uri(key: str) -> str:
@@ -314,13 +320,26 @@ def _provider(uri: str) -> kmsdata.LocalKeystore | kmsdata.TencentKMS:
     raise _demo.Refusal(f"{uri}: its keys are not managed here", "name a local:// or tencent-kms:// key")
 
 
-def _table(fields: list[str], rows: list[dict[str, str]]) -> None:
+def _done(uri: str, what: str, as_json: bool) -> None:
+    if as_json:
+        _json_of(uri)
+    else:
+        _say("Done", f"{uri} {what}")
+
+
+def _json_of(uri: str) -> None:
+    typer.echo(json.dumps(_provider(uri).describe_key(uri), indent=1))
+
+
+def _table(fields: list[str], fold: str, rows: list[dict[str, str]]) -> None:
+    """A table of 80 columns: one field is folded where it is long, and times are cut to days."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for field in fields:
-        table.add_column(field, overflow="fold", no_wrap=field != "key")
+        table.add_column(field, overflow="fold", no_wrap=field != fold)
     for row in rows:
         table.add_row(
-            Text(row["key"], "bold"), *(row[field][: 8 if field == "id" else None] for field in fields[1:])
+            Text(row[fields[0]], "bold"),
+            *(row[field][: 10 if field == "created" else None] for field in fields[1:]),
         )
     console = Console(highlight=False)
     if not console.is_terminal:  # in a pipe nothing is folded: a program reads it

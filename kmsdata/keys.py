@@ -16,7 +16,6 @@ import hashlib
 import hmac
 import json
 import os
-import threading
 from collections.abc import Iterable, Mapping
 from typing import NoReturn, Protocol, runtime_checkable
 
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kmsdata.envelope import ColumnHeader, DataKeyRecord, Wrap, parse_key
+from kmsdata.forks import Lock
 
 __all__ = ["CellKey", "DataKey", "KeyProvider", "Keyset", "Secret", "random_bytes"]
 
@@ -98,7 +98,7 @@ class DataKey(Secret):
         self.context = tuple(sorted((context or {}).items()))
         DataKeyRecord(b"", self.context, self.wraps)  # refuses what no reader would take
         self._secret = bytes(secret)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._sealed: dict[str | None, int] = {}
         self.commitment = self._derive("kmsdata/1/commitment", 32)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from kmsdata.cache import KeyCache
+from kmsdata.cache import KeyCache, forget_keys
 from kmsdata.calls import count
 from kmsdata.envelope import DataKeyRecord, KeyURI, Wrap, parse_key
 from kmsdata.errors import FormatError, KeyNotFoundError, KeyServiceError, WrongKeyError
+from kmsdata.forks import Lock
 from kmsdata.keys import DataKey, KeyProvider
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
@@ -43,7 +43,7 @@ def _serves(provider: KeyProvider) -> tuple[str, str | None]:
 
 
 _process: list[_State] = []  # what was set for the process, in order; the last one counts
-_lock = threading.RLock()
+_lock = Lock()
 _keystores: dict[str | None, LocalKeystore] = {}  # by KMSDATA_KEYSTORE: each asks for its passphrase once
 _services: dict[tuple[str, str | None], TencentKMS] = {}  # by region and KMSDATA_TENCENT_ENDPOINT
 _cache = KeyCache()
@@ -119,9 +119,7 @@ def _current() -> _State:
 
 def forget() -> None:
     """Forget every data key at hand, and every credential that was found: others are in force from now on."""
-    _cache.clear()
-    if (cache := _current().cache) is not None:
-        cache.clear()
+    forget_keys()
     with _lock:
         _services.clear()
         _keystores.clear()

@@ -10,6 +10,7 @@ import warnings
 from kmsdata.envelope import parse_key
 from kmsdata.errors import CredentialsError
 from kmsdata.keys import Secret
+from kmsdata.providers.credentials import Credentials
 from kmsdata.providers.tencent import TencentKMS
 from kmsdata.session import forget, session_key, use
 
@@ -34,6 +35,7 @@ def login(*, region: str | None = None, key: str | None = None, endpoint: str | 
 
     Raises:
         CredentialsError: there are none, and nobody can be asked; or those there are were refused.
+        ValueError: no region, and nobody can be asked; or one that is not that of ``key``.
         KeyServiceError: KMS did not answer.
 
     Example:
@@ -43,11 +45,8 @@ def login(*, region: str | None = None, key: str | None = None, endpoint: str | 
         <TencentKMS ap-guangzhou at https://kms.tencentcloudapi.com>
     """
     region = _region(region, key)
-    kms = None if region is None else TencentKMS(region, endpoint=endpoint)
-    if kms is not None and not _found(kms):
-        kms = None
-    if kms is None:
-        _require_terminal()
+    kms = TencentKMS(region, endpoint=endpoint)
+    if not _found(kms):
         kms = _asked(region, endpoint)
     number = kms.count_keys()
     forget()
@@ -59,11 +58,25 @@ def login(*, region: str | None = None, key: str | None = None, endpoint: str | 
     return kms
 
 
-def _region(region: str | None, key: str | None) -> str | None:
-    for uri in (key, session_key()):
-        if region is None and uri is not None and (parts := parse_key(uri)).scheme == "tencent-kms":
-            region = parts.place
-    return region or os.environ.get("TENCENTCLOUD_REGION") or None
+def _region(region: str | None, key: str | None) -> str:
+    if key is not None:
+        scheme, place, _ = parse_key(key)
+        if scheme != "tencent-kms" or region not in (None, place):
+            raise ValueError(
+                f"key= {key} is no key of Tencent Cloud KMS in {region or 'any region'}: it is named "
+                "tencent-kms://<region>/<KeyId or alias>"
+            )
+        return place or ""
+    if region is None and (session := session_key()) is not None:
+        scheme, place, _ = parse_key(session)
+        region = place if scheme == "tencent-kms" else None
+    if region := region or os.environ.get("TENCENTCLOUD_REGION"):
+        return region
+    if not _terminal():
+        raise ValueError("no region: pass region='ap-guangzhou', say, or set TENCENTCLOUD_REGION")
+    while not region:
+        region = input("Region (such as ap-guangzhou): ").strip()
+    return region
 
 
 def _found(kms: TencentKMS) -> bool:
@@ -76,17 +89,8 @@ def _found(kms: TencentKMS) -> bool:
         return False
 
 
-def _require_terminal() -> None:
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise CredentialsError(
-            "no Tencent Cloud credentials, and nobody can be asked here: set TENCENTCLOUD_SECRET_ID, "
-            "TENCENTCLOUD_SECRET_KEY and TENCENTCLOUD_REGION (and TENCENTCLOUD_SECURITY_TOKEN for temporary "
-            "ones), or write ~/.tencentcloud/credentials",
-            provider="tencent-kms",
-            operation="login",
-            code="NoCredentials",
-            tried=("the environment", "~/.tencentcloud/credentials", "roles", "the terminal"),
-        )
+def _terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 class _Typed(Secret):
@@ -103,11 +107,17 @@ class _Typed(Secret):
         return bool(self.texts[-1])
 
 
-def _asked(region: str | None, endpoint: str | None) -> TencentKMS:
-    while not region:
-        print("Region (such as ap-guangzhou): ", end="", flush=True)
-        region = sys.stdin.readline().strip()
-    TencentKMS(region, endpoint=endpoint)  # what is wrong with these is said before secrets are typed
+def _asked(region: str, endpoint: str | None) -> TencentKMS:
+    if not _terminal():
+        raise CredentialsError(
+            "no Tencent Cloud credentials, and nobody can be asked here: set TENCENTCLOUD_SECRET_ID and "
+            "TENCENTCLOUD_SECRET_KEY (and TENCENTCLOUD_SECURITY_TOKEN for temporary ones), or write "
+            "~/.tencentcloud/credentials",
+            provider="tencent-kms",
+            operation="login",
+            code="NoCredentials",
+            tried=(*Credentials.tried, "the terminal"),
+        )
     typed = _Typed()
     with warnings.catch_warnings():
         # Where the terminal cannot hide what is typed, getpass would show it and warn.

@@ -1,13 +1,15 @@
 """Each test has a keystore of its own, and a session without a key."""
 
+import contextlib
 import importlib.resources
 import os
+import threading
 
 import pandas as pd
 import pytest
 
 import kmsdata
-from kmsdata import session
+from kmsdata import forks, session
 from kmsdata.cli import main
 
 
@@ -46,6 +48,33 @@ def run(capsys):
         return exit_.value.code or 0, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def locked():
+    """A block while which another thread holds every lock of kmsdata: a fork may come at any moment."""
+
+    @contextlib.contextmanager
+    def block():
+        ready, over = threading.Event(), threading.Event()
+
+        def hold():
+            with contextlib.ExitStack() as stack:
+                for lock in list(forks._locks):
+                    stack.enter_context(lock)
+                ready.set()
+                over.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        ready.wait()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    return block
 
 
 @pytest.fixture(scope="session")

@@ -193,25 +193,32 @@ def test_a_thread_that_is_stopped_stops_nobody_else():
 
 def test_login_or_forget_empties_it(service, enc):
     enc.kms.decrypt()
-    session.forget()
+    kmsdata.use(kmsdata.KeyCache())
     enc.kms.decrypt()
-    assert service.calls == ["unwrap", "unwrap"]
+    with kmsdata.use(kmsdata.KeyCache()):
+        enc.kms.decrypt()
+        assert len(service.calls) == 3
+        session.forget()  # all of them, and not just the one that counts here
+        enc.kms.decrypt()
+    enc.kms.decrypt()
+    assert len(service.calls) == 5
+    session._process.pop()
+    enc.kms.decrypt()
+    assert len(service.calls) == 6
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_process_begins_with_none(service, enc):
+def test_a_forked_process_begins_with_none(service, enc, locked):
     enc.kms.decrypt()
-    held = session._cache._lock
-    held.acquire()  # as another thread may hold it at that moment
     reads, writes = os.pipe()
-    child = os.fork()
+    with locked():
+        child = os.fork()
     if child == 0:
         try:
             same = enc.kms.decrypt()["a"].tolist() == [1, 2]
             os.write(writes, f"{same} {service.calls.count('unwrap')}".encode())
         finally:
             os._exit(0)
-    held.release()
     os.close(writes)
     with os.fdopen(reads) as pipe:
         assert pipe.read() == "True 2"
@@ -247,6 +254,26 @@ def test_generated_keys_are_fresh_unless_said_otherwise(clock):
         # A data key that is asked for by name is always new.
         assert kmsdata.new_data_key("svc://k").commitment != fourth
     assert one.kms.decrypt().equals(frame)
+
+
+def test_threads_do_not_exceed_the_cells_of_a_shared_key():
+    """A key is taken for so many cells when it is handed out, and not only when they are sealed."""
+    cache, out, ready = kmsdata.KeyCache(reuse_age=60, reuse_cells=7), [], threading.Barrier(16)
+
+    def make():
+        time.sleep(0.02)
+        return DataKey(os.urandom(32), [Wrap("svc://k", "w")])
+
+    def work():
+        ready.wait()
+        out.append(cache.generated("k", 3, make).commitment)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [out.count(commitment) for commitment in set(out)] == [2] * 8
 
 
 @pytest.mark.usefixtures("service")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import kmsdata
 from kmsdata.emulator import Emulator, Fault
-from kmsdata.emulator.actions import ACTIONS
+from kmsdata.emulator.actions import ACTIONS, UNSUPPORTED
 from kmsdata.emulator.signature import signature
 
 pytestmark = pytest.mark.newest
@@ -137,6 +137,11 @@ def raw(emulator, *, body=b"{}", action="ListKeys", tamper=None, signed_body=Non
     return answer.get("Error", {}).get("Code")
 
 
+def test_no_action_is_made_up(sdk):
+    assert set(ACTIONS) | UNSUPPORTED <= set(dir(sdk.client))
+    assert not set(ACTIONS) & UNSUPPORTED
+
+
 def test_what_was_signed_is_what_counts(emulator):
     assert raw(emulator) is None
     assert (
@@ -173,6 +178,7 @@ def test_what_was_signed_is_what_counts(emulator):
 def test_the_order_of_checks(emulator):
     assert raw(emulator, X_TC_Version="2018-01-01") == "NoSuchVersion"
     assert raw(emulator, action="Nonsense") == "InvalidAction"
+    assert raw(emulator, action="GetPublicKey") == "UnsupportedOperation"
     assert raw(emulator, X_TC_Region=None) == "MissingParameter"
     assert raw(emulator, X_TC_Region="ap-atlantis") == "UnsupportedRegion"
     assert raw(emulator, body=b"[]") == "InvalidParameter"
@@ -516,6 +522,9 @@ def test_a_file_keeps_everything(tmp_path):
         made = sdk("GenerateDataKey", KeyId=key, KeySpec="AES_256")
         sdk("RotateKey", KeyId=key)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        written = path.stat().st_ino
+        sdk("GenerateDataKey", KeyId=key, KeySpec="AES_256")
+        assert path.stat().st_ino == written  # what changes nothing writes nothing
         with pytest.raises(kmsdata.KeyServiceError, match="another emulator has it"):
             Emulator(path)
     with Emulator(path) as emulator:

@@ -225,10 +225,11 @@ def test_threads_share_one(provider, key):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_after_a_fork(provider, key):
+def test_after_a_fork(provider, key, locked):
     data_key = provider.generate_data_key(key, {})
     reads, writes = os.pipe()
-    child = os.fork()
+    with locked():
+        child = os.fork()
     if child == 0:
         try:
             os.write(writes, str(opens(provider, data_key)).encode())

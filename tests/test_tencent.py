@@ -2,16 +2,29 @@
 
 import base64
 import configparser
+import contextlib
+import contextvars
+import datetime
+import ipaddress
 import json
 import logging
 import os
+import pty
 import re
 import signal
+import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 
 import pandas as pd
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import kmsdata
 from kmsdata import session
@@ -82,7 +95,8 @@ def shown(error):
             # The test's own frames hold secrets of course.
             if not step.tb_frame.f_code.co_filename.endswith("test_tencent.py"):
                 for value in step.tb_frame.f_locals.values():
-                    seen += [repr(value), str(value)]
+                    with contextlib.suppress(AttributeError):  # what is half made
+                        seen += [repr(value), str(value)]
             step = step.tb_next
         error = error.__cause__ or error.__context__
     return "\n".join(seen)
@@ -362,10 +376,88 @@ def test_proxies(emulator, make, key, monkeypatch):
     assert client.request.conn.proxy is None
 
 
-def test_a_ca_of_ones_own(monkeypatch, tmp_path):
+def certificate(folder):
+    """A CA of one's own, and the server key that it vouches for, as kms.example.test."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name.from_rfc4514_string("CN=kms.example.test")
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName(
+                [x509.DNSName("kms.example.test"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+            ),
+            critical=False,
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "ca.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + made.public_bytes(Encoding.PEM)
+    )
+
+
+@contextlib.contextmanager
+def proxy(port):
+    """A proxy of a company: whatever host is asked for, it connects to this port. Yields its URL and log."""
+    asked, threads = [], []
+
+    def start(target, *args):
+        threads.append(threading.Thread(target=target, args=args, daemon=True))
+        threads[-1].start()
+
+    def pump(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                client = stack.enter_context(server.accept()[0])
+                asked.append(client.recv(65536).decode().splitlines()[0])
+                client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                upstream = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                start(pump, client, upstream)
+                start(pump, upstream, client)
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        start(serve)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", asked
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_over_tls_with_a_ca_of_ones_own_and_by_a_proxy(emulator, monkeypatch, tmp_path):
+    certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "key.pem")
+    emulator._server.socket = context.wrap_socket(emulator._server.socket, server_side=True)
+
+    def kms(endpoint):
+        pair = emulator.secret_id, emulator.secret_key
+        return kmsdata.TencentKMS(REGION, credential=pair, endpoint=endpoint, timeout=5, retries=2)
+
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        here = kms(f"https://127.0.0.1:{emulator.port}")
+        with pytest.raises(KeyServiceError, match="set SSL_CERT_FILE") as caught:
+            here.list_keys()
+        assert not caught.value.retryable
+        with monkeypatch.context() as m:
+            m.setenv(name, str(tmp_path / "ca.pem"))
+            assert kms(f"https://127.0.0.1:{emulator.port}").list_keys() == []
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    client = kmsdata.TencentKMS(REGION, credential=("AKIDx", "y"))._service._connected()
-    assert client.request.conn.certification == str(tmp_path / "ca.pem")
+    with proxy(emulator.port) as (url, asked):
+        monkeypatch.setenv("HTTPS_PROXY", url)
+        assert kms("kms.example.test").list_keys() == []
+        assert [line.split()[1] for line in asked] == ["kms.example.test:443"]
+        assert emulator.requests[-1].headers["host"] == "kms.example.test"
+        with pytest.raises(KeyServiceError, match="certificate"):  # good for another name only
+            kms("kms.other.test").list_keys()
 
 
 @pytest.mark.parametrize(
@@ -687,6 +779,102 @@ def test_a_role_that_is_assumed(emulator, monkeypatch):
     assert "roleName/reader" in kms.account
 
 
+@pytest.mark.usefixtures("environment")
+def test_a_role_that_may_not_be_assumed(emulator, monkeypatch):
+    monkeypatch.setenv("TENCENTCLOUD_ROLE_ARN", "qcs::cam::uin/100000000001:roleName/reader")
+    for code in ("UnauthorizedOperation", "InvalidParameter.RoleNotExist", "AuthFailure.SignatureFailure"):
+        emulator.fail(Fault.error(code), action="AssumeRole")
+        kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
+        for call in (kms.count_keys, lambda: kmsdata.login(region=REGION, endpoint=emulator.url)):
+            emulator.heal()
+            emulator.fail(Fault.error(code), action="AssumeRole")
+            with pytest.raises(CredentialsError) as caught:
+                call()
+            assert caught.value.code == code
+            assert len(caught.value.tried) == 7
+            assert emulator.calls["ListKeys"] == 0
+            assert quiet(emulator, caught.value)
+    emulator.fail(Fault.error("UnauthorizedOperation"), action="AssumeRole")
+    with pytest.raises(CredentialsError, match=r"sts:AssumeRole was refused: look at the role"):
+        kms.list_keys()
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_slow_renewal_takes_no_time_from_the_call(emulator, monkeypatch):
+    monkeypatch.setenv("TENCENTCLOUD_ROLE_ARN", "qcs::cam::uin/100000000001:roleName/reader")
+    kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url, timeout=2)
+    emulator.fail(Fault.latency(0.8), action="AssumeRole")
+    emulator.fail(Fault.latency(0.8), action="ListKeys")
+    before = kmsdata.usage().retried
+    monkeypatch.setattr(kms._service, "timeout", 1.5)
+    assert kms.count_keys() == 0
+    assert kmsdata.usage().retried == before
+    emulator.fail(Fault.hang(), action="AssumeRole", times=None)
+    kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url, timeout=1)
+    began = time.monotonic()
+    with pytest.raises(KeyServiceError, match="no answer"):
+        kms.count_keys()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_renewal_that_fails_is_not_tried_at_each_call(emulator, monkeypatch):
+    monkeypatch.setenv("TENCENTCLOUD_ROLE_ARN", "qcs::cam::uin/100000000001:roleName/reader")
+    kms = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
+    assert kms.list_keys() == []
+    now, later = time.time, [7000.0]
+    monkeypatch.setattr(time, "time", lambda: now() + later[0])
+    emulator.fail(Fault.error("UnauthorizedOperation"), action="AssumeRole", times=None)
+    for _ in range(5):
+        assert kms.list_keys() == []
+    assert emulator.calls["AssumeRole"] == 2
+    later[0] += 11
+    assert kms.list_keys() == []
+    assert emulator.calls["AssumeRole"] == 3
+    emulator.heal()
+    later[0] += 11
+    assert kms.list_keys() == []
+    assert kms._credentials._current.expires > now() + later[0] + 7000
+
+
+@pytest.mark.usefixtures("environment")
+def test_credentials_of_a_role_that_do_not_run_out_are_none(emulator, monkeypatch):
+    monkeypatch.setenv("TENCENTCLOUD_ROLE_ARN", "qcs::cam::uin/100000000001:roleName/reader")
+    for fields in ({"ExpiredTime": None}, {"Credentials": None}, {"Credentials": {"Token": "t"}}):
+        emulator.fail(Fault.change(**fields), action="AssumeRole")
+        with pytest.raises(CredentialsError, match="STS answered without credentials"):
+            kmsdata.TencentKMS(REGION, endpoint=emulator.url).list_keys()
+
+
+def test_metadata_that_never_answer(emulator, monkeypatch):
+    """A laptop whose name server is slow is told of login() all the same."""
+    monkeypatch.setattr(credentials, "_METADATA_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(credentials, "_METADATA", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        began = time.monotonic()
+        with pytest.raises(CredentialsError, match=r"kmsdata\.login"):
+            kmsdata.TencentKMS(REGION, endpoint=emulator.url).list_keys()
+        assert time.monotonic() - began < 2.5  # the request itself would wait for three seconds
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"region": "guangzhou"}, {"timeout": 0}, {"retries": -1}, {"endpoint": "http://example.org"},
+        {"credential": {"SecretId": "AKIDx", "SecretKey": "SECRETTEXT"}}, {"credential": "AKIDx:SECRETTEXT"},
+    ],
+)  # fmt: skip
+def test_what_is_refused_shows_no_credential(options):
+    options = {"region": REGION, "credential": ("AKIDx", "SECRETTEXT")} | options
+    with pytest.raises((TypeError, ValueError)) as caught:
+        kmsdata.TencentKMS(**options)
+    assert "SECRETTEXT" not in shown(caught.value)
+
+
+def test_a_pair_may_be_a_list(emulator, make):
+    assert make(credential=[emulator.secret_id, emulator.secret_key]).list_keys() == []
+
+
 def test_a_credential_of_the_sdk(emulator, make):
     from tencentcloud.common.credential import Credential
 
@@ -804,8 +992,6 @@ def test_soak(emulator, make, key):
                 done.append(opened.commitment == data_key.commitment)
 
     with kmsdata.use(kms), kmsdata.use(kmsdata.KeyCache(age=0)):
-        import contextvars
-
         threads = [
             threading.Thread(target=contextvars.copy_context().run, args=(work, 5 * n)) for n in range(8)
         ]
@@ -848,12 +1034,17 @@ def test_keys_on_the_command_line(run):
     alias = f"tencent-kms://{REGION}/payroll"
     code, out, _ = run("keys", "list", REGION)
     assert code == 0
-    assert [word in out for word in (key, "payroll", "Enabled", "the environment")] == [True] * 4
+    words = (key.rpartition("/")[2], "payroll", "Enabled", "the environment", f"tencent-kms://{REGION}/KEYID")
+    assert [word in out for word in words] == [True] * 5
     assert json.loads(run("keys", "describe", alias, "--json")[1])["key"] == key
     assert run("keys", "disable", alias)[0] == 0
     assert json.loads(run("keys", "list", REGION, "--json")[1])["keys"][0]["state"] == "Disabled"
     assert run("keys", "enable", key)[0] == 0
     assert run("keys", "rotate", key)[0] == 0
+    for command, state in (("disable", "Disabled"), ("enable", "Enabled"), ("rotate --every 30", "Enabled")):
+        about = json.loads(run("keys", *command.split(), key, "--json")[1])
+        assert (about["key"], about["state"]) == (key, state)
+    assert about["rotation"] == "every 30 days"
     assert run("keys", "rotate", key, "--every", "90")[0] == 0
     assert "every 90 days" in run("keys", "describe", key)[1]
     assert run("keys", "rotate", key, "--every", "0")[0] == 0
@@ -864,6 +1055,23 @@ def test_keys_on_the_command_line(run):
     assert (code, "7 to 365" in err) == (2, True)
     code, _, err = run("keys", "describe", f"tencent-kms://{REGION}/nobody")
     assert (code, "no key of that alias" in err) == (1, True)
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("alias", ["payroll", "payroll-of-the-whole-company-and-all-of-its-shops"])
+def test_the_list_of_keys_in_a_terminal(run, kms, monkeypatch, alias):
+    key = kms.create_key(alias).rpartition("/")[2]
+    kms.enable_rotation(f"tencent-kms://{REGION}/{key}", 365)
+    kms.disable_key(f"tencent-kms://{REGION}/{key}")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
+    out = re.sub(r"\x1b\[[0-9;]*m", "", run("keys", "list", REGION)[1]).splitlines()
+    table = out[: next(at for at, line in enumerate(out) if line.startswith("In "))]
+    assert max(map(len, table)) <= 80
+    for word in ("Disabled", "every 365 days", key):
+        assert any(word in line for line in table)
+    start = table[0].index("alias")
+    assert "".join(line[start : table[0].index("state")].strip() for line in table[1:]) == alias  # not cut
 
 
 def test_the_command_line_without_credentials(run, emulator, monkeypatch):
@@ -888,6 +1096,58 @@ def test_login_where_nobody_can_be_asked(emulator, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(CredentialsError, match="nobody can be asked here: set TENCENTCLOUD_SECRET_ID"):
         kmsdata.login(region=REGION, endpoint=emulator.url)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
+    with pytest.raises(ValueError, match="no region: pass region="):
+        kmsdata.login(endpoint=emulator.url)
+    monkeypatch.setenv("TENCENTCLOUD_REGION", REGION)
+    assert kmsdata.login(endpoint=emulator.url).region == REGION
+
+
+@pytest.mark.parametrize("key", ["local://demo", "tencent-kms://ap-shanghai/k", "svc://k"])
+def test_login_for_a_key_that_is_elsewhere(emulator, key):
+    with pytest.raises(ValueError, match="no key of Tencent Cloud KMS in ap-guangzhou"):
+        kmsdata.login(region=REGION, key=key, endpoint=emulator.url)
+    assert session._process == []
+
+
+@pytest.mark.parametrize("given", ["nothing", "a pair"])
+def test_login_at_a_real_terminal(emulator, given):
+    """Prompts for what is missing and for nothing else, and echoes no secret."""
+    answers = {"Region": REGION}
+    environment = {name: text for name, text in os.environ.items() if name != "KMSDATA_KEYSTORE"}
+    environment["KMSDATA_TENCENT_ENDPOINT"] = emulator.url
+    if given == "a pair":
+        environment["TENCENTCLOUD_SECRET_ID"] = emulator.secret_id
+        environment["TENCENTCLOUD_SECRET_KEY"] = emulator.secret_key
+    else:
+        answers |= {"SecretId": emulator.secret_id, "SecretKey": emulator.secret_key, "Session": ""}
+    # The metadata of an instance are looked for nowhere.
+    code = (
+        "import kmsdata; from kmsdata.providers import credentials; "
+        "credentials._METADATA = 'http://127.0.0.1:9/'; kmsdata.login(); print('done')"
+    )
+    terminal, theirs = pty.openpty()
+    command = [sys.executable, "-c", code]
+    child = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    )
+    os.close(theirs)
+    seen, asked = "", []
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while text := os.read(terminal, 4096).decode():
+            seen += text
+            prompt = seen.rpartition("\n")[2]
+            if prompt.endswith(": "):
+                asked.append(prompt.split()[0])
+                os.write(terminal, f"{answers.get(asked[-1], '')}\n".encode())
+    os.close(terminal)
+    assert child.wait(20) == 0, seen
+    assert asked == list(answers)
+    assert seen.rstrip().endswith("done")
+    assert "Connected to Tencent Cloud KMS in ap-guangzhou" in seen
+    for secret in (emulator.secret_id, emulator.secret_key):
+        assert secret not in seen
 
 
 class Terminal:

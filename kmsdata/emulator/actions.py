@@ -6,12 +6,12 @@ import base64
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from kmsdata.emulator.store import Account, MasterKey, Store
 from kmsdata.keys import random_bytes
 
-__all__ = ["ACTIONS", "STS", "Call", "Refusal", "checked"]
+__all__ = ["ACTIONS", "REGIONS", "STS", "UNSUPPORTED", "Call", "Refusal", "checked", "temporary"]
 
 REGIONS = [
     "ap-bangkok", "ap-beijing", "ap-chengdu", "ap-chongqing", "ap-guangzhou", "ap-hongkong", "ap-jakarta",
@@ -378,6 +378,19 @@ ACTIONS: dict[str, Action] = {
     "GetServiceStatus": (_status, {}, set()),
     "GetRegions": (_regions, {}, set()),
 }
+UNSUPPORTED = {  # actions of the real service that this one does not have
+    "AsymmetricRsaDecrypt", "AsymmetricSm2Decrypt", "BindCloudResource", "CancelDataKeyDeletion",
+    "CreateWhiteBoxKey", "DeleteImportedKeyMaterial", "DeleteWhiteBoxKey", "DescribeDataKey",
+    "DescribeDataKeys", "DescribeWhiteBoxDecryptKey", "DescribeWhiteBoxDeviceFingerprints",
+    "DescribeWhiteBoxKey", "DescribeWhiteBoxKeyDetails", "DescribeWhiteBoxServiceStatus", "DisableDataKey",
+    "DisableDataKeys", "DisableKeys", "DisableWhiteBoxKey", "DisableWhiteBoxKeys", "EnableDataKey",
+    "EnableDataKeys", "EnableKeys", "EnableWhiteBoxKey", "EnableWhiteBoxKeys", "EncryptByWhiteBox",
+    "GetDataKeyCiphertextBlob", "GetDataKeyPlaintext", "GetParametersForImport", "GetPublicKey",
+    "ImportDataKey", "ImportKeyMaterial", "ListAlgorithms", "ListDataKeyDetail", "ListDataKeys",
+    "OverwriteWhiteBoxDeviceFingerprints", "PostQuantumCryptoDecrypt", "PostQuantumCryptoEncrypt",
+    "PostQuantumCryptoSign", "PostQuantumCryptoVerify", "ScheduleDataKeyDeletion", "SignByAsymmetricKey",
+    "UnbindCloudResource", "UpdateDataKeyDescription", "UpdateDataKeyName", "VerifyByAsymmetricKey",
+}  # fmt: skip
 
 
 # STS, which lives beside KMS: temporary credentials.
@@ -398,11 +411,6 @@ def temporary(store: Store, uin: str, allow: frozenset[str] | None, seconds: flo
         "Credentials": {"Token": token, "TmpSecretId": secret_id, "TmpSecretKey": secret_key},
         "ExpiredTime": int(end), "Expiration": "",
     }  # fmt: skip
-
-
-def unsupported(_: Call) -> NoReturn:
-    """For actions of the real service that this one does not have."""
-    raise Refusal("UnsupportedOperation", "The emulator does not have this action.")
 
 
 _ROLE: dict[str, type] = {"RoleArn": str, "RoleSessionName": str, "DurationSeconds": int, "Policy": str}

@@ -20,7 +20,16 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl
 
-from kmsdata.emulator.actions import ACTIONS, REGIONS, STS, Call, Refusal, checked, temporary
+from kmsdata.emulator.actions import (
+    ACTIONS,
+    REGIONS,
+    STS,
+    UNSUPPORTED,
+    Call,
+    Refusal,
+    checked,
+    temporary,
+)
 from kmsdata.emulator.faults import Fault
 from kmsdata.emulator.signature import Authorization
 from kmsdata.emulator.store import Account, Store
@@ -271,6 +280,8 @@ class Emulator(Secret):
         actions = ACTIONS if headers.get("x-tc-version") == _VERSIONS["kms"] else STS
         if headers.get("x-tc-version") not in _VERSIONS.values():
             raise Refusal("NoSuchVersion")
+        if action in UNSUPPORTED:
+            raise Refusal("UnsupportedOperation", "The emulator does not have this action.")
         if action not in actions:
             raise Refusal("InvalidAction", f"The action {action[:64]!r} is not found.")
         if actions is ACTIONS and not region:
@@ -291,10 +302,8 @@ class Emulator(Secret):
                 raise Refusal("AuthFailure.InvalidAuthorization")
             account = self._store.accounts[self.secret_id]
         with self._store.lock:
-            before = [repr(vars(key)) for key in self._store.keys.values()]
             answer = carry_out(Call(self._store, account, region, action, params))
-            if before != [repr(vars(key)) for key in self._store.keys.values()]:
-                self._store.save()
+            self._store.save()
         return answer
 
     def _authenticated(

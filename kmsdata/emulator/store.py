@@ -94,6 +94,7 @@ class Store(Secret):
         self.accounts: dict[str, Account] = {}
         self.path = path
         self._file_lock: FileLock | None = None
+        self._written = b""
         self._root = random_bytes(32)
         self.secret_id, self.secret_key = f"AKID{random_bytes(16).hex()}", random_bytes(16).hex()
         if path is not None:
@@ -136,7 +137,7 @@ class Store(Secret):
         return good
 
     def save(self) -> None:
-        """Write the file, where there is one."""
+        """Write the file, where there is one and it would change."""
         if self.path is None:
             return
         state = {
@@ -146,8 +147,11 @@ class Store(Secret):
             "secret_key": self.secret_key,
             "keys": [asdict(key) for key in self.keys.values()],
         }
-        with whole_file(self.path, mode=0o600) as file:
-            file.write(json.dumps(state, indent=1).encode())
+        text = json.dumps(state, indent=1).encode()
+        if text != self._written:
+            with whole_file(self.path, mode=0o600) as file:
+                file.write(text)
+            self._written = text
 
     def close(self) -> None:
         """Let another process have the file."""

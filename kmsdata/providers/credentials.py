@@ -18,17 +18,17 @@ from __future__ import annotations
 import configparser
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeAlias
 
 from kmsdata.errors import CredentialsError, KeyServiceError
+from kmsdata.forks import Lock
 from kmsdata.keys import Secret
-from kmsdata.providers.service import Answer, Endpoint, Request, Service
+from kmsdata.providers.service import Answer, Endpoint, Request, Service, apart
 
-__all__ = ["Credentials", "Given", "HasCredentials"]
+__all__ = ["Credentials", "Given", "HasCredentials", "held"]
 
 _METADATA = "http://metadata.tencentyun.com/latest/meta-data/cam/security-credentials/"
 _PROFILES = ("~/.tencentcloud/credentials", "/etc/tencentcloud/credentials")
@@ -37,6 +37,8 @@ _TKE = ("TKE_REGION", "TKE_PROVIDER_ID", "TKE_WEB_IDENTITY_TOKEN_FILE", "TKE_ROL
 _TOKENS = ("TENCENTCLOUD_SECURITY_TOKEN", "TENCENTCLOUD_TOKEN")
 _LIFETIME = 7200  # seconds asked for of a role's credentials: what every role allows
 _MARGIN = 300  # seconds before they run out that they are renewed, or a fifth of their life
+_AGAIN = 10  # seconds before renewing is tried again, where it failed and those there are still do
+_METADATA_SECONDS = 5.0  # for the metadata of an instance: where there are none, a name server may be slow
 _TRIED = (
     "credential=",
     "TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY",
@@ -57,6 +59,31 @@ class HasCredentials(Protocol):
 
 Given: TypeAlias = "tuple[str, str] | tuple[str, str, str | None] | HasCredentials"
 """SecretId and SecretKey (and token), or an object of the official SDK."""
+
+
+class _Fixed(Secret):
+    """Credentials that stay as they are: SecretId, SecretKey, and a token or None."""
+
+    __slots__ = ("_info",)
+
+    tried: tuple[str, ...] = _TRIED
+
+    def __init__(self, *info: str | None) -> None:
+        self._info = info
+
+    def ready(self) -> None:
+        """They are."""
+
+    def get_credential_info(self) -> tuple[Any, ...]:
+        """What the SDK signs with."""
+        return self._info
+
+
+def held(given: Given | None) -> Any:
+    """Credentials that were passed in, in an object that shows nothing; False where they are none."""
+    if isinstance(given, (tuple, list)):
+        return _Fixed(*given)
+    return given if given is None or callable(getattr(given, "get_credential_info", None)) else False
 
 
 class _Pair(Secret):
@@ -85,31 +112,25 @@ class Credentials(Secret):
     """The credentials in force: found when first needed, renewed before they run out.
 
     Args:
-        given: what was passed in, or None to look in the places that the module names.
+        given: what `held` made of what was passed in, or None to look in the places that the module names.
         region: for the calls of STS.
         endpoint: that of KMS; STS is beside it.
-
-    Raises:
-        TypeError: something else than credentials was passed in.
+        timeout: seconds for a call of STS.
     """
 
-    __slots__ = ("_current", "_endpoint", "_given", "_lock", "_region", "source")
+    __slots__ = ("_again", "_current", "_endpoint", "_given", "_lock", "_region", "_timeout", "source")
 
     tried = _TRIED
 
-    def __init__(self, given: Given | None, *, region: str, endpoint: Endpoint) -> None:
-        self._region, self._endpoint = region, endpoint.of("sts")
-        self._lock = threading.Lock()
+    def __init__(
+        self, given: HasCredentials | None, *, region: str, endpoint: Endpoint, timeout: float
+    ) -> None:
+        self._region, self._endpoint, self._timeout = region, endpoint.of("sts"), timeout
+        self._lock = Lock()
+        self._given = given
         self._current: _Pair | None = None
+        self._again = 0.0  # when renewing may be tried again
         self.source: str | None = None  # where they were found, in words
-        if isinstance(given, tuple):
-            given = _Fixed(given)
-        elif given is not None and not callable(getattr(given, "get_credential_info", None)):
-            raise TypeError(
-                "credential= takes (SecretId, SecretKey), (SecretId, SecretKey, token), or a credential of "
-                "the official SDK"
-            )
-        self._given: Any = given
 
     def ready(self) -> None:
         """Find credentials, or renew those that are about to run out.
@@ -120,12 +141,16 @@ class Credentials(Secret):
         with self._lock:
             if self._current is not None and not self._current.old:
                 return
+            do = self._current is not None and self._current.expires is not None and not self._current.dead
+            if do and time.time() < self._again:
+                return
             try:
                 found, source = self._find()
             except KeyServiceError:
-                if self._current is None or self._current.expires is None or self._current.dead:
+                if not do:
                     raise
-                return  # those there are will do for a while: the next call tries again
+                self._again = time.time() + _AGAIN  # those there are will do for a while
+                return
             self._current, self.source = found, source
 
     def get_credential_info(self) -> tuple[str, str, str | None]:
@@ -178,7 +203,10 @@ class Credentials(Secret):
         places: dict[str, Callable[[], _Pair | None]] = {"the environment": _environment}
         for path in _PROFILES:
             places[path] = lambda path=path: _profile(Path(path).expanduser())  # type: ignore[misc]
-        return places | {"the CVM instance role": _instance, "TKE OIDC": self._oidc}
+        return places | {
+            "the CVM instance role": lambda: apart(_instance, _METADATA_SECONDS),
+            "TKE OIDC": self._oidc,
+        }
 
     def _oidc(self) -> _Pair | None:
         if not os.environ.get("TKE_ROLE_ARN"):
@@ -189,8 +217,7 @@ class Credentials(Secret):
         request = _oidc_request(path)
         if request is None:
             _fail(f"TKE OIDC: cannot read the token in {path}", "IncompleteOidc")
-        sts = self._sts(os.environ["TKE_REGION"], None)
-        return self._pair(sts.call(request, operation="AssumeRoleWithWebIdentity"))
+        return self._role(os.environ["TKE_REGION"], None, request)
 
     def _assumed(self, base: _Pair) -> _Pair:
         request = Request(
@@ -200,34 +227,15 @@ class Credentials(Secret):
             DurationSeconds=_LIFETIME,
         )
         region = os.environ.get("TENCENTCLOUD_REGION") or self._region
-        return self._pair(self._sts(region, _Fixed(base)).call(request, operation="AssumeRole"))
+        return self._role(region, _Fixed(base.secret_id, base.secret_key, base.token), request)
 
-    def _sts(self, region: str, signer: Any) -> Service:
-        return Service("sts", "2018-08-13", region, self._endpoint, signer, timeout=10, retries=2)
-
-    def _pair(self, answer: Answer) -> _Pair:
-        pair = _from_sts(answer)
+    def _role(self, region: str, signer: _Fixed | None, request: Request) -> _Pair:
+        """Credentials of a role, from STS."""
+        sts = Service("sts", "2018-08-13", region, self._endpoint, signer, timeout=self._timeout, retries=2)
+        pair = _from_sts(sts.call(request, operation=request.action))
         if pair is None:
-            _fail("STS answered without credentials", "InvalidAnswer")
+            _fail("STS answered without credentials that run out", "InvalidAnswer")
         return pair
-
-
-class _Fixed(Secret):
-    """Credentials that stay as they are."""
-
-    __slots__ = ("_info",)
-
-    tried = _TRIED
-
-    def __init__(self, info: tuple[Any, ...] | _Pair) -> None:
-        self._info = (info.secret_id, info.secret_key, info.token) if isinstance(info, _Pair) else info
-
-    def ready(self) -> None:
-        """They are."""
-
-    def get_credential_info(self) -> tuple[Any, ...]:
-        """What the SDK signs with."""
-        return self._info
 
 
 def _fail(message: str, code: str) -> NoReturn:
@@ -344,5 +352,10 @@ def _from_sts(answer: Answer) -> _Pair | None:
     found = answer.fields.get("Credentials")
     if not isinstance(found, dict):
         return None
-    end = answer.fields.get("ExpiredTime")
-    return _made(found.get("TmpSecretId"), found.get("TmpSecretKey"), found.get("Token"), end)
+    pair = _made(
+        found.get("TmpSecretId"),
+        found.get("TmpSecretKey"),
+        found.get("Token"),
+        answer.fields.get("ExpiredTime"),
+    )
+    return None if pair is None or pair.expires is None else pair

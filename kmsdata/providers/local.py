@@ -20,7 +20,6 @@ import json
 import os
 import stat
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +40,7 @@ from kmsdata.errors import (
     KeyServiceError,
 )
 from kmsdata.files import whole_file
+from kmsdata.forks import Lock
 from kmsdata.keys import DataKey, Secret, random_bytes
 
 __all__ = ["LocalKeystore"]
@@ -112,7 +112,7 @@ class LocalKeystore:
         self.path = Path(path or os.environ.get("KMSDATA_KEYSTORE") or default).expanduser()
         self._passphrase = passphrase
         self._derived: tuple[bytes, AESGCM] | None = None  # by its salt: scrypt takes a third of a second
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def __repr__(self) -> str:
         return f"<LocalKeystore {self.path}>"
@@ -316,7 +316,7 @@ class LocalKeystore:
             "id": _raw(entry["id"]).hex(),
             "state": "Disabled" if entry.get("disabled") else "Enabled",
             "created": entry["created"],
-            "rotation": f"{older} times so far" if older else "never so far",
+            "rotation": {0: "never so far", 1: "once so far"}.get(older, f"{older} times so far"),
         }
 
     # Inside.

@@ -2,9 +2,8 @@
 
 What the SDK does by itself is kept from doing harm: its retryer throws good answers away, its logger prints
 plaintext keys, errors with a charset in their content type come back as good answers, ``~/.netrc`` replaces
-the signature, and no call of it ever ends by itself. Each try runs in a thread of its own, so that a frame
-of the SDK, which holds SecretKey and plaintext, is never part of an error, and a hung connection holds up
-nobody.
+the signature, and no call of it ever ends by itself. Each try runs `apart`, so that a frame of the SDK, which
+holds SecretKey and plaintext, is never part of an error, and a hung connection holds up nobody.
 """
 
 from __future__ import annotations
@@ -16,16 +15,19 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from kmsdata.calls import count
 from kmsdata.errors import CredentialsError, KeyAccessError, KeyNotFoundError, KeyServiceError
+from kmsdata.forks import Lock
 from kmsdata.keys import Secret, random_bytes
 from kmsdata.providers.refusals import meaning, retryable
 
-__all__ = ["Answer", "Endpoint", "Request", "Service", "Signer"]
+__all__ = ["Answer", "Endpoint", "Request", "Service", "Signer", "apart"]
+
+_T = TypeVar("_T")
 
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]")
 _HOST = re.compile(r"(?!-)[a-z0-9.-]{1,253}|\[::1\]")
@@ -133,7 +135,8 @@ class Service:
         region: such as ``"ap-guangzhou"``.
         endpoint: where it listens.
         signer: None for calls without a signature.
-        timeout: seconds for a call, all of its tries together.
+        timeout: seconds for a call, all of its tries together; finding or renewing credentials, which is
+            calls of its own, comes before.
         retries: how often a call is tried again where that may help.
     """
 
@@ -151,8 +154,8 @@ class Service:
         self.name, self.version, self.region, self.endpoint = name, version, region, endpoint
         self.timeout, self.retries = timeout, retries
         self._signer = signer
-        self._lock = threading.Lock()
-        self._client: tuple[int, Any] | None = None  # with the process it belongs to: sockets do not fork
+        self._lock = Lock(self._disconnect)  # parent and child must not talk over one socket
+        self._client: Any = None
 
     def __repr__(self) -> str:
         return f"<{self.name} in {self.region} at {self.endpoint}>"
@@ -171,10 +174,10 @@ class Service:
         Raises:
             KeyServiceError: refused, or not answered in time; its subclasses say what is wrong.
         """
-        end = time.monotonic() + self.timeout
         if self._signer is not None:
             self._signer.ready()
         client = self._connected()
+        end = time.monotonic() + self.timeout
         for attempt in range(self.retries + 1):
             if attempt:
                 # Full jitter: a thousand workers that were throttled together do not come back together.
@@ -183,34 +186,26 @@ class Service:
                     break
                 time.sleep(pause)
                 count("retried")
-            answer = self._try(client, request, end)
+            answer = (
+                apart(
+                    lambda: _send(client, request, self._signer is not None), max(0.0, end - time.monotonic())
+                )
+                or Answer()
+            )  # what comes after the deadline is dropped
             if answer.code is None:
                 return answer
             if not retryable(answer.code, answer.detail, repeatable):
                 break
         raise self._error(answer, request.action, operation, key)
 
-    def _try(self, client: Any, request: Request, end: float) -> Answer:
-        answer, done = Answer(), threading.Event()
-        signed = self._signer is not None
-
-        def send() -> None:
-            _quiet.on = True  # in this thread, for this call: the SDK's log would print keys
-            try:
-                _send(client, request, signed, answer)
-            finally:
-                done.set()
-
-        threading.Thread(target=send, name=f"kmsdata-{self.name}", daemon=True).start()
-        if done.wait(max(0.0, end - time.monotonic())):
-            return answer
-        return Answer()  # what comes after the deadline is dropped
-
     def _connected(self) -> Any:
         with self._lock:
-            if self._client is None or self._client[0] != os.getpid():
-                self._client = os.getpid(), self._connect()
-            return self._client[1]
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _disconnect(self) -> None:
+        self._client = None
 
     def _connect(self) -> Any:
         try:
@@ -253,12 +248,15 @@ class Service:
         code = answer.code or "InvalidAnswer"
         what = key or f"{self.name} in {self.region}"
         kind, sentence = meaning(code, answer.detail)
+        again = retryable(code, answer.detail, repeatable=True)
+        if self.name == "sts" and not again and kind is not CredentialsError:
+            kind, sentence = CredentialsError, _NO_ROLE  # no key is meant
         facts: dict[str, Any] = {
             "provider": "tencent-kms",
             "operation": operation,
             "code": code,
             "request_id": answer.request_id,
-            "retryable": retryable(code, answer.detail, repeatable=True),
+            "retryable": again,
         }
         if kind in (KeyNotFoundError, KeyAccessError):
             facts["key"] = key
@@ -275,6 +273,9 @@ class Service:
         return kind(f"{what}: {sentence} ({code}{request_id})", **facts)
 
 
+_NO_ROLE = "{action} was refused: look at the role, and at who may assume it, in CAM"
+
+
 class _Quiet(threading.local):
     on = False
 
@@ -288,8 +289,29 @@ def _silence(_: logging.LogRecord) -> bool:
     return not _quiet.on
 
 
-def _send(client: Any, request: Request, signed: bool, answer: Answer) -> None:
-    """One try: fills the answer, and never raises, since its frames hold what nobody may see."""
+def apart(work: Callable[[], _T], seconds: float) -> _T | None:
+    """What ``work`` returns, or None if it takes longer: it runs in a thread that nobody waits for.
+
+    So Ctrl-C is answered at once, whatever ``work`` waits for, and its frames are part of no error of ours.
+    It must not raise.
+    """
+    results: list[_T] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(work())
+        finally:
+            done.set()
+
+    threading.Thread(target=run, name="kmsdata", daemon=True).start()
+    return results[0] if done.wait(seconds) and results else None
+
+
+def _send(client: Any, request: Request, signed: bool) -> Answer:
+    """One try. Never raises, since its frames hold what nobody may see."""
+    answer = Answer()
+    _quiet.on = True  # in this thread, which is this try's own: the SDK's log would print keys
     try:
         body = client.call(request.action, dict(request.parameters), None if signed else {"SkipSign": True})
         response = json.loads(body)["Response"]
@@ -306,6 +328,7 @@ def _send(client: Any, request: Request, signed: bool, answer: Answer) -> None:
         if answer.code == "ClientNetworkError":
             text = str(getattr(error, "message", ""))
             answer.detail = next((word for word, pattern in _NETWORK.items() if pattern.search(text)), "")
+    return answer
 
 
 _CODE = re.compile(r"[A-Za-z0-9_.]{1,128}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,8 +12,9 @@ from typing import Any, NoReturn
 
 from kmsdata.envelope import Wrap, canonical, parse_key
 from kmsdata.errors import KeyAccessError, KeyNotFoundError, KeyServiceError
+from kmsdata.forks import Lock
 from kmsdata.keys import DataKey
-from kmsdata.providers.credentials import Credentials, Given
+from kmsdata.providers.credentials import Credentials, Given, held
 from kmsdata.providers.service import Answer, Endpoint, Request, Service
 
 __all__ = ["TencentKMS"]
@@ -38,7 +38,8 @@ class TencentKMS:
             ``"kms.intl.tencentcloudapi.com"`` (international) or ``"kms.internal.tencentcloudapi.com"``
             (inside a VPC), or a URL such as ``"http://127.0.0.1:8080"`` (an emulator). None:
             ``KMSDATA_TENCENT_ENDPOINT``, else ``"kms.tencentcloudapi.com"``.
-        timeout: seconds for a call, all of its tries together.
+        timeout: seconds for a call, all of its tries together; and for the call that gets credentials of a
+            role, where they are due.
         retries: how often a call is tried again where that may help (throttling, network, KMS itself), with
             full jitter.
 
@@ -47,6 +48,7 @@ class TencentKMS:
 
     Raises:
         ValueError: no region, or an endpoint that is none.
+        TypeError: something else than credentials was passed in.
         ImportError: the SDK is not installed (at the first call): ``pip install "kmsdata[tencent]"``.
 
     Example:
@@ -67,6 +69,13 @@ class TencentKMS:
         timeout: float = 15.0,
         retries: int = 3,
     ) -> None:
+        # From here on no frame shows it, whatever else is wrong.
+        given, credential = held(credential), None
+        if given is False:
+            raise TypeError(
+                "credential= takes (SecretId, SecretKey), (SecretId, SecretKey, token), or a credential of "
+                "the official SDK"
+            )
         if not isinstance(region, str) or not _REGION.fullmatch(region):
             raise ValueError("region is the name of a region, such as 'ap-guangzhou'")
         if not timeout > 0 or retries < 0:
@@ -75,12 +84,12 @@ class TencentKMS:
         where = Endpoint.parse(
             endpoint or os.environ.get("KMSDATA_TENCENT_ENDPOINT") or "kms.tencentcloudapi.com"
         )
-        self._credentials = Credentials(credential, region=region, endpoint=where)
+        self._credentials = Credentials(given, region=region, endpoint=where, timeout=timeout)
         self._service = Service(
             "kms", "2019-01-18", region, where, self._credentials, timeout=timeout, retries=retries
         )
         self._aliases: dict[str, tuple[str, float]] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def __repr__(self) -> str:
         return f"<TencentKMS {self.region} at {self.endpoint}>"

@@ -1,0 +1,53 @@
+"""Locks that a forked process finds free, whoever of its parent's threads held them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+
+__all__ = ["Lock"]
+
+
+class Lock:
+    """A lock for with blocks; its own thread may take it again.
+
+    Args:
+        then: what else a forked process does before anything of its own, such as to forget connections.
+    """
+
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self._lock = threading.RLock()
+        self._then = then
+        _locks.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def renew(self) -> None:
+        """Be free: the threads that held it, or wait for it, are not in this process."""
+        self._lock = threading.RLock()
+        if self._then is not None:
+            self._then()
+
+
+_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for lock in list(_locks):
+        lock.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
