@@ -24,6 +24,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import kmsdata
@@ -38,8 +39,8 @@ from kmsdata.errors import (
     WrongKeyError,
 )
 from kmsdata.keys import DataKey
-from kmsdata.providers import credentials, service
-from kmsdata.providers.service import Endpoint
+from kmsdata.providers import credentials, service, tencent
+from kmsdata.providers.service import Endpoint, Request
 
 pytestmark = pytest.mark.newest
 
@@ -240,6 +241,38 @@ def test_a_hung_connection_ends(emulator, make, key, fault):
     assert caught.value.retryable
 
 
+def test_a_hang_that_passes_is_tried_again(emulator, make, key):
+    kms = make(timeout=6)  # of which a try may take a third
+    wrapped = kms.generate_data_key(key, {}).wraps[0].wrapped
+    emulator.fail(Fault.hang(), action="Decrypt")
+    assert len(kms.unwrap(wrapped, key, {})) == 32
+    assert emulator.calls["Decrypt"] == 2
+
+
+@pytest.mark.parametrize(("draw", "share"), [(b"\x80\0\0\0", 0.5), (bytes(4), 0.0)])
+def test_pauses_are_drawn_from_zero_to_twice_the_one_before(emulator, make, key, monkeypatch, draw, share):
+    pauses = []
+    monkeypatch.setattr(service, "_PAUSE", 0.1)
+    monkeypatch.setattr(service, "random_bytes", lambda size: draw[:size])
+    monkeypatch.setattr(service.time, "sleep", pauses.append)
+    emulator.fail(Fault.error("InternalError"), action="Encrypt", times=None)
+    kms = make(retries=6, timeout=100)
+    with pytest.raises(KeyServiceError):
+        kms.wrap(bytes(32), key, {})
+    assert pauses == [share * most for most in (0.2, 0.4, 0.8, 1.6, 2.0, 2.0)]
+
+
+def test_a_pause_beyond_the_deadline_is_not_made(emulator, make, key, monkeypatch):
+    monkeypatch.setattr(service, "_PAUSE", 1.0)
+    monkeypatch.setattr(service, "random_bytes", lambda size: b"\xff" * size)
+    emulator.fail(Fault.error("InternalError"), action="Encrypt", times=None)
+    began = time.monotonic()
+    with pytest.raises(KeyServiceError, match="InternalError"):
+        make(timeout=1).wrap(bytes(32), key, {})
+    assert time.monotonic() - began < 1
+    assert emulator.calls["Encrypt"] == 1
+
+
 def test_a_hung_connection_can_be_interrupted(emulator, make, key):
     """Ctrl-C is answered at once: the main thread waits, and does not read from a socket."""
     kms = make(timeout=60)
@@ -281,6 +314,7 @@ def test_an_unknown_host():
         {"Plaintext": base64.b64encode(bytes(31)).decode()},
         {"Plaintext": base64.b64encode(bytes(33)).decode()},
         {"CiphertextBlob": None}, {"CiphertextBlob": ""}, {"CiphertextBlob": 7}, {"CiphertextBlob": "a\nb"},
+        {"CiphertextBlob": "A" * ((1 << 20) + 1)}, {"Plaintext": "A" * 43 + "=\n"},
         {"KeyId": None}, {"KeyId": "other"},
     ],
 )  # fmt: skip
@@ -332,6 +366,46 @@ def test_a_clock_that_is_off(emulator, kms, key):
     emulator.advance(301)
     with pytest.raises(CredentialsError, match="clock is more than five minutes off"):
         kms.generate_data_key(key, {})
+
+
+def test_more_keys_than_a_page_holds(kms, monkeypatch):
+    made = [kms.create_key(f"key-{number}") for number in range(5)]
+    monkeypatch.setattr(tencent, "_PAGE", 2)
+    assert [item["key"] for item in kms.list_keys()] == made
+    assert kms.resolve(f"tencent-kms://{REGION}/key-4") == made[4]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"KeyMetadatas": None}, {"KeyMetadatas": [{"KeyId": "x"}]}, {"TotalCount": "1"}]
+)
+def test_a_list_of_keys_that_is_none(emulator, kms, key, fields):
+    emulator.fail(Fault.change(**fields), action="ListKeyDetail")
+    with pytest.raises(KeyServiceError, match="a list of keys that is none") as caught:
+        kms.list_keys()
+    assert caught.value.code == "InvalidAnswer"
+    other = kms.create_key("other")
+    about = kms.describe_key(other)
+    assert about["alias"] == "other"
+    for wrong in (None, {}, {"KeyId": key.rpartition("/")[2]}):
+        emulator.fail(Fault.change(KeyMetadata=wrong), action="DescribeKey")
+        with pytest.raises(KeyServiceError, match="another key's description, or none"):
+            kms.describe_key(other)
+
+
+def test_it_asks_in_english(emulator, kms):
+    kms.list_keys()
+    assert emulator.requests[-1].headers["x-tc-language"] == "en-US"
+
+
+def test_rotating_is_not_sent_twice(emulator, kms, key):
+    emulator.fail(Fault.lost(), action="RotateKey")
+    with pytest.raises(KeyServiceError, match="broke off"):
+        kms.rotate_key(key)
+    assert emulator.calls["RotateKey"] == 1
+    with pytest.raises(KeyServiceError, match="once in 24 hours") as caught:
+        kms.rotate_key(key)
+    assert not caught.value.retryable
+    assert emulator.calls["RotateKey"] == 2
 
 
 def test_one_connection_serves_many_calls(emulator, kms, key):
@@ -511,6 +585,20 @@ def test_an_alias_names_a_key_and_headers_record_the_id(emulator, kms, key):
     assert kms.describe_key(f"tencent-kms://{REGION}/payroll")["key"] == key
 
 
+def test_an_alias_is_looked_up_once_in_five_minutes(emulator, kms, key, monkeypatch):
+    alias = f"tencent-kms://{REGION}/payroll"
+    now, later = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now() + later[0])
+    for _ in range(3):
+        assert kms.generate_data_key(alias, {}).wraps[0].key == key
+    assert emulator.calls["ListKeyDetail"] == 1
+    emulator._store.keys[key.rpartition("/")[2]].alias = "old"
+    other = kms.create_key("payroll")
+    assert kms.resolve(alias) == key
+    later[0] = 301
+    assert kms.resolve(alias) == other
+
+
 def test_pinned_keys(emulator, kms, key):
     kmsdata.use(kms)
     other = kms.create_key("other")
@@ -624,9 +712,48 @@ def test_without_the_session_knowing_anything(emulator, kms, key, monkeypatch, t
     calls = sum(emulator.calls.values())
     assert kmsdata.read_parquet(tmp_path / "a.parquet", decrypt=True)["a"].tolist() == [1, 2]
     assert sum(emulator.calls.values()) - calls == 1
+    emulator.add_account("AKIDwriter000000000", "w-key", allow={"GenerateDataKey", "ListKeyDetail"})
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", "AKIDwriter000000000")  # who has nothing of the first
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", "w-key")
+    with pytest.raises(KeyAccessError, match="kms:Decrypt"):
+        enc.kms.decrypt()
     monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", "wrong")
     with pytest.raises(CredentialsError, match="SecretKey is not that of the SecretId"):
         pd.DataFrame({"a": [1]}).kms.encrypt("a")
+
+
+@pytest.mark.usefixtures("environment")
+def test_forgetting_takes_the_credentials_of_a_role_along(emulator, key, monkeypatch):
+    monkeypatch.setenv("TENCENTCLOUD_ROLE_ARN", "qcs::cam::uin/100000000001:roleName/reader")
+    for times in (1, 1, 2):
+        if times == 2:
+            session.forget()
+        frame(key)
+        assert emulator.calls["AssumeRole"] == times
+
+
+@pytest.mark.parametrize("spec", ["AES_128", "AES_256"])
+def test_a_column_of_the_vendors_guide(emulator, kms, key, spec):
+    """Its three steps, with the real SDK; and the column brought over."""
+    made = kms._service.call(
+        Request("GenerateDataKey", KeyId=key.rpartition("/")[2], KeySpec=spec, EncryptionContext='{"a":"b"}'),
+        operation="guide",
+    ).fields
+    encryptor = Cipher(algorithms.AES(base64.b64decode(made["Plaintext"])), modes.ECB()).encryptor()  # noqa: S305
+    cell = base64.b64encode(encryptor.update(b"078-05-1120\0\0\0\0\0")).decode()
+    kmsdata.use(kms)
+    old = pd.Series([cell, None], name="ssn")
+    with pytest.warns(UserWarning, match="had no integrity.*Zero bytes at the end"):
+        new = kmsdata.migrate_guide_column(
+            old, made["CiphertextBlob"], key=key, context={"a": "b"}, encrypt=key
+        )
+    assert new.kms.decrypt().tolist()[0] == "078-05-1120"
+    with pytest.raises(KeyAccessError, match="context"), pytest.warns(UserWarning, match="integrity"):
+        kmsdata.migrate_guide_column(old, made["CiphertextBlob"], key=key)
+    # A column of today is never encrypted under such a key: it has 16 bytes, or was unwrapped by hand.
+    record = DataKeyRecord(bytes(32), (("a", "b"),), (Wrap(key, made["CiphertextBlob"]),))
+    with pytest.raises((KeyServiceError, WrongKeyError)):
+        session.unwrap(record, key)
 
 
 # Credentials.
@@ -682,6 +809,12 @@ def test_the_profile(emulator, tmp_path, quote):
         profile.write(file)
     assert kms.list_keys() == []
     assert "~/.tencentcloud/credentials" in kms.account
+    emulator.add_account("AKIDtmp", "temporary-key", token="its-token")
+    profile["default"] = {"secret_id": "AKIDtmp", "secret_key": "temporary-key", "token": "its-token"}
+    with path.open("w") as file:
+        profile.write(file)
+    assert kms.list_keys() == []
+    assert kms.account == "… (~/.tencentcloud/credentials)"  # four letters and four would show it all
 
 
 @pytest.mark.parametrize(
@@ -725,6 +858,14 @@ def test_the_role_of_an_instance_and_its_renewal(emulator, monkeypatch):
     later[0] = 85 + 101
     with pytest.raises(CredentialsError):
         kms.list_keys()
+    emulator.instance_role, emulator.role_seconds = "analyst", 7200
+    later[0] = 1000
+    kms.list_keys()
+    third = kms._credentials._current
+    for seconds, same in ((6800, True), (6950, False)):  # five minutes before, where they live long
+        later[0] = 1000 + seconds
+        kms.list_keys()
+        assert (kms._credentials._current is third) == same
 
 
 def test_a_long_job_outlives_its_credentials(emulator, monkeypatch):
@@ -768,7 +909,7 @@ def test_a_pod_in_tke(emulator, monkeypatch, tmp_path):
     assert quiet(emulator, caught.value, "stale-token-of-a-pod")
 
 
-def test_a_role_that_is_assumed(emulator, monkeypatch):
+def test_a_role_that_is_assumed(emulator, monkeypatch, tmp_path):
     monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
     monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
     monkeypatch.setenv("TENCENTCLOUD_ROLE_ARN", "qcs::cam::uin/100000000001:roleName/reader")
@@ -777,6 +918,14 @@ def test_a_role_that_is_assumed(emulator, monkeypatch):
         assert kms.list_keys() == []
     assert emulator.calls["AssumeRole"] == 1
     assert "roleName/reader" in kms.account
+    # What was passed in is what was meant; and a pod in TKE has a role of its own.
+    pair = emulator.secret_id, emulator.secret_key
+    assert kmsdata.TencentKMS(REGION, endpoint=emulator.url, credential=pair).list_keys() == []
+    monkeypatch.delenv("TENCENTCLOUD_SECRET_ID")
+    monkeypatch.delenv("TENCENTCLOUD_SECRET_KEY")
+    oidc(emulator, monkeypatch, tmp_path)
+    assert kmsdata.TencentKMS(REGION, endpoint=emulator.url).list_keys() == []
+    assert emulator.calls["AssumeRole"] == 1
 
 
 @pytest.mark.usefixtures("environment")

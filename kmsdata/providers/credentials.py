@@ -324,8 +324,6 @@ def _instance() -> _Pair | None:
         if role.status_code != 200 or not role.text.strip():
             return None
         found = session.get(_METADATA + role.text.strip(), timeout=(1, 3), allow_redirects=False).json()
-        if found.get("Code") != "Success":
-            return None
         return _made(found["TmpSecretId"], found["TmpSecretKey"], found["Token"], found["ExpiredTime"])
     except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -116,8 +116,8 @@ class TencentKMS:
 
     @property
     def identity(self) -> bytes:
-        """Tells one credential and endpoint from another: what a cache of unwrapped keys is kept by."""
-        return self._credentials.identity + self.endpoint.encode()
+        """Tells one credential from another: what a cache keeps this provider's unwrapped keys by."""
+        return self._credentials.identity
 
     # The three calls of a KeyProvider.
 
