@@ -18,12 +18,12 @@ __all__ = ["KeyCache", "forget_keys"]
 
 
 class _Entry(Secret):
-    """A data key at hand, since when, and what it was handed out for: times, or cells."""
+    """A data key at hand, until when, and what it was handed out for: times, or cells."""
 
-    __slots__ = ("born", "data_key", "used")
+    __slots__ = ("data_key", "end", "used")
 
-    def __init__(self, data_key: DataKey, used: int) -> None:
-        self.data_key, self.born, self.used = data_key, time.monotonic(), used
+    def __init__(self, data_key: DataKey, age: float, used: int) -> None:
+        self.data_key, self.end, self.used = data_key, time.monotonic() + age, used
 
 
 class KeyCache(Secret):
@@ -98,7 +98,7 @@ class KeyCache(Secret):
             with self._lock:
                 entries, flights = self._entries, self._flights
                 entry = entries.get(by)
-                fresh = entry is not None and time.monotonic() - entry.born < age
+                fresh = entry is not None and time.monotonic() < entry.end
                 if entry is not None and fresh and (most is None or entry.used + use <= most):
                     entry.used += use
                     entries.move_to_end(by)
@@ -108,7 +108,7 @@ class KeyCache(Secret):
                 if mine := flight is None:
                     flight = flights[by] = Future()
             if mine:
-                return self._load(by, use, load, flight, entries, flights)
+                return self._load(by, age, use, load, flight, entries, flights)
             error = flight.exception()
             if isinstance(error, KmsDataError):  # what one thread was told, all that waited for it are
                 raise copy.copy(error) from None
@@ -118,6 +118,7 @@ class KeyCache(Secret):
     def _load(
         self,
         by: Hashable,
+        age: float,
         use: int,
         load: Callable[[], DataKey | None],
         flight: Future[DataKey | None],
@@ -131,11 +132,13 @@ class KeyCache(Secret):
             flight.set_exception(error)
             raise
         with self._lock:  # what was asked for before `clear` goes where nobody looks any more
-            if data_key is not None and self.number:
-                entries[by] = _Entry(data_key, use)
+            for old in [old for old, entry in entries.items() if time.monotonic() >= entry.end]:
+                del entries[old]
+            if data_key is not None:
+                entries[by] = _Entry(data_key, age, use)
                 entries.move_to_end(by)
-                while len(entries) > self.number:
-                    entries.popitem(last=False)
+            while len(entries) > self.number:
+                entries.popitem(last=False)
             flights.pop(by, None)
         flight.set_result(data_key)
         return data_key

@@ -245,7 +245,7 @@ def list_(
         _say("Now", f"kmsdata keys create {'NAME' if place == 'local' else f'tencent-kms://{place}/ALIAS'}")
     _say("In", source)
     if found and place != "local":
-        _say("Named", f"tencent-kms://{place}/KEYID-OR-ALIAS")
+        _say("Key", f"tencent-kms://{place}/KEYID-OR-ALIAS")
 
 
 @keys.command("describe")

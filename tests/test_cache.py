@@ -89,6 +89,23 @@ def test_age(service, enc, clock):
     assert service.calls == ["unwrap"] * 3
 
 
+def test_what_is_too_old_is_dropped(service, enc, clock):
+    enc.kms.decrypt()
+    other = pd.DataFrame({"a": [1]}).kms.encrypt("a", key="svc://k")
+    other.kms.decrypt()
+    assert len(session._cache._entries) == 2
+    clock[0] += 301
+    other.kms.decrypt()
+    assert len(session._cache._entries) == 1
+
+
+def test_no_key_is_kept(service, enc):
+    with kmsdata.use(kmsdata.KeyCache(number=0)):
+        enc.kms.decrypt()
+        enc.kms.decrypt()
+    assert service.calls == ["unwrap"] * 2
+
+
 def test_uses_and_none(service, enc):
     with kmsdata.use(kmsdata.KeyCache(uses=3)):
         for _ in range(7):

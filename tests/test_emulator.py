@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata.emulator import Emulator, Fault
+from kmsdata.emulator import Emulator, Fault, server
 from kmsdata.emulator.actions import ACTIONS, UNSUPPORTED
 from kmsdata.emulator.signature import signature
 
@@ -498,6 +498,22 @@ def test_it_stops_and_listens_again(emulator, sdk):
     emulator.listen()
     assert emulator.port == port
     assert sdk("ListKeys").TotalCount == 0
+
+
+def test_it_may_run_for_long(emulator, sdk, monkeypatch):
+    monkeypatch.setattr(server, "_MOST_REQUESTS", 3)
+    for action in ("ListKeys", "GetRegions", "ListKeys", "GetServiceStatus"):
+        sdk(action)
+    assert [request.action for request in emulator.requests] == ["GetRegions", "ListKeys", "GetServiceStatus"]
+    assert emulator.calls["ListKeys"] == 2
+
+
+def test_a_port_that_is_taken(emulator, run):
+    with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1:{emulator.port}"):
+        Emulator(port=emulator.port)
+    code, _, err = run("emulator", "--port", str(emulator.port))
+    assert code == 1
+    assert f"error: cannot listen at 127.0.0.1:{emulator.port}" in err
 
 
 def test_requests_are_kept_and_show_nothing(emulator, sdk, key):

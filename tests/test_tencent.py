@@ -262,6 +262,16 @@ def test_pauses_are_drawn_from_zero_to_twice_the_one_before(emulator, make, key,
     assert pauses == [share * most for most in (0.2, 0.4, 0.8, 1.6, 2.0, 2.0)]
 
 
+def test_all_tries_share_one_deadline(emulator, make, key, monkeypatch):
+    left, apart = [], service.apart
+    monkeypatch.setattr(service, "apart", lambda work, seconds: left.append(seconds) or apart(work, seconds))
+    emulator.fail(Fault.error("InternalError"), action="Encrypt", times=3)
+    make(timeout=9, retries=3).wrap(bytes(32), key, {})
+    assert left == sorted(left, reverse=True)
+    assert len(set(left)) == 4
+    assert left[0] <= 9
+
+
 def test_a_pause_beyond_the_deadline_is_not_made(emulator, make, key, monkeypatch):
     monkeypatch.setattr(service, "_PAUSE", 1.0)
     monkeypatch.setattr(service, "random_bytes", lambda size: b"\xff" * size)

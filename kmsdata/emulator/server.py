@@ -39,6 +39,7 @@ __all__ = ["Emulator", "Request"]
 
 _SKEW = 300  # seconds that a client's clock may be off
 _MOST_BODY = 1 << 20
+_MOST_REQUESTS = 10_000  # that are kept to be looked at
 _VERSIONS = {"kms": "2019-01-18", "sts": "2018-08-13"}
 _METADATA = "/latest/meta-data/cam/security-credentials/"
 
@@ -97,7 +98,7 @@ class Emulator(Secret):
         secret_key: its SecretKey.
         uin: whose account that is.
         port: where it listens.
-        requests: what came, in order.
+        requests: what came, in order; the last 10,000.
         calls: how often each action was called.
         connections: how many connections were made.
         qps: by action, how many calls a second are let through; none has a limit unless set.
@@ -168,7 +169,11 @@ class Emulator(Secret):
     def listen(self) -> None:
         """Listen again, where it did not, on the same port."""
         if self._server is None:
-            self._server = _Server(("127.0.0.1", self.port), _Handler)
+            try:
+                self._server = _Server(("127.0.0.1", self.port), _Handler)
+            except OSError as error:
+                where = f"cannot listen at 127.0.0.1:{self.port} ({error.strerror}): name another port"
+                raise OSError(error.errno, where) from None
             self._server.emulator = self
             self.port = self._server.server_address[1]
             threading.Thread(
@@ -417,6 +422,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(action, region, headers, params if isinstance(params, dict) else {}, self.number)
         with emulator._lock:
             emulator.requests.append(request)
+            del emulator.requests[:-_MOST_REQUESTS]
             emulator.calls[action] += 1
         fault = emulator._fault(action, region)
         if fault is not None and fault.before:

@@ -50,8 +50,8 @@ def meaning(code: str, network: str) -> tuple[type[KeyServiceError], str]:
 
 _GRANT = "no permission: ask for {action} on this key (in CAM), or use credentials that have it"
 _NO_KEY = (
-    "there is no such key in {region} in this account: look at 'kmsdata keys list'; keys live in one region, "
-    "and a deleted one is gone"
+    "there is no such key in {region} in this account: look at 'kmsdata keys list {region}'; keys live "
+    "in one region, and a deleted one is gone"
 )
 _SILENT = "no answer from {host} within {seconds} seconds: check the network and the endpoint, and try again"
 _CODES: dict[str, tuple[type[KeyServiceError], str]] = {  # a code, or what it begins with up to a dot
@@ -138,7 +138,7 @@ _CODES: dict[str, tuple[type[KeyServiceError], str]] = {  # a code, or what it b
     ),
     "InvalidParameterValue.AliasAlreadyExists": (
         KeyServiceError,
-        "a key of that alias exists already: choose another; 'kmsdata keys list' shows those there are",
+        "a key of that alias exists already: choose another; 'kmsdata keys list {region}' shows all",
     ),
     "InvalidParameterValue.InvalidAlias": (
         KeyServiceError,

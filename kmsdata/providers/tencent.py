@@ -278,8 +278,8 @@ class TencentKMS:
         found = [item["KeyId"] for item in self._details(alias) if item.get("Alias") == alias]
         if len(found) != 1:
             raise KeyNotFoundError(
-                f"{key}: no key of that alias in {self.region} in this account: 'kmsdata keys list' shows "
-                "those there are, 'kmsdata keys create' makes one",
+                f"{key}: no key of that alias in {self.region} in this account: 'kmsdata keys list "
+                f"{self.region}' shows those there are, 'kmsdata keys create {key}' makes one",
                 provider=self.scheme,
                 operation=operation,
                 code="AliasNotFound",
