@@ -225,7 +225,7 @@ def test_threads_share_one(provider, key):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_after_a_fork(provider, key, locked):
+def test_after_a_fork(kms, provider, key, locked):
     data_key = provider.generate_data_key(key, {})
     reads, writes = os.pipe()
     with locked():
@@ -240,6 +240,8 @@ def test_after_a_fork(provider, key, locked):
     with os.fdopen(reads) as pipe:
         assert pipe.read() == "True"
     os.waitpid(child, 0)
+    if isinstance(kms, Tencent):
+        assert kms.emulator.connections == 2  # the child's own
 
 
 def test_a_frame_and_back(provider, key, tmp_path, titanic):

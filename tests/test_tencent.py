@@ -4,11 +4,13 @@ import base64
 import configparser
 import contextlib
 import contextvars
+import copy
 import datetime
 import ipaddress
 import json
 import logging
 import os
+import pickle
 import pty
 import re
 import signal
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pandas as pd
 import pytest
@@ -443,6 +446,29 @@ def test_the_sdks_log_says_nothing_of_ours(emulator, kms, key, caplog):
     assert "of another product" in caplog.text
 
 
+def test_warnings_of_the_sdk_fail_no_call(kms, key):
+    for _ in range(2):  # as in two tests of a user's, each with filters of its own
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            kms.generate_data_key(key, {})
+            before = list(warnings.filters)
+            kms.generate_data_key(key, {})
+            assert warnings.filters == before
+            where = ("client.py", 1, "tencentcloud.common.abstract_client")
+            warnings.warn_explicit("utcfromtimestamp() is deprecated", DeprecationWarning, *where)
+
+
+def test_nothing_with_a_secret_is_pickled_or_shown(emulator, kms, key):
+    request = Request("Encrypt", KeyId=key, Plaintext="SECRETTEXT")
+    answer = kms._service.call(Request("ListKeys"), operation="list_keys")
+    kms.account  # noqa: B018 - finds the credentials
+    for thing in (kms, kms._service, kms._credentials, kms._credentials._current, request, answer):
+        for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError):
+                copied(thing)
+        assert not {"SECRETTEXT", emulator.secret_id, emulator.secret_key} & set(re.split(r"\W", repr(thing)))
+
+
 def test_netrc_does_not_replace_the_signature(emulator, kms, key, monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text("default login a password b\n")
     (tmp_path / "netrc").chmod(0o600)
@@ -562,6 +588,19 @@ def test_endpoints(text, url):
     assert str(endpoint) == url
     assert endpoint.loopback == (endpoint.scheme == "http")
     assert kmsdata.TencentKMS(REGION, endpoint=text).endpoint == url
+
+
+@pytest.mark.parametrize(
+    ("kms", "sts"),
+    [
+        ("kms.tencentcloudapi.com", "https://sts.tencentcloudapi.com"),
+        ("kms.intl.tencentcloudapi.com", "https://sts.intl.tencentcloudapi.com"),
+        ("kms.internal.tencentcloudapi.com", "https://sts.internal.tencentcloudapi.com"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+    ],
+)
+def test_sts_is_beside_kms(kms, sts):
+    assert str(Endpoint.parse(kms).of("sts")) == sts
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ class Answer(Secret):
         return value if isinstance(value, str) and 0 < len(value) <= _MOST else None
 
 
-class Service:
+class Service(Secret):
     """One API of Tencent Cloud: see the module.
 
     Args:
@@ -199,6 +199,10 @@ class Service:
         raise self._error(answer, request.action, operation, key)
 
     def _connected(self) -> Any:
+        # The SDK reads the clock by a function that Python 3.12 deprecates; the first filter wins, and they
+        # come and go (pytest).
+        if warnings.filters[:1] != [_DEPRECATED]:
+            warnings.filterwarnings("ignore", module="tencentcloud", category=DeprecationWarning)
         with self._lock:
             if self._client is None:
                 self._client = self._connect()
@@ -218,8 +222,6 @@ class Service:
                 'tencent-kms:// keys need the official SDK: pip install "kmsdata[tencent]"'
             ) from error
         _log.addFilter(_silence)  # a filter that is there already is not added again
-        # The SDK reads the clock by a function that Python 3.12 deprecates.
-        warnings.filterwarnings("ignore", module="tencentcloud", category=DeprecationWarning)
         bundle = next((os.environ[name] for name in _BUNDLES if os.environ.get(name)), None)
         http = HttpProfile(
             protocol=self.endpoint.scheme,
@@ -282,6 +284,7 @@ class _Quiet(threading.local):
 
 _quiet = _Quiet()
 _log = logging.getLogger("tencentcloud_sdk_common")
+_DEPRECATED = ("ignore", None, DeprecationWarning, re.compile("tencentcloud"), 0)
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
 
 
