@@ -35,7 +35,8 @@ def meaning(code: str, network: str) -> tuple[type[KeyServiceError], str]:
         network: "" or one of "certificate", "proxy", "redirect", "name", "refused", "time".
 
     Returns:
-        A sentence with the fields ``{action}``, ``{host}``, ``{region}``, ``{key}`` and ``{seconds}``.
+        A sentence with the fields ``{action}``, ``{host}``, ``{region}``, ``{key}``, ``{seconds}`` and
+        ``{again}``, which is empty or says that it was tried again.
     """
     if code in _BROKEN_OFF and code != "Timeout":
         return KeyServiceError, _NETWORK[network]
@@ -128,7 +129,7 @@ _CODES: dict[str, tuple[type[KeyServiceError], str]] = {  # a code, or what it b
     "RequestLimitExceeded": (
         KeyServiceError,
         (
-            "too many requests a second for the account's quota, also after retries: try again in a minute, "
+            "too many requests a second for the account's quota{again}: try again in a minute, "
             "give frames one data key (key=), or have the quota raised"
         ),
     ),
@@ -144,16 +145,16 @@ _CODES: dict[str, tuple[type[KeyServiceError], str]] = {  # a code, or what it b
         KeyServiceError,
         "an alias is 1 to 60 letters, digits, '_' or '-', begins with a letter or digit, and not with 'kms-'",
     ),
-    "InternalError": (KeyServiceError, "KMS failed, also after retries: try again in a minute"),
+    "InternalError": (KeyServiceError, "KMS failed{again}: try again in a minute"),
     "UnsupportedOperation.ServiceTemporaryUnavailable": (
         KeyServiceError,
-        "KMS is not available at the moment, also after retries: try again in a minute",
+        "KMS is not available at the moment{again}: try again in a minute",
     ),
     "Timeout": (KeyServiceError, _SILENT),
     "ServerNetworkError": (
         KeyServiceError,
         (
-            "{host} did not answer as KMS does, also after retries: check the endpoint and proxies, or try "
+            "{host} did not answer as KMS does{again}: check the endpoint and proxies, or try "
             "again in a minute"
         ),
     ),
@@ -172,5 +173,5 @@ _NETWORK = {
     "name": "the host {host} is not known: check the network, the region and the endpoint",
     "refused": "nothing listens at {host}: check the endpoint",
     "time": _SILENT,
-    "": "the connection to {host} broke off, also after retries: check the network, and try again",
+    "": "the connection to {host} broke off{again}: check the network, and try again",
 }

@@ -177,7 +177,7 @@ class Service(Secret):
         if self._signer is not None:
             self._signer.ready()
         client = self._connected()
-        end = time.monotonic() + self.timeout
+        end, retried = time.monotonic() + self.timeout, False
         for attempt in range(self.retries + 1):
             if attempt:
                 # Full jitter: a thousand workers that were throttled together do not come back together.
@@ -186,6 +186,7 @@ class Service(Secret):
                     break
                 time.sleep(pause)
                 count("retried")
+                retried = True
             answer = (
                 apart(
                     lambda: _send(client, request, self._signer is not None), max(0.0, end - time.monotonic())
@@ -196,7 +197,7 @@ class Service(Secret):
                 return answer
             if not retryable(answer.code, answer.detail, repeatable):
                 break
-        raise self._error(answer, request.action, operation, key)
+        raise self._error(answer, request.action, operation, key, retried, repeatable)
 
     def _connected(self) -> Any:
         # The SDK reads the clock by a function that Python 3.12 deprecates; the first filter wins, and they
@@ -246,11 +247,15 @@ class Service(Secret):
         session.mount(f"{self.endpoint.scheme}://", adapters.HTTPAdapter(pool_maxsize=32))
         return client
 
-    def _error(self, answer: Answer, action: str, operation: str, key: str | None) -> KeyServiceError:
+    def _error(
+        self, answer: Answer, action: str, operation: str, key: str | None, retried: bool, repeatable: bool
+    ) -> KeyServiceError:
         code = answer.code or "InvalidAnswer"
         what = key or f"{self.name} in {self.region}"
         kind, sentence = meaning(code, answer.detail)
-        again = retryable(code, answer.detail, repeatable=True)
+        again = retryable(code, answer.detail, repeatable)
+        if not again and retryable(code, answer.detail, repeatable=True):
+            sentence = f"{_MAYBE}: {sentence}"
         if self.name == "sts" and not again and kind is not CredentialsError:
             kind, sentence = CredentialsError, _NO_ROLE  # no key is meant
         facts: dict[str, Any] = {
@@ -270,11 +275,13 @@ class Service(Secret):
             region=self.region,
             key=key or "the key",
             seconds=f"{self.timeout:g}",
+            again=", also after retries" if retried else "",
         )
         request_id = f", request {answer.request_id}" if answer.request_id else ""
         return kind(f"{what}: {sentence} ({code}{request_id})", **facts)
 
 
+_MAYBE = "look whether it was carried out ('kmsdata keys list {region}') before you try again"
 _NO_ROLE = "{action} was refused: look at the role, and at who may assume it, in CAM"
 
 
