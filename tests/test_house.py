@@ -11,8 +11,8 @@ import kmsdata
 ROOT = Path(kmsdata.__file__).parent
 
 FLOORS = {
-    "errors": 0, "calls": 0, "cells": 0, "envelope": 0, "files": 0, "forks": 0,
-    "codec": 1, "ciphers": 1, "keys": 1, "progress": 1, "storage": 1,
+    "errors": 0, "cells": 0, "envelope": 0, "files": 0, "forks": 0,
+    "calls": 1, "codec": 1, "ciphers": 1, "keys": 1, "progress": 1, "storage": 1,
     "cache": 2, "providers": 2, "report": 2,
     "column": 3, "dtype": 3, "session": 3,
     "table": 4,

@@ -639,6 +639,21 @@ def test_an_alias_names_a_key_and_headers_record_the_id(emulator, kms, key):
     assert kms.describe_key(f"tencent-kms://{REGION}/payroll")["key"] == key
 
 
+def test_a_key_of_another_region(emulator, kms, key):
+    before = len(emulator.requests)
+    for far in (key.replace(REGION, "ap-shanghai"), "tencent-kms://ap-shanghai/payroll"):
+        for call in (
+            lambda far=far: kms.generate_data_key(far, {}),
+            lambda far=far: kms.unwrap("x", far, {}),
+            lambda far=far: kms.wrap(bytes(32), far, {}),
+            lambda far=far: kms.disable_key(far),
+        ):
+            with pytest.raises(KeyNotFoundError, match="keys live in one region") as caught:
+                call()
+            assert (caught.value.code, caught.value.key) == ("OtherRegion", far)
+    assert len(emulator.requests) == before
+
+
 def test_an_alias_is_looked_up_once_in_five_minutes(emulator, kms, key, monkeypatch):
     alias = f"tencent-kms://{REGION}/payroll"
     now, later = time.monotonic, [0.0]
