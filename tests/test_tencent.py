@@ -1234,6 +1234,28 @@ def test_ten_thousand_files_cost_one_call(emulator, kms, key):
     assert emulator.calls["Decrypt"] - calls == 1
 
 
+def test_a_hundred_threads_that_need_one_key(emulator, kms, key):
+    kmsdata.use(kms)
+    record = frame(key)["a"].dtype.header.records[0]
+    emulator.fail(Fault.latency(0.3), action="Decrypt")
+    before, opened = kmsdata.usage(), []
+    ready = threading.Barrier(100)
+
+    def work():
+        ready.wait()
+        opened.append(session.unwrap(record).commitment)
+
+    threads = [threading.Thread(target=work) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened == [record.commitment] * 100
+    assert emulator.calls["Decrypt"] == 1
+    after = kmsdata.usage()
+    assert (after.unwrap - before.unwrap, after.cached - before.cached) == (1, 99)
+
+
 # The command line and login.
 
 
