@@ -1103,6 +1103,14 @@ def test_a_credential_of_the_sdk(emulator, make):
         def get_credential_info(self):
             raise RuntimeError("SECRETTEXT")
 
+    class Slow:
+        def get_credential_info(self):
+            time.sleep(5)
+
+    began = time.monotonic()
+    with pytest.raises(CredentialsError, match="did not give them"):
+        make(credential=Slow(), timeout=0.2).list_keys()
+    assert time.monotonic() - began < 4
     for bad in (Broken(), ("", "x"), ("AKIDx", None), ("a", "b", "c", "d")):
         with pytest.raises(CredentialsError, match="no SecretId or no SecretKey") as caught:
             make(credential=bad).list_keys()

@@ -181,10 +181,13 @@ class Credentials(Secret):
 
     def _base(self) -> tuple[_Pair, str]:
         if self._given is not None:
-            pair = _taken(self._given)
+            # What is not ours may ask a network without a deadline.
+            given = self._given
+            pair = _taken(given) if isinstance(given, _Fixed) else apart(lambda: _taken(given), self._timeout)
             if pair is None:
                 _fail(
-                    "the credential that was passed in has no SecretId or no SecretKey", "InvalidCredential"
+                    "the credential that was passed in has no SecretId or no SecretKey, or did not give them",
+                    "InvalidCredential",
                 )
             return pair, "credential="
         for source, find in self._places().items():
