@@ -925,8 +925,11 @@ def test_the_role_of_an_instance_and_its_renewal(emulator, monkeypatch):
     kms.list_keys()
     assert kms._credentials._current is second
     later[0] = 85 + 101
-    with pytest.raises(CredentialsError):
+    calls = emulator.calls["ListKeyDetail"]
+    with pytest.raises(CredentialsError) as caught:
         kms.list_keys()
+    assert caught.value.code == "NoCredentials"
+    assert emulator.calls["ListKeyDetail"] == calls  # those that are over are not even tried
     emulator.instance_role, emulator.role_seconds = "analyst", 7200
     later[0] = 1000
     kms.list_keys()
@@ -1144,7 +1147,7 @@ def test_the_order_of_the_places(emulator, monkeypatch, tmp_path):
     look()
     look(credential=(emulator.secret_id, emulator.secret_key))
     assert found == [
-        "TKE OIDC", "the CVM instance role", "~/.tencentcloud/credentials", "the environment", "credential=",
+        "TKE OIDC", "the CVM instance role", "~/.tencentcloud/credentials", "the environment", "passed in",
     ]  # fmt: skip
 
 

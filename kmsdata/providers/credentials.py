@@ -33,6 +33,7 @@ __all__ = ["Credentials", "Given", "HasCredentials", "held"]
 _METADATA = "http://metadata.tencentyun.com/latest/meta-data/cam/security-credentials/"
 _PROFILES = ("~/.tencentcloud/credentials", "/etc/tencentcloud/credentials")
 _ROLE = "TENCENTCLOUD_ROLE_ARN"
+_PASSED = "passed in"  # where they come from, in words; the others are named in Credentials._places
 _TKE = ("TKE_REGION", "TKE_PROVIDER_ID", "TKE_WEB_IDENTITY_TOKEN_FILE", "TKE_ROLE_ARN")
 _TOKENS = ("TENCENTCLOUD_SECURITY_TOKEN", "TENCENTCLOUD_TOKEN")
 _LIFETIME = 7200  # seconds asked for of a role's credentials: what every role allows
@@ -174,7 +175,7 @@ class Credentials(Secret):
 
     def _find(self) -> tuple[_Pair, str]:
         found = self._base()
-        if os.environ.get(_ROLE) and found[1] not in ("TKE OIDC", "credential="):
+        if os.environ.get(_ROLE) and found[1] not in ("TKE OIDC", _PASSED):
             pair = self._assumed(found[0])
             return pair, f"{found[1]}, as the role {os.environ[_ROLE]}"
         return found
@@ -189,7 +190,7 @@ class Credentials(Secret):
                     "the credential that was passed in has no SecretId or no SecretKey, or did not give them",
                     "InvalidCredential",
                 )
-            return pair, "credential="
+            return pair, _PASSED
         for source, find in self._places().items():
             if (pair := find()) is not None:
                 return pair, source
