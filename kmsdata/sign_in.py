@@ -103,7 +103,10 @@ class _Typed(Secret):
 
     def ask(self, label: str) -> bool:
         """Whether anything was typed; a blank that was pasted along is taken away."""
-        self.texts.append(getpass.getpass(f"{label}: ").strip())
+        try:
+            self.texts.append(getpass.getpass(f"{label}: ").strip())
+        except EOFError:  # Ctrl-D
+            self.texts.append("")
         return bool(self.texts[-1])
 
 

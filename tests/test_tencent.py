@@ -1429,6 +1429,21 @@ def test_login_at_a_terminal(emulator, key, monkeypatch, capsys):
     assert pd.DataFrame({"a": [1]}).kms.encrypt("a").kms.decrypt()["a"].tolist() == [1]
 
 
+@pytest.mark.parametrize("typed", [[""], ["AKIDx", ""], [EOFError], ["AKIDx", EOFError]])
+def test_login_with_nothing_typed(emulator, monkeypatch, typed):
+    def answer(_):
+        if (given := typed.pop(0)) is EOFError:
+            raise EOFError
+        return given
+
+    typed = list(typed)
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("getpass.getpass", answer)
+    with pytest.raises(CredentialsError, match="no SecretId or no SecretKey was entered"):
+        kmsdata.login(region=REGION, endpoint=emulator.url)
+    assert emulator.requests == []
+
+
 def test_login_with_a_wrong_key(emulator, monkeypatch):
     answers = [emulator.secret_id, "wrong-SecretKey", ""]
     monkeypatch.setattr("sys.stdin", Terminal())
