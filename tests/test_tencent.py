@@ -1429,6 +1429,15 @@ def test_login_at_a_terminal(emulator, key, monkeypatch, capsys):
     assert pd.DataFrame({"a": [1]}).kms.encrypt("a").kms.decrypt()["a"].tolist() == [1]
 
 
+def test_login_with_temporary_credentials(emulator, monkeypatch, capsys):
+    emulator.add_account("AKIDtemporary000000", "temporary-key", token="its-token")
+    answers = ["AKIDtemporary000000", "temporary-key", "its-token"]
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("getpass.getpass", lambda prompt: answers.pop(0))  # noqa: ARG005
+    assert kmsdata.login(region=REGION, endpoint=emulator.url).list_keys() == []
+    assert "AKID…0000 (passed in); 0 keys" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("typed", [[""], ["AKIDx", ""], [EOFError], ["AKIDx", EOFError]])
 def test_login_with_nothing_typed(emulator, monkeypatch, typed):
     def answer(_):
