@@ -127,6 +127,29 @@ def test_number_of_keys(service):
     assert len(service.calls) == 4  # the first was pushed out by the third
 
 
+def test_those_not_used_for_longest_go_first(service):
+    one, two, three = (pd.DataFrame({"a": [n]}).kms.encrypt("a", key="svc://k") for n in range(3))
+    service.calls.clear()
+    with kmsdata.use(kmsdata.KeyCache(number=2)):
+        for frame in (one, two, one, three):
+            frame.kms.decrypt()
+        assert len(service.calls) == 3
+        one.kms.decrypt()  # used since the second
+        assert len(service.calls) == 3
+        two.kms.decrypt()
+        assert len(service.calls) == 4
+
+
+def test_what_was_unwrapped_is_never_what_is_generated():
+    cache, one, two = (
+        kmsdata.KeyCache(reuse_age=60),
+        *(DataKey(bytes([n] * 32), [Wrap("svc://k", "w")]) for n in (1, 2)),
+    )
+    assert cache.unwrapped("k", lambda: one) is one
+    assert cache.generated("k", 1, lambda: two) is two
+    assert cache.unwrapped("k", lambda: two) is one
+
+
 def test_another_credential_has_nothing_of_the_first(service, enc):
     enc.kms.decrypt()
     service.identity = b"bob"
