@@ -98,12 +98,16 @@ def test_signature_vectors():
     )
 
 
-def raw(emulator, *, body=b"{}", action="ListKeys", tamper=None, signed_body=None, at=None, **changed):
+def raw(
+    emulator, *, body=b"{}", action="ListKeys", tamper=None, signed_body=None, at=None,
+    names=("content-type", "host"), **changed,
+):  # fmt: skip
     """A request by hand; what was signed may differ from what is sent."""
     timestamp = str(int(at or time.time()))
     date = time.strftime("%Y-%m-%d", time.gmtime(int(timestamp)))
     host = f"127.0.0.1:{emulator.port}"
-    signed = {"content-type": "application/json", "host": host}
+    every = {"content-type": "application/json", "host": host, "x-tc-action": action.lower()}
+    signed = {name: every[name] for name in names}
     made = signature(
         emulator.secret_key,
         date,
@@ -122,7 +126,7 @@ def raw(emulator, *, body=b"{}", action="ListKeys", tamper=None, signed_body=Non
         "X-TC-Region": REGION,
         "X-TC-Timestamp": timestamp,
         "Authorization": f"TC3-HMAC-SHA256 Credential={emulator.secret_id}/{date}/kms/tc3_request, "
-        f"SignedHeaders=content-type;host, Signature={made}",
+        f"SignedHeaders={';'.join(names)}, Signature={made}",
     } | {name.replace("_", "-"): text for name, text in changed.items()}
     if tamper:
         tamper(headers)
@@ -166,10 +170,12 @@ def test_what_was_signed_is_what_counts(emulator):
 
     assert raw(emulator, tamper=other_date) == "AuthFailure.SignatureFailure"
 
-    def unsigned_host(headers):
-        headers["Authorization"] = headers["Authorization"].replace("content-type;host", "content-type")
-
-    assert raw(emulator, tamper=unsigned_host) == "AuthFailure.SignatureFailure"
+    # Content type and host must be signed; other SDKs sign the action as well.
+    for names in (("content-type",), ("host",)):
+        assert raw(emulator, names=names) == "AuthFailure.SignatureFailure"
+    lower = ("content-type", "host", "x-tc-action")
+    assert raw(emulator, names=lower, X_TC_Action="listkeys") == "InvalidAction"  # signed as it came
+    assert raw(emulator, names=lower, X_TC_Action="GetRegions") == "AuthFailure.SignatureFailure"
     assert raw(emulator, Authorization="Basic YTpi") == "AuthFailure.InvalidAuthorization"
     assert raw(emulator, Authorization=None) == "AuthFailure.InvalidAuthorization"
     assert raw(emulator, Authorization="SKIP") == "AuthFailure.InvalidAuthorization"

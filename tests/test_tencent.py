@@ -654,6 +654,15 @@ def test_a_key_of_another_region(emulator, kms, key):
     assert len(emulator.requests) == before
 
 
+def test_aliases_of_several_keys(kms, key):
+    kmsdata.use(kms)
+    other = kms.create_key("other")
+    aliases = [f"tencent-kms://{REGION}/{name}" for name in ("payroll", "other")]
+    for several in (aliases, [*aliases, key, other]):  # each key once, by its id
+        (record,) = frame(several)["a"].dtype.header.records
+        assert [wrap.key for wrap in record.wraps] == [key, other]
+
+
 def test_an_alias_is_looked_up_once_in_five_minutes(emulator, kms, key, monkeypatch):
     alias = f"tencent-kms://{REGION}/payroll"
     now, later = time.monotonic, [0.0]
