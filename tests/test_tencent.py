@@ -684,7 +684,10 @@ def test_pinned_keys(emulator, kms, key):
     for pinned in (key, [other, key], f"tencent-kms://{REGION}/*", "tencent-kms://*"):
         assert enc.kms.decrypt(key=pinned)["a"].tolist() == [1, 2]
     calls = emulator.calls["Decrypt"]
-    for pinned in (other, "local://demo", "tencent-kms://ap-shanghai/*", f"tencent-kms://{REGION}/other"):
+    for pinned in (
+        other, "local://demo", "tencent-kms://ap-shanghai/*", f"tencent-kms://{REGION}/other",
+        "tencent-kms://ap-shanghai/payroll",  # an alias, and nobody there to ask
+    ):  # fmt: skip
         with pytest.raises(WrongKeyError, match="may not be used here") as caught:
             enc.kms.decrypt(key=pinned)
         assert not caught.value.allowed
@@ -1350,6 +1353,19 @@ def test_login_with_what_there_is(emulator, key, capsys):
     assert emulator.secret_id not in out
     assert provider.region == REGION
     assert pd.DataFrame({"a": [1]}).kms.encrypt("a").kms.decrypt()["a"].tolist() == [1]
+
+
+@pytest.mark.usefixtures("environment")
+def test_login_empties_the_cache(emulator, kms, key):
+    kmsdata.login(region=REGION)
+    enc = frame(key)
+    for times in (1, 1, 2):
+        if times == 2:
+            held = session.provider_of(key)
+            kmsdata.login(region=REGION)
+            kmsdata.use(held)  # who asked before, and has nothing at hand
+        enc.kms.decrypt()
+        assert emulator.calls["Decrypt"] == times
 
 
 def test_login_where_nobody_can_be_asked(emulator, monkeypatch):
