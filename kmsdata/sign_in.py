@@ -1,27 +1,40 @@
-"""Signing in to Tencent Cloud: with what there is, else by asking."""
+"""Signing in to Tencent Cloud: with what there is, else by asking; in a notebook by a form."""
 
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import os
 import sys
 import warnings
+from typing import TYPE_CHECKING, NoReturn
 
 from kmsdata.envelope import parse_key
 from kmsdata.errors import CredentialsError
 from kmsdata.keys import Secret
+from kmsdata.progress import _in_notebook
 from kmsdata.providers.tencent import TencentKMS
 from kmsdata.session import forget, session_key, use
+
+if TYPE_CHECKING:
+    from kmsdata.widgets import LoginForm
 
 __all__ = ["login"]
 
 
-def login(*, region: str | None = None, key: str | None = None, endpoint: str | None = None) -> TencentKMS:
+def login(
+    *, region: str | None = None, key: str | None = None, endpoint: str | None = None
+) -> TencentKMS | LoginForm:
     """Sign in to Tencent Cloud KMS for this process.
 
     Where the environment, a profile or a role gives credentials, those are taken, and it says which;
-    elsewhere a terminal asks for them, without showing or keeping them anywhere. They are tried with one
-    call, and every data key at hand is forgotten.
+    elsewhere a notebook shows a form, and a terminal asks, without showing or keeping them anywhere. They are
+    tried with one call, and every data key at hand is forgotten.
+
+    A form does not hold up the cell: until it is filled in, calls that need a key raise `CredentialsError`,
+    which stops a run of all cells. ``kms = await kmsdata.login()`` waits instead (ipykernel 7.0 and newer),
+    and reads the same where no form is needed. Without ipywidgets (``pip install "kmsdata[notebook]"``) the
+    notebook asks as a terminal does.
 
     Args:
         region: such as ``"ap-guangzhou"``; None: that of ``key`` or the session's key, else
@@ -30,7 +43,8 @@ def login(*, region: str | None = None, key: str | None = None, endpoint: str | 
         endpoint: as `kmsdata.TencentKMS` takes it.
 
     Returns:
-        The provider, which is the session's from now on.
+        The provider, which is the session's from now on; where a form is needed the form, which ``await``
+        turns into the provider.
 
     Raises:
         CredentialsError: there are none, and nobody can be asked; or those there are were refused.
@@ -47,7 +61,15 @@ def login(*, region: str | None = None, key: str | None = None, endpoint: str | 
     if kms is not None and not _found(kms):
         kms = None
     if kms is None:
-        _require_terminal()
+        if _in_notebook():
+            _require_frontend()
+            if importlib.util.find_spec("ipywidgets") is not None:
+                from kmsdata.widgets import LoginForm
+
+                return LoginForm.shown(region=region, key=key, endpoint=endpoint)
+            print('A form instead of these questions: pip install "kmsdata[notebook]"')
+        else:
+            _require_terminal()
         kms = _asked(region, endpoint)
     number = kms.count_keys()
     forget()
@@ -78,15 +100,26 @@ def _found(kms: TencentKMS) -> bool:
 
 def _require_terminal() -> None:
     if sys.stdin is None or not sys.stdin.isatty():
-        raise CredentialsError(
-            "no Tencent Cloud credentials, and nobody can be asked here: set TENCENTCLOUD_SECRET_ID, "
-            "TENCENTCLOUD_SECRET_KEY and TENCENTCLOUD_REGION (and TENCENTCLOUD_SECURITY_TOKEN for temporary "
-            "ones), or write ~/.tencentcloud/credentials",
-            provider="tencent-kms",
-            operation="login",
-            code="NoCredentials",
-            tried=("the environment", "~/.tencentcloud/credentials", "roles", "the terminal"),
-        )
+        _nobody_to_ask("the terminal")
+
+
+def _require_frontend() -> None:
+    """Where cells are run by nbconvert, nbclient or papermill, a form would stand unanswered for ever."""
+    kernel = sys.modules["IPython"].get_ipython().kernel
+    if not getattr(kernel, "_allow_stdin", True):
+        _nobody_to_ask("the notebook")
+
+
+def _nobody_to_ask(where: str) -> NoReturn:
+    raise CredentialsError(
+        "no Tencent Cloud credentials, and nobody can be asked here: set TENCENTCLOUD_SECRET_ID, "
+        "TENCENTCLOUD_SECRET_KEY and TENCENTCLOUD_REGION (and TENCENTCLOUD_SECURITY_TOKEN for temporary "
+        "ones), or write ~/.tencentcloud/credentials",
+        provider="tencent-kms",
+        operation="login",
+        code="NoCredentials",
+        tried=("the environment", "~/.tencentcloud/credentials", "roles", where),
+    )
 
 
 class _Typed(Secret):
@@ -105,6 +138,9 @@ class _Typed(Secret):
 
 def _asked(region: str | None, endpoint: str | None) -> TencentKMS:
     while not region:
+        if _in_notebook():
+            region = input("Region (such as ap-guangzhou): ").strip()
+            continue
         print("Region (such as ap-guangzhou): ", end="", flush=True)
         region = sys.stdin.readline().strip()
     TencentKMS(region, endpoint=endpoint)  # what is wrong with these is said before secrets are typed
