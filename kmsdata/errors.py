@@ -56,7 +56,7 @@ class KmsDataError(Exception):
         line = _line_of_cell(self, shell)
         return [
             f"\x1b[31m{type(self).__name__}\x1b[39m: {self}",
-            *([f"  in {line}"] if line else []),
+            *([f"  at {line}"] if line else []),
             "  (%tb Verbose shows the traceback)",
         ]
 
@@ -69,7 +69,7 @@ def _line_of_cell(error: BaseException, shell: Any) -> str | None:
             break
         path = frame.f_code.co_filename
         if (name := getattr(shell.compile, "format_code_name", lambda _: None)(path)) is not None:
-            found = f"{' '.join(name)}, line {number}: {linecache.getline(path, number).strip()}"
+            found = f"{name[1]}, line {number}: {linecache.getline(path, number).strip()}"
     return found
 
 

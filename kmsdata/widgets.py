@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import ipywidgets as w
@@ -137,11 +137,11 @@ class LoginForm(w.VBox):
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
         self._cell: object = None  # the one that it was shown in last
+        self._place = ""  # who is connected, and where, in words
 
         self.service = w.ToggleButtons(
             options=[("Tencent Cloud KMS", "tencent"), ("Local keystore", "local")],
-            description="Keys are in",
-            style={"description_width": _LABELS, "button_width": "auto"},
+            style={"button_width": "auto"},
         )
         self.secret_id = WipingPassword(named=True, **_field("SecretId", "AKID…"))
         self.secret_key = WipingPassword(**_field("SecretKey", ""))
@@ -151,7 +151,7 @@ class LoginForm(w.VBox):
             **_field("Region"),
         )
         self.other_region = w.Text(**_field("Region's code", "such as ap-guangzhou"))
-        self.endpoint = w.Text(**_field("Endpoint", "kms.tencentcloudapi.com"))
+        self.endpoint = w.Text(placeholder="kms.tencentcloudapi.com", layout=_wide())
         self.more = w.Accordion([self.endpoint], titles=["Endpoint"], selected_index=None, layout=_wide())
         self.passphrase = WipingPassword(exact=True, **_field("Passphrase", "empty where the file has none"))
         self.repeated = WipingPassword(exact=True, **_field("Once more", "the same passphrase"))
@@ -161,17 +161,18 @@ class LoginForm(w.VBox):
         self.keys_there = w.Select(**_field("Key"))
         self.other_key = w.Text(**_field("Key's name"))
         self.choose = w.Button(description="Make this my key", button_style="primary", layout=_button())
-        self.go_on = w.Button(description="Go on without", layout=w.Layout(width="auto"))
-        self.again = w.Button(description="Sign in again", layout=w.Layout(width="auto"))
+        self.go_on = w.Button(description="Go on without", layout=_button())
+        self.again = w.Button(description="Sign in again", layout=_button())
 
         self._cloud = w.VBox(
             [self.secret_id, self.secret_key, self.token, self.region, self.other_region, self.more]
         )
         self._local = w.VBox([self.file, self.passphrase, self.repeated])
-        self._asking = w.VBox([self.service, self._cloud, self._local, self.connect])
-        self._connected = w.VBox(
-            [self.keys_there, self.other_key, w.HBox([self.choose, self.go_on, self.again])]
+        label = w.Label(
+            "Keys are in", layout=w.Layout(width=_LABELS, display="flex", justify_content="flex-end")
         )
+        self._asking = w.VBox([w.HBox([label, self.service]), self._cloud, self._local, _row(self.connect)])
+        self._connected = w.VBox([self.keys_there, self.other_key, _row(self.choose, self.go_on, self.again)])
         super().__init__([w.HTML(_HEAD), self._asking, self.status, self._connected])
         self.add_class("kmsdata-login")
 
@@ -419,15 +420,14 @@ class LoginForm(w.VBox):
         local = provider.scheme == "local"
         self.other_key.placeholder = "a new one, such as demo" if local else "KeyId, or alias"
         self.provider = provider
-        number = "no keys yet" if not keys else "1 key" if len(keys) == 1 else f"{len(keys)} keys"
-        self._say("good", f"Connected to {place}; {number}. {self._next(mine)}")
+        self._place = f"Connected to {place}"
         if mine is None:
+            number = "no keys" if not keys else "1 key" if len(keys) == 1 else f"{len(keys)} keys"
+            self._say("good", f"{self._place}; {number}. Which one encrypts where a call names none?")
             self._arrange()
         else:
+            self._say("good", f"{self._place}. Your key: {mine}")
             self._settle()
-
-    def _next(self, mine: str | None) -> str:
-        return "Choose the key that encrypts." if mine is None else f"Your key is {mine}."
 
     def _choose(self) -> None:
         provider = self.provider
@@ -445,15 +445,16 @@ class LoginForm(w.VBox):
         parse_key(uri)
         if isinstance(provider, TencentKMS):
             uri = provider.resolve(uri)
-        state = next((state for label, listed, state in self._states() if listed == uri), "Enabled")
+        elif not uri.startswith(f"{provider.scheme}://"):
+            self._say("bad", f"{uri} is not a key of {provider!r}")
+            return
+        label = next((label for label, listed in self.keys_there.options if listed == uri), "")
+        alias, _, state = label.partition(_DOT)
         use(uri)
-        note = "" if state == "Enabled" else f" It is {state}, so it has to be enabled before it encrypts."
-        self._say("good", f"{uri} is your key now: calls that name none use it.{note}")
+        note = "" if state in ("", "Enabled") else f". It is {state}: it cannot encrypt until it is enabled"
+        named = "" if alias in ("", uri.rpartition("/")[2]) else f"{alias}, "
+        self._say("bad" if note else "good", f"{self._place}. Your key: {named}{uri}{note}")
         self._settle()
-
-    def _states(self) -> Iterable[tuple[str, str, str]]:
-        for label, uri in self.keys_there.options:
-            yield label, uri, label.rpartition(_DOT)[2]
 
 
 def _finish(future: asyncio.Future[None]) -> None:
@@ -477,6 +478,9 @@ _HEAD = """<style>
   line-height: 1.45; color: var(--jp-content-font-color1, inherit); overflow-wrap: anywhere; }
 .kmsdata-login .kmsdata-head { line-height: 1.45; margin-bottom: 4px;
   color: var(--jp-content-font-color1, inherit); }
+.kmsdata-login .jupyter-widget-Collapse { margin-left: 110px; }
+.kmsdata-login .jupyter-widget-Collapse-header, .kmsdata-login .jupyter-widget-Collapse-contents {
+  background: none; border: none; padding: 2px 4px; font-weight: normal; }
 .kmsdata-login .kmsdata-head small { color: var(--jp-content-font-color2, inherit); }
 </style>
 <div class="kmsdata-head"><b>Sign in to a key service</b><br>
@@ -495,7 +499,11 @@ def _wide() -> w.Layout:
 
 
 def _button() -> w.Layout:
-    return w.Layout(width="auto", min_width="120px", margin="6px 2px 6px 118px", align_self="flex-start")
+    return w.Layout(width="auto", min_width="120px")
+
+
+def _row(*buttons: w.Button) -> w.HBox:
+    return w.HBox(buttons, layout=w.Layout(flex_flow="row wrap", margin=f"4px 0 4px calc({_LABELS} + 6px)"))
 
 
 def _show(widget: w.DOMWidget, shown: bool) -> None:

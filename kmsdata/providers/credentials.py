@@ -28,7 +28,7 @@ from kmsdata.errors import CredentialsError, KeyServiceError
 from kmsdata.keys import Secret
 from kmsdata.providers.service import Answer, Endpoint, Request, Service
 
-__all__ = ["Credentials", "Given", "HasCredentials"]
+__all__ = ["Credentials", "Given", "HasCredentials", "hidden"]
 
 _METADATA = "http://metadata.tencentyun.com/latest/meta-data/cam/security-credentials/"
 _PROFILES = ("~/.tencentcloud/credentials", "/etc/tencentcloud/credentials")
@@ -81,6 +81,13 @@ class _Pair(Secret):
         return time.time() >= self.expires - min(_MARGIN, (self.expires - self.born) / 5)
 
 
+def hidden(given: object) -> Any:
+    """What was passed in as a credential, in a form that a frame may hold; of what is none the type alone."""
+    if given is None or callable(getattr(given, "get_credential_info", None)):
+        return given
+    return _Fixed(given) if isinstance(given, tuple) else type(given)
+
+
 class Credentials(Secret):
     """The credentials in force: found when first needed, renewed before they run out.
 
@@ -98,13 +105,12 @@ class Credentials(Secret):
     tried = _TRIED
 
     def __init__(self, given: Given | None, *, region: str, endpoint: Endpoint) -> None:
+        given = hidden(given)
         self._region, self._endpoint = region, endpoint.of("sts")
         self._lock = threading.Lock()
         self._current: _Pair | None = None
         self.source: str | None = None  # where they were found, in words
-        if isinstance(given, tuple):
-            given = _Fixed(given)
-        elif given is not None and not callable(getattr(given, "get_credential_info", None)):
+        if given is not None and not callable(getattr(given, "get_credential_info", None)):
             raise TypeError(
                 "credential= takes (SecretId, SecretKey), (SecretId, SecretKey, token), or a credential of "
                 "the official SDK"

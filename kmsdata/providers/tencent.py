@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self
 from kmsdata.envelope import Wrap, canonical, parse_key
 from kmsdata.errors import KeyAccessError, KeyNotFoundError, KeyServiceError
 from kmsdata.keys import DataKey
-from kmsdata.providers.credentials import Credentials, Given
+from kmsdata.providers.credentials import Credentials, Given, hidden
 from kmsdata.providers.service import Answer, Endpoint, Request, Service
 
 __all__ = ["TencentKMS"]
@@ -67,6 +67,7 @@ class TencentKMS:
         timeout: float = 15.0,
         retries: int = 3,
     ) -> None:
+        credential = hidden(credential)  # an error below shows this frame
         if not isinstance(region, str) or not _REGION.fullmatch(region):
             raise ValueError("region is the name of a region, such as 'ap-guangzhou'")
         if not timeout > 0 or retries < 0:
