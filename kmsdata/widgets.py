@@ -91,8 +91,10 @@ class WipingPassword(w.Password):
             return
         typed = _Typed(change["new"])
         self.value = change["new"] = ""
-        if not self._exact:
-            typed.text = typed.text.strip().strip(_INVISIBLE).strip()
+        stripped = typed.text.strip().strip(_INVISIBLE).strip()
+        if not (self._exact and stripped):  # nothing but blanks takes back what was typed before
+            typed.text = stripped
+        del stripped
         self.typed = typed
         self._show()
 
@@ -104,7 +106,7 @@ class WipingPassword(w.Password):
     def _show(self) -> None:
         text = self.typed.text
         mask = f": {text[:4]}…{text[-4:]}" if self._named and len(text) > 16 else ""
-        self.placeholder = f"received{mask} (type to replace it)" if text else self._hint
+        self.placeholder = f"received{mask} (type to replace it, a blank to clear it)" if text else self._hint
 
 
 class LoginForm(w.VBox):

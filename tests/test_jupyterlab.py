@@ -1,9 +1,9 @@
 """The form in a real JupyterLab in a real browser: how it looks, how it waits, what stays behind."""
 
 import base64
+import contextlib
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import kmsdata
-from kmsdata.emulator import Emulator
+from kmsdata.emulator import Emulator, Fault
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -33,7 +33,7 @@ REGION = "ap-guangzhou"
 TOKEN = "lab-t0ken"
 
 # The page says that it is idle before there is a kernel: this waits for the kernel itself.
-READY = """async () => {
+READY = """async () => Promise.race([new Promise(done => setTimeout(() => done(false), 60000)), (async () => {
   const app = window.jupyterapp;
   await app.restored;
   for (let i = 0; i < 300; i++) {
@@ -47,7 +47,7 @@ READY = """async () => {
     await new Promise(done => setTimeout(done, 100));
   }
   return false;
-}"""
+})()])"""
 RUN_ALL = """async seconds => Promise.race([
   window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => 'ran'),
   new Promise(done => setTimeout(() => done('late'), 1000 * seconds)),
@@ -57,7 +57,7 @@ RUN_ALL = """async seconds => Promise.race([
 class Lab:
     """A JupyterLab server whose every file lies below one folder."""
 
-    def __init__(self, home, environment):
+    def __init__(self, home, settings, environment):
         self.home, self.root = home, home / "work"
         self.root.mkdir(parents=True)
         with socket.socket() as free:
@@ -71,8 +71,14 @@ class Lab:
                 "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",
             )
         }  # fmt: skip
-        self.settings = Path(folders["JUPYTERLAB_SETTINGS_DIR"])
-        self.set("apputils-extension", "notification", fetchNews="false", checkForUpdates=False)
+        quiet = {"fetchNews": "false", "checkForUpdates": False}
+        for scope, package, plugin, values in [
+            ("@jupyterlab", "apputils-extension", "notification", quiet),
+            *settings,
+        ]:
+            folder = Path(folders["JUPYTERLAB_SETTINGS_DIR"]) / scope / package
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{plugin}.jupyterlab-settings").write_text(json.dumps(values))
         self.log = home / "server.log"
         with self.log.open("w") as log:
             self.server = subprocess.Popen(
@@ -94,12 +100,6 @@ class Lab:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
-
-    def set(self, package, plugin, scope="@jupyterlab", **values):
-        """Settings of a JupyterLab extension."""
-        path = self.settings / scope / package / f"{plugin}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values))
 
     def wait(self):
         end = time.monotonic() + 60
@@ -168,10 +168,277 @@ class Notebook:
     def save(self):
         self.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
 
+    def write(self, wanted, seconds=20):
+        """Wait until the saved file is as wanted; a save command may come back before it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(json.JSONDecodeError):
+                if wanted(json.loads(self.path.read_text())):
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"{self.path.name} was not saved as expected")
+
     def outputs(self):
         """All that stands below the cells."""
         return self.page.locator(".jp-Cell-outputArea").all_inner_texts()
 
+    def theme(self, name):
+        command = "window.jupyterapp.commands.execute('apputils:change-theme', {theme: '%s'})"
+        self.page.evaluate(command % name)
+        self.page.wait_for_function(f"document.body.dataset.jpThemeName === '{name}'")
+
     def picture(self, name):
         ARTEFACTS.mkdir(exist_ok=True)
         self.page.screenshot(path=ARTEFACTS / f"{name}.png")
+
+
+@pytest.fixture
+def emulator():
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def keys(emulator):
+    pair = (emulator.secret_id, emulator.secret_key)
+    kms = kmsdata.TencentKMS(REGION, credential=pair, endpoint=emulator.url)
+    keys = [kms.create_key(alias) for alias in ("payroll", "research-2026", "old")]
+    kms.disable_key(keys[-1])
+    return keys
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a JupyterLab, and the browser that looks at it."""
+    from playwright.sync_api import sync_playwright
+
+    with contextlib.ExitStack() as stack:
+
+        def start(settings=(), **environment):
+            lab = Lab(tmp_path / "home", settings, environment)
+            stack.callback(lab.close)
+            driver = stack.enter_context(sync_playwright())
+            browser = driver.chromium.launch_persistent_context(
+                lab.home / "profile",
+                executable_path=CHROMIUM,
+                headless=True,
+                args=[
+                    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                ],
+                viewport={"width": 1100, "height": 900},
+            )  # fmt: skip
+            stack.callback(browser.close)
+            lab.wait()
+            page = browser.pages[0]
+            page.set_default_timeout(20_000)
+            return lab, page
+
+        start.close = stack.close
+        yield start
+
+
+def login(emulator):
+    return f"import kmsdata, pandas as pd\nkmsdata.login(endpoint='{emulator.url}')"
+
+
+def test_the_form(start, emulator, keys):
+    lab, page = start()
+    path = lab.notebook(
+        "form",
+        login(emulator),
+        "frame = pd.DataFrame({'a': [1, 2]}).kms.encrypt('a')",
+        "print('decrypted', frame.kms.decrypt()['a'].tolist())",
+    )
+    notebook = Notebook(page, lab, path)
+    assert notebook.run_all() == "ran"
+    notebook.status("Enter an API key")
+    # What needs a key stops the run, in one block.
+    form, stopped, rest = notebook.outputs()
+    assert stopped.splitlines() == [
+        "CredentialsError: not signed in yet: fill in the form above, then run again from here",
+        "  at In[2], line 1: frame = pd.DataFrame({'a': [1, 2]}).kms.encrypt('a')",
+        "  (%tb Verbose shows the traceback)",
+    ]
+    assert rest == ""
+    notebook.picture("form-empty")
+    # Fields and their labels stand in one column each.
+    boxes = [
+        notebook.field(name).bounding_box() for name in ("SecretId", "SecretKey", "Session token", "Region")
+    ]
+    assert len({round(box["x"]) for box in boxes}) == len({round(box["width"]) for box in boxes}) == 1
+
+    emulator.fail(Fault.latency(1.5))
+    notebook.type("SecretId", emulator.secret_id)
+    notebook.type("SecretKey", "not-the-SecretKey")
+    notebook.choose("Region", "Guangzhou 广州 (ap-guangzhou)")
+    notebook.button("Connect").click()
+    notebook.status("Connecting to")
+    notebook.picture("form-connecting")
+    notebook.status("the SecretKey is not that of the SecretId")
+    notebook.picture("form-error")
+
+    notebook.type("SecretKey", emulator.secret_key)
+    notebook.page.keyboard.press("Enter")
+    notebook.status("Connected to Tencent Cloud KMS in ap-guangzhou (Guangzhou 广州)")
+    options = notebook.field("Key").locator("option").all_inner_texts()
+    assert [text.split() for text in options] == [
+        ["payroll", "·", "Enabled"], ["research-2026", "·", "Enabled"], ["old", "·", "Disabled"], ["another", "…"],
+    ]  # fmt: skip
+    notebook.picture("form-connected")
+    notebook.button("Make this my key").click()
+    notebook.status("Your key: payroll")
+    assert notebook.run_all() == "ran"  # nobody has to type again
+    assert notebook.outputs()[1:] == ["", "decrypted [1, 2]\n"]
+    notebook.picture("form-chosen")
+    notebook.theme("JupyterLab Dark")
+    notebook.picture("form-dark-chosen")
+    notebook.button("Sign in again").click()
+    notebook.status("Enter an API key")
+    notebook.button("Connect").click()
+    notebook.status("missing")
+    notebook.picture("form-dark-error")
+    notebook.button("Local keystore").click()
+    notebook.field("Passphrase").wait_for()
+    notebook.picture("form-dark-local")
+
+
+def test_await_holds_up_the_run(start, emulator, keys):
+    lab, page = start()
+    path = lab.notebook(
+        "await",
+        f"import kmsdata, pandas as pd\nkms = await kmsdata.login(region='{REGION}', endpoint='{emulator.url}')",
+        "print(kms, pd.DataFrame({'a': [1]}).kms.encrypt('a').kms.decrypt()['a'].tolist())",
+    )
+    notebook = Notebook(page, lab, path)
+    page.evaluate("window.all = window.jupyterapp.commands.execute('notebook:run-all-cells'); null")
+    notebook.type("SecretId", emulator.secret_id)
+    notebook.type("SecretKey", emulator.secret_key)
+    notebook.button("Connect").click()
+    notebook.status("Connected to")
+    assert notebook.outputs()[1] == ""
+    notebook.button("Make this my key").click()
+    page.get_by_text("[1]", exact=False).locator("visible=true").last.wait_for()
+    page.evaluate("Promise.race([window.all, new Promise(done => setTimeout(done, 20000))])")
+    assert notebook.outputs()[1].strip() == f"<TencentKMS {REGION} at {emulator.url}> [1]"
+
+
+# What stays behind.
+
+SECRET_ID, SECRET_KEY = "AKIDkQ7vT2mX9cLr4zBn8KpWs3YdJg6F", "hV7cX2mQ9tLr4zBn8KpWs3YdJg6FaE1u"
+SESSION_TOKEN = "tNw5RfKq8ZbVx3MhYc7LpDj2GsTa9EuX4oWi6Cn1"
+PASSPHRASE = "correct-horse-battery-staple-9471"
+NAIVE, LITERAL = "nAiVe-widget-value-5582013", "literal-in-a-cell-7714260"
+
+
+def forms(secret):
+    """A secret as it may stand in a file: its beginning and its end, as text, in UTF-16 and in base64."""
+    for part in (secret[:16], secret[-16:]):
+        yield part.encode()
+        yield part.encode("utf-16-le")
+        for shift in range(3):  # of what comes before it
+            text = base64.b64encode(bytes(shift) + part.encode()).decode()
+            yield text[(0, 2, 3)[shift] : len(part.encode()) // 3 * 4 - 2].encode()
+
+
+def found(secret, folder):
+    """The files below a folder that hold it."""
+    wanted = list(forms(secret))
+    holding = set()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            content = path.read_bytes()
+            if any(form in content for form in wanted):
+                holding.add(str(path.relative_to(folder)))
+    return holding
+
+
+def test_the_search_finds_what_it_looks_for(tmp_path):
+    for number, text in enumerate(
+        [
+            SECRET_KEY.encode(), f"x{SECRET_KEY}".encode("utf-16-le"), base64.b64encode(SECRET_KEY.encode()),
+            base64.b64encode(f"a{SECRET_KEY}".encode()), base64.b64encode(f"ab{SECRET_KEY}, more".encode()),
+            SECRET_KEY[:20].encode(), SECRET_KEY[9:].encode(),
+        ]
+    ):  # fmt: skip
+        (tmp_path / str(number)).write_bytes(b"before " + text + b" after")
+    assert found(SECRET_KEY, tmp_path) == {str(number) for number in range(7)}
+    assert found(SESSION_TOKEN, tmp_path) == set()
+
+
+@pytest.mark.parametrize("save_state", [True, False], ids=["saving widget state", "as JupyterLab is"])
+def test_nothing_typed_stays_behind(start, emulator, save_state):
+    emulator.add_account(SECRET_ID, SECRET_KEY, token=SESSION_TOKEN, uin=emulator.uin)
+    settings = [("@jupyterlab", "docmanager-extension", "plugin", {"autosaveInterval": 1})]
+    if save_state:
+        settings.append(("@jupyter-widgets", "jupyterlab-manager", "plugin", {"saveState": True}))
+    lab, page = start(settings)
+    path = lab.notebook(
+        "leaks",
+        login(emulator),
+        "import ipywidgets\nnaive = ipywidgets.Password(description='Naive')\nnaive",
+        f"control = '{LITERAL}'",
+    )
+    notebook = Notebook(page, lab, path)
+    assert notebook.run_all() == "ran"
+
+    def saved_with(text, wanted=True):
+        notebook.save()
+        notebook.write(lambda document: (text in json.dumps(document)) is wanted)
+
+    # Typed; and saved half-way.
+    notebook.type("SecretId", SECRET_ID)
+    notebook.type("SecretKey", SECRET_KEY[:20])
+    saved_with("run this cell to use the sign-in form")
+    # Pasted, with a blank, over what was typed; saved with the cursor still there, and when it has left.
+    notebook.field("SecretKey").select_text()
+    page.keyboard.insert_text(f"{SECRET_KEY} ")
+    notebook.save()
+    notebook.type("Session token", SESSION_TOKEN)
+    notebook.type("Naive", NAIVE)
+    page.keyboard.press("Tab")
+    notebook.save()
+    if save_state:
+        saved_with(NAIVE)
+    shutil.copy(path, lab.root / "half-way.ipynb")
+    # Typed, and never submitted.
+    notebook.button("Local keystore").click()
+    notebook.type("Passphrase", PASSPHRASE)
+    notebook.button("Tencent Cloud KMS").click()
+    page.get_by_label("SecretId", exact=True).wait_for()
+    notebook.save()
+    # Autosaved: JupyterLab does so where the notebook was changed.
+    before = path.stat().st_mtime_ns
+    page.evaluate("window.jupyterapp.commands.execute('notebook:insert-cell-below')")
+    end = time.monotonic() + 20
+    while path.stat().st_mtime_ns == before and time.monotonic() < end:
+        time.sleep(0.1)
+    assert path.stat().st_mtime_ns > before
+    shutil.copy(path, lab.root / "autosaved.ipynb")
+    # Refused, corrected, and connected.
+    notebook.choose("Region", "Guangzhou 广州 (ap-guangzhou)")
+    emulator.fail(Fault.error("AuthFailure.SignatureFailure"))
+    notebook.button("Connect").click()
+    notebook.status("the SecretKey is not that of the SecretId")
+    notebook.save()
+    notebook.button("Connect").click()
+    notebook.status("Connected to")
+    saved_with("Connected to", save_state)
+    for name in ("leaks", "half-way", "autosaved"):
+        done = subprocess.run(
+            [sys.executable, "-m", "nbconvert", "--to", "html", f"{name}.ipynb"],
+            cwd=lab.root, capture_output=True, check=False, env={**os.environ, "HOME": str(lab.home)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    start.close()  # so that browser, kernel and server write all that they ever will
+
+    for secret in (SECRET_ID, SECRET_KEY, SESSION_TOKEN, PASSPHRASE):
+        assert found(secret, lab.home) == set()
+    # The control: the same search finds what was careless.
+    careless = {"work/half-way.ipynb", "work/half-way.html", "work/.ipynb_checkpoints/leaks-checkpoint.ipynb"}
+    assert found(NAIVE, lab.home) & careless == (careless if save_state else set())
+    there = found(LITERAL, lab.home)
+    assert {"work/leaks.ipynb", "work/leaks.html"} <= there
+    assert any("history.sqlite" in name for name in there)
+    assert (lab.home / "server.log").stat().st_size > 0
+    assert any((lab.home / "profile").rglob("*"))

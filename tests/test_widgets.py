@@ -5,19 +5,18 @@ import copy
 import io
 import json
 import pickle
-import queue
 import sys
-import threading
 import time
 import types
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 import kmsdata
 from kmsdata import session
-from kmsdata.errors import CredentialsError, TamperedError
+from kmsdata.errors import CredentialsError
 
 pytestmark = pytest.mark.newest
 
@@ -64,9 +63,11 @@ def keys(emulator):
 def sent(monkeypatch):
     """All that widgets tell the browser."""
     messages = []
-    monkeypatch.setattr(
-        w.Widget, "_send", lambda self, message, buffers=None: messages.append((self, copy.deepcopy(message)))
-    )
+
+    def send(widget, message, buffers=None):
+        messages.append((widget, copy.deepcopy(message)))
+
+    monkeypatch.setattr(w.Widget, "_send", send)
     return messages
 
 
@@ -138,14 +139,16 @@ def test_a_passphrase_keeps_its_blanks():
     field = WipingPassword(exact=True)
     types_in(field, " two words ")
     assert field.typed.text == " two words "
+    types_in(field, " ")
+    assert field.typed.text == ""
 
 
 def test_the_secret_id_is_shown_masked():
     field = WipingPassword(named=True)
     types_in(field, "AKID0123456789abcdefghij")
-    assert field.placeholder == "received: AKID…ghij (type to replace it)"
+    assert field.placeholder == "received: AKID…ghij (type to replace it, a blank to clear it)"
     types_in(field, "short")
-    assert field.placeholder == "received (type to replace it)"
+    assert field.placeholder == "received (type to replace it, a blank to clear it)"
 
 
 # Connecting.
@@ -292,10 +295,10 @@ def test_text_of_the_service_is_text(form, emulator, keys):
 
 
 def test_an_unexpected_error_is_said_without_its_text(form, emulator, monkeypatch):
-    monkeypatch.setattr(kmsdata.TencentKMS, "list_keys", lambda self: 1 / int(SECRET))
-    monkeypatch.setattr(
-        kmsdata.TencentKMS, "list_keys", lambda self: (_ for _ in ()).throw(RuntimeError(SECRET))
-    )
+    def fail(kms):
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(kmsdata.TencentKMS, "list_keys", fail)
     fill_in(form, emulator)
     assert "this failed (RuntimeError): try again" in press(form, form.connect)
     assert SECRET not in form.status.value
@@ -489,7 +492,7 @@ def notebook(monkeypatch):
     displayed = []
     monkeypatch.setattr(sign_in, "_in_notebook", lambda: True)
     monkeypatch.setattr(sign_in, "_require_frontend", lambda: None)
-    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: displayed.append(bundle))
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **_: displayed.append(bundle))
     return displayed
 
 
@@ -584,7 +587,7 @@ PLAINTEXT = "Grace-Hopper-1906"
 def wrong_credentials(emulator, monkeypatch):
     answers = [emulator.secret_id, SECRET, "token-" + SECRET]
     monkeypatch.setattr(sign_in, "_require_terminal", lambda: None)
-    monkeypatch.setattr("getpass.getpass", lambda prompt: answers.pop(0))
+    monkeypatch.setattr("getpass.getpass", lambda *_: answers.pop(0))
     kmsdata.login(region=REGION, endpoint=emulator.url)
 
 
@@ -612,24 +615,27 @@ def refused_wrap(emulator, monkeypatch):
 
 
 def tampered_cells(emulator, monkeypatch):
-    frame = pd.DataFrame({"a": [PLAINTEXT, PLAINTEXT]}).kms.encrypt("a", key="local://demo")
-    other = frame["a"].array
-    cells = [bytes(other[0]), bytes(other[1])[:-1] + bytes([bytes(other[1])[-1] ^ 1])]
-    import pyarrow as pa
-
-    changed = frame.assign(a=type(other)(pa.array(cells, pa.binary()), other.dtype))
-    changed.kms.decrypt()
+    cells = pd.DataFrame({"a": [PLAINTEXT, PLAINTEXT]}).kms.encrypt("a", key="local://demo")["a"].array
+    first, second = map(bytes, cells)
+    changed = pa.array([first, second[:-1] + bytes([second[-1] ^ 1])], pa.binary())
+    pd.DataFrame({"a": kmsdata.EncryptedArray(changed, cells.dtype)}).kms.decrypt()
 
 
-ATTEMPTS = [wrong_credentials, bad_region, bad_credential, wrong_passphrase, refused_wrap]
+ATTEMPTS = [wrong_credentials, bad_region, bad_credential, wrong_passphrase, refused_wrap, tampered_cells]
+
+
+def in_rich(error):
+    from rich.console import Console
+    from rich.traceback import Traceback
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(Traceback.from_exception(type(error), error, error.__traceback__, show_locals=True))
+    return console.export_text()
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.__name__)
 @pytest.mark.parametrize("how", ["block", "verbose", "rich"])
 def test_no_way_to_show_an_error_shows_a_secret(ran, emulator, monkeypatch, attempt, how):
-    from rich.console import Console
-    from rich.traceback import Traceback
-
     try:
         attempt(emulator, monkeypatch)
     except Exception as error:  # noqa: BLE001
@@ -644,14 +650,29 @@ def test_no_way_to_show_an_error_shows_a_secret(ran, emulator, monkeypatch, atte
         raise caught
 
     if how == "rich":
-        console = Console(width=200, record=True, file=io.StringIO())
-        console.print(Traceback.from_exception(type(caught), caught, trace, show_locals=True))
-        text = console.export_text()
+        text = in_rich(caught)
     else:
         text = ran(f"%xmode {'Verbose' if how == 'verbose' else 'Context'}\nagain()", again=again)
     assert type(caught).__name__ in text
     for secret in (emulator.secret_id, emulator.secret_key, SECRET, PLAINTEXT):
         assert secret not in text
+
+
+@pytest.mark.parametrize("how", ["verbose", "rich"])
+def test_a_frame_that_holds_a_secret_would_show_it(ran, how):
+    def careless(password):
+        raise kmsdata.KmsDataError("no")
+
+    def again():
+        careless(SECRET)
+
+    if how == "verbose":
+        text = ran("%xmode Verbose\nagain()", again=again)
+    else:
+        with pytest.raises(kmsdata.KmsDataError) as caught:
+            again()
+        text = in_rich(caught.value)
+    assert SECRET in text
 
 
 # In a real kernel.
@@ -678,9 +699,8 @@ def kernel(tmp_path_factory):
 
 
 def run_in(client, code, answers=None):
-    """What a cell shows, and what it asks."""
+    """What a cell shows, and what it asks; where there are no answers nobody can be asked."""
     outputs, asked = [], []
-    answers = list(answers or [])
 
     def answer(message):
         asked.append((message["content"]["prompt"], message["content"]["password"]))
@@ -688,7 +708,7 @@ def run_in(client, code, answers=None):
 
     client.execute_interactive(
         code,
-        allow_stdin=bool(answers) or answers is None,
+        allow_stdin=answers is not None,
         timeout=60,
         output_hook=lambda message: outputs.append((message["msg_type"], message["content"])),
         stdin_hook=answer,
@@ -696,8 +716,41 @@ def run_in(client, code, answers=None):
     return outputs, asked
 
 
+def texts(outputs, kind):
+    return [content for shown, content in outputs if shown == kind]
+
+
 def test_a_kernel_where_nobody_can_type(kernel):
     outputs, _ = run_in(kernel, "import kmsdata\nkmsdata.login(region='ap-guangzhou')")
-    (error,) = [content for kind, content in outputs if kind == "error"]
+    (error,) = texts(outputs, "error")
     assert "nobody can be asked here: set TENCENTCLOUD_SECRET_ID" in error["evalue"]
     assert len(error["traceback"]) == 3
+    assert texts(outputs, "display_data") == []
+
+
+def test_a_kernel_shows_the_form_once_and_stops_what_needs_it(kernel, emulator):
+    login = f"import kmsdata\nkmsdata.login(region='ap-guangzhou', endpoint='{emulator.url}')"
+    outputs, asked = run_in(kernel, login, answers=[])
+    (shown,) = texts(outputs, "display_data")
+    assert "application/vnd.jupyter.widget-view+json" in shown["data"]
+    assert texts(outputs, "execute_result") == []
+    assert asked == []
+    outputs, _ = run_in(kernel, "kmsdata.new_data_key()")
+    (error,) = texts(outputs, "error")
+    assert error["evalue"] == "not signed in yet: fill in the form above, then run again from here"
+    assert "line 1: kmsdata.new_data_key()" in error["traceback"][1]
+    run_in(kernel, "kmsdata.session._held.clear()")
+
+
+def test_a_kernel_without_ipywidgets_asks(kernel, emulator):
+    code = "import sys; there = sys.modules.get('ipywidgets'); sys.modules['ipywidgets'] = None\n"
+    code += f"kms = kmsdata.login(endpoint='{emulator.url}')\nprint(kms)"
+    answers = ["ap-guangzhou", f"{emulator.secret_id} ", emulator.secret_key, ""]
+    outputs, asked = run_in(kernel, code, answers)
+    run_in(kernel, "sys.modules['ipywidgets'] = there")
+    assert [hidden for _, hidden in asked] == [False, True, True, True]
+    out = "".join(content["text"] for content in texts(outputs, "stream"))
+    assert 'pip install "kmsdata[notebook]"' in out
+    assert "Connected to Tencent Cloud KMS in ap-guangzhou" in out
+    assert emulator.secret_key not in json.dumps(outputs)
+    assert emulator.secret_id not in json.dumps(outputs)
