@@ -66,7 +66,8 @@ def login(
             if importlib.util.find_spec("ipywidgets") is not None:
                 from kmsdata.widgets import LoginForm
 
-                return LoginForm.shown(region=region, key=key, endpoint=endpoint)
+                found = _account(endpoint) if region is None else None
+                return LoginForm.shown(region=region, key=key, endpoint=endpoint, found=found)
             print('A form instead of these questions: pip install "kmsdata[notebook]"')
         else:
             _require_terminal()
@@ -96,6 +97,12 @@ def _found(kms: TencentKMS) -> bool:
         if error.code != "NoCredentials":
             raise
         return False
+
+
+def _account(endpoint: str | None) -> str | None:
+    """Whose credentials there are; which region they are asked for makes no difference."""
+    kms = TencentKMS("ap-guangzhou", endpoint=endpoint)
+    return kms.account if _found(kms) else None
 
 
 def _require_terminal() -> None:

@@ -119,6 +119,7 @@ class LoginForm(w.VBox):
         region: chosen from the start.
         key: URI that becomes the session's key with the connection.
         endpoint: as `kmsdata.TencentKMS` takes it.
+        found: whose credentials were found, in words, where only the region is wanted.
 
     Attributes:
         provider: what one is connected to, or None.
@@ -130,8 +131,14 @@ class LoginForm(w.VBox):
     """
 
     def __init__(
-        self, *, region: str | None = None, key: str | None = None, endpoint: str | None = None
+        self,
+        *,
+        region: str | None = None,
+        key: str | None = None,
+        endpoint: str | None = None,
+        found: str | None = None,
     ) -> None:
+        self._found = found
         self.provider: KeyProvider | None = None
         self._key = key
         self._settled = False  # connected, and nothing is left to choose
@@ -144,6 +151,7 @@ class LoginForm(w.VBox):
         self.service = w.ToggleButtons(
             options=[("Tencent Cloud KMS", "tencent"), ("Local keystore", "local")],
             style={"button_width": "auto"},
+            layout=w.Layout(margin="2px 0 2px 4px"),
         )
         self.secret_id = WipingPassword(named=True, **_field("SecretId", "AKID…"))
         self.secret_key = WipingPassword(**_field("SecretKey", ""))
@@ -178,7 +186,7 @@ class LoginForm(w.VBox):
         super().__init__([w.HTML(_HEAD), self._asking, self.status, self._connected])
         self.add_class("kmsdata-login")
 
-        self.service.observe(lambda _: self._arrange(), "value")
+        self.service.observe(lambda _: self._explain(), "value")
         self.region.observe(lambda _: self._arrange(), "value")
         self.keys_there.observe(lambda _: self._arrange(), "value")
         self.connect.on_click(lambda _: self._start(self._connect))
@@ -194,15 +202,15 @@ class LoginForm(w.VBox):
 
     @classmethod
     def shown(
-        cls, *, region: str | None = None, key: str | None = None, endpoint: str | None = None
+        cls, *, region: str | None, key: str | None, endpoint: str | None, found: str | None
     ) -> LoginForm:
         """The form of this process, displayed: as it stands, unless it is connected to another region."""
         form = _of_process[0] if _of_process else None
         if form is None:
-            form = cls(region=region, key=key, endpoint=endpoint)
+            form = cls(region=region, key=key, endpoint=endpoint, found=found)
             _of_process.append(form)
         else:
-            form._key = key or form._key
+            form._key, form._found = key or form._key, found
             form._fill_in(region, endpoint)
             if form.provider is None or region not in (None, getattr(form.provider, "region", region)):
                 form._ask()
@@ -261,7 +269,8 @@ class LoginForm(w.VBox):
         _show(self.go_on, not self._settled)
         if not connected:
             _show(self.repeated, bool(self.repeated.typed.text))
-            self.file.value = f"<code>{html.escape(str(LocalKeystore().path))}</code>"
+            path = html.escape(str(LocalKeystore().path))
+            self.file.value = f'<code class="kmsdata-file">{path}</code>'
 
     def _say(self, kind: str, text: str) -> None:
         mark, colour = _MARKS[kind]
@@ -341,8 +350,18 @@ class LoginForm(w.VBox):
         self.provider, self._settled = None, False
         forget()
         hold(_UNANSWERED)
+        self._explain()
+
+    def _explain(self) -> None:
         self._arrange()
-        self._say("ask", "Enter an API key of your account (in its console: Access Management, API Keys).")
+        if self.service.value == "local":
+            self._say("ask", "Master keys in a file of yours: for trying, and where there is no key service.")
+        elif self._found is not None:
+            self._say("ask", f"Choose a region. Without a SecretId, {self._found} is used.")
+        else:
+            self._say(
+                "ask", "Enter an API key of your account (in its console: Access Management, API Keys)."
+            )
 
     def _connect(self) -> None:
         if self.service.value == "tencent":
@@ -353,16 +372,19 @@ class LoginForm(w.VBox):
     def _connect_to_tencent(self) -> None:
         if not (self.secret_id.typed.text and self.secret_key.typed.text):
             time.sleep(_LATE)  # some kernels take a click before what was typed
-        missing = [
-            name
-            for name, field in (("SecretId", self.secret_id), ("SecretKey", self.secret_key))
-            if not field.typed.text
-        ]
+        pair = {"the SecretId": self.secret_id, "the SecretKey": self.secret_key}
+        missing = [name for name, field in pair.items() if not field.typed.text]
+        found = self._found is not None and len(missing) == 2
         region = self.region.value if self.region.value != _OTHER else self.other_region.value.strip()
-        if missing or not region:
-            self._say("bad", f"{' and '.join([*missing, *([] if region else ['the region'])])} missing")
+        if (missing and not found) or not region:
+            wanted = [*([] if found else missing), *([] if region else ["the region"])]
+            self._say("bad", f"Enter {' and '.join(wanted)}.")
             return
-        kms = TencentKMS(region, credential=self._credential(), endpoint=self.endpoint.value.strip() or None)
+        kms = TencentKMS(
+            region,
+            credential=None if found else self._credential(),
+            endpoint=self.endpoint.value.strip() or None,
+        )
         self._say("busy", f"Connecting to {kms.endpoint} …")
         try:
             keys, note = kms.list_keys(), ""
@@ -483,6 +505,8 @@ _HEAD = """<style>
 .kmsdata-login .jupyter-widget-Collapse { margin-left: 110px; }
 .kmsdata-login .jupyter-widget-Collapse-header, .kmsdata-login .jupyter-widget-Collapse-contents {
   background: none; border: none; padding: 2px 4px; font-weight: normal; }
+.kmsdata-login .kmsdata-file { display: inline-block; line-height: 1.45; overflow-wrap: anywhere;
+  color: var(--jp-content-font-color1, inherit); background: none; }
 .kmsdata-login .kmsdata-head small { color: var(--jp-content-font-color2, inherit); }
 </style>
 <div class="kmsdata-head"><b>Sign in to a key service</b><br>

@@ -209,7 +209,7 @@ def test_a_region_by_its_code(form, emulator):
     assert not shown(form.other_region)
     form.region.value = "*"
     assert shown(form.other_region)
-    assert "the region missing" in press(form, form.connect)
+    assert "Enter the region." in press(form, form.connect)
     form.other_region.value = "Guangzhou"
     assert "region is the name of a region" in press(form, form.connect)
     form.other_region.value = " ap-nanjing "
@@ -224,7 +224,7 @@ def test_regions_are_those_that_have_kms():
 
 
 WRONG = {
-    "nothing entered": (None, "SecretId and SecretKey missing"),
+    "nothing entered": (None, "Enter the SecretId and the SecretKey."),
     "wrong key": ("wrong key", "the SecretKey is not that of the SecretId"),
     "unknown id": (Fault.error("AuthFailure.SecretIdNotFound"), "no such SecretId"),
     "old token": (Fault.error("AuthFailure.TokenFailure"), "get new temporary credentials"),
@@ -480,7 +480,7 @@ def test_sign_in_again(form, emulator, keys):
     assert [shown(part) for part in (form._asking, form._connected)] == [True, False]
     with pytest.raises(CredentialsError, match="fill in the form above"):
         kmsdata.new_data_key(keys[0])
-    assert "SecretId and SecretKey missing" in press(form, form.connect)
+    assert "Enter the SecretId and the SecretKey." in press(form, form.connect)
 
 
 # login.
@@ -531,6 +531,19 @@ def test_login_with_what_there_is_shows_no_form(notebook, emulator, keys, monkey
     assert notebook == []
     out = capsys.readouterr().out
     assert f"{emulator.secret_id[:4]}…{emulator.secret_id[-4:]} (the environment)" in out
+    kmsdata.new_data_key()
+
+
+def test_login_where_only_the_region_is_wanted(notebook, emulator, keys, monkeypatch):
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
+    form = kmsdata.login(endpoint=emulator.url)
+    assert "(the environment) is used" in form.status.value
+    assert "Enter the region." in press(form, form.connect)
+    form.region.value = REGION
+    assert "(the environment)" in press(form, form.connect)
+    assert emulator.secret_id not in everything(form)
+    press(form, form.choose)
     kmsdata.new_data_key()
 
 
