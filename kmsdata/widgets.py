@@ -8,6 +8,7 @@ here needs JavaScript of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import os
 import sys
@@ -62,6 +63,11 @@ class _Typed(Secret):
 
     def __init__(self, text: str = "") -> None:
         self.text = text
+
+    @property
+    def plausible(self) -> bool:
+        """Whether it holds nothing but what keys are made of."""
+        return self.text.isascii() and self.text.isprintable()
 
     def equals(self, other: _Typed) -> bool:
         """Whether the same was typed."""
@@ -204,7 +210,7 @@ class LoginForm(w.VBox):
     def shown(
         cls, *, region: str | None, key: str | None, endpoint: str | None, found: str | None
     ) -> LoginForm:
-        """The form of this process, displayed: as it stands, unless it is connected to another region."""
+        """The form of this process, displayed: as it stands, unless it is connected to another place."""
         form = _of_process[0] if _of_process else None
         if form is None:
             form = cls(region=region, key=key, endpoint=endpoint, found=found)
@@ -212,7 +218,7 @@ class LoginForm(w.VBox):
         else:
             form._key, form._found = key or form._key, found
             form._fill_in(region, endpoint)
-            if form.provider is None or region not in (None, getattr(form.provider, "region", region)):
+            if form.provider is None or _elsewhere(form.provider, region, endpoint):
                 form._ask()
             elif key is not None:
                 use(key)
@@ -311,7 +317,8 @@ class LoginForm(w.VBox):
             self._settled = True
             waiting, self._waiting = self._waiting, []
         for loop, future in waiting:
-            loop.call_soon_threadsafe(_finish, future)
+            with contextlib.suppress(RuntimeError):  # the loop is gone, and who waited with it
+                loop.call_soon_threadsafe(_finish, future)
         self._arrange()
 
     # What its buttons do. Nothing that goes wrong in a handler would be seen, so all is said in the form.
@@ -379,6 +386,11 @@ class LoginForm(w.VBox):
         if (missing and not found) or not region:
             wanted = [*([] if found else missing), *([] if region else ["the region"])]
             self._say("bad", f"Enter {' and '.join(wanted)}.")
+            return
+        pasted = {**pair, "the session token": self.token}
+        wrong = [name for name, field in pasted.items() if not field.typed.plausible]
+        if wrong:
+            self._say("bad", f"Enter {' and '.join(wrong)} again: there are letters in it that no key has.")
             return
         kms = TencentKMS(
             region,
@@ -479,6 +491,14 @@ class LoginForm(w.VBox):
         named = "" if alias in ("", uri.rpartition("/")[2]) else f"{alias}, "
         self._say("bad" if note else "good", f"{self._place}. Your key: {named}{uri}{note}")
         self._settle()
+
+
+def _elsewhere(provider: KeyProvider, region: str | None, endpoint: str | None) -> bool:
+    """Whether a provider has another region or endpoint; a keystore was chosen in the form, and stays."""
+    if not isinstance(provider, TencentKMS):
+        return False
+    wanted = TencentKMS(region or provider.region, endpoint=endpoint or provider.endpoint)
+    return (wanted.region, wanted.endpoint) != (provider.region, provider.endpoint)
 
 
 def _finish(future: asyncio.Future[None]) -> None:
