@@ -4,10 +4,12 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -164,14 +166,15 @@ class Notebook:
     def button(self, name):
         return self.page.get_by_role("button", name=name, exact=True)
 
-    def status(self, text, seconds=20):
+    def status(self, text):
         """Wait until the form says it."""
-        line = self.page.locator(".kmsdata-status", has_text=text)
-        line.wait_for(timeout=1000 * seconds)
-        return line
+        self.page.locator(".kmsdata-status", has_text=text).wait_for()
 
     def type(self, name, text):
-        self.field(name).press_sequentially(text)
+        field = self.field(name)
+        field.wait_for()  # what is not shown yet takes no focus, and letters would be commands of JupyterLab
+        field.press_sequentially(text)
+        assert field.input_value().endswith(text), f"{name} did not get all that was typed"
 
     def choose(self, name, label):
         self.field(name).select_option(label=label.replace(" ", "\xa0"))  # as ipywidgets writes them
@@ -201,7 +204,6 @@ class Notebook:
         self.page.wait_for_function(f"document.body.dataset.jpThemeName === '{name}'")
 
     def picture(self, name):
-        ARTEFACTS.mkdir(exist_ok=True)
         self.page.screenshot(path=ARTEFACTS / f"{name}.png")
 
 
@@ -221,10 +223,11 @@ def keys(emulator):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, request):
     """Start a JupyterLab, and the browser that looks at it."""
     from playwright.sync_api import sync_playwright
 
+    ARTEFACTS.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
 
         def start(settings=(), **environment):
@@ -244,7 +247,9 @@ def start(tmp_path):
             stack.callback(browser.close)
             lab.wait()
             page = browser.pages[0]
-            page.set_default_timeout(20_000)
+            page.set_default_timeout(60_000)
+            name = re.sub(r"\W+", "-", request.node.name).strip("-")
+            stack.callback(lambda: page.screenshot(path=ARTEFACTS / f"{name}-at-its-end.png"))
             return lab, page
 
         start.close = stack.close
@@ -281,18 +286,20 @@ def test_the_form(start, emulator, keys):
     ]
     assert len({round(box["x"]) for box in boxes}) == len({round(box["width"]) for box in boxes}) == 1
 
-    emulator.fail(Fault.latency(4))
     notebook.type("SecretId", emulator.secret_id)
     notebook.type("SecretKey", "not-the-SecretKey")
     notebook.choose("Region", "Guangzhou 广州 (ap-guangzhou)")
     notebook.button("Connect").click()
-    notebook.status("Connecting to")
-    notebook.picture("form-connecting")
     notebook.status("the SecretKey is not that of the SecretId")
     notebook.picture("form-error")
 
+    looked_at = threading.Event()
+    emulator.fail(Fault.change(TotalCount=lambda total: total if looked_at.wait(60) else 0))
     notebook.type("SecretKey", emulator.secret_key)
     notebook.page.keyboard.press("Enter")
+    notebook.status("Connecting to")
+    notebook.picture("form-connecting")
+    looked_at.set()
     notebook.status("Connected to Tencent Cloud KMS in ap-guangzhou (Guangzhou 广州)")
     options = notebook.field("Key").locator("option").all_inner_texts()
     assert [text.split() for text in options] == [
@@ -415,12 +422,13 @@ def test_nothing_typed_stays_behind(start, emulator, way):
     page.keyboard.insert_text(f"{SECRET_KEY} ")
     save()
     notebook.type("Session token", SESSION_TOKEN)
-    notebook.type("Naive", NAIVE)
     # Typed, and never submitted.
     notebook.button("Local keystore").click()
     notebook.type("Passphrase", PASSPHRASE)
     notebook.button("Tencent Cloud KMS").click()
     notebook.field("SecretId").wait_for()
+    notebook.type("Naive", NAIVE)
+    page.keyboard.press("Tab")
     save()
     shutil.copy(path, lab.root / "half-way.ipynb")
     # Refused, corrected, and connected.
