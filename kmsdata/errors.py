@@ -51,8 +51,9 @@ class KmsDataError(Exception):
         shell = ipython.get_ipython() if ipython is not None else None
         if shell is None:
             return traceback.format_exception(self)
-        if shell.InteractiveTB.mode not in ("Context", "Minimal"):
-            return list(shell.InteractiveTB.structured_traceback(type(self), self, self.__traceback__))
+        usual = getattr(shell, "InteractiveTB", None)
+        if usual is not None and usual.mode not in ("Context", "Minimal"):
+            return list(usual.structured_traceback(type(self), self, self.__traceback__))
         line = _line_of_cell(self, shell)
         return [
             f"\x1b[31m{type(self).__name__}\x1b[39m: {self}",

@@ -20,7 +20,7 @@ from kmsdata.errors import CredentialsError
 
 pytestmark = pytest.mark.newest
 
-w = pytest.importorskip("ipywidgets")
+w = pytest.importorskip("ipywidgets")  # where it is wanted and missing, test_docs[kmsdata.widgets] fails
 from kmsdata import sign_in, widgets  # noqa: E402
 from kmsdata.emulator import Emulator, Fault  # noqa: E402
 from kmsdata.providers import credentials, service  # noqa: E402
@@ -177,6 +177,9 @@ def test_connect_and_choose_a_key(form, emulator, keys, sent):
         assert secret not in everything(form)
         assert secret not in json.dumps([message for _, message in sent])
     assert not form.secret_key.typed.text  # nobody needs it any more
+    for whatever in (form, form.secret_key, form.provider):
+        with pytest.raises((TypeError, AttributeError)):
+            pickle.dumps(whatever)
     assert repr(form) == f"<kmsdata.login: connected to <TencentKMS ap-guangzhou at {emulator.url}>>"
 
 
@@ -605,6 +608,11 @@ def test_the_traceback_is_there_on_request(ran):
     assert "local.py" not in ran("%tb")
     assert "local.py" in ran("%xmode Verbose\nkmsdata.LocalKeystore().describe_key('local://nobody')")
     assert "local.py" in ran("%xmode Plain\nkmsdata.LocalKeystore().describe_key('local://nobody')")
+
+
+def test_a_block_without_ipython(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    assert kmsdata.KmsDataError("no")._render_traceback_() == ["kmsdata.errors.KmsDataError: no\n"]
 
 
 PLAINTEXT = "Grace-Hopper-1906"
