@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import linecache
+import sys
+import traceback
 from typing import Any, Self
 
 __all__ = [
@@ -19,6 +22,9 @@ __all__ = [
 
 class KmsDataError(Exception):
     """Root of all errors of kmsdata: a sentence, and the facts behind it as attributes.
+
+    In a notebook it is one block: the sentence, and the line of the cell. ``%tb Verbose`` (or ``Plain``) then
+    shows the traceback; after ``%xmode Verbose`` every error shows it.
 
     Example:
         >>> from kmsdata.errors import TamperedError
@@ -38,6 +44,34 @@ class KmsDataError(Exception):
         """The same error with more facts (a path, say), for callers that know more."""
         self.__dict__.update(facts)
         return self
+
+    def _render_traceback_(self) -> list[str]:
+        """The lines that IPython shows in place of a traceback, unless a mode of it was asked for."""
+        ipython = sys.modules.get("IPython")
+        shell = ipython.get_ipython() if ipython is not None else None
+        if shell is None:
+            return traceback.format_exception(self)
+        usual = getattr(shell, "InteractiveTB", None)
+        if usual is not None and usual.mode not in ("Context", "Minimal"):
+            return list(usual.structured_traceback(type(self), self, self.__traceback__))
+        line = _line_of_cell(self, shell)
+        return [
+            f"\x1b[31m{type(self).__name__}\x1b[39m: {self}",
+            *([f"  at {line}"] if line else []),
+            "  (%tb Verbose shows the traceback)",
+        ]
+
+
+def _line_of_cell(error: BaseException, shell: Any) -> str | None:
+    """The line of a cell that called kmsdata, and which cell that is."""
+    found = None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").startswith("kmsdata."):
+            break
+        path = frame.f_code.co_filename
+        if (name := getattr(shell.compile, "format_code_name", lambda _: None)(path)) is not None:
+            found = f"{name[1]}, line {number}: {linecache.getline(path, number).strip()}"
+    return found
 
 
 def _restore(kind: type[KmsDataError], message: str, facts: dict[str, Any]) -> KmsDataError:

@@ -13,13 +13,13 @@ from typing import Any, Self, TypeAlias
 from kmsdata.cache import KeyCache, forget_keys
 from kmsdata.calls import count
 from kmsdata.envelope import DataKeyRecord, KeyURI, Wrap, parse_key
-from kmsdata.errors import FormatError, KeyNotFoundError, KeyServiceError, WrongKeyError
+from kmsdata.errors import CredentialsError, FormatError, KeyNotFoundError, KeyServiceError, WrongKeyError
 from kmsdata.forks import Lock
 from kmsdata.keys import DataKey, KeyProvider
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
 
-__all__ = ["Key", "forget", "new_data_key", "provider_of", "session_key", "unwrap", "use"]
+__all__ = ["Key", "forget", "hold", "new_data_key", "provider_of", "session_key", "unwrap", "use"]
 
 Key: TypeAlias = "str | Iterable[str] | DataKey"
 """What names a key: a URI, several (one data key, wrapped by each), or a data key."""
@@ -47,6 +47,7 @@ _lock = Lock()
 _keystores: dict[str | None, LocalKeystore] = {}  # by KMSDATA_KEYSTORE: each asks for its passphrase once
 _services: dict[tuple[str, str | None], TencentKMS] = {}  # by region and KMSDATA_TENCENT_ENDPOINT
 _cache = KeyCache()
+_held: list[str] = []  # why keys are not to be had yet: a form that nobody has filled in
 _block: ContextVar[_State | None] = ContextVar("kmsdata", default=None)
 
 
@@ -78,6 +79,7 @@ class use:  # noqa: N801 - reads as a verb, in a with statement too
             self._change = _State(cache=key_or_provider)
         elif isinstance(key_or_provider, KeyProvider):
             self._change = _State(providers=(key_or_provider,))
+            _held.clear()  # whoever has a provider need not wait for a form
         else:
             raise TypeError(
                 "use() takes a key URI such as 'local://demo', a provider with scheme, "
@@ -125,6 +127,20 @@ def forget() -> None:
         _keystores.clear()
 
 
+def hold(why: str) -> None:
+    """Let nothing look for credentials until a provider is handed to `use`: somebody is being asked for them.
+
+    Args:
+        why: what to do first; it is the message of the `CredentialsError` that is raised meanwhile.
+    """
+    _held[:] = [why]
+
+
+def _require_answer() -> None:
+    if _held:
+        raise CredentialsError(_held[0], provider="tencent-kms", operation="login", code="NotAnswered")
+
+
 def session_key() -> str | None:
     """The URI that calls use where they name none, or None.
 
@@ -145,8 +161,11 @@ def provider_of(uri: str) -> KeyProvider:
 
     Raises:
         KeyNotFoundError: there is none; or those that were handed in hold the keys of other regions.
+        CredentialsError: a form asks for them, and stands unanswered.
     """
     scheme, place, _ = parse_key(uri)
+    if scheme == "tencent-kms":
+        _require_answer()
     of_scheme = [provider for provider in _current().providers if provider.scheme == scheme]
     for provider in of_scheme:
         if _serves(provider)[1] in (None, place):
@@ -207,6 +226,7 @@ def new_data_key(
         return key
     uris = _uris(key)
     if not uris:
+        _require_answer()
         raise ValueError(
             "no key: pass key='local://demo' (or tencent-kms://...), call kmsdata.use('local://demo'), or "
             "set KMSDATA_KEY"

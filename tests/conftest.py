@@ -34,6 +34,7 @@ def keystore(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "_keystores", {})
     monkeypatch.setattr(session, "_services", {})
     monkeypatch.setattr(session, "_cache", kmsdata.KeyCache())
+    monkeypatch.setattr(session, "_held", [])
     return path
 
 

@@ -19,12 +19,13 @@ FLOORS = {
     "parquet": 6,
     "inspection": 7, "migrate": 7,
     "accessor": 8, "api": 8,
-    "cli": 9, "demo": 9, "emulator": 9, "sign_in": 9,
+    "cli": 9, "demo": 9, "emulator": 9, "sign_in": 9, "widgets": 9,
 }  # fmt: skip
 PEERS = {  # the steps on one floor
     "errors": {"envelope"},  # what is malformed is a FormatError
     "demo": {"cli"},  # the command that shows it
     "emulator": {"cli"},  # and the command that runs it
+    "widgets": {"sign_in"},  # the form that it shows
 }
 
 ONLY_IN = {

@@ -125,6 +125,18 @@ class LocalKeystore:
         """Whether the file's keys are sealed by a passphrase."""
         return self._read("open").kdf is not None
 
+    def check_passphrase(self) -> None:
+        """See that the passphrase opens the file's keys; where there are none yet, any does.
+
+        Raises:
+            KeyAccessError: it does not.
+            CredentialsError: the file has a passphrase, and none was given.
+        """
+        store = self._read("open")
+        for name in store.keys:
+            self._open(store, name)
+            break
+
     # The three calls of a KeyProvider.
 
     def generate_data_key(self, key: str, context: Mapping[str, str]) -> DataKey:

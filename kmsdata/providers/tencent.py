@@ -6,9 +6,9 @@ import base64
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from kmsdata.envelope import Wrap, canonical, parse_key
 from kmsdata.errors import KeyAccessError, KeyNotFoundError, KeyServiceError
@@ -99,6 +99,11 @@ class TencentKMS:
             "a TencentKMS has credentials and is not pickled: make one in the other process, from its own "
             "environment, profile or role"
         )
+
+    def __await__(self) -> Generator[None, None, Self]:
+        """Nothing to wait for: ``await kmsdata.login()`` reads the same where no form was needed."""
+        return self
+        yield
 
     @property
     def endpoint(self) -> str:
