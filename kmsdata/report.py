@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import html
+import io
 import json
-from collections.abc import Sequence
+import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["ColumnReport", "DataKeyReport", "Inspection", "size"]
+__all__ = ["ColumnReport", "DataKeyReport", "Inspection", "printable", "size"]
 
 _UNVERIFIED = "As the headers say; nothing was decrypted or verified."
+_EQUAL = "AES-256-SIV is deterministic: equal values are equal cells, within a domain under one data key."
 _NOT_JOINED = "Columns under different data keys cannot be joined: give the second key= the first frame."
 
+_HOW = {"AES-256-GCM": "randomised", "AES-256-SIV": "deterministic"}
+
+_MARKS = {"encrypted": "[x]", "plain": "[ ]", "partly plain": "[~]"}
 # Background and colour together: a notebook that is not trusted drops style sheets and variables, and either
-# alone could be unreadable in the dark.
-_ENCRYPTED = "background:#e6f4ea;color:#0b5c2c;padding:1px 6px"
-_PLAIN = "background:#eceff1;color:#37474f;padding:1px 6px"
+# alone could be unreadable in the dark. GitHub drops both: the glyph and the word remain.
+_PILL = "padding:1px 6px;border-radius:4px;white-space:nowrap"
+_PILLS = {
+    "encrypted": ("background:#d7f0dd;color:#0b4f26", "&#128274;"),
+    "plain": ("background:#eceff1;color:#37474f", "&#9675;"),
+    "partly plain": ("background:#ffe8b3;color:#5f3b00", "&#9888;"),
+}
 
 
 @dataclass(frozen=True)
@@ -105,72 +114,126 @@ class Inspection:
     @property
     def _title(self) -> str:
         files = f" in {self.files:,} files" if self.files > 1 else ""
-        return (
+        return printable(
             f"{self.what}: {self.rows:,} rows{files}, {size(self.bytes)}; {len(self.encrypted)} of "
             f"{len(self.columns)} columns encrypted"
         )
 
     def _notes(self) -> list[str]:
-        more = [_NOT_JOINED] if len(self.data_keys) > 1 else []
-        return [*self.notes, *more, _UNVERIFIED]
+        more = [_EQUAL] if any(column.domain is not None for column in self.columns) else []
+        more += [_NOT_JOINED] if len(self.data_keys) > 1 else []
+        return [printable(note) for note in (*self.notes, *more, _UNVERIFIED)]
 
-    def _cells(self, column: ColumnReport) -> list[str]:
-        how = {"AES-256-GCM": "randomised", "AES-256-SIV": "deterministic", None: ""}
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """The headings, and a row for each column; what is empty throughout, or the same, is left out."""
+        rows = [_row(column) for column in self.columns]
+        used = [number for number in range(len(_HEADINGS)) if any(row[number] for row in rows)]
+        if len(self.data_keys) < 2:
+            used = [number for number in used if _HEADINGS[number] != "data key"]
+        return [_HEADINGS[number] for number in used], [[row[number] for number in used] for row in rows]
+
+    def _keys(self) -> list[tuple[str, list[str], str]]:
+        """Of each data key its id, its master keys, and its context as text."""
         return [
-            column.name,
-            "encrypted" if column.encrypted else "plain",
-            column.type,
-            f"{column.algorithm} {how.get(column.algorithm, '')}".strip() if column.algorithm else "",
-            column.domain or "",
-            "not counted" if column.nulls is None else f"{column.nulls:,}",
-            size(column.bytes),
-            " ".join(column.data_keys),
+            (
+                printable(key.id),
+                [printable(uri) for uri in key.keys],
+                ", ".join(printable(f"{name}={text}") for name, text in key.context.items()),
+            )
+            for key in self.data_keys
         ]
 
     def __str__(self) -> str:
-        lines = [self._title, ""]
-        rows = [["", *_HEADINGS]]
-        rows += [["[x]" if c.encrypted else "[ ]", *self._cells(c)] for c in self.columns]
-        lines += _aligned(rows, right={6, 7})
-        for key in self.data_keys:
-            context = ", ".join(f"{name}={text}" for name, text in key.context.items())
-            lines += ["", f"data key {key.id}", f"  opened by  {' or '.join(key.keys)}"]
-            lines += [f"  context    {context}"] if context else []
-        return "\n".join([*lines, "", *self._notes()])
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        # Long names are folded, never cut: two of them could differ in the end only.
+        table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+        headings, rows = self._table()
+        table.add_column("", no_wrap=True)
+        for number, heading in enumerate(headings):
+            short = all(len(row[number]) <= 11 for row in rows)
+            table.add_column(
+                heading,
+                justify="right" if heading in _RIGHT else "left",
+                overflow="fold",
+                no_wrap=short and heading not in ("column", "type", "domain"),
+            )
+        for column, row in zip(self.columns, rows, strict=True):
+            table.add_row(*(Text(text) for text in (_MARKS[_state(column)], *row)))
+        text = io.StringIO()
+        width = max(shutil.get_terminal_size((120, 24)).columns, 40)
+        out = Console(file=text, width=width, color_system=None, force_jupyter=False)
+        out.print(Text(self._title), "", table, sep="\n")
+        for key_id, uris, context in self._keys():
+            out.print("", Text(f"data key {key_id}"), Text(f"  opened by  {' or '.join(uris)}"), sep="\n")
+            if context:
+                out.print(Text(f"  context    {context}"))
+        out.print("", *(Text(note) for note in self._notes()), sep="\n")
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def cell(text: str, tag: str = "td", style: str = "") -> str:
-            styled = f' style="{style}"' if style else ""
-            return f"<{tag}{styled}>{html.escape(text)}</{tag}>"
+        headings, rows = self._table()
 
-        heading = "".join(f'<th scope="col">{name}</th>' for name in _HEADINGS)
-        rows = []
-        for column in self.columns:
-            name, state, *rest = self._cells(column)
-            mark = f'<span style="{_ENCRYPTED if column.encrypted else _PLAIN}">'
-            mark += f"{'&#128274;' if column.encrypted else '&#9675;'} {state}</span>"
-            cells = "".join(
-                cell(text, style="text-align:right" if number in (3, 4) else "")
-                for number, text in enumerate(rest)
-            )
-            rows.append(f'<tr><th scope="row">{html.escape(name)}</th><td>{mark}</td>{cells}</tr>')
+        def look(heading: str) -> str:
+            # Notebooks align to the right what does not say otherwise.
+            side = "text-align:right;white-space:nowrap" if heading in _RIGHT else "text-align:left"
+            return f"{side};padding:3px 10px"
+
+        body = []
+        for column, row in zip(self.columns, rows, strict=True):
+            cells = []
+            for heading, text in zip(headings, row, strict=True):
+                shown, tag, style = html.escape(text), "td", look(heading)
+                if heading == "column":
+                    tag = 'th scope="row"'
+                    style += ";max-width:24em;overflow-wrap:break-word"
+                elif heading == "state":
+                    colours, glyph = _PILLS[text]
+                    shown = f'<span style="{colours};{_PILL}">{glyph} {shown}</span>'
+                elif heading == "algorithm" and column.algorithm in _HOW:
+                    shown += f" {_HOW[column.algorithm]}"
+                cells.append(f'<{tag} style="{style}">{shown}</{tag.split()[0]}>')
+            body.append(f"<tr>{''.join(cells)}</tr>")
+        head = "".join(f'<th scope="col" style="{look(name)}">{name}</th>' for name in headings)
         keys = []
-        for key in self.data_keys:
-            context = ", ".join(f"{name}={text}" for name, text in key.context.items())
-            opened = " or ".join(f"<code>{html.escape(uri)}</code>" for uri in key.keys)
-            said = f"; context {html.escape(context)}" if context else ""
-            keys.append(f"<li>data key <code>{key.id}</code>, opened by {opened}{said}</li>")
+        for key_id, uris, context in self._keys():
+            opened = " or ".join(f"<code>{html.escape(uri)}</code>" for uri in uris)
+            said = f"; context <code>{html.escape(context)}</code>" if context else ""
+            keys.append(f"<li>data key <code>{html.escape(key_id)}</code>, opened by {opened}{said}</li>")
         notes = "<br>".join(html.escape(note) for note in self._notes())
         return (
-            f'<table class="kmsdata-inspection"><caption>{html.escape(self._title)}</caption>'
-            f"<thead><tr>{heading}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-            f"{'<ul>' if keys else ''}{''.join(keys)}{'</ul>' if keys else ''}<p><small>{notes}</small></p>"
+            f"<div><strong>{html.escape(self._title)}</strong>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+            f"{'<ul>' if keys else ''}{''.join(keys)}{'</ul>' if keys else ''}"
+            f"<p><small>{notes}</small></p></div>"
         )
 
 
 _HEADINGS = ("column", "state", "type", "algorithm", "domain", "nulls", "size", "data key")
+_RIGHT = ("nulls", "size")
+
+
+def _state(column: ColumnReport) -> str:
+    if column.encrypted:
+        return "encrypted"
+    return "plain" if column.algorithm is None else "partly plain"
+
+
+def _row(column: ColumnReport) -> list[str]:
+    return [
+        printable(column.name),
+        _state(column),
+        printable(column.type),
+        column.algorithm or "",
+        printable(column.domain or ""),
+        "not counted" if column.nulls is None else f"{column.nulls:,}",
+        size(column.bytes),
+        " ".join(column.data_keys),
+    ]
 
 
 def size(count: int) -> str:
@@ -188,17 +251,13 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], right: set[int]) -> list[str]:
-    """Lines of a table; Chinese letters take two places in a terminal."""
-    from rich.cells import cell_len
+def printable(text: str) -> str:
+    """Text without letters that move a terminal or turn a line around, as names in a file may hold.
 
-    used = [number for number in range(len(rows[0])) if any(row[number] for row in rows[1:])]
-    widths = {number: max(cell_len(row[number]) for row in rows) for number in used}
-    lines = []
-    for row in rows:
-        cells = []
-        for number in used:
-            pad = " " * (widths[number] - cell_len(row[number]))
-            cells.append(pad + row[number] if number in right else row[number] + pad)
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    Example:
+        >>> printable("身份证 \x1b[2J")
+        '身份证 \\\\x1b[2J'
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
