@@ -120,8 +120,8 @@ class Progress:
     def _repr_html_(self) -> str:
         # <progress> is kept in a notebook that is not trusted, and says its state to screen readers.
         return (
-            f'{html.escape(self._title)} <progress value="{self._part:.3f}" max="1">'
-            f"</progress> {html.escape(self._figures)}"
+            f'{html.escape(self._title)} <progress value="{self._part:.3f}" max="1" '
+            f'style="vertical-align:middle"></progress> {html.escape(self._figures)}'
         )
 
 

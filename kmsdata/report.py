@@ -180,8 +180,9 @@ class Inspection:
 
         def look(heading: str) -> str:
             # Notebooks align to the right what does not say otherwise.
-            side = "text-align:right;white-space:nowrap" if heading in _RIGHT else "text-align:left"
-            return f"{side};padding:3px 10px"
+            side = "right" if heading in _RIGHT else "left"
+            fold = "" if heading in ("column", "type", "domain") else ";white-space:nowrap"
+            return f"text-align:{side};padding:3px 10px{fold}"
 
         body = []
         for column, row in zip(self.columns, rows, strict=True):

@@ -106,11 +106,11 @@ def test_a_bar_is_saved_once_and_in_its_final_state(tmp_path, store):
     _, (long,), (one,), (wanted,), (stopped, error), short, unwanted = outputs
     for output in (long, wanted):
         assert output.output_type == "display_data"
-        assert '<progress value="1.000" max="1">' in output.data["text/html"]
+        assert '<progress value="1.000" max="1"' in output.data["text/html"]
         assert output.data["text/plain"].startswith("encrypt [############] 100% of 4 cells")
         assert output.data["text/plain"].endswith("done")
     assert one.data == {"text/plain": "1"}  # and it stands below its own cell
-    assert '<progress value="0.250" max="1">' in stopped.data["text/html"]
+    assert '<progress value="0.250" max="1"' in stopped.data["text/html"]
     assert stopped.data["text/plain"].endswith("stopped")
     assert error.ename == "ZeroDivisionError"
     assert short == unwanted == []
