@@ -82,7 +82,8 @@ def test_a_dataset_and_what_is_odd_in_it(tmp_path):
     assert found.data_keys[0].keys == ("local://one", "local://two")
 
 
-def test_as_text(enc):
+def test_as_text(monkeypatch, enc):
+    monkeypatch.setenv("COLUMNS", "120")
     lines = str(enc.kms.inspect()).splitlines()
     table = [line for line in lines if line.startswith(("[x]", "[ ]"))]
     assert [line[:3] for line in table].count("[x]") == 3
