@@ -19,6 +19,12 @@ from kmsdata import progress as progress_module
 from kmsdata.progress import Progress
 
 
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch):
+    """As wide as text is made where there is none."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 @pytest.fixture
 def enc(titanic):
     frame = titanic.rename(columns={"name": "姓名"})
@@ -82,8 +88,7 @@ def test_a_dataset_and_what_is_odd_in_it(tmp_path):
     assert found.data_keys[0].keys == ("local://one", "local://two")
 
 
-def test_as_text(monkeypatch, enc):
-    monkeypatch.setenv("COLUMNS", "120")
+def test_as_text(enc):
     lines = str(enc.kms.inspect()).splitlines()
     table = [line for line in lines if line.startswith(("[x]", "[ ]"))]
     assert [line[:3] for line in table].count("[x]") == 3
