@@ -20,7 +20,7 @@ from kmsdata.progress import Progress
 
 
 @pytest.fixture(autouse=True)
-def terminal(monkeypatch):
+def wide(monkeypatch):
     """As wide as text is made where there is none."""
     monkeypatch.setenv("COLUMNS", "120")
 
