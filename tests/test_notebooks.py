@@ -119,7 +119,7 @@ def test_a_bar_is_saved_once_and_in_its_final_state(tmp_path, store):
 def test_a_frame_and_its_inspection_are_shown_short(tmp_path):
     _, (frame,), (found,) = executed(
         tmp_path,
-        "import pandas as pd, kmsdata, kmsdata.providers.local as local\n"
+        "import pandas as pd, kmsdata\n"
         "kmsdata.LocalKeystore().create_key('demo', quiet=True)\n"
         "enc = pd.DataFrame({'姓名': ['王', '李'], 'n': [1, 2]}).kms.encrypt('姓名', key='local://demo')",
         "enc",
