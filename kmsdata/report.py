@@ -6,6 +6,7 @@ import html
 import io
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,17 +16,19 @@ _UNVERIFIED = "As the headers say; nothing was decrypted or verified."
 _EQUAL = "AES-256-SIV is deterministic: equal values are equal cells, within a domain under one data key."
 _NOT_JOINED = "Columns under different data keys cannot be joined: give the second key= the first frame."
 
-_HOW = {"AES-256-GCM": "randomised", "AES-256-SIV": "deterministic"}
+_HOW = {"AES-256-GCM": " randomised", "AES-256-SIV": " deterministic"}
 
-_MARKS = {"encrypted": "[x]", "plain": "[ ]", "partly plain": "[~]"}
-# Background and colour together: a notebook that is not trusted drops style sheets and variables, and either
-# alone could be unreadable in the dark. GitHub drops both: the glyph and the word remain.
-_PILL = "padding:1px 6px;border-radius:4px;white-space:nowrap"
-_PILLS = {
-    "encrypted": ("background:#d7f0dd;color:#0b4f26", "&#128274;"),
-    "plain": ("background:#eceff1;color:#37474f", "&#9675;"),
-    "partly plain": ("background:#ffe8b3;color:#5f3b00", "&#9888;"),
+_NUMBERS = ("nulls", "size")  # headings of what is aligned to the right
+_FOLDED = ("column", "type", "domain")  # and of what may be long
+# Each state has a mark for text; a glyph and colours for HTML. Background and colour together: a notebook
+# that is not trusted drops style sheets and variables, and either alone could be unreadable in the dark.
+# GitHub drops both: the glyph and the word remain.
+_STATES = {
+    "encrypted": ("[x]", "&#128274;", "background:#d7f0dd;color:#0b4f26"),
+    "plain": ("[ ]", "&#9675;", "background:#eceff1;color:#37474f"),
+    "partly plain": ("[~]", "&#9888;", "background:#ffe8b3;color:#5f3b00"),
 }
+_PILL = "padding:1px 6px;border-radius:4px;white-space:nowrap"
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Inspection:
     @property
     def _title(self) -> str:
         files = f" in {self.files:,} files" if self.files > 1 else ""
-        return printable(
+        return (
             f"{self.what}: {self.rows:,} rows{files}, {size(self.bytes)}; {len(self.encrypted)} of "
             f"{len(self.columns)} columns encrypted"
         )
@@ -122,100 +125,40 @@ class Inspection:
     def _notes(self) -> list[str]:
         more = [_EQUAL] if any(column.domain is not None for column in self.columns) else []
         more += [_NOT_JOINED] if len(self.data_keys) > 1 else []
-        return [printable(note) for note in (*self.notes, *more, _UNVERIFIED)]
+        return [*self.notes, *more, _UNVERIFIED]
 
-    def _table(self) -> tuple[list[str], list[list[str]]]:
-        """The headings, and a row for each column; what is empty throughout, or the same, is left out."""
-        rows = [_row(column) for column in self.columns]
-        used = [number for number in range(len(_HEADINGS)) if any(row[number] for row in rows)]
-        if len(self.data_keys) < 2:
-            used = [number for number in used if _HEADINGS[number] != "data key"]
-        return [_HEADINGS[number] for number in used], [[row[number] for number in used] for row in rows]
-
-    def _keys(self) -> list[tuple[str, list[str], str]]:
-        """Of each data key its id, its master keys, and its context as text."""
+    def _rows(self, how: Mapping[str, str]) -> list[dict[str, str]]:
+        """Of each column what is shown below each heading."""
         return [
-            (
-                printable(key.id),
-                [printable(uri) for uri in key.keys],
-                ", ".join(printable(f"{name}={text}") for name, text in key.context.items()),
-            )
-            for key in self.data_keys
+            {
+                "column": column.name,
+                "state": _state(column),
+                "type": column.type,
+                "algorithm": f"{column.algorithm}{how.get(column.algorithm, '')}" if column.algorithm else "",
+                "domain": column.domain or "",
+                "nulls": "not counted" if column.nulls is None else f"{column.nulls:,}",
+                "size": size(column.bytes),
+                "data key": " ".join(column.data_keys) if len(self.data_keys) > 1 else "",
+            }
+            for column in self.columns
         ]
 
     def __str__(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        # Long names are folded, never cut: two of them could differ in the end only.
-        table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-        headings, rows = self._table()
-        table.add_column("", no_wrap=True)
-        for number, heading in enumerate(headings):
-            short = all(len(row[number]) <= 11 for row in rows)
-            table.add_column(
-                heading,
-                justify="right" if heading in _RIGHT else "left",
-                overflow="fold",
-                no_wrap=short and heading not in ("column", "type", "domain"),
-            )
-        for column, row in zip(self.columns, rows, strict=True):
-            table.add_row(*(Text(text) for text in (_MARKS[_state(column)], *row)))
-        text = io.StringIO()
-        width = max(shutil.get_terminal_size((120, 24)).columns, 40)
-        out = Console(file=text, width=width, color_system=None, force_jupyter=False)
-        out.print(Text(self._title), "", table, sep="\n")
-        for key_id, uris, context in self._keys():
-            out.print("", Text(f"data key {key_id}"), Text(f"  opened by  {' or '.join(uris)}"), sep="\n")
-            if context:
-                out.print(Text(f"  context    {context}"))
-        out.print("", *(Text(note) for note in self._notes()), sep="\n")
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        lines = []
+        for key in self.data_keys:
+            lines += ["", f"data key {key.id}", f"  opened by  {' or '.join(key.keys)}"]
+            lines += [f"  context    {_pairs(key.context)}"] if key.context else []
+        return _as_text(self._title, self._rows({}), [*lines, "", *self._notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        headings, rows = self._table()
-
-        def look(heading: str) -> str:
-            # Notebooks align to the right what does not say otherwise.
-            side = "right" if heading in _RIGHT else "left"
-            fold = "" if heading in ("column", "type", "domain") else ";white-space:nowrap"
-            return f"text-align:{side};padding:3px 10px{fold}"
-
-        body = []
-        for column, row in zip(self.columns, rows, strict=True):
-            cells = []
-            for heading, text in zip(headings, row, strict=True):
-                shown, tag, style = html.escape(text), "td", look(heading)
-                if heading == "column":
-                    tag = 'th scope="row"'
-                    style += ";max-width:24em;overflow-wrap:break-word"
-                elif heading == "state":
-                    colours, glyph = _PILLS[text]
-                    shown = f'<span style="{colours};{_PILL}">{glyph} {shown}</span>'
-                elif heading == "algorithm" and column.algorithm in _HOW:
-                    shown += f" {_HOW[column.algorithm]}"
-                cells.append(f'<{tag} style="{style}">{shown}</{tag.split()[0]}>')
-            body.append(f"<tr>{''.join(cells)}</tr>")
-        head = "".join(f'<th scope="col" style="{look(name)}">{name}</th>' for name in headings)
         keys = []
-        for key_id, uris, context in self._keys():
-            opened = " or ".join(f"<code>{html.escape(uri)}</code>" for uri in uris)
-            said = f"; context <code>{html.escape(context)}</code>" if context else ""
-            keys.append(f"<li>data key <code>{html.escape(key_id)}</code>, opened by {opened}{said}</li>")
-        notes = "<br>".join(html.escape(note) for note in self._notes())
-        return (
-            f"<div><strong>{html.escape(self._title)}</strong>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-            f"{'<ul>' if keys else ''}{''.join(keys)}{'</ul>' if keys else ''}"
-            f"<p><small>{notes}</small></p></div>"
-        )
-
-
-_HEADINGS = ("column", "state", "type", "algorithm", "domain", "nulls", "size", "data key")
-_RIGHT = ("nulls", "size")
+        for key in self.data_keys:
+            opened = " or ".join(f"<code>{_escaped(uri)}</code>" for uri in key.keys)
+            said = f"; context <code>{_escaped(_pairs(key.context))}</code>" if key.context else ""
+            keys.append(f"data key <code>{_escaped(key.id)}</code>, opened by {opened}{said}")
+        return _as_html(self._title, self._rows(_HOW), keys, self._notes())
 
 
 def _state(column: ColumnReport) -> str:
@@ -224,17 +167,76 @@ def _state(column: ColumnReport) -> str:
     return "plain" if column.algorithm is None else "partly plain"
 
 
-def _row(column: ColumnReport) -> list[str]:
-    return [
-        printable(column.name),
-        _state(column),
-        printable(column.type),
-        column.algorithm or "",
-        printable(column.domain or ""),
-        "not counted" if column.nulls is None else f"{column.nulls:,}",
-        size(column.bytes),
-        " ".join(column.data_keys),
-    ]
+def _pairs(context: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={text}" for name, text in context.items())
+
+
+# How reports look. Rows are texts by heading, of the same headings; what is empty throughout is left out.
+
+
+def _used(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    return [heading for heading in (rows[0] if rows else ()) if any(row[heading] for row in rows)]
+
+
+def _as_text(title: str, rows: Sequence[Mapping[str, str]], more: Sequence[str]) -> str:
+    """A title, a table no wider than the terminal, and further lines. Folded, never cut."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    headings = _used(rows)
+    table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for heading in headings:
+        table.add_column(
+            heading,
+            justify="right" if heading in _NUMBERS else "left",
+            overflow="fold",
+            no_wrap=heading not in _FOLDED and all(len(row[heading]) <= 11 for row in rows),
+        )
+    for row in rows:
+        table.add_row(_STATES[row["state"]][0], *(Text(printable(row[heading])) for heading in headings))
+    text = io.StringIO()
+    width = max(shutil.get_terminal_size((120, 24)).columns, 40)
+    out = Console(file=text, width=width, color_system=None, force_jupyter=False, markup=False)
+    out.print(Text(printable(title)), "", table, *(Text(printable(line)) for line in more), sep="\n")
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _as_html(
+    title: str, rows: Sequence[Mapping[str, str]], items: Sequence[str], notes: Sequence[str]
+) -> str:
+    """The same as HTML; items are HTML already."""
+
+    def cell(heading: str, text: str, tag: str) -> str:
+        # Notebooks align to the right what does not say otherwise.
+        style = f"text-align:{'right' if heading in _NUMBERS else 'left'};padding:3px 10px;"
+        style += "max-width:24em;overflow-wrap:break-word" if heading in _FOLDED else "white-space:nowrap"
+        return f'<{tag} style="{style}">{text}</{tag.split()[0]}>'
+
+    headings = _used(rows)
+    body = []
+    for row in rows:
+        cells = []
+        for heading in headings:
+            text = _escaped(row[heading])
+            if heading == "state":
+                _, glyph, colours = _STATES[row["state"]]
+                text = f'<span style="{colours};{_PILL}">{glyph} {text}</span>'
+            cells.append(cell(heading, text, 'th scope="row"' if heading == "column" else "td"))
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    head = "".join(cell(heading, heading, 'th scope="col"') for heading in headings)
+    listed = "".join(f"<li>{item}</li>" for item in items)
+    return (
+        f"<div><strong>{_escaped(title)}</strong>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        f"{f'<ul>{listed}</ul>' if listed else ''}"
+        f"<p><small>{'<br>'.join(map(_escaped, notes))}</small></p></div>"
+    )
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def size(count: int) -> str:
