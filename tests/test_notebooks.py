@@ -1,0 +1,133 @@
+"""The notebooks run from top to bottom, are stored without what they show, and what kmsdata shows in them."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+pytestmark = pytest.mark.newest
+
+
+def run(notebook, folder, **options):
+    import nbclient
+
+    nbclient.NotebookClient(
+        notebook, timeout=120, resources={"metadata": {"path": str(folder)}}, **options
+    ).execute()
+    return notebook
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path, monkeypatch, keystore):
+    """No credentials of whoever runs this, and no traces in their folders."""
+    for name in list(os.environ):
+        if name.startswith(("TENCENTCLOUD_", "KMSDATA_TENCENT_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs(path, tmp_path):
+    import nbformat
+
+    done = run(nbformat.read(path, as_version=4), tmp_path)
+    code = [cell for cell in done.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    # A warning would stand there in red, in front of everybody who tries it; a new key is announced so.
+    said = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    assert re.sub(r"(?m)^kmsdata: made the key .*\n +Back this file up.*\n", "", said) == ""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_is_stored_without_what_it_showed(path):
+    import nbformat
+
+    stored = json.loads(path.read_text())
+    nbformat.validate(stored)
+    for cell in stored["cells"]:
+        assert cell.get("outputs", []) == []
+        assert cell.get("execution_count") is None
+        assert cell["metadata"] == {}
+        assert re.fullmatch(r"[a-z][a-z-]*", cell["id"])  # by name: no new ones at each save
+    assert stored["metadata"] == {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+
+
+def test_they_point_at_each_other_and_the_readme_at_them():
+    names = [path.name for path in NOTEBOOKS]
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in names if f"notebooks/{name}" not in readme] == []
+    for path in NOTEBOOKS:
+        text = "".join(line for cell in json.loads(path.read_text())["cells"] for line in cell["source"])
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (path.parent / target).exists(), f"{path.name} points at {target}"
+
+
+# What kmsdata shows in a notebook.
+
+
+def executed(tmp_path, *sources, **options):
+    import nbformat
+
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+    return [cell.outputs for cell in run(notebook, tmp_path, **options).cells]
+
+
+WORK = """
+import time
+from kmsdata import progress
+progress._PATIENCE = 0.05
+def work(seconds, wanted=None, fail=False):
+    with progress.Progress("encrypt", 4, "cells", wanted) as bar:
+        for _ in range(4):
+            time.sleep(seconds / 4)
+            bar.step(1)
+            if fail:
+                raise ZeroDivisionError
+"""
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_bar_is_saved_once_and_in_its_final_state(tmp_path, store):
+    outputs = executed(
+        tmp_path,
+        WORK, "work(1.2)", "1", "work(0, True)", "work(1.2, fail=True)", "work(0)", "work(1.2, False)",
+        allow_errors=True, store_widget_state=store,
+    )  # fmt: skip
+    _, (long,), (one,), (wanted,), (stopped, error), short, unwanted = outputs
+    for output in (long, wanted):
+        assert output.output_type == "display_data"
+        assert '<progress value="1.000" max="1"' in output.data["text/html"]
+        assert output.data["text/plain"].startswith("encrypt [############] 100% of 4 cells")
+        assert output.data["text/plain"].endswith("done")
+    assert one.data == {"text/plain": "1"}  # and it stands below its own cell
+    assert '<progress value="0.250" max="1"' in stopped.data["text/html"]
+    assert stopped.data["text/plain"].endswith("stopped")
+    assert error.ename == "ZeroDivisionError"
+    assert short == unwanted == []
+
+
+def test_a_frame_and_its_inspection_are_shown_short(tmp_path):
+    _, (frame,), (found,) = executed(
+        tmp_path,
+        "import pandas as pd, kmsdata\n"
+        "kmsdata.LocalKeystore().create_key('demo', quiet=True)\n"
+        "enc = pd.DataFrame({'姓名': ['王', '李'], 'n': [1, 2]}).kms.encrypt('姓名', key='local://demo')",
+        "enc",
+        "enc.kms.inspect()",
+    )
+    for shown in frame.data.values():
+        assert shown.count("enc#") == 2
+        assert "王" not in shown
+        assert "enc:" not in shown
+    assert "&#128274; encrypted" in found.data["text/html"]
+    assert "[x]  姓名    encrypted" in found.data["text/plain"]
