@@ -30,7 +30,8 @@ from kmsdata.migrate import migrate_guide_column
 from kmsdata.parquet import read_parquet
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
-from kmsdata.report import Inspection
+from kmsdata.report import Inspection, RewrapReport
+from kmsdata.rewrapping import rewrap
 from kmsdata.session import use
 from kmsdata.sign_in import login
 from kmsdata.table import decrypt_table, encrypt_table
@@ -53,6 +54,7 @@ __all__ = [
     "Keyset",
     "KmsDataError",
     "LocalKeystore",
+    "RewrapReport",
     "SeriesAccessor",
     "TamperedError",
     "TencentKMS",
@@ -68,6 +70,7 @@ __all__ = [
     "migrate_guide_column",
     "new_data_key",
     "read_parquet",
+    "rewrap",
     "usage",
     "use",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import pandas as pd
@@ -12,6 +12,7 @@ from kmsdata.parquet import FilePath, write_parquet
 from kmsdata.report import Inspection
 from kmsdata.session import Key
 from kmsdata.table import Columns, Encrypted, decrypt_frame, encrypt_frame, encrypted_columns
+from kmsdata.wraps import Change, rewrap_frame
 
 __all__ = ["FrameAccessor", "SeriesAccessor"]
 
@@ -114,6 +115,36 @@ class FrameAccessor:
         return decrypt_frame(
             self._frame, columns, key=key, context=context, on_denied=on_denied, progress=progress
         )
+
+    def rewrap(
+        self,
+        key: str | None = None,
+        *,
+        source: str | Iterable[str] | None = None,
+        add: bool = False,
+        retire: str | Iterable[str] | None = None,
+    ) -> pd.DataFrame:
+        """Put the frame under another master key: the same cells, with the data key wrapped anew.
+
+        It takes no right away from whoever has the data key or an older copy. See `kmsdata.rewrap`, which
+        does this to files, for the errors.
+
+        Args:
+            key: URI of the new master key.
+            source: URIs of the master keys to be replaced; default: the session's; without one, the only key.
+            add: add the new key beside the others, and replace none.
+            retire: in place of ``key``: URIs of master keys whose wraps to remove.
+
+        Returns:
+            A new frame with the same cells. A wrap that does not open is left alone, with a warning.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
+            >>> enc.kms.rewrap("local://next").kms.inspect().data_keys[0].keys
+            ('local://next',)
+        """
+        return rewrap_frame(self._frame, Change(key, source=source, add=add, retire=retire))
 
     @property
     def encrypted(self) -> list[Any]:

@@ -39,7 +39,15 @@ from kmsdata.table import (
     require,
 )
 
-__all__ = ["FilePath", "fragments_of", "headers_in", "read_headers", "read_parquet", "write_parquet"]
+__all__ = [
+    "FilePath",
+    "fragments_of",
+    "from_url",
+    "headers_in",
+    "read_headers",
+    "read_parquet",
+    "write_parquet",
+]
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 
@@ -63,7 +71,7 @@ def write_parquet(
     table = table.replace_schema_metadata(metadata)
     settings = _settings(table, options)
     if filesystem is None and "://" in str(path):
-        filesystem, inner = _from_url(str(path))
+        filesystem, inner = from_url(str(path))
         path = str(inner)
     if filesystem is None or isinstance(filesystem, pafs.LocalFileSystem):
         with whole_file(path) as file:
@@ -99,7 +107,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def _from_url(url: str) -> tuple[Any, str]:
+def from_url(url: str) -> tuple[Any, str]:
     """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's."""
     try:
         return pafs.FileSystem.from_uri(url)
@@ -253,7 +261,7 @@ def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[p
     hive = ds.HivePartitioning.discover(infer_dictionary=True)  # as pandas reads it
     try:
         if filesystem is None and "://" in str(path):
-            filesystem, path = _from_url(str(path))
+            filesystem, path = from_url(str(path))
         elif filesystem is None:
             path = Path(path).expanduser()
         dataset = ds.dataset(path, format="parquet", filesystem=filesystem, partitioning=hive)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["ColumnReport", "DataKeyReport", "Inspection", "size"]
+__all__ = ["ColumnReport", "DataKeyReport", "Inspection", "RewrapReport", "size"]
 
 _UNVERIFIED = "As the headers say; nothing was decrypted or verified."
 _NOT_JOINED = "Columns under different data keys cannot be joined: give the second key= the first frame."
@@ -168,6 +168,72 @@ class Inspection:
             f"<thead><tr>{heading}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
             f"{'<ul>' if keys else ''}{''.join(keys)}{'</ul>' if keys else ''}<p><small>{notes}</small></p>"
         )
+
+
+@dataclass(frozen=True)
+class RewrapReport:
+    """What became of the files of a path; see `kmsdata.rewrap`.
+
+    Attributes:
+        what: the path.
+        files: how many files there are, ``_metadata`` and the like among them.
+        rewrapped: how many have other wraps now.
+        already: how many were as they were asked to be, and were skipped.
+        other: how many are under other master keys than the one to be replaced, and were left alone.
+        plain: how many have no encrypted column.
+        keys: by master key that opens files now, how many.
+        left: by sentence on a wrap that does not open and so was left alone, in how many files.
+        failed: by file, why it could not be rewrapped; such a file is as it was.
+    """
+
+    what: str
+    files: int
+    rewrapped: int
+    already: int = 0
+    other: int = 0
+    plain: int = 0
+    keys: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain Python, for programs."""
+        return asdict(self)
+
+    def json(self) -> str:
+        """All of it as JSON.
+
+        Example:
+            >>> import json
+            >>> json.loads(RewrapReport("people.parquet", 1, 1).json())["rewrapped"]
+            1
+        """
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+
+    def _lines(self) -> list[str]:
+        counts = [
+            (self.rewrapped, "rewrapped"),
+            (self.already, "as asked already"),
+            (self.other, "under other keys, left alone"),
+            (self.plain, "without encrypted columns"),
+            (len(self.failed), "failed"),
+        ]
+        said = [f"{count:,} {what}" for count, what in counts if count]
+        lines = [f"{self.what}: {self.files:,} {'file' if self.files == 1 else 'files'}: {', '.join(said)}"]
+        lines += [f"{key} opens {count:,} now" for key, count in self.keys.items()]
+        lines += [f"{sentence} ({count:,} files)" for sentence, count in self.left.items()]
+        lines += [f"{name}: {why}" for name, why in list(self.failed.items())[:20]]
+        return lines + ([f"and {len(self.failed) - 20:,} more"] if len(self.failed) > 20 else [])
+
+    def __str__(self) -> str:
+        return "\n  ".join(self._lines())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        title, *more = (html.escape(line) for line in self._lines())
+        items = "".join(f"<li>{line}</li>" for line in more)
+        return f'<div class="kmsdata-rewrap"><p>{title}</p>{f"<ul>{items}</ul>" if items else ""}</div>'
 
 
 _HEADINGS = ("column", "state", "type", "algorithm", "domain", "nulls", "size", "data key")

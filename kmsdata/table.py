@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import json
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
@@ -38,6 +38,7 @@ __all__ = [
     "open_keys",
     "require",
     "the_data_key",
+    "with_headers",
 ]
 
 Columns: TypeAlias = "str | Iterable[str]"
@@ -325,6 +326,32 @@ def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
             out.isetitem(item.position, item.parts[0][1])
         else:
             level = pd.Index(item.parts[0][1], name=frame.index.names[item.level])
+            out.index = _with_levels(out.index, {item.level: level})
+    return out
+
+
+def with_headers(frame: pd.DataFrame, change: Callable[[Header], Header]) -> pd.DataFrame:
+    """The frame with the same cells under other headers.
+
+    Args:
+        frame: any frame; columns and index levels that are encrypted are changed.
+        change: what becomes of a header; its column objects must stay.
+    """
+    out = frame.assign()
+    for item in encrypted_columns(frame):
+        arrays = [
+            EncryptedArray(array.storage, EncryptedDtype(change(header)))
+            for (_, array), header in zip(item.parts, item.headers, strict=True)
+        ]
+        values: Any = arrays[0]
+        if not item.whole:
+            values = np.empty(0, object) if item.others is None else item.others.copy()
+            for (rows, _), array in zip(item.parts, arrays, strict=True):
+                values[rows] = list(array)
+        if item.level is None:
+            out.isetitem(item.position, values)
+        else:
+            level = pd.Index(values, name=frame.index.names[item.level])
             out.index = _with_levels(out.index, {item.level: level})
     return out
 
