@@ -137,11 +137,13 @@ def _arrow_with(value: bytes, visit: Visit) -> bytes:
         if _MARK.encode() not in raw:
             return value
         schema = pa.ipc.read_schema(pa.py_buffer(raw))
-    except (binascii.Error, ValueError, pa.ArrowException) as error:
+        before = schema.serialize()
+        # By their bytes: to Arrow, two types that differ in the wraps of their data key alone are equal.
+        after = schema_with(schema, visit, "ARROW:schema, ").serialize()
+    except FormatError:
+        raise
+    except (binascii.Error, UnicodeError, pa.ArrowException, OSError) as error:
         raise FormatError("the entry 'ARROW:schema' is not an Arrow schema: it was damaged") from error
-    before = schema.serialize()
-    # By their bytes: to Arrow, two types that differ in the wraps of their data key alone are equal.
-    after = schema_with(schema, visit, "ARROW:schema, ").serialize()
     return value if after.equals(before) else base64.b64encode(after.to_pybytes())
 
 

@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
-from kmsdata.envelope import Header, file_text, parse_file
+from kmsdata.envelope import DataKeyRecord, Header, file_text, parse_file
 from kmsdata.errors import FormatError
 from kmsdata.files import whole_file
 from kmsdata.keys import random_bytes
@@ -37,6 +37,7 @@ from kmsdata.table import (
     encrypted_columns,
     in_extension_dtype,
     require,
+    with_headers,
 )
 
 __all__ = [
@@ -59,7 +60,7 @@ def write_parquet(
 ) -> None:
     """See `kmsdata.accessor.FrameAccessor.to_parquet`."""
     _check_options(options)
-    frame = in_extension_dtype(frame)
+    frame = _in_agreement(in_extension_dtype(frame))
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
     check_names(headers, path=str(path))
     table = pa.Table.from_pandas(frame, preserve_index=index, schema=options.pop("schema", None))
@@ -89,6 +90,17 @@ def write_parquet(
         if filesystem.get_file_info(temporary).type == pafs.FileType.File:
             filesystem.delete_file(temporary)
         raise
+
+
+def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with one record of each data key: parts of it may have been rewrapped before they met."""
+    records: dict[bytes, DataKeyRecord] = {}
+    every = [record for item in encrypted_columns(frame) for record in item.headers[0].records]
+    for record in every:
+        records[record.commitment] = records.get(record.commitment, record).with_wraps(record.wraps)
+    if all(records[record.commitment] == record for record in every):
+        return frame
+    return with_headers(frame, lambda header: header.under(records))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
