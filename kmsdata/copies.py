@@ -72,7 +72,7 @@ def copies_in(entries: Iterable[tuple[bytes, bytes | None]]) -> list[Copy]:
     return found
 
 
-def agree(copies: Iterable[Copy], path: str) -> dict[bytes, DataKeyRecord]:
+def agree(copies: Iterable[Copy]) -> dict[bytes, DataKeyRecord]:
     """The data keys that the copies name, by commitment.
 
     Raises:
@@ -88,10 +88,8 @@ def agree(copies: Iterable[Copy], path: str) -> dict[bytes, DataKeyRecord]:
                 one, two = ("+".join(wrap.key for wrap in item.wraps) for item in (known, record))
                 said = f", by {one} there and by {two} here" if one != two else ""
                 raise FormatError(
-                    f"{path}: copies of the header disagree about {what}: {where} and {place}{said}. Some "
-                    "software changed one of them alone; restore the file, or write it anew from one that "
-                    "opens",
-                    path=path,
+                    f"copies of the header disagree about {what}: {where} and {place}{said}. Some software "
+                    "changed one of them alone: restore the file, or write it anew from one that opens",
                     field="data_keys",
                 )
         if column is not None:
@@ -99,8 +97,7 @@ def agree(copies: Iterable[Copy], path: str) -> dict[bytes, DataKeyRecord]:
             known_text, where = columns.setdefault(column, (text, place))
             if known_text != text:
                 raise FormatError(
-                    f"{path}: copies of the header disagree about column {column!r}: {where} and {place}",
-                    path=path,
+                    f"copies of the header disagree about column {column!r}: {where} and {place}",
                     column=column,
                     field="columns",
                 )

@@ -10,15 +10,16 @@ import base64
 import contextlib
 import contextvars
 import errno
+import functools
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, overload
+from typing import Any, BinaryIO, TypeAlias, TypeVar, overload
 
 import pandas as pd
 import pyarrow as pa
@@ -26,7 +27,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.copies import Copy, agree, copies_in, entry_with
-from kmsdata.envelope import DataKeyRecord, Header
+from kmsdata.envelope import Header
 from kmsdata.errors import FormatError, KmsDataError
 from kmsdata.files import whole_file
 from kmsdata.footer import MAGIC, Footer, ending, read_footer
@@ -44,6 +45,9 @@ _SIDECARS = ("_metadata", "_common_metadata")
 _PIECE = 8 << 20  # bytes copied at a time
 _SHORTEST = 16  # letters of a wrapped key that are looked for as they stand
 _ABANDONED = 60.0  # seconds for which the temporary file of a process that is gone was not written to
+_PLANS = 16  # kept for files with the same metadata
+_Entries: TypeAlias = "tuple[tuple[bytes, bytes | None], ...]"
+_Plan: TypeAlias = "Callable[[_Entries], tuple[dict[int, bytes], _Done]]"
 _D = TypeVar("_D", pd.DataFrame, pa.Table)
 
 
@@ -166,8 +170,10 @@ def _rewrap_path(
     files, single = _files(path, filesystem)
     if in_place and files[0].filesystem is not None:
         raise ValueError("in_place=True is for files of this machine: elsewhere files are written whole")
+    # The files of a dataset often have the same metadata: it is read, checked and changed once.
+    plan: _Plan = functools.lru_cache(_PLANS)(functools.partial(_planned, change))
     if single:
-        done = _rewrap_file(files[0], change, in_place)
+        done = _rewrap_file(files[0], plan, in_place)
         if done.state == "plain":
             raise FormatError(f"{path}: nothing in it is encrypted: it has no kmsdata header", path=str(path))
         if done.state == "other":
@@ -178,7 +184,7 @@ def _rewrap_path(
     with Progress("rewrap", len(files), "files", progress) as bar, ThreadPoolExecutor() as threads:
         # A context of its own for each: kmsdata.use() in a with block holds for them too.
         running = {
-            threads.submit(contextvars.copy_context().run, _rewrap_file, file, change, in_place): file
+            threads.submit(contextvars.copy_context().run, _rewrap_file, file, plan, in_place): file
             for file in files
         }
         try:
@@ -302,15 +308,15 @@ def _sweep(temporary: Path, process: int) -> None:
             temporary.unlink()
 
 
-def _rewrap_file(file: _File, change: Change, in_place: bool) -> _Done:
+def _rewrap_file(file: _File, plan: _Plan, in_place: bool) -> _Done:
     if file.filesystem is not None:
-        return _rewrap_remote(file.path, file.filesystem, change)
+        return _rewrap_remote(file.path, file.filesystem, plan)
     path = Path(file.path)
     recover(path)
     with path.open("rb") as source:
         before = os.fstat(source.fileno())
         footer, start = read_footer(source, before.st_size, file.path)
-        data, done = _edited(footer, change, file.path)
+        data, done = _edited(footer, plan, file.path)
         if data and in_place:
             append(path, before, footer, data)
         elif data:
@@ -318,87 +324,89 @@ def _rewrap_file(file: _File, change: Change, in_place: bool) -> _Done:
     return done
 
 
-def _rewrap_remote(path: str, filesystem: pafs.FileSystem, change: Change) -> _Done:
+def _rewrap_remote(path: str, filesystem: pafs.FileSystem, plan: _Plan) -> _Done:
     before = filesystem.get_file_info(path)
     if before.type == pafs.FileType.NotFound:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     with filesystem.open_input_file(path) as source:
         footer, start = read_footer(source, source.size(), path)
-        data, done = _edited(footer, change, path)
+        data, done = _edited(footer, plan, path)
         if data:
             _write_remote(filesystem, path, before, source, start, data)
     return done
 
 
-def _edited(footer: Footer, change: Change, path: str) -> tuple[bytes, _Done]:
+def _edited(footer: Footer, plan: _Plan, path: str) -> tuple[bytes, _Done]:
     """The new FileMetaData, empty where nothing is to be done; and what that makes of the file."""
-    entries = [(entry.key, entry.value) for entry in footer.entries]
+    entries = tuple((entry.key, entry.value) for entry in footer.entries)
     try:
-        copies = copies_in(entries)
-        if not copies:
-            return b"", _Done("plain")
-        records = agree(copies, path)
-        check_names({copy.column: copy.header for copy in copies if copy.column is not None}, path=path)
-        headers = [(copy.column or copy.place, copy.header) for copy in copies]
-        changed = change(headers)
-        keys = frozenset(wrap.key for record in (records | changed.records).values() for wrap in record.wraps)
-        if not changed.records:
-            return b"", _Done("already" if changed.already else "other", keys, changed.left, headers)
-
-        def new(copy: Copy) -> Header:
-            return copy.header.under(changed.records)
-
-        values = {}
-        for position, (key, value) in enumerate(entries):
-            if value is not None and (text := entry_with(key, value, new)) != value:
-                values[position] = text
+        values, done = plan(entries)
+        if not values:
+            return b"", done
         data = footer.edited(values)
-        gone = {wrap.wrapped for record in records.values() for wrap in record.wraps}
-        gone -= {wrap.wrapped for record in changed.records.values() for wrap in record.wraps}
-        _check(footer.data, data, records | changed.records, gone, path)
+        _check(footer.data, data, [(key, values.get(n, value)) for n, (key, value) in enumerate(entries)])
     except (KmsDataError, ValueError) as error:
         raise _located(error, path) from None
-    return data, _Done("rewrapped", keys, changed.left)
+    return data, done
+
+
+def _planned(change: Change, entries: _Entries) -> tuple[dict[int, bytes], _Done]:
+    """The entries that are to change, by position, with their new values; and what that makes of the file.
+
+    Nothing here depends on the file: one with the same entries, byte for byte, has the same plan.
+    """
+    copies = copies_in(entries)
+    if not copies:
+        return {}, _Done("plain")
+    records = agree(copies)
+    check_names({copy.column: copy.header for copy in copies if copy.column is not None}, path="")
+    headers = [(copy.column or copy.place, copy.header) for copy in copies]
+    changed = change(headers)
+    after = records | changed.records
+    keys = frozenset(wrap.key for record in after.values() for wrap in record.wraps)
+    if not changed.records:
+        return {}, _Done("already" if changed.already else "other", keys, changed.left, headers)
+
+    def new(copy: Copy) -> Header:
+        return copy.header.under(changed.records)
+
+    every = [(key, None if value is None else entry_with(key, value, new)) for key, value in entries]
+    if agree(copies_in(every)) != after:
+        raise FormatError("copies of the header would disagree afterwards")
+    gone = {wrap.wrapped for record in records.values() for wrap in record.wraps}
+    gone -= {wrap.wrapped for record in after.values() for wrap in record.wraps}
+    _check_gone(every, [text.encode() for text in gone if len(text) >= _SHORTEST])
+    values = {n: value for n, (_, value) in enumerate(every) if value is not None and value != entries[n][1]}
+    return values, _Done("rewrapped", keys, changed.left)
+
+
+def _check_gone(entries: Iterable[tuple[bytes, bytes | None]], old: list[bytes]) -> None:
+    for key, value in entries:
+        text = base64.b64decode(value or b"") if key == b"ARROW:schema" else value or b""
+        if any(wrapped in text for wrapped in old):
+            raise FormatError(
+                f"the entry {key.decode('utf-8', 'replace')!r} of its metadata holds the wrapped key in a "
+                "form that this version does not know, and would keep the old one"
+            )
 
 
 def _located(error: Exception, path: str) -> Exception:
     """The same error, with the file in its words and facts."""
     if isinstance(error, KmsDataError):
-        if path in str(error):
-            return error.with_facts(path=path)
         return type(error)(f"{path}: {error}", **{**vars(error), "path": path})
     return ValueError(f"{path}: {error}")
 
 
-def _check(
-    before: bytes, after: bytes, records: dict[bytes, DataKeyRecord], gone: Iterable[str], path: str
-) -> None:
-    """Hold a new footer against what it should be, before anything is written.
-
-    Raises:
-        FormatError: Arrow cannot read it, copies of the header would disagree, or an old wrapped key stands
-            somewhere in it still.
-    """
-    entries = Footer.parse(after).entries
-    if agree(copies_in((entry.key, entry.value) for entry in entries), path) != records:
-        raise FormatError(f"{path}: copies of the header would disagree afterwards", path=path)
-    old = [text.encode() for text in gone if len(text) >= _SHORTEST]
-    for entry in entries:
-        value = entry.value or b""
-        if entry.key == b"ARROW:schema":
-            value = base64.b64decode(value)
-        if any(text in value for text in old):
-            raise FormatError(
-                f"{path}: the entry {entry.key.decode('utf-8', 'replace')!r} of its metadata holds the "
-                "wrapped key in a form that this version does not know, and would keep the old one",
-                path=path,
-            )
+def _check(before: bytes, after: bytes, entries: list[tuple[bytes, bytes | None]]) -> None:
+    """Hold a new footer against what it should be, before anything is written."""
+    if [(entry.key, entry.value) for entry in Footer.parse(after).entries] != entries:
+        raise FormatError("the footer is damaged: it reads otherwise afterwards")
     try:
         one, two = (pq.read_metadata(pa.BufferReader(MAGIC + ending(data))) for data in (before, after))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise FormatError(f"{path}: the footer is damaged: Arrow cannot read it", path=path) from error
+        raise FormatError("the footer is damaged: Arrow cannot read it") from error
     if not one.schema.equals(two.schema) or one.num_rows != two.num_rows:
-        raise FormatError(f"{path}: the footer is damaged: it reads otherwise afterwards", path=path)
+        raise FormatError("the footer is damaged: it reads otherwise afterwards")
 
 
 # Files of this machine.
