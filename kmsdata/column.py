@@ -21,7 +21,7 @@ from kmsdata.errors import FormatError, TamperedError, UnsupportedTypeError, Wro
 from kmsdata.keys import CellKey, DataKey, random_bytes
 from kmsdata.storage import from_storage, to_storage
 
-__all__ = ["authenticate", "open_arrow", "open_pandas", "plan", "seal"]
+__all__ = ["authenticate", "check_key_ids", "open_arrow", "open_pandas", "plan", "seal"]
 
 _ROWS_NAMED = 100
 _MOST_CATEGORIES = 1 << 20
@@ -187,14 +187,7 @@ def _open(
     join: Callable[[list[_T], Ints], _T],
 ) -> _T:
     """Open every cell under its object, release nothing unless all are authentic, and keep their order."""
-    keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
-    sealed = from_storage(storage)
-    present = np.arange(len(sealed)) if sealed.valid is None else np.flatnonzero(sealed.valid)
-    ids = _key_ids(sealed, present, column)
-    strangers = ~np.isin(ids, [_key_id(key) for key in keys])
-    if strangers.any():
-        _wrong_key(column, present[strangers])
-
+    keys, sealed, present, ids = _sorted_out(header, data_keys, storage, column)
     if len(keys) == 1:
         plain, bad = _open_cells(header.columns[0], keys[0], sealed)
         if plain is None:
@@ -222,6 +215,30 @@ def _open(
         opened.append((header.columns[0], nulls, Cells.of([None] * len(nulls))))
     parts = [unpack(item, cells, _categories(item, data_keys, column)) for item, _, cells in opened]
     return join(parts, np.argsort(np.concatenate([rows for _, rows, _ in opened]), kind="stable"))
+
+
+def check_key_ids(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str) -> None:
+    """Check that every cell can be of one of the objects of its column, whose header was authenticated.
+
+    Raises:
+        TamperedError: what cannot be a cell.
+        WrongKeyError: cells whose key id is in no object of the header.
+    """
+    _sorted_out(header, data_keys, storage, column)
+
+
+def _sorted_out(
+    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str
+) -> tuple[list[CellKey], Cells, Ints, npt.NDArray[np.uint32]]:
+    """The keys of the objects; the cells, which of them are not null, and the key id of each of those."""
+    keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
+    sealed = from_storage(storage)
+    present = np.arange(len(sealed)) if sealed.valid is None else np.flatnonzero(sealed.valid)
+    ids = _key_ids(sealed, present, column)
+    strangers = ~np.isin(ids, [_key_id(key) for key in keys])
+    if strangers.any():
+        _wrong_key(column, present[strangers])
+    return keys, sealed, present, ids
 
 
 def _open_cells(item: ColumnHeader, key: CellKey, cells: Cells) -> tuple[Cells | None, Ints]:

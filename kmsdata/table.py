@@ -32,6 +32,7 @@ __all__ = [
     "decrypt_table",
     "encrypt_frame",
     "encrypt_table",
+    "encrypted_column",
     "encrypted_columns",
     "headers_of",
     "in_extension_dtype",
@@ -310,6 +311,22 @@ def encrypted_columns(frame: pd.DataFrame) -> list[_Place]:
         if (parts := _encrypted_series(values.to_series())) is not None:
             found.append(_Place(frame.index.names[level], parts.arrays, level=level, others=parts.others))
     return found
+
+
+def encrypted_column(frame: pd.DataFrame, name: Hashable) -> _Place:
+    """The encrypted column of this name, else the encrypted level of the index.
+
+    Raises:
+        KeyError: there is neither. FormatError: it is not encrypted.
+        ValueError: several columns have the name.
+    """
+    require([*frame.columns, *frame.index.names], name)
+    found = [item for item in encrypted_columns(frame) if item.name == name]
+    if not found:
+        raise _not_encrypted(frame, str(name))
+    if len(found) > 1 and found[1].level is None:
+        raise ValueError(f"{len(found)} columns are called {name!r}: rename them apart first")
+    return found[0]
 
 
 def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:

@@ -16,6 +16,7 @@ FLOORS = {
     "cache": 2, "providers": 2, "report": 2,
     "column": 3, "dtype": 3, "session": 3,
     "table": 4,
+    "search": 5,
     "parquet": 6,
     "inspection": 7, "migrate": 7,
     "accessor": 8, "api": 8,

@@ -1,0 +1,161 @@
+"""Equality on ciphertext: values to look for become cells of a deterministic column, and are compared.
+
+A match is authentic, since only the data key's holder can make a cell that equals one made just now. What
+does not match is not looked at: a cell that was changed is not found, and not noticed until it is decrypted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kmsdata import codec
+from kmsdata.cells import Bools
+from kmsdata.ciphers import siv
+from kmsdata.column import check_key_ids
+from kmsdata.dtype import Cell, EncryptedDtype, EncryptedType
+from kmsdata.envelope import Header
+from kmsdata.keys import DataKey
+from kmsdata.session import Key
+from kmsdata.storage import binary, concatenated, to_storage
+from kmsdata.table import Encrypted, encrypted_column, open_keys
+
+__all__ = ["Literals", "check_fit", "isin", "literals", "require_deterministic"]
+
+
+@dataclass(frozen=True, repr=False)
+class Literals:
+    """What is looked for in a column.
+
+    Attributes:
+        cells: large binary, unique, without nulls.
+        null: whether null is looked for as well.
+        misfit: what is wrong with a value that no such column can hold, as a sentence; None where all fit.
+        anything: whether the column's type was taken from its values: without any, it says nothing.
+    """
+
+    cells: pa.Array
+    null: bool = False
+    misfit: str | None = None
+    anything: bool = False
+
+    def among(self, storage: pa.Array) -> Bools:
+        """bool[n]: which of these cells (of any binary type) are among them."""
+        if not pa.types.is_large_binary(storage.type):
+            storage = storage.cast(pa.large_binary())
+        found = pc.is_in(storage, self.cells)
+        if self.null:
+            found = pc.or_(found, storage.is_null())
+        return found.to_numpy(zero_copy_only=False)
+
+
+def literals(header: Header, data_keys: Mapping[bytes, DataKey], values: Any, column: str) -> Literals:
+    """Values as cells of a deterministic column, whose header was authenticated.
+
+    Args:
+        header: the column's; its objects may be several, and of several types.
+        data_keys: by commitment, unwrapped and checked.
+        values: one value, or any list of values: Series, Index, array, Arrow array, set.
+        column: its name, for errors.
+    """
+    wanted, null = _listed(values, column)
+    made: list[pa.Array] = [binary([])]
+    misfits: list[dict[int, str]] = []
+    for item in header.columns:
+        recorded = {key: value for key, value in item.type.items() if key != "categories"}
+        plain, wrong = codec.literals(recorded, str(item.kind), wanted, null=null)
+        key = data_keys[item.data_key].cell_key(item)
+        made.append(to_storage(siv.seal_cells(key.key, key.prefix, plain)).cast(pa.large_binary()))
+        misfits.append(wrong)
+    misfit = None
+    if nowhere := set(misfits[0]).intersection(*misfits[1:]):
+        types = " | ".join(dict.fromkeys(codec.label(item.type) for item in header.columns))
+        misfit = f"column {column!r} ({types}) cannot hold what is looked for: {misfits[0][min(nowhere)]}"
+    anything = all("object" in item.type.get("pandas", {}) for item in header.columns)
+    return Literals(concatenated(made).unique(), null, misfit, anything)
+
+
+def check_fit(looked_for: Iterable[tuple[Literals, bool]]) -> None:
+    """TypeError where what is looked for fits none of the parts of a column, and is so a mistake.
+
+    Args:
+        looked_for: of each part, what is looked for in it, and whether the part has any cells.
+    """
+    parts = [part for part, cells in looked_for if cells or not part.anything]
+    if parts and all(part.misfit for part in parts):
+        raise TypeError(parts[0].misfit)
+
+
+def require_deterministic(header: Header, column: str) -> None:
+    """TypeError where equal values have unequal cells."""
+    if not all(item.deterministic for item in header.columns):
+        raise TypeError(
+            f"column {column!r} is randomised: equal values are unequal cells, so none can be found in it. "
+            f"Encrypt it with deterministic=[{column!r}], or decrypt it first"
+        )
+
+
+def isin(
+    frame: pd.DataFrame, column: str, values: Any, *, key: Key | Encrypted | None = None
+) -> pd.Series[bool]:
+    """See `kmsdata.accessor.FrameAccessor.isin`."""
+    place = encrypted_column(frame, column)
+    for header in place.headers:
+        require_deterministic(header, column)
+    if place.others is not None and not pd.isna(place.others[~_covered(place.parts, len(frame))]).all():
+        raise TypeError(f"column {column!r} holds plain values beside cells: decrypt it first")
+    keys = open_keys([(column, header) for header in place.headers], key, None)
+    wanted = [literals(header, keys, values, column) for header in place.headers]
+    check_fit((part, not array.isna().all()) for part, (_, array) in zip(wanted, place.parts, strict=True))
+    found = np.zeros(len(frame), np.bool_)
+    for (rows, array), header, part in zip(place.parts, place.headers, wanted, strict=True):
+        # Cells of a key that no header names would never be found: that is said, as in decryption.
+        check_key_ids(header, keys, array.storage, column)
+        found[slice(None) if rows is None else rows] = part.among(array.storage)
+    if place.others is not None and wanted[0].null:
+        found |= np.asarray(pd.isna(place.others), np.bool_)
+    return pd.Series(found, index=frame.index, name=column)
+
+
+def _covered(parts: Iterable[tuple[Any, Any]], size: int) -> Bools:
+    covered = np.zeros(size, np.bool_)
+    for rows, _ in parts:
+        covered[slice(None) if rows is None else rows] = True
+    return covered
+
+
+def _listed(values: Any, column: str) -> tuple[list[Any], bool]:
+    """The values that are not null, as scalars, and whether there are nulls among them."""
+    dtype = getattr(values, "dtype", getattr(values, "type", None))
+    if isinstance(dtype, EncryptedDtype | EncryptedType):
+        raise _cells(column)
+    if isinstance(values, pd.DataFrame | pa.Table):
+        raise TypeError("what is looked for is one value or a list of values, not a table")
+    if isinstance(values, pa.Scalar):
+        every = [values.as_py()]
+    elif isinstance(values, pa.Array | pa.ChunkedArray):
+        every = values.to_pylist()
+    elif isinstance(values, np.ndarray):
+        every = list(values.reshape(-1))  # its tolist() makes integers of nanoseconds
+    elif isinstance(values, bytearray | memoryview) or not pd.api.types.is_list_like(values):
+        every = [values]
+    else:
+        every = list(values)
+    if any(isinstance(value, Cell) for value in every):
+        raise _cells(column)
+    present = [value for value in every if not _is_null(value)]
+    return present, len(present) < len(every)
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
+def _cells(column: str) -> TypeError:
+    return TypeError(f"these are cells, not values: df[{column!r}].isin(...) compares cells")
