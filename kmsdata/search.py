@@ -77,8 +77,13 @@ def literals(header: Header, data_keys: Mapping[bytes, DataKey], values: Any, co
     if nowhere := set(misfits[0]).intersection(*misfits[1:]):
         types = " | ".join(dict.fromkeys(codec.label(item.type) for item in header.columns))
         misfit = f"column {column!r} ({types}) cannot hold what is looked for: {misfits[0][min(nowhere)]}"
-    anything = all("object" in item.type.get("pandas", {}) for item in header.columns)
+    anything = all(_is_of_objects(item.type) for item in header.columns)
     return Literals(concatenated(made).unique(), null, misfit, anything)
+
+
+def _is_of_objects(type_: dict[str, Any]) -> bool:
+    pandas = type_.get("pandas", {})
+    return "object" in pandas.get("category", {}).get("values", {}).get("pandas", pandas)
 
 
 def check_fit(looked_for: Iterable[tuple[Literals, bool]]) -> None:

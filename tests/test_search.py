@@ -1,9 +1,8 @@
-"""Equality on ciphertext: what is found, what is refused, and that files give the rows that decryption gives."""
+"""Equality on ciphertext: what is found, what is refused; and files give the rows that decryption gives."""
 
 import datetime as dt
 import decimal
 import uuid
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -23,41 +22,62 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
 moments = st.datetimes(dt.datetime(1700, 1, 1), dt.datetime(2200, 1, 1))
 seconds = moments.map(lambda moment: moment.replace(microsecond=0))
 whole = st.integers(-(2**40), 2**40)
+small = st.integers(0, 9)
 places = st.decimals(-1000, 1000, places=2, allow_nan=False).map(lambda d: d + 0)
+spans = st.timedeltas(dt.timedelta(-(9**5)), dt.timedelta(9**5))
+months = st.integers(-99, 99).map(lambda n: pd.Period(ordinal=n, freq="M"))
+days = seconds.map(lambda m: pd.Interval(pd.Timestamp(m), pd.Timestamp(m) + pd.Timedelta("1D")))
+objects = st.one_of(texts, st.integers(2, 9), st.dates(), st.integers(2**64, 2**66))
 
-# Name -> (a strategy of values, how a Series of them is made, whether it may hold None).
+
+def of(dtype):
+    """What makes a Series of this dtype."""
+    return lambda values: pd.Series(
+        values, dtype=pd.ArrowDtype(dtype) if isinstance(dtype, pa.DataType) else dtype
+    )
+
+
+def with_zone(values):
+    return pd.Series(values, dtype="datetime64[us]").dt.tz_localize("UTC").dt.tz_convert(ZONE)
+
+
+def intervals(dtype):
+    return lambda values: pd.Series(pd.arrays.IntervalArray(values, dtype=f"interval[{dtype}, right]"))
+
+
+# Name -> a strategy of values, what makes a Series of them, whether it may hold None.
 COLUMNS = {
-    "int64": (whole, lambda v: pd.Series(v, dtype="int64"), False),
-    "int8": (st.integers(-128, 127), lambda v: pd.Series(v, dtype="int8"), False),
-    "uint64": (st.integers(0, 2**64 - 1), lambda v: pd.Series(v, dtype="uint64"), False),
-    "Int32": (st.integers(-9, 9), lambda v: pd.Series(v, dtype="Int32"), True),
-    "int64[pyarrow]": (whole, lambda v: pd.Series(v, dtype="int64[pyarrow]"), True),
-    "object int": (whole, lambda v: pd.Series(v, dtype=object), True),
-    "bool": (st.booleans(), lambda v: pd.Series(v, dtype=bool), False),
-    "boolean": (st.booleans(), lambda v: pd.Series(v, dtype="boolean"), True),
-    "object text": (texts, lambda v: pd.Series(v, dtype=object), True),
-    "string": (texts, lambda v: pd.Series(v, dtype="string"), True),
-    "string[pyarrow]": (texts, lambda v: pd.Series(v, dtype=pd.ArrowDtype(pa.string())), True),
-    "category": (texts, lambda v: pd.Series(v, dtype=object).astype("category"), True),
-    "category of ints": (st.integers(0, 9), lambda v: pd.Series(pd.Categorical(v)), False),
-    "bytes": (st.binary(max_size=4), lambda v: pd.Series(v, dtype=object), True),
-    "binary[pyarrow]": (st.binary(max_size=4), lambda v: pd.Series(v, dtype=pd.ArrowDtype(pa.binary())), True),
-    "datetime64[ns]": (moments, lambda v: pd.Series(v, dtype="datetime64[ns]"), True),
-    "datetime64[s]": (seconds, lambda v: pd.Series(v, dtype="datetime64[s]"), True),
-    "with a zone": (moments, lambda v: pd.Series(v, dtype="datetime64[us]").dt.tz_localize("UTC").dt.tz_convert(ZONE), True),
-    "timestamp[pyarrow]": (moments, lambda v: pd.Series(v, dtype=pd.ArrowDtype(pa.timestamp("us"))), True),
-    "dates": (st.dates(), lambda v: pd.Series(v, dtype=object), True),
-    "date32": (st.dates(), lambda v: pd.Series(v, dtype=pd.ArrowDtype(pa.date32())), True),
-    "decimals": (places, lambda v: pd.Series(v, dtype=object), True),
-    "decimal128": (places, lambda v: pd.Series(v, dtype=pd.ArrowDtype(pa.decimal128(12, 2))), True),
-    "uuids": (st.uuids(), lambda v: pd.Series(v, dtype=object), True),
-    "timedelta": (st.timedeltas(dt.timedelta(-9**5), dt.timedelta(9**5)), lambda v: pd.Series(v, dtype="timedelta64[ns]"), True),
-    "time": (st.times(), lambda v: pd.Series(v, dtype=pd.ArrowDtype(pa.time64("us"))), True),
-    "period": (st.integers(-99, 99).map(lambda n: pd.Period(ordinal=n, freq="M")), lambda v: pd.Series(v, dtype="period[M]"), True),
-    "interval": (whole.map(lambda n: pd.Interval(n, n + 5)), lambda v: pd.Series(pd.arrays.IntervalArray(v)) if v else pd.Series([], dtype="interval[int64, right]"), False),
-    "interval of times": (seconds.map(lambda m: pd.Interval(pd.Timestamp(m), pd.Timestamp(m) + pd.Timedelta("1D"))), lambda v: pd.Series(pd.arrays.IntervalArray(v)) if v else pd.Series([], dtype="interval[datetime64[ns], right]"), False),
-    "mixed": (st.one_of(texts, st.integers(2, 9), st.dates(), st.integers(2**64, 2**66)), lambda v: pd.Series(v, dtype=object), True),
-}  # fmt: skip
+    "int64": (whole, of("int64"), False),
+    "int8": (st.integers(-128, 127), of("int8"), False),
+    "uint64": (st.integers(0, 2**64 - 1), of("uint64"), False),
+    "Int32": (small, of("Int32"), True),
+    "int64[pyarrow]": (whole, of(pa.int64()), True),
+    "object int": (whole, of(object), True),
+    "bool": (st.booleans(), of(bool), False),
+    "boolean": (st.booleans(), of("boolean"), True),
+    "object text": (texts, of(object), True),
+    "string": (texts, of("string"), True),
+    "string[pyarrow]": (texts, of(pa.string()), True),
+    "category": (texts, lambda values: of(object)(values).astype("category"), True),
+    "category of ints": (small, lambda values: of("int64")(values).astype("category"), False),
+    "bytes": (st.binary(max_size=4), of(object), True),
+    "binary[pyarrow]": (st.binary(max_size=4), of(pa.binary()), True),
+    "datetime64[ns]": (moments, of("datetime64[ns]"), True),
+    "datetime64[s]": (seconds, of("datetime64[s]"), True),
+    "with a zone": (moments, with_zone, True),
+    "timestamp[pyarrow]": (moments, of(pa.timestamp("us")), True),
+    "dates": (st.dates(), of(object), True),
+    "date32": (st.dates(), of(pa.date32()), True),
+    "decimals": (places, of(object), True),
+    "decimal128": (places, of(pa.decimal128(12, 2)), True),
+    "uuids": (st.uuids(), of(object), True),
+    "timedelta": (spans, of("timedelta64[ns]"), True),
+    "time": (st.times(), of(pa.time64("us")), True),
+    "period": (months, of("period[M]"), True),
+    "interval": (whole.map(lambda n: pd.Interval(n, n + 5)), intervals("int64"), False),
+    "interval of times": (days, intervals("datetime64[us]"), False),
+    "mixed": (objects, lambda values: of(object)(["x", 3, *values]), True),
+}
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -67,22 +87,197 @@ def test_isin_finds_what_pandas_finds(name, data):
     values, make, nullable = COLUMNS[name]
     pool = data.draw(st.lists(values, min_size=1, max_size=6, unique_by=repr))
     cells = st.sampled_from([*pool, None] if nullable else pool)
-    plain = make(data.draw(st.lists(cells, max_size=8)))
-    plain.name = "c"
+    plain = make(data.draw(st.lists(cells, max_size=8))).rename("c")
     wanted = data.draw(st.lists(st.one_of(st.sampled_from(pool), values), max_size=5))
     encrypted = plain.to_frame().kms.encrypt(deterministic="c", key=KEY)
-    # An element of the column itself is what pandas would compare (Timestamps in the column's zone).
-    typed = make(wanted).tolist()
-    found = encrypted.kms.isin("c", typed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pandas, about what it compares
-        expected = plain.map(lambda value: not _null(value) and value in typed, na_action=None)
-    assert found.tolist() == expected.tolist()
-    assert found.name == "c"
-    assert found.dtype == bool
-    with_null = encrypted.kms.isin("c", [*typed, None])
-    assert with_null.tolist() == (found | plain.isna()).tolist()
+    # As the column itself would give them: Timestamps in its zone, and so on.
+    wanted = make(wanted).tolist()[-len(wanted) :] if wanted else []
+    found = encrypted.kms.isin("c", wanted)
+    assert found.tolist() == [not is_null(value) and value in wanted for value in plain.tolist()]
+    assert (found.name, found.dtype) == ("c", bool)
+    assert encrypted.kms.isin("c", [*wanted, None]).tolist() == (found | plain.isna()).tolist()
 
 
-def _null(value):
+def is_null(value):
     return pd.api.types.is_scalar(value) and pd.isna(value)
+
+
+FIVES = [5, np.int32(5), np.uint8(5), 5.0, [5], (5,), {5}, {5: 1}, pd.Series([5]), pd.Index([5])]
+FIVES += [
+    np.array([5], "int16"),
+    pd.array([5], "Int64"),
+    pa.array([5]),
+    pa.chunked_array([[5]]),
+    pa.scalar(5),
+]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int16", "Int8", "int32[pyarrow]", "uint8", object])
+def test_five_is_five(dtype):
+    frame = pd.DataFrame({"n": pd.Series([4, 5, 6], dtype=dtype).array}, index=list("abc"))
+    enc = frame.kms.encrypt(deterministic="n", key=KEY)
+    for five in FIVES:
+        wanted = pd.Series([False, True, False], index=list("abc"), name="n")
+        pd.testing.assert_series_equal(enc.kms.isin("n", five), wanted)
+
+
+def test_what_fits_but_cannot_be_there_is_not_there():
+    frame = pd.DataFrame(
+        {
+            "int": [1, 2],
+            "uint": pd.array([1, 2], "UInt8"),
+            "text": ["a", "b"],
+            "time": pd.to_datetime(["2024-01-01", "2024-01-02"]),
+            "decimal": [D("1.50"), D("2.00")],
+            "span": pd.to_timedelta([1, 2], "s"),
+        }
+    )
+    enc = frame.kms.encrypt(deterministic=list(frame), key=KEY)
+    for column, values in {
+        "int": [2**70, 5.5, float("inf"), -(2**63) - 1],
+        "uint": [-1, 2**64],
+        "text": ["\ud800"],
+        "time": [dt.datetime(1, 1, 1), np.datetime64("300000-01-01"), pd.Timestamp("3000-01-01")],
+        "decimal": [D("Infinity"), D("1.5000001")],
+        "span": [dt.timedelta.max],
+    }.items():
+        assert not enc.kms.isin(column, values).any(), column
+    assert enc.kms.isin("decimal", [2, D("1.5")]).all()
+    assert not enc.kms.isin("int", []).any()
+
+
+MISFITS = {
+    "int": ["5", True, D(5), b"5", np.timedelta64(5)],
+    "text": [5, b"a", dt.date(2024, 1, 1)],
+    "bytes": ["a", 5],
+    "bool": [1, "True"],
+    "naive": [pd.Timestamp("2024-01-01", tz="UTC"), "2024-01-01", dt.date(2024, 1, 1), 5],
+    "aware": [pd.Timestamp("2024-01-01"), dt.datetime(2024, 1, 1), np.datetime64("2024-01-01")],
+    "date": [pd.Timestamp("2024-01-01"), "2024-01-01"],
+    "decimal": [1.5, "1.5", D("1E+2000000")],
+    "uuid": [str(uuid.UUID(int=5)), 5],
+    "span": [5, dt.time(1)],
+    "clock": [dt.time(1, tzinfo=dt.UTC), "01:00"],
+    "period": [pd.Period("2024", "Y"), "2024-01"],
+    "interval": [pd.Interval(1, 2, "both"), 1],
+    "mixed": [1.5, [1], object()],
+}
+
+
+@pytest.mark.parametrize("column", MISFITS)
+def test_what_the_column_cannot_hold_is_a_mistake(column):
+    at = pd.to_datetime(["2024-01-01", "2024-01-02"])
+    frame = pd.DataFrame(
+        {
+            "int": [1, 2],
+            "text": ["a", "b"],
+            "bytes": [b"a", b"b"],
+            "bool": [True, False],
+            "naive": at,
+            "aware": at.tz_localize(ZONE),
+            "date": at.date,
+            "decimal": [D("1.5"), D("2.5")],
+            "uuid": [uuid.UUID(int=5), uuid.UUID(int=6)],
+            "span": pd.to_timedelta([1, 2], "s"),
+            "clock": pd.array([dt.time(1), dt.time(2)], pd.ArrowDtype(pa.time64("us"))),
+            "period": at.to_period("M"),
+            "interval": pd.interval_range(0, 2),
+            "mixed": ["a", 1],
+        }
+    )
+    enc = frame.kms.encrypt(deterministic=column, key=KEY)
+    good = frame[column].tolist()
+    assert enc.kms.isin(column, good).all()
+    for value in MISFITS[column]:
+        with pytest.raises(TypeError, match=f"column '{column}' .*cannot hold what is looked for") as caught:
+            enc.kms.isin(column, [good[0], value])
+        assert "2024" not in str(caught.value)  # no value in a message
+
+
+def test_among_mixed_objects_type_counts():
+    values = ["1", 1, 2**70, None, pd.NaT, dt.date(2024, 1, 1)]
+    frame = pd.DataFrame({"c": pd.Series(values, dtype=object)})
+    enc = frame.kms.encrypt(deterministic="c", key=KEY)
+    assert enc.kms.isin("c", ["1"]).tolist() == [True, False, False, False, False, False]
+    assert enc.kms.isin("c", np.int32(1)).tolist() == [False, True, False, False, False, False]
+    assert enc.kms.isin("c", [2**70, np.nan]).tolist() == [False, False, True, True, True, False]
+
+
+def test_a_column_of_objects_that_is_empty_has_no_type_to_refuse_by():
+    enc = pd.DataFrame({"c": pd.Series([None], dtype=object)}).kms.encrypt(deterministic="c", key=KEY)
+    assert enc.kms.isin("c", [5]).tolist() == [False]
+    assert enc.kms.isin("c", None).tolist() == [True]
+
+
+def test_in_every_shape_that_pandas_gives_a_column():
+    frame = pd.DataFrame({"a": ["x", "y", None], "b": [1, 2, 3]})
+    enc = frame.kms.encrypt(deterministic=["a", "b"], key=KEY)
+    for name, shape in {
+        "objects": enc.astype({"a": object}),
+        "Arrow": pa.Table.from_pandas(enc).to_pandas(types_mapper=pd.ArrowDtype),
+        "index": enc.set_index("a"),
+        "levels": enc.set_index(["b", "a"]),
+        "categories": enc.assign(a=enc["a"].astype(object).astype("category")),
+    }.items():
+        found = shape.kms.isin("a", ["x", None])
+        assert found.tolist() == [True, False, True], name
+        assert found.index.equals(shape.index), name
+
+
+def test_a_column_under_several_data_keys():
+    one = pd.DataFrame({"a": pd.Series([1, 2], dtype="int32")})
+    two = pd.DataFrame({"a": pd.Series([2, 3], dtype="int64")})
+    both = pd.concat([f.kms.encrypt(deterministic="a", key=KEY) for f in (one, two)], ignore_index=True)
+    before = kmsdata.usage()
+    assert both.kms.isin("a", [2]).tolist() == [False, True, True, False]
+    assert kmsdata.usage().unwrap - before.unwrap == 2
+    words = pd.DataFrame({"a": ["2"]}).kms.encrypt(deterministic="a", key=KEY)
+    mixed = pd.concat([both, words], ignore_index=True)
+    assert mixed.kms.isin("a", [2, "2"]).tolist() == [False, True, True, False, True]
+    with pytest.raises(TypeError, match="cannot hold"):
+        mixed.kms.isin("a", [dt.date(2024, 1, 1)])
+
+
+def test_what_cannot_be_searched():
+    frame = pd.DataFrame({"a": ["x", "y"], "b": ["x", "y"], "plain": ["x", "y"]})
+    enc = frame.kms.encrypt("a", deterministic="b", key=KEY)
+    with pytest.raises(TypeError, match=r"randomised.*deterministic=\['a'\]"):
+        enc.kms.isin("a", "x")
+    with pytest.raises(kmsdata.FormatError, match="not encrypted"):
+        enc.kms.isin("plain", "x")
+    with pytest.raises(KeyError, match="did you mean 'plain'"):
+        enc.kms.isin("plane", "x")
+    for cells in (enc["b"], enc["b"].iloc[0], [enc["b"].iloc[0]], enc["b"].array.__arrow_array__()):
+        with pytest.raises(TypeError, match="cells, not values"):
+            enc.kms.isin("b", cells)
+    with pytest.raises(TypeError, match="not a table"):
+        enc.kms.isin("b", frame)
+    with pytest.raises(kmsdata.WrongKeyError):
+        enc.kms.isin("b", "x", key=kmsdata.new_data_key("local://other"))
+    half = enc.astype({"b": object})
+    half.loc[0, "b"] = "x"
+    with pytest.raises(TypeError, match="plain values beside cells"):
+        half.kms.isin("b", "x")
+    twice = pd.concat([enc[["b"]], enc[["b"]]], axis=1)
+    with pytest.raises(ValueError, match="2 columns are called 'b'"):
+        twice.kms.isin("b", "x")
+
+
+def test_cells_of_another_key_are_never_just_not_found():
+    frame = pd.DataFrame({"b": ["x", "y"]})
+    enc, other = (frame.kms.encrypt(deterministic="b", key=KEY) for _ in range(2))
+    storage = pa.concat_arrays([enc["b"].array.storage, other["b"].array.storage])
+    with pytest.raises(kmsdata.WrongKeyError) as caught:
+        pd.DataFrame({"b": kmsdata.EncryptedArray(storage, enc["b"].dtype)}).kms.isin("b", "x")
+    assert caught.value.rows == (2, 3)
+    short = kmsdata.EncryptedArray(pa.array([b"\x01"], pa.large_binary()), enc["b"].dtype)
+    with pytest.raises(kmsdata.TamperedError):
+        pd.DataFrame({"b": short}).kms.isin("b", "x")
+
+
+def test_a_changed_header_is_noticed_before_anything_is_looked_for():
+    enc = pd.DataFrame({"b": [1, 2]}).kms.encrypt(deterministic="b", key=KEY)
+    text = enc["b"].dtype.text.replace('"domain":"b"', '"domain":"c"')
+    array = kmsdata.EncryptedArray(enc["b"].array.storage, kmsdata.EncryptedDtype(text))
+    with pytest.raises(kmsdata.FormatError, match="MAC differs"):
+        pd.DataFrame({"b": array}).kms.isin("b", 1)
