@@ -6,14 +6,18 @@ does not match is not looked at: a cell that was changed is not found, and not n
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from kmsdata import codec
 from kmsdata.cells import Bools
@@ -23,10 +27,12 @@ from kmsdata.dtype import Cell, EncryptedDtype, EncryptedType
 from kmsdata.envelope import Header
 from kmsdata.keys import DataKey
 from kmsdata.session import Key
-from kmsdata.storage import binary, concatenated, to_storage
+from kmsdata.storage import binary, concatenated, fitted, plain_binary, to_storage
 from kmsdata.table import Encrypted, encrypted_column, open_keys
 
-__all__ = ["Literals", "check_fit", "isin", "literals", "require_deterministic"]
+__all__ = ["FileSearch", "Literals", "filter_terms", "isin", "literals"]
+
+Term: TypeAlias = tuple[Any, str, Any]
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,7 +92,7 @@ def _is_of_objects(type_: dict[str, Any]) -> bool:
     return "object" in pandas.get("category", {}).get("values", {}).get("pandas", pandas)
 
 
-def check_fit(looked_for: Iterable[tuple[Literals, bool]]) -> None:
+def _check_fit(looked_for: Iterable[tuple[Literals, bool]]) -> None:
     """TypeError where what is looked for fits none of the parts of a column, and is so a mistake.
 
     Args:
@@ -97,7 +103,7 @@ def check_fit(looked_for: Iterable[tuple[Literals, bool]]) -> None:
         raise TypeError(parts[0].misfit)
 
 
-def require_deterministic(header: Header, column: str) -> None:
+def _require_deterministic(header: Header, column: str) -> None:
     """TypeError where equal values have unequal cells."""
     if not all(item.deterministic for item in header.columns):
         raise TypeError(
@@ -112,12 +118,12 @@ def isin(
     """See `kmsdata.accessor.FrameAccessor.isin`."""
     place = encrypted_column(frame, column)
     for header in place.headers:
-        require_deterministic(header, column)
+        _require_deterministic(header, column)
     if place.others is not None and not pd.isna(place.others[~_covered(place.parts, len(frame))]).all():
         raise TypeError(f"column {column!r} holds plain values beside cells: decrypt it first")
     keys = open_keys([(column, header) for header in place.headers], key, None)
     wanted = [literals(header, keys, values, column) for header in place.headers]
-    check_fit((part, not array.isna().all()) for part, (_, array) in zip(wanted, place.parts, strict=True))
+    _check_fit((part, not array.isna().all()) for part, (_, array) in zip(wanted, place.parts, strict=True))
     found = np.zeros(len(frame), np.bool_)
     for (rows, array), header, part in zip(place.parts, place.headers, wanted, strict=True):
         # Cells of a key that no header names would never be found: that is said, as in decryption.
@@ -164,3 +170,173 @@ def _is_null(value: Any) -> bool:
 
 def _cells(column: str) -> TypeError:
     return TypeError(f"these are cells, not values: df[{column!r}].isin(...) compares cells")
+
+
+class FileSearch:
+    """Row filters of which some are on deterministic columns of Parquet files, answered on ciphertext.
+
+    Args:
+        filters: as pandas takes them: a list of terms that must all hold, or a list of such lists of which
+            one must.
+        files: of each file its encrypted columns; at least one of them is in the filters.
+        key: only these may open them.
+
+    Raises:
+        TypeError: what ciphertext cannot answer, or a value that the column can hold in none of the files.
+    """
+
+    def __init__(
+        self, filters: Any, files: Iterable[Mapping[str, Header]], key: Key | Encrypted | None
+    ) -> None:
+        self._groups = filter_terms(filters)
+        every = {(name, header) for headers in files for name, header in headers.items()}
+        sealed = [term for group in self._groups for term in group if term[0] in {name for name, _ in every}]
+        used = sorted({term[0] for term in sealed})
+        headers = {
+            column: list({header.text: header for name, header in every if name == column}.values())
+            for column in used
+        }
+        for column in used:
+            for header in headers[column]:
+                _require_deterministic(header, column)
+        for term in sealed:
+            _check_term(*term)
+        self.columns = list(dict.fromkeys(term[0] for group in self._groups for term in group))
+        self._keys = open_keys([(name, header) for name in used for header in headers[name]], key, None)
+        self._literals: dict[tuple[int, str], Literals] = {}
+        self._doubtful: dict[str, str] = {}
+        for term in sealed:
+            column, sign, value = term
+            wanted = value if sign in ("in", "not in") else [value]
+            parts = [literals(header, self._keys, wanted, column) for header in headers[column]]
+            self._literals |= {
+                (id(term), header.text): part for header, part in zip(headers[column], parts, strict=True)
+            }
+            wrong = [part for part in parts if part.misfit]
+            if len(wrong) == len(parts):
+                if not all(part.anything for part in parts):
+                    raise TypeError(next(part.misfit for part in parts if not part.anything))
+                self._doubtful[column] = str(parts[0].misfit)
+
+    def rows(
+        self, fragment: Any, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str]
+    ) -> pa.Table:
+        """The matching rows of one file; of the others nothing but the columns of the filter is decoded.
+
+        Args:
+            fragment: the file, of a pyarrow dataset.
+            schema: its columns, and those that its folders' names say.
+            headers: of its encrypted columns.
+            columns: those to read.
+
+        Raises:
+            TamperedError, WrongKeyError: what cannot be a cell of the filter's columns.
+            TypeError: a value that the column cannot hold.
+        """
+        fragment = self._pruned(fragment, schema, headers)
+        if not fragment.row_groups:
+            return schema.empty_table().select(columns)
+        found = self._matches(fragment, schema, headers)
+        sizes = [group.num_rows for group in fragment.row_groups]
+        parts = np.split(found, np.cumsum(sizes)[:-1])
+        ids = [group.id for group, part in zip(fragment.row_groups, parts, strict=True) if part.any()]
+        if not ids:
+            return schema.empty_table().select(columns)
+        mask = pa.array(np.concatenate([part for part in parts if part.any()]))
+        kept, start = [], 0
+        for batch in fragment.subset(row_group_ids=ids).to_batches(schema=schema, columns=columns):
+            kept.append(batch.filter(mask.slice(start, batch.num_rows)))
+            start += batch.num_rows
+        return pa.Table.from_batches(kept)
+
+    def _pruned(self, fragment: Any, schema: pa.Schema, headers: Mapping[str, Header]) -> Any:
+        """The file's row groups that may match as far as folders' names and plain columns' statistics say."""
+        plain = [[term for term in group if term[0] not in headers] for group in self._groups]
+        if not all(plain) or any(
+            isinstance(schema.field(term[0]).type, EncryptedType) for g in plain for term in g
+        ):
+            return fragment
+        return fragment.subset(filter=pq.filters_to_expression(plain), schema=_stored(schema))
+
+    def _matches(self, fragment: Any, schema: pa.Schema, headers: Mapping[str, Header]) -> Bools:
+        """bool[n]: which rows match, by ciphertext and plain columns."""
+        stored = _stored(schema)
+        asked = {
+            "match": functools.reduce(
+                operator.or_,
+                [
+                    functools.reduce(
+                        operator.and_, [self._condition(term, stored, headers) for term in group]
+                    )
+                    for group in self._groups
+                ],
+            )
+        }
+        sealed = [name for name in headers if name in self.columns]
+        for name in sealed:
+            prefixes = [self._keys[item.data_key].cell_key(item).prefix for item in headers[name].columns]
+            cell = ds.field(name)
+            if pa.types.is_fixed_size_binary(stored.field(name).type):  # Arrow looks into no others
+                cell = cell.cast(pa.binary())
+            known = [pc.starts_with(cell, pattern=prefix) for prefix in prefixes]
+            asked[f"stranger {name}"] = ~functools.reduce(operator.or_, known)
+            if name in self._doubtful:
+                asked[f"cell {name}"] = ds.field(name).is_valid()
+        answers = fragment.to_table(schema=stored, columns=asked)
+        for name in sealed:
+            # Cells of a key that no header names would never be found: that is said, as in decryption.
+            if pc.any(answers[f"stranger {name}"]).as_py():
+                cells = plain_binary(fragment.to_table(schema=stored, columns=[name])[name])
+                check_key_ids(headers[name], self._keys, cells, name)
+            if name in self._doubtful and pc.any(answers[f"cell {name}"]).as_py():
+                raise TypeError(self._doubtful[name])
+        return pc.fill_null(answers["match"], False).to_numpy()
+
+    def _condition(self, term: Term, stored: pa.Schema, headers: Mapping[str, Header]) -> ds.Expression:
+        column, sign, _ = term
+        field = ds.field(column)
+        if column not in headers:
+            return pq.filters_to_expression([term])
+        wanted = self._literals[id(term), headers[column].text]
+        cells = fitted(wanted.cells, stored.field(column).type)
+        if cells.type != stored.field(column).type:
+            field = field.cast(pa.large_binary())
+        found = field.isin(cells)
+        if sign in ("in", "not in"):
+            found = found | field.is_null() if wanted.null else found
+            return found if sign == "in" else ~found
+        if wanted.null:
+            return ds.scalar(False)
+        return found if sign in ("=", "==") else ~found & field.is_valid()
+
+
+def filter_terms(filters: Any) -> list[list[Term]]:
+    """The lists of terms (column, sign, value) of which one must hold whole, as pandas takes them."""
+    groups = [filters] if filters and isinstance(filters[0], tuple) else list(filters)
+    if not groups or not all(groups) or any(len(term) != 3 for group in groups for term in group):
+        raise ValueError("filters are a list of terms (column, sign, value), or a list of such lists")
+    return [[tuple(term) for term in group] for group in groups]
+
+
+def _check_term(column: str, sign: str, value: Any) -> None:
+    if sign in ("in", "not in"):
+        if not pd.api.types.is_list_like(value):
+            raise TypeError(f"column {column!r}: {sign!r} takes a list of values")
+    elif sign in ("=", "==", "!="):
+        if pd.api.types.is_list_like(value):
+            raise TypeError(f"column {column!r}: {sign!r} takes one value: for several there is 'in'")
+    elif sign in ("<", "<=", ">", ">="):
+        raise TypeError(
+            f"column {column!r} is encrypted, and ciphertext has no order: filter it by ==, !=, in or "
+            "not in, or decrypt, then filter"
+        )
+    else:
+        pq.filters_to_expression([(column, sign, value)])  # which says what is wrong
+
+
+def _stored(schema: pa.Schema) -> pa.Schema:
+    """The schema with cells as what they are stored as: Arrow's functions do not know their type."""
+    for number, field in enumerate(schema):
+        if isinstance(field.type, EncryptedType):
+            schema = schema.set(number, field.with_type(field.type.storage_type))
+    return schema
