@@ -233,21 +233,26 @@ class FileSearch:
             TamperedError, WrongKeyError: what cannot be a cell of the filter's columns.
             TypeError: a value that the column cannot hold.
         """
-        fragment = self._pruned(fragment, schema, headers)
-        if not fragment.row_groups:
-            return schema.empty_table().select(columns)
-        found = self._matches(fragment, schema, headers)
-        sizes = [group.num_rows for group in fragment.row_groups]
-        parts = np.split(found, np.cumsum(sizes)[:-1])
-        ids = [group.id for group, part in zip(fragment.row_groups, parts, strict=True) if part.any()]
-        if not ids:
-            return schema.empty_table().select(columns)
-        mask = pa.array(np.concatenate([part for part in parts if part.any()]))
-        kept, start = [], 0
-        for batch in fragment.subset(row_group_ids=ids).to_batches(schema=schema, columns=columns):
-            kept.append(batch.filter(mask.slice(start, batch.num_rows)))
-            start += batch.num_rows
-        return pa.Table.from_batches(kept)
+        kept = [schema.empty_table().select(columns)]
+        mine = [name for name in columns if name in self.columns]
+        others = [name for name in columns if name not in self.columns]
+        pruned = self._pruned(fragment, schema, headers)
+        for group in pruned.split_by_row_group() if pruned.row_groups else []:
+            match, table = self._matches(group, schema, headers, mine, fragment)
+            if not pc.any(match).as_py():
+                continue
+            table = table.filter(match)
+            rest = group.to_table(schema=schema, columns=others).filter(match)
+            kept.append(
+                pa.table(
+                    [
+                        _as(schema.field(name).type, table[name]) if name in mine else rest[name]
+                        for name in columns
+                    ],
+                    schema=kept[0].schema,
+                )
+            )
+        return pa.concat_tables(kept)
 
     def _pruned(self, fragment: Any, schema: pa.Schema, headers: Mapping[str, Header]) -> Any:
         """The file's row groups that may match as far as folders' names and plain columns' statistics say."""
@@ -258,20 +263,19 @@ class FileSearch:
             return fragment
         return fragment.subset(filter=pq.filters_to_expression(plain), schema=_stored(schema))
 
-    def _matches(self, fragment: Any, schema: pa.Schema, headers: Mapping[str, Header]) -> Bools:
-        """bool[n]: which rows match, by ciphertext and plain columns."""
+    def _matches(
+        self, group: Any, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str], file: Any
+    ) -> tuple[pa.ChunkedArray, pa.Table]:
+        """bool[n], which rows of a row group match; and these columns of all its rows, as they are stored."""
         stored = _stored(schema)
-        asked = {
-            "match": functools.reduce(
-                operator.or_,
-                [
-                    functools.reduce(
-                        operator.and_, [self._condition(term, stored, headers) for term in group]
-                    )
-                    for group in self._groups
-                ],
-            )
-        }
+        asked: dict[str, Any] = {name: ds.field(name) for name in columns}
+        asked["\0match"] = functools.reduce(
+            operator.or_,
+            [
+                functools.reduce(operator.and_, [self._condition(term, stored, headers) for term in group])
+                for group in self._groups
+            ],
+        )
         sealed = [name for name in headers if name in self.columns]
         for name in sealed:
             prefixes = [self._keys[item.data_key].cell_key(item).prefix for item in headers[name].columns]
@@ -279,18 +283,18 @@ class FileSearch:
             if pa.types.is_fixed_size_binary(stored.field(name).type):  # Arrow looks into no others
                 cell = cell.cast(pa.binary())
             known = [pc.starts_with(cell, pattern=prefix) for prefix in prefixes]
-            asked[f"stranger {name}"] = ~functools.reduce(operator.or_, known)
+            asked[f"\0stranger {name}"] = ~functools.reduce(operator.or_, known)
             if name in self._doubtful:
-                asked[f"cell {name}"] = ds.field(name).is_valid()
-        answers = fragment.to_table(schema=stored, columns=asked)
+                asked[f"\0cell {name}"] = cell.is_valid()
+        answers = group.to_table(schema=stored, columns=asked)
         for name in sealed:
             # Cells of a key that no header names would never be found: that is said, as in decryption.
-            if pc.any(answers[f"stranger {name}"]).as_py():
-                cells = plain_binary(fragment.to_table(schema=stored, columns=[name])[name])
+            if pc.any(answers[f"\0stranger {name}"]).as_py():
+                cells = plain_binary(file.to_table(schema=stored, columns=[name])[name])
                 check_key_ids(headers[name], self._keys, cells, name)
-            if name in self._doubtful and pc.any(answers[f"cell {name}"]).as_py():
+            if name in self._doubtful and pc.any(answers[f"\0cell {name}"]).as_py():
                 raise TypeError(self._doubtful[name])
-        return pc.fill_null(answers["match"], False).to_numpy()
+        return pc.fill_null(answers["\0match"], False), answers.select(columns)
 
     def _condition(self, term: Term, stored: pa.Schema, headers: Mapping[str, Header]) -> ds.Expression:
         column, sign, _ = term
@@ -332,6 +336,13 @@ def _check_term(column: str, sign: str, value: Any) -> None:
         )
     else:
         pq.filters_to_expression([(column, sign, value)])  # which says what is wrong
+
+
+def _as(type_: pa.DataType, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Cells as what they are stored as, in their own type again."""
+    if not isinstance(type_, EncryptedType):
+        return values
+    return pa.chunked_array([pa.ExtensionArray.from_storage(type_, chunk) for chunk in values.chunks], type_)
 
 
 def _stored(schema: pa.Schema) -> pa.Schema:
