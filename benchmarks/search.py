@@ -1,8 +1,8 @@
 """How fast a row filter is on ciphertext, against reading, decrypting and filtering.
 
-Run with ``python benchmarks/search.py [rows]``. A file with four encrypted columns is searched for 0.01 % of its
-rows (by values of a deterministic column, spread over all row groups), in both ways, whose rows must be the
-same. Rounds are interleaved; a figure is the median of its rounds, in seconds of wall clock and of CPU.
+Run with ``python benchmarks/search.py [rows]``. A file with four encrypted columns is searched for 0.01 %
+of its rows (by values of a deterministic column, spread over all row groups), in both ways, whose rows must
+be the same. Rounds are interleaved; a figure is the median of its rounds, in seconds of wall clock and of CPU.
 """
 
 from __future__ import annotations

@@ -272,8 +272,8 @@ class FileSearch:
         asked["\0match"] = functools.reduce(
             operator.or_,
             [
-                functools.reduce(operator.and_, [self._condition(term, stored, headers) for term in group])
-                for group in self._groups
+                functools.reduce(operator.and_, [self._condition(term, stored, headers) for term in terms])
+                for terms in self._groups
             ],
         )
         sealed = [name for name in headers if name in self.columns]

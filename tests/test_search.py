@@ -7,11 +7,14 @@ import uuid
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
+from kmsdata.envelope import Wrap
 
 KEY = "local://demo"
 D = decimal.Decimal
@@ -281,3 +284,230 @@ def test_a_changed_header_is_noticed_before_anything_is_looked_for():
     array = kmsdata.EncryptedArray(enc["b"].array.storage, kmsdata.EncryptedDtype(text))
     with pytest.raises(kmsdata.FormatError, match="MAC differs"):
         pd.DataFrame({"b": array}).kms.isin("b", 1)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def rows(frame):
+    return frame.reset_index(drop=True)
+
+
+def column_filters(column, pool):
+    """Terms on a column whose values are from the pool, None among them."""
+    one = st.tuples(st.just(column), st.sampled_from(["==", "=", "!="]), st.sampled_from([*pool, None]))
+    # A list of nulls alone has no type that pyarrow could compare plain values with.
+    several = st.lists(st.sampled_from([*pool, None]), min_size=1, max_size=3).filter(any)
+    return one | st.tuples(st.just(column), st.sampled_from(["in", "not in"]), several)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """One table, plain; encrypted in one file by kmsdata, by pandas (with statistics), and in a dataset."""
+    folder = tmp_path_factory.mktemp("searched")
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "city": random.choice(["Ulm", "Bonn", "深圳", None], 300),
+            "n": pd.array(random.choice([1, 2, 3, pd.NA], 300), "Int64"),
+            "when": random.choice([dt.datetime(2024, 1, day) for day in (1, 2, 3)], 300),
+            "free": random.integers(0, 5, 300),
+            "secret": random.random(300),
+            "year": np.repeat([2021, 2022, 2023], 100),
+        }
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KMSDATA_KEYSTORE", str(folder / "keystore.json"))
+        key = kmsdata.new_data_key(KEY)
+        how = {"columns": "secret", "deterministic": ["city", "n", "when"]}
+        enc = frame.kms.encrypt(**how, key=key)
+        frame.to_parquet(folder / "plain.parquet")
+        enc.kms.to_parquet(folder / "one.parquet", row_group_size=70)
+        enc.to_parquet(folder / "pandas.parquet", row_group_size=70)  # which writes statistics of cells
+        for year, part in frame.groupby("year"):
+            for name, under in {"same": key, "several": KEY}.items():
+                target = folder / name / f"year={year}" / "part.parquet"
+                target.parent.mkdir(parents=True)
+                sealed = rows(part).drop(columns="year").kms.encrypt(**how, key=under)
+                sealed.kms.to_parquet(target, row_group_size=30)
+    return folder, key, frame
+
+
+@pytest.mark.parametrize("name", ["one.parquet", "pandas.parquet", "same", "several"])
+@QUICK
+@given(data=st.data())
+def test_filters_give_the_rows_that_decryption_gives(name, searched, data):
+    folder, _, _ = searched
+    term = st.one_of(
+        column_filters("city", ["Ulm", "深圳", "nowhere"]),
+        column_filters("n", [1, 3, 99]),
+        column_filters("when", [pd.Timestamp("2024-01-02"), dt.datetime(1999, 1, 1)]),
+        st.tuples(st.just("free"), st.sampled_from(["<", ">=", "==", "!="]), st.integers(0, 5)),
+        st.tuples(st.just("year"), st.sampled_from(["==", "!="]), st.sampled_from([2021, 2023])),
+    )
+    filters = data.draw(st.lists(st.lists(term, min_size=1, max_size=3), min_size=1, max_size=3))
+    wanted = pd.read_parquet(folder / "plain.parquet", filters=filters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KMSDATA_KEYSTORE", str(folder / "keystore.json"))
+        found = kmsdata.read_parquet(folder / name, filters=filters, decrypt=True)
+        sealed = kmsdata.read_parquet(folder / name, filters=filters, columns=["secret"])
+    found["year"] = found["year"].astype(wanted["year"].dtype)  # a category, where folders say it
+    pd.testing.assert_frame_equal(found[list(wanted)], wanted)
+    assert (list(sealed), len(sealed)) == (["secret"], len(wanted))
+
+
+def test_a_filter_keeps_index_attrs_order_and_dtypes(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "b": pd.array(["x", "y", "x"], "string"),
+            "a": pd.array([1, None, 3], "Int8"),
+            "c": pd.Categorical(["u", "v", "u"], ["w", "v", "u"]),
+            "plain": pd.to_datetime(["2024-01-01", None, "2024-01-03"]).tz_localize(ZONE),
+        },
+        index=pd.Index([7, 8, 9], name="row"),
+    )
+    frame.attrs = {"from": "here"}
+    enc = frame.kms.encrypt(deterministic=["b", "a", "c"], key=KEY)
+    enc.kms.to_parquet(tmp_path / "f.parquet")
+    for filters in ([("b", "==", "x")], [("a", "in", [1, 3])], [[("c", "==", "u"), ("b", "!=", "y")]]):
+        found = kmsdata.read_parquet(tmp_path / "f.parquet", filters=filters, decrypt=True)
+        whole = kmsdata.read_parquet(tmp_path / "f.parquet", decrypt=True)
+        pd.testing.assert_frame_equal(found, whole[whole["b"] == "x"])
+        assert found.attrs == {"from": "here"}
+        some = kmsdata.read_parquet(tmp_path / "f.parquet", columns=["plain", "a"], filters=filters)
+        pd.testing.assert_frame_equal(some.kms.decrypt(), found[["plain", "a"]])
+    none = kmsdata.read_parquet(tmp_path / "f.parquet", filters=[("b", "==", "z")], decrypt=True)
+    pd.testing.assert_frame_equal(none, whole.iloc[:0])
+
+
+def test_no_more_than_the_matching_rows_is_decrypted(tmp_path):
+    """And so a changed cell elsewhere is not noticed, while a match is authentic."""
+    frame = pd.DataFrame({"who": ["a", "b", "a", "c"], "what": ["1", "2", "3", "4"]})
+    enc = frame.kms.encrypt("what", deterministic="who", key=KEY)
+    cells = enc["what"].array.storage.to_pylist()
+    cells[1] = cells[1][:-1] + bytes([cells[1][-1] ^ 1])
+    enc["what"] = kmsdata.EncryptedArray(pa.array(cells, pa.large_binary()), enc["what"].dtype)
+    enc.kms.to_parquet(tmp_path / "f.parquet")
+    found = kmsdata.read_parquet(tmp_path / "f.parquet", filters=[("who", "==", "a")], decrypt=True)
+    assert found["what"].tolist() == ["1", "3"]
+    with pytest.raises(kmsdata.TamperedError) as caught:
+        kmsdata.read_parquet(tmp_path / "f.parquet", filters=[("who", "in", ["b", "c"])], decrypt=True)
+    assert caught.value.rows == (0,)
+
+
+def test_row_groups_without_a_match_are_not_read(tmp_path):
+    frame = pd.DataFrame({"who": np.repeat(["a", "b", "c"], 100), "what": range(300)})
+    enc = frame.kms.encrypt("what", deterministic="who", key=KEY)
+    enc.kms.to_parquet(tmp_path / "f.parquet", row_group_size=100)
+    raw = bytearray((tmp_path / "f.parquet").read_bytes())
+    for group in (0, 2):
+        chunk = pq.read_metadata(tmp_path / "f.parquet").row_group(group).column(1)
+        raw[chunk.data_page_offset : chunk.data_page_offset + chunk.total_compressed_size] = bytes(
+            chunk.total_compressed_size
+        )
+    (tmp_path / "f.parquet").write_bytes(raw)
+    found = kmsdata.read_parquet(tmp_path / "f.parquet", filters=[("who", "==", "b")], decrypt=True)
+    assert found["what"].tolist() == list(range(100, 200))
+
+
+def test_one_call_of_the_key_service_at_most(tmp_path):
+    class Provider:
+        scheme = "memory"
+
+        def generate_data_key(self, key, context):
+            return kmsdata.DataKey(bytes(range(32)), [Wrap(key, "w")], context=context)
+
+        def unwrap(self, *_):
+            return bytes(range(32))
+
+        def wrap(self, *_):
+            raise NotImplementedError
+
+    frame = pd.DataFrame({"who": ["a", "b"], "year": [1, 2]})
+    with kmsdata.use(Provider()):
+        enc = frame.kms.encrypt(deterministic="who", key="memory://k")
+        enc.to_parquet(tmp_path / "set", partition_cols=["year"])
+        before = kmsdata.usage()
+        found = kmsdata.read_parquet(tmp_path / "set", filters=[("who", "==", "a")], decrypt=True)
+        assert kmsdata.usage().unwrap - before.unwrap == 1
+    assert found["who"].tolist() == ["a"]
+
+
+def test_filters_that_ciphertext_cannot_answer(tmp_path):
+    frame = pd.DataFrame({"who": ["a", "b"], "what": [1, 2], "free": [1, 2]})
+    path = tmp_path / "f.parquet"
+    frame.kms.encrypt("what", deterministic="who", key=KEY).kms.to_parquet(path)
+    for filters, error, says in (
+        ([("what", "==", 1)], TypeError, "randomised"),
+        ([("who", ">", "a")], TypeError, "has no order"),
+        ([("who", "==", 5)], TypeError, "cannot hold what is looked for: int, not text"),
+        ([[("free", "==", 1)], [("who", "in", ["a", 5])]], TypeError, "cannot hold"),
+        ([("who", "==", ["a"])], TypeError, "'in'"),
+        ([("who", "in", "a")], TypeError, "list of values"),
+        ([("who", "like", "a")], ValueError, "not a valid operator"),
+        (ds.field("who") == "a", TypeError, "pass filters as a list"),
+        ([], ValueError, "list of terms"),
+        ([[("who", "=="), ("free", "==", 1)]], ValueError, "list of terms"),
+        ([("who", "==", "a"), ("fee", "==", 1)], KeyError, "did you mean 'free'"),
+    ):
+        for columns in (None, ["free"]):
+            with pytest.raises(error, match=says):
+                kmsdata.read_parquet(path, filters=filters, columns=columns)
+    with pytest.raises(KeyError, match="did you mean 'free'"):
+        kmsdata.read_parquet(path, filters=[("who", "==", "a")], columns=["fre"])
+    with pytest.raises(kmsdata.WrongKeyError):
+        kmsdata.read_parquet(path, filters=[("who", "==", "a")], key="local://other")
+    with pytest.raises(kmsdata.FormatError, match="must be encrypted"):
+        kmsdata.read_parquet(path, filters=[("who", "==", "a")], encrypted=["free"])
+
+
+def test_in_files_too_cells_of_another_key_are_never_just_not_found(tmp_path):
+    frame = pd.DataFrame({"b": ["x", "y"], "n": [1, 2]})
+    for column in ("b", "n"):  # of any length, and of one
+        enc, other = (frame.kms.encrypt(deterministic=["b", "n"], key=KEY) for _ in range(2))
+        storage = pa.concat_arrays([enc[column].array.storage, other[column].array.storage])
+        moved = pd.DataFrame({column: kmsdata.EncryptedArray(storage, enc[column].dtype)})
+        moved.kms.to_parquet(tmp_path / "f.parquet", row_group_size=2)
+        with pytest.raises(kmsdata.WrongKeyError) as caught:
+            kmsdata.read_parquet(tmp_path / "f.parquet", filters=[(column, "==", frame[column][0])])
+        assert caught.value.rows == (2, 3)
+
+
+def test_a_dataset_of_unlike_files(tmp_path):
+    """Other keys, a plain file, a file without the column, one whose header other software dropped."""
+    frame = pd.DataFrame({"who": ["a", "b", None], "n": [1, 2, 3]})
+    enc = frame.kms.encrypt(deterministic="who", key=KEY)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    enc.kms.to_parquet(folder / "1.parquet")
+    frame.kms.encrypt(deterministic="who", key=KEY).kms.to_parquet(folder / "2.parquet")
+    frame.to_parquet(folder / "3.parquet")
+    frame[["n"]].to_parquet(folder / "4.parquet")
+    table = pq.read_table(folder / "1.parquet")
+    bare = table.set_column(0, "who", pa.chunked_array([c.storage for c in table["who"].chunks]))
+    pq.write_table(bare, folder / "5.parquet")  # the file's entry is still there
+    for filters, wanted in (
+        ([("who", "==", "a")], [1] * 4),
+        ([("who", "in", ["a", None])], [1, 3, 1, 3, 1, 3, 1, 2, 3, 1, 3]),
+        ([("who", "not in", ["a"])], [2, 3, 2, 3, 2, 3, 1, 2, 3, 2, 3]),
+        ([[("who", "!=", "a"), ("n", ">", 0)]], [2] * 4),
+    ):
+        found = kmsdata.read_parquet(folder, filters=filters, columns=["n"])
+        assert found["n"].tolist() == wanted, filters
+
+
+def test_objects_of_which_a_file_has_none(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name, values in (("1", [None, None]), ("2", [dt.date(2024, 1, 1), None])):
+        frame = pd.DataFrame({"day": pd.Series(values, dtype=object)})
+        frame.kms.encrypt(deterministic="day", key=KEY).kms.to_parquet(folder / f"{name}.parquet")
+    day = [("day", "==", dt.date(2024, 1, 1))]
+    assert len(kmsdata.read_parquet(folder, filters=day)) == 1
+    assert len(kmsdata.read_parquet(folder / "1.parquet", filters=day)) == 0
+    with pytest.raises(TypeError, match="cannot hold"):
+        kmsdata.read_parquet(folder / "2.parquet", filters=[("day", "==", 5)])
+    words = pd.DataFrame({"day": pd.Series(["x"], dtype=object)}).kms.encrypt(deterministic="day", key=KEY)
+    words.kms.to_parquet(folder / "3.parquet")
+    with pytest.raises(TypeError, match="cannot hold"):
+        kmsdata.read_parquet(folder / "3.parquet", filters=day)
