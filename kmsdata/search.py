@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata import codec
@@ -242,7 +243,7 @@ class FileSearch:
             if not pc.any(match).as_py():
                 continue
             table = table.filter(match)
-            rest = group.to_table(schema=schema, columns=others).filter(match)
+            rest = group.to_table(schema=schema, columns=others, **_how(group)).filter(match)
             kept.append(
                 pa.table(
                     [
@@ -286,7 +287,7 @@ class FileSearch:
             asked[f"\0stranger {name}"] = ~functools.reduce(operator.or_, known)
             if name in self._doubtful:
                 asked[f"\0cell {name}"] = cell.is_valid()
-        answers = group.to_table(schema=stored, columns=asked)
+        answers = group.to_table(schema=stored, columns=asked, **_how(group))
         for name in sealed:
             # Cells of a key that no header names would never be found: that is said, as in decryption.
             if pc.any(answers[f"\0stranger {name}"]).as_py():
@@ -336,6 +337,12 @@ def _check_term(column: str, sign: str, value: Any) -> None:
         )
     else:
         pq.filters_to_expression([(column, sign, value)])  # which says what is wrong
+
+
+def _how(group: Any) -> dict[str, Any]:
+    """How to scan a row group: reading ahead is for networks; on a disk it only takes memory, and so time."""
+    local = isinstance(group.filesystem, pafs.LocalFileSystem)
+    return {"fragment_scan_options": ds.ParquetFragmentScanOptions(pre_buffer=not local)}
 
 
 def _as(type_: pa.DataType, values: pa.ChunkedArray) -> pa.ChunkedArray:

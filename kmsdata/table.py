@@ -25,6 +25,7 @@ from kmsdata.session import Key, new_data_key, unwrap
 __all__ = [
     "Columns",
     "Encrypted",
+    "check_context",
     "check_names",
     "column_names",
     "data_key_for",
@@ -471,13 +472,14 @@ def open_keys(
         if all(item.data_key in keys for item in header.columns):
             authenticate(header, keys, name)
             for record in header.records:
-                _check_context(record, keys[record.commitment], context, name)
+                check_context(record, keys[record.commitment], context, name)
     return keys
 
 
-def _check_context(
+def check_context(
     record: DataKeyRecord, data_key: DataKey, context: Mapping[str, str] | None, column: str
 ) -> None:
+    """Check that a record's context is its data key's, and holds these pairs; FormatError where not."""
     if record.context != data_key.context:
         raise FormatError(
             f"column {column!r}: its context was changed: it is not that of its data key",
