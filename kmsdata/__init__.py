@@ -30,10 +30,11 @@ from kmsdata.migrate import migrate_guide_column
 from kmsdata.parquet import read_parquet
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
-from kmsdata.report import Inspection
+from kmsdata.report import Inspection, Verification
 from kmsdata.session import use
 from kmsdata.sign_in import login
 from kmsdata.table import decrypt_table, encrypt_table
+from kmsdata.verification import verify
 
 __all__ = [
     "Cell",
@@ -58,6 +59,7 @@ __all__ = [
     "TencentKMS",
     "UnsupportedTypeError",
     "Usage",
+    "Verification",
     "WrongKeyError",
     "data_key",
     "decrypt_table",
@@ -70,6 +72,7 @@ __all__ = [
     "read_parquet",
     "usage",
     "use",
+    "verify",
 ]
 
 __version__ = version("kmsdata")

@@ -40,7 +40,15 @@ from kmsdata.table import (
     require,
 )
 
-__all__ = ["FilePath", "fragments_of", "headers_in", "read_headers", "read_parquet", "write_parquet"]
+__all__ = [
+    "FilePath",
+    "files_of",
+    "fragments_of",
+    "headers_in",
+    "read_headers",
+    "read_parquet",
+    "write_parquet",
+]
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 
@@ -274,6 +282,19 @@ def _united(parts: list[pd.DataFrame]) -> pd.DataFrame:
     parts = [part for part in parts if len(part)] or parts[:1]  # what has no rows must not sway the dtypes
     default = all(isinstance(part.index, pd.RangeIndex) for part in parts)
     return pd.concat(parts, ignore_index=default)
+
+
+def files_of(path: FilePath, filesystem: Any) -> list[tuple[str, Any]]:
+    """The files of a dataset by path, none of them opened yet: whatever is wrong with one is its own."""
+    if filesystem is None and "://" in str(path):
+        filesystem, path = _from_url(str(path))
+    elif filesystem is None:
+        path = Path(path).expanduser()
+    dataset = ds.dataset(path, pa.schema([]), format="parquet", filesystem=filesystem)
+    found = [(fragment.path, fragment) for fragment in dataset.get_fragments()]
+    if not found:
+        raise FileNotFoundError(f"no Parquet file in {path}")
+    return found if len(found) > 1 else [(str(path), found[0][1])]
 
 
 def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[pa.Field]]]:

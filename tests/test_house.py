@@ -18,7 +18,7 @@ FLOORS = {
     "table": 4,
     "search": 5,
     "parquet": 6,
-    "inspection": 7, "migrate": 7,
+    "inspection": 7, "migrate": 7, "verification": 7,
     "accessor": 8, "api": 8,
     "cli": 9, "demo": 9, "emulator": 9, "sign_in": 9,
 }  # fmt: skip
