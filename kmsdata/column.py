@@ -227,25 +227,17 @@ def check_key_ids(header: Header, data_keys: Mapping[bytes, DataKey], storage: p
     _sorted_out(header, data_keys, storage, column)
 
 
-def bad_cells(
-    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str
-) -> tuple[Ints, Ints]:
+def bad_cells(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array) -> tuple[Ints, Ints]:
     """Which cells of a column, whose header was authenticated, are not authentic. Releases no plaintext.
 
     Args:
         header: the column's.
         data_keys: by commitment.
         storage: its cells.
-        column: its name, for errors.
 
     Returns:
         Positions of those that fail authentication, and of those whose key id is in no object of the header.
-
-    Raises:
-        FormatError: the category list does not open.
     """
-    for item in header.columns:
-        _categories(item, data_keys, column)
     keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
     sealed, present, ids, broken = _identified(storage)
     strangers = ~broken & ~np.isin(ids, [_key_id(key) for key in keys])
