@@ -30,11 +30,12 @@ from kmsdata.migrate import migrate_guide_column
 from kmsdata.parquet import read_parquet
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
-from kmsdata.report import Inspection, RewrapReport
+from kmsdata.report import Inspection, RewrapReport, Verification
 from kmsdata.rewrapping import rewrap
 from kmsdata.session import use
 from kmsdata.sign_in import login
 from kmsdata.table import decrypt_table, encrypt_table
+from kmsdata.verification import verify
 
 __all__ = [
     "Cell",
@@ -60,6 +61,7 @@ __all__ = [
     "TencentKMS",
     "UnsupportedTypeError",
     "Usage",
+    "Verification",
     "WrongKeyError",
     "data_key",
     "decrypt_table",
@@ -73,6 +75,7 @@ __all__ = [
     "rewrap",
     "usage",
     "use",
+    "verify",
 ]
 
 __version__ = version("kmsdata")

@@ -10,6 +10,7 @@ import pandas as pd
 from kmsdata.inspection import inspect
 from kmsdata.parquet import FilePath, write_parquet
 from kmsdata.report import Inspection
+from kmsdata.search import isin
 from kmsdata.session import Key
 from kmsdata.table import Columns, Encrypted, decrypt_frame, encrypt_frame, encrypted_columns
 from kmsdata.wraps import Change, rewrap_frame
@@ -145,6 +146,40 @@ class FrameAccessor:
             ('local://next',)
         """
         return rewrap_frame(self._frame, Change(key, source=source, add=add, retire=retire))
+
+    def isin(self, column: str, values: Any, *, key: Key | Encrypted | None = None) -> pd.Series[bool]:
+        """Which rows of a deterministic column hold one of these values: the column is not decrypted.
+
+        The values are encrypted and compared with the cells, with one call of the key service for each data
+        key of the column. Every True is authentic; a cell that was changed is False, and is noticed by
+        decryption or `kmsdata.verify` only.
+
+        Args:
+            column: its name, or that of an encrypted level of the index.
+            values: one value, or any list of values (Series, Index, numpy or Arrow array, set). Integers of
+                any width, and whole floats, are found among integers of any width, and one that the
+                column could not hold (2**70) is not there. A null finds every null, whichever each is.
+            key: only these may open it, as in `decrypt`.
+
+        Returns:
+            bool Series of the frame's index and the column's name.
+
+        Raises:
+            TypeError: the column is randomised; or a value that such a column cannot hold: text for integers,
+                a datetime with a time zone for a column without.
+            FormatError: the column is not encrypted, or its header was changed.
+            WrongKeyError: cells of a key that the header does not name: they could never be found.
+            KeyServiceError: the key service refused.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> df = pd.DataFrame({"email": ["a@x.org", "b@x.org", None], "age": [36, 29, 41]})
+            >>> enc = df.kms.encrypt("age", deterministic="email", key="local://demo")
+            >>> enc[enc.kms.isin("email", "b@x.org")].kms.decrypt()
+                 email  age
+            1  b@x.org   29
+        """
+        return isin(self._frame, column, values, key=key)
 
     @property
     def encrypted(self) -> list[Any]:

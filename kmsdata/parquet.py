@@ -27,6 +27,7 @@ from kmsdata.envelope import DataKeyRecord, Header, file_text, parse_file
 from kmsdata.errors import FormatError
 from kmsdata.files import whole_file
 from kmsdata.keys import random_bytes
+from kmsdata.search import FileSearch, filter_terms
 from kmsdata.session import Key
 from kmsdata.table import (
     Columns,
@@ -42,6 +43,7 @@ from kmsdata.table import (
 
 __all__ = [
     "FilePath",
+    "files_of",
     "fragments_of",
     "from_url",
     "headers_in",
@@ -145,18 +147,23 @@ def read_parquet(
     Args:
         path: file, or folder of a dataset.
         columns: name or names of the columns to read; None for all.
-        filters: row filters on plain columns, as `pandas.read_parquet` takes them.
+        filters: row filters, as `pandas.read_parquet` takes them. Those on deterministic columns (``==``,
+            ``!=``, ``in``, ``not in``, in lists of terms) are answered on ciphertext, which takes the key: no
+            more than the matching rows is ever decrypted. Nulls are as in any filter: ``!=`` leaves them out,
+            ``in`` and ``not in`` take a null for a value.
         filesystem: pyarrow or fsspec filesystem; else by the path.
         decrypt: decrypt as well.
         encrypted: name or names that must be encrypted, so that a file whose header was stripped is noticed.
-        key: only these may open it (for ``decrypt``): a URI, several, or a `DataKey`.
+        key: only these may open it (for ``decrypt``, and filters on encrypted columns): a URI, several,
+            or a `DataKey`.
 
     Returns:
         A frame; plain columns, index and attrs as pandas' own Parquet brings them.
 
     Raises:
         FormatError: a header that is malformed, or a column of ``encrypted`` that is not.
-        TypeError: a filter on an encrypted column.
+        TypeError: a filter on a randomised column, or one that compares ciphertext by more than equality;
+            a value that the column cannot hold.
 
     Example:
         >>> import pandas as pd, kmsdata
@@ -168,13 +175,19 @@ def read_parquet(
     wanted = None if columns is None else column_names(columns)
     asked = None if encrypted is None else column_names(encrypted)
     fragments = fragments_of(path, filesystem)
+    looked_at = None
+    if wanted is not None and not isinstance(filters, ds.Expression):
+        filtered = [] if filters is None else [term[0] for group in filter_terms(filters) for term in group]
+        looked_at = {*wanted, *(asked or ()), *filtered}
     files = {
         name: headers_in(
-            fragment.physical_schema, name, None if wanted is None else {*wanted, *(asked or ())}
+            fragment.physical_schema,
+            name,
+            looked_at,
         )
         for name, (fragment, _) in fragments.items()
     }
-    _check_filters(filters, {column for headers in files.values() for column in headers})
+    on_cells = _on_cells(filters, {column for headers in files.values() for column in headers})
     for name, headers in files.items():
         check_names(headers, path=name)
         for column in asked or ():
@@ -184,6 +197,9 @@ def read_parquet(
                     path=name,
                     column=column,
                 )
+    if on_cells:
+        frame = _searched(fragments, files, wanted, FileSearch(filters, files.values(), key))
+        return decrypt_frame(frame, key=key) if decrypt else frame
     first = next(iter(files.values()))
     # One read where all files agree; else each by itself, since Arrow would put one's cells under the
     # header of another, or refuse.
@@ -250,22 +266,48 @@ def _each(
     parts = []
     for name, (fragment, partition) in fragments.items():
         schema = fragment.physical_schema
-        stored = (schema.metadata or {}).get(b"pandas")
-        index = (
-            [level for level in json.loads(stored)["index_columns"] if isinstance(level, str)]
-            if stored
-            else []
-        )
+        index = _index_levels(schema)
         for field in partition:
             schema = schema.append(field)
         chosen = None if columns is None else list(dict.fromkeys([*columns, *index]))
         table = fragment.to_table(schema=schema, columns=chosen, filter=condition)
-        part = _restored(table.to_pandas(), files[name])
-        part.attrs = json.loads((table.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
-        parts.append(part)
+        parts.append(_framed(table, files[name]))
+    return _united(parts)
+
+
+def _index_levels(schema: pa.Schema) -> list[str]:
+    """The columns that hold the index, as pandas' metadata says."""
+    stored = (schema.metadata or {}).get(b"pandas")
+    if not stored:
+        return []
+    return [level for level in json.loads(stored)["index_columns"] if isinstance(level, str)]
+
+
+def _framed(table: pa.Table, headers: Mapping[str, Header]) -> pd.DataFrame:
+    """A table that was read from a file, as pandas makes a frame of it."""
+    frame = _restored(table.to_pandas(), headers)
+    frame.attrs = json.loads((table.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
+    return frame
+
+
+def _united(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """The frames of several files as one."""
     parts = [part for part in parts if len(part)] or parts[:1]  # what has no rows must not sway the dtypes
     default = all(isinstance(part.index, pd.RangeIndex) for part in parts)
     return pd.concat(parts, ignore_index=default)
+
+
+def files_of(path: FilePath, filesystem: Any) -> list[tuple[str, Any]]:
+    """The files of a dataset by path, none of them opened yet: whatever is wrong with one is its own."""
+    if filesystem is None and "://" in str(path):
+        filesystem, path = from_url(str(path))
+    elif filesystem is None:
+        path = Path(path).expanduser()
+    dataset = ds.dataset(path, pa.schema([]), format="parquet", filesystem=filesystem)
+    found = [(fragment.path, fragment) for fragment in dataset.get_fragments()]
+    if not found:
+        raise FileNotFoundError(f"no Parquet file in {path}")
+    return found if len(found) > 1 else [(str(path), found[0][1])]
 
 
 def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[pa.Field]]]:
@@ -333,21 +375,57 @@ def _is_binary(dtype: pa.DataType) -> bool:
     )
 
 
-def _check_filters(filters: Any, encrypted: set[str]) -> None:
+def _searched(
+    fragments: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Header]],
+    columns: list[str] | None,
+    search: FileSearch,
+) -> pd.DataFrame:
+    """The rows that match filters on encrypted columns: of one read where all files agree, else united."""
+    first = next(iter(fragments.values()))[0].physical_schema
+    kinds = [
+        {
+            column: (EncryptedDtype(header), fragments[name][0].physical_schema.field(column).type)
+            for column, header in headers.items()
+        }
+        for name, headers in files.items()
+    ]
+    agree = all(kind == kinds[0] for kind in kinds)
+    tables = []
+    for name, (fragment, partition) in fragments.items():
+        own = fragment.physical_schema
+        kept = own.names if not agree else files[name]
+        fields = [own.field(field.name) if field.name in kept else field for field in first]
+        schema = pa.schema(fields, metadata=own.metadata)
+        for field in (*(() if agree else own), *partition):
+            if field.name not in schema.names:
+                schema = schema.append(field)
+        levels = _index_levels(own)
+        chosen = schema.names if columns is None else list(dict.fromkeys([*columns, *levels]))
+        for column in (*chosen, *search.columns):
+            require(schema.names, column)
+        tables.append(search.rows(fragment, schema, files[name], chosen))
+    if agree:
+        return _framed(pa.concat_tables(tables), next(iter(files.values())))
+    return _united([_framed(table, files[name]) for table, name in zip(tables, files, strict=True)])
+
+
+def _on_cells(filters: Any, encrypted: set[str]) -> bool:
+    """Whether there are filters on encrypted columns."""
     if filters is None:
-        return
+        return False
     if isinstance(filters, ds.Expression):
         # Arrow does not say which fields an expression names; what stands in quotes is a value.
         outside = re.sub(r'"(?:[^"\\]|\\.)*"', '""', str(filters))
         used = {name for name in encrypted if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", outside)}
     else:
-        groups = filters if filters and isinstance(filters[0], list) else [filters]
-        used = {term[0] for group in groups for term in group} & encrypted
+        return bool({term[0] for group in filter_terms(filters) for term in group} & encrypted)
     if used:
         raise TypeError(
-            f"column {min(used)!r} is encrypted and cannot be filtered by value while it is read: decrypt, "
-            "then filter"
+            f"column {min(used)!r} is encrypted, and ciphertext cannot answer an expression of Arrow: pass "
+            "filters as a list, such as [(column, '==', value)], or decrypt, then filter"
         )
+    return False
 
 
 def _settings(table: pa.Table, options: dict[str, Any]) -> dict[str, Any]:

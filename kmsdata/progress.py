@@ -57,6 +57,11 @@ class Progress:
             if self._terminal:
                 print(file=sys.stderr)
 
+    @property
+    def done(self) -> int:
+        """How much is done."""
+        return self._done
+
     def step(self, count: int) -> None:
         """So much more is done."""
         self._done += count

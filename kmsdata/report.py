@@ -8,14 +8,29 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["ColumnReport", "DataKeyReport", "Inspection", "RewrapReport", "size"]
+__all__ = [
+    "ColumnCheck",
+    "ColumnReport",
+    "DataKeyReport",
+    "Failure",
+    "Inspection",
+    "RewrapReport",
+    "Verification",
+    "size",
+]
 
 _UNVERIFIED = "As the headers say; nothing was decrypted or verified."
 _NOT_JOINED = "Columns under different data keys cannot be joined: give the second key= the first frame."
+_NOT_SHOWN = (
+    "Not noticed: rows removed, repeated or reordered, cells set to null or exchanged within their column, "
+    "plain columns changed, older data under the same data key."
+)
+_MOST_SHOWN = 20
 
 # Background and colour together: a notebook that is not trusted drops style sheets and variables, and either
 # alone could be unreadable in the dark.
 _ENCRYPTED = "background:#e6f4ea;color:#0b5c2c;padding:1px 6px"
+_BAD = "background:#fce8e6;color:#a50e0e;padding:1px 6px"
 _PLAIN = "background:#eceff1;color:#37474f;padding:1px 6px"
 
 
@@ -171,6 +186,160 @@ class Inspection:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Something that does not hold.
+
+    Attributes:
+        what: a sentence.
+        file: where, in a dataset or file.
+        column: of which column; None where it is the file's.
+        row_group: of which row group.
+        rows: positions (in the file, frame or table) of the first cells concerned.
+        count: how many cells are concerned; 0 where it is none's.
+    """
+
+    what: str
+    file: str | None = None
+    column: str | None = None
+    row_group: int | None = None
+    rows: tuple[int, ...] = ()
+    count: int = 0
+
+    def __str__(self) -> str:
+        where = [self.file, None if self.column is None else f"column {self.column!r}"]
+        where += [None if self.row_group is None else f"row group {self.row_group}"]
+        what = self.what
+        if self.count:
+            some = ", ".join(map(str, self.rows[:5]))
+            one = self.count == 1
+            what += f": {self.count:,} cell{'' if one else 's'} (row{'' if one else 's'} {some}"
+            what += ", ...)" if self.count > 5 else ")"
+        return ": ".join(filter(None, [", ".join(filter(None, where)), what]))
+
+
+@dataclass(frozen=True)
+class ColumnCheck:
+    """What was found of one column.
+
+    Attributes:
+        name: its label.
+        state: ``authentic``: every cell is; ``failed``: something is not; ``not verified``: its key was
+            refused, so nothing can be said.
+        algorithm: ``AES-256-GCM``, ``AES-256-SIV``, or None where no header says it.
+        cells: how many cells were found to be authentic.
+        nulls: how many are null, and so cannot be told from those that were set to null.
+        bad: how many cells are not authentic.
+    """
+
+    name: str
+    state: str
+    algorithm: str | None
+    cells: int
+    nulls: int
+    bad: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found when every encrypted cell was authenticated; see `kmsdata.verify`.
+
+    Shows itself as a table: text in a terminal, HTML in a notebook. Holds no plaintext.
+
+    Attributes:
+        what: what was looked at, such as a path.
+        rows: how many.
+        columns: the encrypted columns, and those that should have been.
+        failures: everything that does not hold, and every column that could not be verified.
+        files: how many files; 0 for what is in memory.
+    """
+
+    what: str
+    rows: int
+    columns: tuple[ColumnCheck, ...]
+    failures: tuple[Failure, ...]
+    files: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is something encrypted, and all of it is authentic."""
+        return (
+            bool(self.columns)
+            and not self.failures
+            and all(column.state == "authentic" for column in self.columns)
+        )
+
+    @property
+    def exit_status(self) -> int:
+        """For pipelines: 0 where all is authentic, else 1."""
+        return 0 if self.ok else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain Python, for programs."""
+        return asdict(self) | {"ok": self.ok}
+
+    def json(self) -> str:
+        """All of it as JSON.
+
+        Example:
+            >>> import json
+            >>> json.loads(Verification("x", 0, (), ()).json())["ok"]
+            False
+        """
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+
+    @property
+    def _title(self) -> str:
+        files = f" in {self.files:,} files" if self.files > 1 else ""
+        good = sum(column.state == "authentic" for column in self.columns)
+        verdict = "authentic" if self.ok else "NOT VERIFIED"
+        return (
+            f"{self.what}: {verdict}; {self.rows:,} rows{files}, {good} of {len(self.columns)} encrypted "
+            "columns authentic"
+        )
+
+    def _cells(self, column: ColumnCheck) -> list[str]:
+        numbers = [f"{number:,}" for number in (column.cells, column.bad, column.nulls)]
+        return [column.name, column.state, column.algorithm or "", *numbers]
+
+    @property
+    def _more(self) -> str:
+        hidden = len(self.failures) - _MOST_SHOWN
+        return f"... and {hidden:,} more, in .failures" if hidden > 0 else ""
+
+    def __str__(self) -> str:
+        rows = [["", *_CHECKED]]
+        rows += [["[x]" if c.state == "authentic" else "[!]", *self._cells(c)] for c in self.columns]
+        lines = [self._title, "", *(_aligned(rows, right={4, 5, 6}) if self.columns else [])]
+        shown = [f"- {failure}" for failure in self.failures[:_MOST_SHOWN]]
+        lines += ["", *shown, self._more] if shown else []
+        return "\n".join([*filter(None, lines[:1]), *lines[1:], "", _NOT_SHOWN])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        heading = "".join(f'<th scope="col">{name}</th>' for name in _CHECKED)
+        rows = []
+        for column in self.columns:
+            name, state, algorithm, *numbers = self._cells(column)
+            good = state == "authentic"
+            mark = (
+                f'<span style="{_ENCRYPTED if good else _BAD}">{"&#10003;" if good else "&#10007;"} {state}'
+            )
+            cells = "".join(f'<td style="text-align:right">{number}</td>' for number in numbers)
+            rows.append(
+                f'<tr><th scope="row">{html.escape(name)}</th><td>{mark}</span></td>'
+                f"<td>{html.escape(algorithm)}</td>{cells}</tr>"
+            )
+        shown = [str(failure) for failure in self.failures[:_MOST_SHOWN]] + [self._more]
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in shown if text)
+        return (
+            f'<table class="kmsdata-verification"><caption>{html.escape(self._title)}</caption>'
+            f"<thead><tr>{heading}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+            f"{f'<ul>{items}</ul>' if items else ''}<p><small>{_NOT_SHOWN}</small></p>"
+        )
+
+
+@dataclass(frozen=True)
 class RewrapReport:
     """What became of the files of a path; see `kmsdata.rewrap`.
 
@@ -236,6 +405,7 @@ class RewrapReport:
         return f'<div class="kmsdata-rewrap"><p>{title}</p>{f"<ul>{items}</ul>" if items else ""}</div>'
 
 
+_CHECKED = ("column", "state", "algorithm", "authentic", "bad", "nulls")
 _HEADINGS = ("column", "state", "type", "algorithm", "domain", "nulls", "size", "data key")
 
 

@@ -25,6 +25,7 @@ from kmsdata.session import Key, new_data_key, unwrap
 __all__ = [
     "Columns",
     "Encrypted",
+    "check_context",
     "check_names",
     "column_names",
     "data_key_for",
@@ -32,6 +33,7 @@ __all__ = [
     "decrypt_table",
     "encrypt_frame",
     "encrypt_table",
+    "encrypted_column",
     "encrypted_columns",
     "headers_of",
     "in_extension_dtype",
@@ -313,6 +315,22 @@ def encrypted_columns(frame: pd.DataFrame) -> list[_Place]:
     return found
 
 
+def encrypted_column(frame: pd.DataFrame, name: Hashable) -> _Place:
+    """The encrypted column of this name, else the encrypted level of the index.
+
+    Raises:
+        KeyError: there is neither. FormatError: it is not encrypted.
+        ValueError: several columns have the name.
+    """
+    require([*frame.columns, *frame.index.names], name)
+    found = [item for item in encrypted_columns(frame) if item.name == name]
+    if not found:
+        raise _not_encrypted(frame, str(name))
+    if len(found) > 1 and found[1].level is None:
+        raise ValueError(f"{len(found)} columns are called {name!r}: rename them apart first")
+    return found[0]
+
+
 def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every encrypted column in `EncryptedDtype`, whatever shape pandas gave it."""
     out = frame.copy(deep=False)
@@ -481,13 +499,14 @@ def open_keys(
         if all(item.data_key in keys for item in header.columns):
             authenticate(header, keys, name)
             for record in header.records:
-                _check_context(record, keys[record.commitment], context, name)
+                check_context(record, keys[record.commitment], context, name)
     return keys
 
 
-def _check_context(
+def check_context(
     record: DataKeyRecord, data_key: DataKey, context: Mapping[str, str] | None, column: str
 ) -> None:
+    """Check that a record's context is its data key's, and holds these pairs; FormatError where not."""
     if record.context != data_key.context:
         raise FormatError(
             f"column {column!r}: its context was changed: it is not that of its data key",

@@ -16,9 +16,9 @@ FLOORS = {
     "cache": 2, "journal": 2, "providers": 2, "report": 2,
     "column": 3, "dtype": 3, "session": 3,
     "copies": 4, "table": 4,
-    "wraps": 5,
+    "search": 5, "wraps": 5,
     "parquet": 6,
-    "inspection": 7, "migrate": 7, "rewrapping": 7,
+    "inspection": 7, "migrate": 7, "rewrapping": 7, "verification": 7,
     "accessor": 8, "api": 8,
     "cli": 9, "demo": 9, "emulator": 9, "sign_in": 9,
 }  # fmt: skip
