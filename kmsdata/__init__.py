@@ -30,9 +30,10 @@ from kmsdata.migrate import migrate_guide_column
 from kmsdata.parquet import read_parquet
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
-from kmsdata.report import Inspection
+from kmsdata.report import Inspection, StreamReport
 from kmsdata.session import use
 from kmsdata.sign_in import login
+from kmsdata.stream import decrypt_parquet, encrypt_parquet
 from kmsdata.table import decrypt_table, encrypt_table
 
 __all__ = [
@@ -54,13 +55,16 @@ __all__ = [
     "KmsDataError",
     "LocalKeystore",
     "SeriesAccessor",
+    "StreamReport",
     "TamperedError",
     "TencentKMS",
     "UnsupportedTypeError",
     "Usage",
     "WrongKeyError",
     "data_key",
+    "decrypt_parquet",
     "decrypt_table",
+    "encrypt_parquet",
     "encrypt_table",
     "export_keyset",
     "inspect",

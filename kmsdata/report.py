@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["ColumnReport", "DataKeyReport", "Inspection", "size"]
+__all__ = ["ColumnReport", "DataKeyReport", "Inspection", "StreamReport", "size"]
 
 _UNVERIFIED = "As the headers say; nothing was decrypted or verified."
 _NOT_JOINED = "Columns under different data keys cannot be joined: give the second key= the first frame."
@@ -167,6 +167,51 @@ class Inspection:
             f'<table class="kmsdata-inspection"><caption>{html.escape(self._title)}</caption>'
             f"<thead><tr>{heading}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
             f"{'<ul>' if keys else ''}{''.join(keys)}{'</ul>' if keys else ''}<p><small>{notes}</small></p>"
+        )
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """What was written to a file or folder, or would be; see `kmsdata.encrypt_parquet`.
+
+    Attributes:
+        target: where to.
+        rows: how many; of a dry run over CSV, about.
+        files: how many.
+        bytes: what they take; of a dry run, about.
+        columns: those that were encrypted or decrypted.
+        kms_calls: calls of key services; of a dry run, at most.
+        dry_run: whether nothing was written.
+    """
+
+    target: str
+    rows: int
+    files: int
+    bytes: int
+    columns: tuple[str, ...]
+    kms_calls: int
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain Python, for programs."""
+        return asdict(self)
+
+    def json(self) -> str:
+        """All of it as JSON.
+
+        Example:
+            >>> json.loads(StreamReport("out.parquet", 3, 1, 4096, ("ssn",), 1).json())["rows"]
+            3
+        """
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    def __str__(self) -> str:
+        would = "would write about" if self.dry_run else "wrote"
+        files = f" in {self.files:,} files" if self.files > 1 else ""
+        calls = "1 call" if self.kms_calls == 1 else f"{self.kms_calls} calls"
+        return (
+            f"{would} {self.rows:,} rows{files}, {size(self.bytes)}, to {self.target}; columns "
+            f"{', '.join(self.columns)}; {calls} of the key service"
         )
 
 
