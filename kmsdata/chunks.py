@@ -10,6 +10,7 @@ The numbers are the field ids of parquet.thrift, in the Parquet format 2.12.
 from __future__ import annotations
 
 import base64
+import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -76,7 +77,7 @@ class Footer:
         return {value(entry, 1, b""): value(entry, 2, b"") for entry in entries}
 
 
-def read_footer(file: pa.NativeFile, path: str) -> Footer:
+def read_footer(file: pa.NativeFile | _Pieces, path: str) -> Footer:
     """The footer of a Parquet file.
 
     Raises:
@@ -344,23 +345,58 @@ def _group(old: Struct, chunks: list[Struct], order: Sequence[int | None]) -> St
 # --- new column chunks ----------------------------------------------------------------------------
 
 
+class _Pieces:
+    """A file in memory, in the pieces that it was written in: one buffer that grows would be copied, and twice."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._ends: list[int] = []
+
+    def write(self, data: Any) -> int:
+        self._pieces.append(bytes(data))
+        self._ends.append(self.size() + len(self._pieces[-1]))
+        return len(self._pieces[-1])
+
+    def size(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    tell = size
+
+    def between(self, start: int, stop: int) -> Iterator[memoryview]:
+        for number in range(bisect.bisect_right(self._ends, start), len(self._pieces)):
+            begin = self._ends[number] - len(self._pieces[number])
+            if begin >= stop:
+                return
+            yield memoryview(self._pieces[number])[max(start - begin, 0) : stop - begin]
+
+    def read_at(self, count: int, start: int) -> bytes:
+        return b"".join(self.between(start, start + count))
+
+    def flush(self) -> None:
+        pass
+
+    close = flush
+
+
 @dataclass(frozen=True)
 class _Encoded:
     """A column as pyarrow writes it: its part of the schema, and its leaves with their pages."""
 
     elements: list[Struct]
     leaves: list[Struct]
-    data: pa.Buffer
+    data: _Pieces
 
 
 def _encoded(field: pa.Field, values: Any, settings: Mapping[str, Any]) -> _Encoded:
     """A column in the encoding of a file of its own; None: of no rows."""
     column = pa.chunked_array([] if values is None else getattr(values, "chunks", [values]), field.type)
-    sink = pa.BufferOutputStream()
+    data = _Pieces()
     table = pa.Table.from_arrays([column], schema=pa.schema([field]))
-    pq.write_table(table, sink, store_schema=False, row_group_size=max(len(column), 1), **settings)
-    data = sink.getvalue()
-    footer = read_footer(pa.BufferReader(data), field.name)
+    with pa.PythonFile(data, mode="w") as sink:
+        pq.write_table(table, sink, store_schema=False, row_group_size=max(len(column), 1), **settings)
+    footer = read_footer(data, field.name)
     ((_, leaves),) = footer.columns
     metas = [value(chunk, 3) for group in footer.groups for chunk in value(group, 1)[1]]
     if len(metas) != len(leaves):
@@ -398,7 +434,8 @@ def _write_leaf(
             meta[2] = LIST, (inner, sorted({*known, *value(one, 2)[1]}))
             for field in (12, 13, 16, 17):
                 meta.pop(field, None)
-        out.write(encoded.data.slice(start, length))
+        for piece in encoded.data.between(start, start + length):
+            out.write(piece)
         del encoded
         values = next(iterator, None)
     if done != rows or out.at - began != value(meta, 7):

@@ -337,7 +337,7 @@ def _opened(place: Place) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile, Foote
         footer = read_footer(file, path)
         with _reading(path):
             # Pages come one by one: a chunk may be larger than memory.
-            parquet = pq.ParquetFile(file, buffer_size=1 << 20)
+            parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         if parquet.schema_arrow.names != [name for name, _ in footer.columns]:
             raise FormatError(f"{path}: its schema and its Arrow schema differ", path=path)
         yield file, parquet, footer
