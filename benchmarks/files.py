@@ -1,9 +1,8 @@
-"""A file larger than memory should be: how fast it is encrypted and decrypted, and how much memory that takes.
+"""A large file: how fast it is encrypted and decrypted, and how much memory that takes.
 
-Run with ``python benchmarks/files.py [rows] [rows of a row group] [folder]``. Writes a Parquet file of 232 bytes
-a row (20 million rows: 4.6 GB uncompressed) into a temporary folder, encrypts three of its 20 columns, and
-decrypts them again, each in a process of its own. Memory is the peak of that process beyond what it took
-after the imports.
+Run with ``python benchmarks/files.py [rows] [rows of a row group] [folder]``. Writes a Parquet file of 24
+million rows (4.5 GB uncompressed) into a temporary folder, encrypts three of its 20 columns, and decrypts
+them again, each in a process of its own. Memory is the peak of that process beyond that after the imports.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ def run(verb, source, target, folder):
     return figures["peak"]
 
 
-def main(rows=20_000_000, group=1 << 20, where=None):
+def main(rows=24_000_000, group=1 << 20, where=None):
     """Make the file, and measure."""
     with tempfile.TemporaryDirectory(dir=where) as name:
         folder = pathlib.Path(name)
@@ -132,7 +131,8 @@ def main(rows=20_000_000, group=1 << 20, where=None):
         whole = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
         print(
             f"{metadata.num_rows:,} rows in {metadata.num_row_groups} row groups, {whole / 1e9:.2f} GB "
-            f"uncompressed, {paths[0].stat().st_size / 1e9:.2f} GB on disk; 3 of {metadata.num_columns} columns"
+            f"uncompressed, {paths[0].stat().st_size / 1e9:.2f} GB on disk; 3 of "
+            f"{metadata.num_columns} columns"
         )
         peaks = [run("encrypt", *paths[:2], folder), run("decrypt", *paths[1:], folder)]
         back = alone(f"print(same({str(paths[0])!r}, {str(paths[2])!r}))") == "True\n"

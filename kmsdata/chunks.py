@@ -346,7 +346,7 @@ def _group(old: Struct, chunks: list[Struct], order: Sequence[int | None]) -> St
 
 
 class _Pieces:
-    """A file in memory, in the pieces that it was written in: one buffer that grows would be copied, and twice."""
+    """A file in memory, in the pieces that it was written in: a buffer that grows is copied."""
 
     closed = False
 

@@ -10,18 +10,21 @@ import contextlib
 import errno
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.calls import usage
 from kmsdata.chunks import PART, Footer, Replacement, read_footer, rewrite
 from kmsdata.codec import Description
-from kmsdata.column import open_arrow, plan, seal
+from kmsdata.column import open_arrow, open_pandas, plan, seal
 from kmsdata.csv_blocks import CsvFile, Types, is_csv, open_csv
 from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.envelope import ColumnHeader, Header, Wrap, file_text
@@ -50,6 +53,7 @@ __all__ = ["decrypt_parquet", "encrypt_parquet"]
 _ENTRY = b"kmsdata"
 _SPARK = b"org.apache.spark.sql.parquet.row.metadata"
 _BATCH = 8 << 20  # bytes of a column that are decoded at once
+_TELLING = 5  # letters: shorter texts are in metadata by chance
 _MOST_ROWS = 1 << 17
 _GROUP_ROWS = 1 << 20  # of the row groups that CSV becomes
 
@@ -463,11 +467,13 @@ class _Sealer:
     data_key: DataKey
 
     def seal(self, values: pa.Array) -> Any:
+        """Cells, of the column's type in Arrow."""
         cells = seal(self.header, self.described, pa.chunked_array([values]), self.name, self.data_key)
         return EncryptedArray(cells, self.dtype).__arrow_array__()
 
     @functools.cached_property
     def type(self) -> EncryptedType:
+        """The column's type in Arrow."""
         return EncryptedArray(pa.array([], self.dtype._storage_type), self.dtype).__arrow_array__().type
 
 
@@ -490,7 +496,6 @@ def _sealers(
 
 def _dictionary(job: _Job, name: str, kind: pa.DataType) -> pa.ChunkedArray:
     """No rows, and the dictionary that those of all files make together: the header holds it for all."""
-    values: dict[Any, None] = {}
     entries = pa.array([], kind.value_type)
     for place in job.files.values():
         with _opened(place) as (_, parquet, _):
@@ -501,7 +506,6 @@ def _dictionary(job: _Job, name: str, kind: pa.DataType) -> pa.ChunkedArray:
                         continue
                     both = pa.chunked_array([entries, new])
                     entries = both.unique().combine_chunks() if len(entries) else new
-    del values
     empty = pa.DictionaryArray.from_arrays(pa.array([], kind.index_type), entries, ordered=kind.ordered)
     return pa.chunked_array([empty])
 
@@ -573,6 +577,7 @@ def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: 
         def sealed(group: int, sealer: _Sealer) -> Iterator[Any]:
             def each() -> Iterator[Any]:
                 for values in _batches(parquet, group, sealer.name, str(place)):
+                    _check_told(values, told, sealer.name, str(place))
                     yield sealer.seal(values)
 
             return _parts(each())
@@ -584,6 +589,9 @@ def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: 
         def edited(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
             return _edited(metadata, list(sealers), headers)
 
+        schema = schema.with_metadata(edited(parquet.schema_arrow.metadata) or None)
+        entries = edited({key: text for key, text in footer.metadata.items() if key != b"ARROW:schema"})
+        told = _told(schema, entries)
         return rewrite(
             file,
             str(place),
@@ -591,8 +599,55 @@ def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: 
             sink,
             {name: _replacement(schema.field(name)) for name in sealers},
             anew,
-            schema.with_metadata(edited(parquet.schema_arrow.metadata) or None),
-            edited({key: text for key, text in footer.metadata.items() if key != b"ARROW:schema"}),
+            schema,
+            entries,
+        )
+
+
+def _told(schema: pa.Schema, metadata: Mapping[bytes, bytes]) -> pa.Array:
+    """What key-value metadata says, text by text: nobody knows beforehand what values it may hold."""
+    known = (b"ARROW:schema", b"pandas", _ENTRY)
+    entries = dict(metadata)
+    stored = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+    entries[b"pandas attributes"] = json.dumps(stored.get("attributes", {})).encode()
+    said = [text for key, text in [*entries.items(), *(schema.metadata or {}).items()] if key not in known]
+    said += [text for field in schema for text in (field.metadata or {}).values()]
+    texts: set[str] = set()
+    for raw in dict.fromkeys(said):
+        text = raw.decode("utf-8", "replace")
+        texts |= {text, *re.split(r"[\s,;|\"'\[\]{}()]+", text)}
+        with contextlib.suppress(ValueError, RecursionError):
+            texts |= set(_texts(json.loads(text)))
+    # Schemas in JSON, as Spark and others keep them, say names and types, which tell nothing.
+    texts -= {*schema.names, "string", "integer", "binary", "double", "float", "boolean", "timestamp"}
+    return pa.array([text for text in texts if len(text) >= _TELLING], pa.large_string())
+
+
+def _texts(document: Any) -> Iterator[str]:
+    if isinstance(document, dict):
+        for key, item in document.items():
+            yield key
+            yield from _texts(item)
+    elif isinstance(document, list):
+        for item in document:
+            yield from _texts(item)
+    else:
+        yield str(document)
+
+
+def _check_told(values: pa.Array, told: pa.Array, name: str, path: str) -> None:
+    if not len(told):
+        return
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary
+    try:
+        texts = values.cast(pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return  # no text, and so not to be found as text
+    if pc.any(pc.is_in(texts, told)).as_py():
+        raise ValueError(
+            f"{path}: the file's key-value metadata holds values of column {name!r}, in clear: write the "
+            "file without them first (df.attrs, Table.replace_schema_metadata)"
         )
 
 
@@ -830,8 +885,10 @@ def _decrypt_file(
             bar.step(parquet.metadata.row_group(group).num_rows)
             return made
 
+        was = _pandas_entries(headers, keys)
+
         def edited(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
-            return _edited(metadata, list(headers), rest, back=True)
+            return _with_entries(_edited(metadata, list(headers), rest, back=True), was)
 
         return rewrite(
             file,
@@ -843,6 +900,34 @@ def _decrypt_file(
             schema.with_metadata(edited(before.metadata) or None),
             edited({key: text for key, text in footer.metadata.items() if key != b"ARROW:schema"}),
         )
+
+
+def _pandas_entries(
+    headers: Mapping[str, Header], keys: Mapping[bytes, DataKey]
+) -> dict[str, dict[str, Any]]:
+    """What pandas' metadata says of columns that were encrypted in pandas: their headers know it."""
+    entries = {}
+    for name, header in headers.items():
+        if not all("pandas" in item.type for item in header.columns):
+            continue
+        empty = pa.array([], EncryptedDtype(header)._storage_type)
+        with contextlib.suppress(UnsupportedTypeError, pa.ArrowException, TypeError, ValueError):
+            frame = pd.DataFrame({name: open_pandas(header, keys, empty, name)})
+            made = pa.Schema.from_pandas(frame, preserve_index=False).metadata[b"pandas"]
+            entry = json.loads(made)["columns"][0]
+            if entry["pandas_type"] != "empty":  # objects, of which none is at hand
+                entries[name] = entry
+    return entries
+
+
+def _with_entries(metadata: dict[bytes, bytes], entries: Mapping[str, Any]) -> dict[bytes, bytes]:
+    if b"pandas" not in metadata:
+        return metadata
+    document = json.loads(metadata[b"pandas"])
+    for entry in document.get("columns", []):
+        if entry.get("field_name") in entries and entry.get("pandas_type") == "bytes":
+            entry |= entries[entry["field_name"]]
+    return {**metadata, b"pandas": json.dumps(document).encode()}
 
 
 def _as_read(field: pa.Field) -> pa.DataType:
