@@ -13,7 +13,7 @@ import base64
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +27,20 @@ PART = 64 << 20  # bytes of a column that are encoded at once; a chunk of more h
 _COPY = 8 << 20
 _MAGIC = b"PAR1"
 _OLD = ("parquet-cpp version 1.0", "parquet-cpp version 1.1", "parquet-cpp version 1.2", "parquet-cpp\n")
+
+
+# What is used of each struct: its fields by type, those first that it must have.
+_KINDS: TypeAlias = "tuple[dict[int, Any], dict[int, Any]]"
+_ELEMENT: _KINDS = {4: BINARY}, {5: I32}
+_SORTING: _KINDS = {1: I32}, {}
+_META: _KINDS = (
+    {2: LIST, 5: I64, 6: I64, 7: I64, 9: I64},
+    {10: I64, 11: I64, 14: I64, 15: I32},
+)
+_CHUNK: _KINDS = {}, {2: I64, 3: _META, 4: I64, 5: I32, 6: I64, 7: I32}
+_GROUP: _KINDS = {1: [_CHUNK], 3: I64}, {2: I64, 4: [_SORTING], 5: I64, 6: I64}
+_ENTRY: _KINDS = {1: BINARY}, {2: BINARY}
+_FILE: _KINDS = {2: [_ELEMENT], 3: I64, 4: [_GROUP]}, {5: [_ENTRY], 6: BINARY, 7: LIST}
 
 
 class Sink(Protocol):
@@ -92,8 +106,9 @@ def read_footer(file: pa.NativeFile | _Pieces, path: str) -> Footer:
         _refuse(path, "is not a Parquet file, or was cut short")
     try:
         fields, used = decode(bytes(file.read_at(length, size - 8 - length)))
-        footer = _footer(fields)
-    except (FormatError, TypeError, AttributeError, ValueError):
+        whole = _fits(fields, _FILE)
+        footer = _footer(fields if whole else {})
+    except (FormatError, IndexError, TypeError, ValueError):
         _refuse(path, "is not a Parquet file, or its footer is damaged")
     if used != length or 8 in fields or 9 in fields:
         _refuse(path, "is encrypted or signed by Parquet Modular Encryption, which is not read here")
@@ -106,12 +121,36 @@ def read_footer(file: pa.NativeFile | _Pieces, path: str) -> Footer:
         for chunk in chunks:
             if 8 in chunk or 9 in chunk:
                 _refuse(path, "has columns under Parquet Modular Encryption, which are not read here")
-            if 1 in chunk or not isinstance(value(chunk, 3), dict):
+            if 1 in chunk or 3 not in chunk:
                 _refuse(path, "keeps its columns in other files, which are not read here")
-            start, length = _range(value(chunk, 3))
-            if length and (start < 4 or length < 0 or start + length > size):
+            meta = value(chunk, 3)
+            places = [_range(meta), (value(chunk, 4, 0), value(chunk, 5, 0))]
+            places += [(value(chunk, 6, 0), value(chunk, 7, 0)), (value(meta, 14, 0), value(meta, 15, 0))]
+            if any(length and not (4 <= start < start + length <= size) for start, length in places):
                 _refuse(path, "was cut short, or its footer is damaged")
     return footer
+
+
+def _fits(fields: Struct, kinds: _KINDS) -> bool:
+    """Whether fields are of the types that are known, so that nothing that is damaged is taken for them."""
+    required, optional = kinds
+    if any(number not in fields for number in required):
+        return False
+    for number, wanted in {**required, **optional}.items():
+        if number not in fields:
+            continue
+        kind, item = fields[number]
+        if isinstance(wanted, list):
+            if kind != LIST or (item[1] and item[0] != STRUCT):
+                return False
+            if not all(_fits(one, wanted[0]) for one in item[1]):
+                return False
+        elif isinstance(wanted, tuple):
+            if kind != STRUCT or not _fits(item, wanted):
+                return False
+        elif kind != wanted:
+            return False
+    return True
 
 
 def _refuse(path: str, why: str) -> Any:
@@ -120,6 +159,8 @@ def _refuse(path: str, why: str) -> Any:
 
 def _footer(fields: Struct) -> Footer:
     elements: list[Struct] = value(fields, 2)[1]
+    if not elements:
+        raise ValueError("no schema")
     columns: list[tuple[str, range]] = []
     grouped: list[list[Struct]] = []
     at, leaf = 1, 0

@@ -137,6 +137,8 @@ def _type(kind: str | pa.DataType, name: str) -> pa.DataType:
 
 def _refusal(place: Place, problem: str, names: list[str], row: int) -> FormatError:
     """Say what is wrong. Arrow's own message shows the value: this one does not."""
+    if "UTF8" in problem or "UTF-8" in problem:
+        problem = "UTF-8"
     if found := re.search(
         r"In CSV column #(\d+).*?CSV conversion error to ([\w\[\], ]+)", problem, re.DOTALL
     ):
@@ -145,7 +147,7 @@ def _refusal(place: Place, problem: str, names: list[str], row: int) -> FormatEr
     what = "it is malformed"
     if "columns, got" in problem:
         what = "its rows do not all have as many fields as its first line"
-    elif "UTF8" in problem or "UTF-8" in problem:
+    elif problem == "UTF-8":
         what = "it is not UTF-8"
     elif "Empty CSV" in problem:
         what = "it is empty"

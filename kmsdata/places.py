@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from kmsdata.files import whole_file
+from kmsdata.files import claim, whole_file
 from kmsdata.keys import random_bytes
 
 __all__ = ["FilePath", "Place", "files_at", "stamp", "whole", "whole_folder"]
@@ -229,9 +229,12 @@ def _staged(target: Path) -> Iterator[Path]:
     staging = (target if exists else target.parent) / f".kmsdata-{os.getpid()}-{random_bytes(4).hex()}.tmp"
     try:
         staging.mkdir()
+        handle = os.open(staging, os.O_RDONLY) if os.name == "posix" else None
     except OSError as error:  # it is the target that the caller knows
         raise OSError(error.errno, error.strerror, str(target)) from None
     try:
+        if handle is not None:
+            claim(handle)
         yield staging
         _sync(staging)
         if not exists:
@@ -246,6 +249,8 @@ def _staged(target: Path) -> Iterator[Path]:
         _sync_one(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def _sync(root: Path, *, files: bool = True) -> None:

@@ -29,6 +29,7 @@ from kmsdata.csv_blocks import CsvFile, Types, is_csv, open_csv
 from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.envelope import ColumnHeader, Header, Wrap, file_text
 from kmsdata.errors import FormatError, KmsDataError, UnsupportedTypeError
+from kmsdata.files import sweep
 from kmsdata.keys import DataKey, random_bytes
 from kmsdata.parquet import headers_in, settings_for
 from kmsdata.places import FilePath, Place, files_at, stamp, whole, whole_folder
@@ -294,6 +295,8 @@ class _Job:
     ) -> int:
         """Write every file; returns their size in all."""
         size = 0
+        if self.target.local:
+            sweep(self.target.path, beside=True)
         with Progress(title, rows, "rows", progress) as bar, contextlib.ExitStack() as stack:
             if self.single:
                 opened: Callable[[str], Any] = lambda _: whole(self.target)  # noqa: E731
@@ -505,7 +508,7 @@ def _dictionary(job: _Job, name: str, kind: pa.DataType) -> pa.ChunkedArray:
                     if new.equals(entries.slice(0, len(new))):
                         continue
                     both = pa.chunked_array([entries, new])
-                    entries = both.unique().combine_chunks() if len(entries) else new
+                    entries = both.unique() if len(entries) else new
     empty = pa.DictionaryArray.from_arrays(pa.array([], kind.index_type), entries, ordered=kind.ordered)
     return pa.chunked_array([empty])
 
@@ -925,8 +928,8 @@ def _with_entries(metadata: dict[bytes, bytes], entries: Mapping[str, Any]) -> d
         return metadata
     document = json.loads(metadata[b"pandas"])
     for entry in document.get("columns", []):
-        if entry.get("field_name") in entries and entry.get("pandas_type") == "bytes":
-            entry |= entries[entry["field_name"]]
+        if was := entries.get(entry.get("field_name")):
+            entry |= {key: was[key] for key in ("pandas_type", "numpy_type", "metadata")}
     return {**metadata, b"pandas": json.dumps(document).encode()}
 
 
