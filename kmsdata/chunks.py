@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import bisect
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -62,6 +63,11 @@ class Replacement:
 
     field: pa.Field
     settings: Mapping[str, Any]
+
+    @functools.cached_property
+    def _blank(self) -> _Encoded:
+        """The column without rows, for what the schema says of it."""
+        return _encoded(self.field, None, self.settings)
 
 
 @dataclass(frozen=True)
@@ -233,7 +239,7 @@ def rewrite(
     """
     out = _Output(sink)
     out.write(_MAGIC)
-    blanks = {name: _encoded(column.field, None, column.settings) for name, column in replaced.items()}
+    blanks = {name: column._blank for name, column in replaced.items()}
     places: list[list[int | None]] = []  # of each top-level column: its leaves, by their old numbers
     for name, leaves in footer.columns:
         places.append([None] * len(blanks[name].leaves) if name in replaced else list(leaves))
@@ -303,8 +309,9 @@ def _file(
             elements += old
             continue
         first, *rest = blanks[name].elements
-        if 9 in old[0]:
-            first = {**first, 9: old[0][9]}
+        first = {number: item for number, item in first.items() if number != 9}
+        if 9 in old[0]:  # the field id
+            first[9] = old[0][9]
         elements += [first, *rest]
     text = base64.b64encode(schema.serialize().to_pybytes())
     entries = {**metadata, b"ARROW:schema": text}

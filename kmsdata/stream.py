@@ -723,6 +723,7 @@ def _with_type(schema: pa.Schema, name: str, kind: pa.DataType) -> pa.Schema:
     return schema.set(position, schema.field(position).with_type(kind))
 
 
+@functools.lru_cache(256)  # for thousands of small files
 def _replacement(field: pa.Field) -> Replacement:
     return Replacement(field, settings_for(pa.schema([field]), {}))
 
