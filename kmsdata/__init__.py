@@ -30,10 +30,11 @@ from kmsdata.migrate import migrate_guide_column
 from kmsdata.parquet import read_parquet
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
-from kmsdata.report import Inspection, RewrapReport, Verification
+from kmsdata.report import Inspection, RewrapReport, StreamReport, Verification
 from kmsdata.rewrapping import rewrap
 from kmsdata.session import use
 from kmsdata.sign_in import login
+from kmsdata.stream import decrypt_parquet, encrypt_parquet
 from kmsdata.table import decrypt_table, encrypt_table
 from kmsdata.verification import verify
 
@@ -57,6 +58,7 @@ __all__ = [
     "LocalKeystore",
     "RewrapReport",
     "SeriesAccessor",
+    "StreamReport",
     "TamperedError",
     "TencentKMS",
     "UnsupportedTypeError",
@@ -64,7 +66,9 @@ __all__ = [
     "Verification",
     "WrongKeyError",
     "data_key",
+    "decrypt_parquet",
     "decrypt_table",
+    "encrypt_parquet",
     "encrypt_table",
     "export_keyset",
     "inspect",

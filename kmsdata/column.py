@@ -151,9 +151,12 @@ def open_pandas(
 
 
 def open_arrow(
-    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str
+    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str, *, first: int = 0
 ) -> pa.Array | pa.ChunkedArray:
-    """Decrypt a column, whose header was authenticated, into Arrow: as `open_pandas`, of the Arrow type."""
+    """Decrypt a column, whose header was authenticated, into Arrow: as `open_pandas`, of the Arrow type.
+
+    Of a part of a column, ``first`` says at which row it begins, for errors.
+    """
 
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pa.Array | pa.ChunkedArray:
         recorded = {key: value for key, value in item.type.items() if key != "categories"}
@@ -175,7 +178,7 @@ def open_arrow(
         ]
         return pa.chunked_array(chunks, type=types.pop()).take(pa.array(order))
 
-    return _open(header, data_keys, storage, column, unpack, join)
+    return _open(header, data_keys, storage, column, unpack, join, first)
 
 
 def _open(
@@ -185,13 +188,14 @@ def _open(
     column: str,
     unpack: Callable[[ColumnHeader, Cells, bytes | None], _T],
     join: Callable[[list[_T], Ints], _T],
+    first: int = 0,
 ) -> _T:
     """Open every cell under its object, release nothing unless all are authentic, and keep their order."""
-    keys, sealed, present, ids = _sorted_out(header, data_keys, storage, column)
+    keys, sealed, present, ids = _sorted_out(header, data_keys, storage, column, first)
     if len(keys) == 1:
         plain, bad = _open_cells(header.columns[0], keys[0], sealed)
         if plain is None:
-            _tampered(column, present[bad])
+            _tampered(column, first + present[bad])
         return unpack(header.columns[0], plain, _categories(header.columns[0], data_keys, column))
 
     opened: list[tuple[ColumnHeader, Ints, Cells]] = []
@@ -209,7 +213,7 @@ def _open(
     if pending.any():
         opened.clear()  # so that no frame of the error holds what was authentic either
         plain = None
-        _tampered(column, present[pending])
+        _tampered(column, first + present[pending])
     nulls = np.setdiff1d(np.arange(len(sealed)), present)
     if len(nulls) or not opened:
         opened.append((header.columns[0], nulls, Cells.of([None] * len(nulls))))
@@ -251,16 +255,16 @@ def bad_cells(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Ar
 
 
 def _sorted_out(
-    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str
+    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str, first: int = 0
 ) -> tuple[list[CellKey], Cells, Ints, npt.NDArray[np.uint32]]:
     """The keys of the objects; the cells, which of them are not null, and the key id of each of those."""
     keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
     sealed, present, ids, broken = _identified(storage)
     if broken.any():
-        _tampered(column, present[broken])
+        _tampered(column, first + present[broken])
     strangers = ~np.isin(ids, [_key_id(key) for key in keys])
     if strangers.any():
-        _wrong_key(column, present[strangers])
+        _wrong_key(column, first + present[strangers])
     return keys, sealed, present, ids
 
 

@@ -10,23 +10,20 @@ What stands where in a file::
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.envelope import DataKeyRecord, Header, file_text, parse_file
 from kmsdata.errors import FormatError
-from kmsdata.files import whole_file
-from kmsdata.keys import random_bytes
+from kmsdata.places import FilePath, Place, from_url, whole
 from kmsdata.search import FileSearch, filter_terms
 from kmsdata.session import Key
 from kmsdata.table import (
@@ -45,14 +42,12 @@ __all__ = [
     "FilePath",
     "files_of",
     "fragments_of",
-    "from_url",
     "headers_in",
     "read_headers",
     "read_parquet",
+    "settings_for",
     "write_parquet",
 ]
-
-FilePath: TypeAlias = "str | os.PathLike[str]"
 
 _ENTRY = b"kmsdata"
 
@@ -72,26 +67,9 @@ def write_parquet(
     if headers:
         metadata[_ENTRY] = file_text(headers).encode()
     table = table.replace_schema_metadata(metadata)
-    settings = _settings(table, options)
-    if filesystem is None and "://" in str(path):
-        filesystem, inner = from_url(str(path))
-        path = str(inner)
-    if filesystem is None or isinstance(filesystem, pafs.LocalFileSystem):
-        with whole_file(path) as file:
-            pq.write_table(table, file, **settings)
-        return
-    if not isinstance(filesystem, pafs.FileSystem):
-        filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
-    folder, _, name = str(path).rpartition("/")
-    temporary = f"{folder}{'/' if folder else ''}.kmsdata-{random_bytes(8).hex()}-{name}.tmp"
-    try:
-        with filesystem.open_output_stream(temporary) as stream:
-            pq.write_table(table, stream, **settings)
-        filesystem.move(temporary, str(path))
-    except BaseException:
-        if filesystem.get_file_info(temporary).type == pafs.FileType.File:
-            filesystem.delete_file(temporary)
-        raise
+    settings = settings_for(table.schema, options)
+    with whole(Place.of(path, filesystem)) as file:
+        pq.write_table(table, file, **settings)
 
 
 def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
@@ -119,17 +97,6 @@ def _check_options(options: Mapping[str, Any]) -> None:
             "flavor='spark' renames columns, and a column is bound to its name: rename them before "
             "encrypting, and leave it out"
         )
-
-
-def from_url(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's."""
-    try:
-        return pafs.FileSystem.from_uri(url)
-    except pa.ArrowInvalid:
-        import fsspec  # pandas users who have such URLs have it
-
-        filesystem, path = fsspec.core.url_to_fs(url)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 def read_parquet(
@@ -428,16 +395,17 @@ def _on_cells(filters: Any, encrypted: set[str]) -> bool:
     return False
 
 
-def _settings(table: pa.Table, options: dict[str, Any]) -> dict[str, Any]:
-    """Random bytes neither compress nor repeat: no dictionary, no codec; and no statistics on cells.
+def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
+    """How to write encrypted columns: no dictionary, no codec, no statistics; and plain ones as usual.
 
-    Statistics of an extension type would also break every dataset filter of Arrow that meets them.
+    Random bytes neither compress nor repeat. Statistics of an extension type would also break every dataset
+    filter of Arrow that meets them.
     """
-    sealed = {field.name: field.type.dtype for field in table.schema if isinstance(field.type, EncryptedType)}
+    sealed = {field.name: field.type.dtype for field in schema if isinstance(field.type, EncryptedType)}
     sink = pa.BufferOutputStream()
-    pq.write_table(table.slice(0, 0), sink)
-    schema = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
-    leaves = [schema.column(number).path for number in range(len(schema.names))]
+    pq.write_table(schema.empty_table(), sink)
+    written = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    leaves = [written.column(number).path for number in range(len(written.names))]
     plain = [leaf for leaf in leaves if leaf not in sealed]
 
     def chosen(option: str) -> list[str]:

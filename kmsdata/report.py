@@ -15,6 +15,7 @@ __all__ = [
     "Failure",
     "Inspection",
     "RewrapReport",
+    "StreamReport",
     "Verification",
     "size",
 ]
@@ -403,6 +404,51 @@ class RewrapReport:
         title, *more = (html.escape(line) for line in self._lines())
         items = "".join(f"<li>{line}</li>" for line in more)
         return f'<div class="kmsdata-rewrap"><p>{title}</p>{f"<ul>{items}</ul>" if items else ""}</div>'
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """What was written to a file or folder, or would be; see `kmsdata.encrypt_parquet`.
+
+    Attributes:
+        target: where to.
+        rows: how many; of a dry run over CSV, about.
+        files: how many.
+        bytes: what they take; of a dry run, about.
+        columns: those that were encrypted or decrypted.
+        kms_calls: calls of key services; of a dry run, at most.
+        dry_run: whether nothing was written.
+    """
+
+    target: str
+    rows: int
+    files: int
+    bytes: int
+    columns: tuple[str, ...]
+    kms_calls: int
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain Python, for programs."""
+        return asdict(self)
+
+    def json(self) -> str:
+        """All of it as JSON.
+
+        Example:
+            >>> json.loads(StreamReport("out.parquet", 3, 1, 4096, ("ssn",), 1).json())["rows"]
+            3
+        """
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    def __str__(self) -> str:
+        would = "would write about" if self.dry_run else "wrote"
+        files = f" in {self.files:,} files" if self.files > 1 else ""
+        calls = "1 call" if self.kms_calls == 1 else f"{self.kms_calls} calls"
+        return (
+            f"{would} {self.rows:,} rows{files}, {size(self.bytes)}, to {self.target}; columns "
+            f"{', '.join(self.columns)}; {calls} of the key service"
+        )
 
 
 _CHECKED = ("column", "state", "algorithm", "authentic", "bad", "nulls")

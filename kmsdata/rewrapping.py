@@ -33,7 +33,7 @@ from kmsdata.files import whole_file
 from kmsdata.footer import MAGIC, Footer, ending, read_footer
 from kmsdata.journal import append, drop_checksum, recover, unchanged
 from kmsdata.keys import random_bytes
-from kmsdata.parquet import FilePath, from_url
+from kmsdata.places import FilePath, from_url
 from kmsdata.progress import Progress
 from kmsdata.report import RewrapReport
 from kmsdata.table import check_names

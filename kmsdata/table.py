@@ -27,6 +27,7 @@ __all__ = [
     "Encrypted",
     "check_context",
     "check_names",
+    "chosen_columns",
     "column_names",
     "data_key_for",
     "decrypt_frame",
@@ -37,7 +38,9 @@ __all__ = [
     "encrypted_columns",
     "headers_of",
     "in_extension_dtype",
+    "in_pandas_metadata",
     "open_keys",
+    "pandas_dtypes",
     "require",
     "the_data_key",
     "with_headers",
@@ -58,7 +61,7 @@ def encrypt_frame(
     progress: bool | None = None,
 ) -> pd.DataFrame:
     """See `kmsdata.accessor.FrameAccessor.encrypt`."""
-    chosen = _chosen(frame.columns, columns, deterministic, domain, list(frame.index.names))
+    chosen = chosen_columns(frame.columns, columns, deterministic, domain, list(frame.index.names))
     positions = {label: position for position, label in enumerate(frame.columns) if label in chosen}
     for name, position in positions.items():
         _refuse_encrypted(name, _encrypted_series(frame.iloc[:, position]) is not None)
@@ -109,16 +112,16 @@ def encrypt_table(
         >>> kmsdata.decrypt_table(sealed).equals(table)
         True
     """
-    chosen = _chosen(table.column_names, columns, deterministic, domain, [])
+    chosen = chosen_columns(table.column_names, columns, deterministic, domain, [])
     for name in chosen:
         _refuse_encrypted(name, isinstance(table.schema.field(name).type, EncryptedType))
     data_key = data_key_for(key, context, table.num_rows * len(chosen))
-    schema, dtypes = table.schema, _pandas_dtypes(table.schema.metadata)
+    schema, dtypes = table.schema, pandas_dtypes(table.schema.metadata)
     for name, scope in chosen.items():
         array = _encrypt(table.column(name), name, data_key, scope, dtypes.get(name)).__arrow_array__()
         position = schema.get_field_index(name)
         table = table.set_column(position, schema.field(position).with_type(array.type), array)
-    return table.replace_schema_metadata(_pandas_metadata(schema.metadata, list(chosen)))
+    return table.replace_schema_metadata(in_pandas_metadata(schema.metadata, list(chosen)))
 
 
 def decrypt_frame(
@@ -233,7 +236,7 @@ def decrypt_table(
     for name, values in done.items():
         position = table.schema.get_field_index(name)
         table = table.set_column(position, table.schema.field(position).with_type(values.type), values)
-    return table.replace_schema_metadata(_pandas_metadata(table.schema.metadata, names, back=True))
+    return table.replace_schema_metadata(in_pandas_metadata(table.schema.metadata, names, back=True))
 
 
 @dataclass(frozen=True)
@@ -524,7 +527,7 @@ def check_context(
             )
 
 
-def _pandas_metadata(
+def in_pandas_metadata(
     metadata: Mapping[bytes, bytes] | None, columns: Sequence[str], *, back: bool = False
 ) -> dict[bytes, bytes] | None:
     """Schema metadata in which pandas takes these columns for bytes: readers without kmsdata fail else.
@@ -544,7 +547,7 @@ def _pandas_metadata(
     return {**metadata, b"pandas": json.dumps(document).encode()}
 
 
-def _pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+def pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """The pandas dtypes that schema metadata names, by column, where the name alone says the dtype."""
     document = json.loads((metadata or {}).get(b"pandas", b"{}"))
     dtypes = {}
@@ -637,7 +640,7 @@ def column_names(columns: Columns) -> list[str]:
     return [columns] if isinstance(columns, str) else list(columns)
 
 
-def _chosen(
+def chosen_columns(
     labels: Iterable[Hashable],
     columns: Columns,
     deterministic: Columns | bool,
