@@ -30,10 +30,13 @@ from kmsdata.migrate import migrate_guide_column
 from kmsdata.parquet import read_parquet
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
-from kmsdata.report import Inspection
+from kmsdata.report import Inspection, RewrapReport, StreamReport, Verification
+from kmsdata.rewrapping import rewrap
 from kmsdata.session import use
 from kmsdata.sign_in import login
+from kmsdata.stream import decrypt_parquet, encrypt_parquet
 from kmsdata.table import decrypt_table, encrypt_table
+from kmsdata.verification import verify
 
 __all__ = [
     "Cell",
@@ -53,14 +56,19 @@ __all__ = [
     "Keyset",
     "KmsDataError",
     "LocalKeystore",
+    "RewrapReport",
     "SeriesAccessor",
+    "StreamReport",
     "TamperedError",
     "TencentKMS",
     "UnsupportedTypeError",
     "Usage",
+    "Verification",
     "WrongKeyError",
     "data_key",
+    "decrypt_parquet",
     "decrypt_table",
+    "encrypt_parquet",
     "encrypt_table",
     "export_keyset",
     "inspect",
@@ -68,8 +76,10 @@ __all__ = [
     "migrate_guide_column",
     "new_data_key",
     "read_parquet",
+    "rewrap",
     "usage",
     "use",
+    "verify",
 ]
 
 __version__ = version("kmsdata")

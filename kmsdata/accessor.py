@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import pandas as pd
@@ -10,8 +10,10 @@ import pandas as pd
 from kmsdata.inspection import inspect
 from kmsdata.parquet import FilePath, write_parquet
 from kmsdata.report import Inspection
+from kmsdata.search import isin
 from kmsdata.session import Key
 from kmsdata.table import Columns, Encrypted, decrypt_frame, encrypt_frame, encrypted_columns
+from kmsdata.wraps import Change, rewrap_frame
 
 __all__ = ["FrameAccessor", "SeriesAccessor"]
 
@@ -114,6 +116,70 @@ class FrameAccessor:
         return decrypt_frame(
             self._frame, columns, key=key, context=context, on_denied=on_denied, progress=progress
         )
+
+    def rewrap(
+        self,
+        key: str | None = None,
+        *,
+        source: str | Iterable[str] | None = None,
+        add: bool = False,
+        retire: str | Iterable[str] | None = None,
+    ) -> pd.DataFrame:
+        """Put the frame under another master key: the same cells, with the data key wrapped anew.
+
+        It takes no right away from whoever has the data key or an older copy. See `kmsdata.rewrap`, which
+        does this to files, for the errors.
+
+        Args:
+            key: URI of the new master key.
+            source: URIs of the master keys to be replaced; default: the session's; without one, the only key.
+            add: add the new key beside the others, and replace none.
+            retire: in place of ``key``: URIs of master keys whose wraps to remove.
+
+        Returns:
+            A new frame with the same cells. A wrap that does not open is left alone, with a warning.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
+            >>> enc.kms.rewrap("local://next").kms.inspect().data_keys[0].keys
+            ('local://next',)
+        """
+        return rewrap_frame(self._frame, Change(key, source=source, add=add, retire=retire))
+
+    def isin(self, column: str, values: Any, *, key: Key | Encrypted | None = None) -> pd.Series[bool]:
+        """Which rows of a deterministic column hold one of these values: the column is not decrypted.
+
+        The values are encrypted and compared with the cells, with one call of the key service for each data
+        key of the column. Every True is authentic; a cell that was changed is False, and is noticed by
+        decryption or `kmsdata.verify` only.
+
+        Args:
+            column: its name, or that of an encrypted level of the index.
+            values: one value, or any list of values (Series, Index, numpy or Arrow array, set). Integers of
+                any width, and whole floats, are found among integers of any width, and one that the
+                column could not hold (2**70) is not there. A null finds every null, whichever each is.
+            key: only these may open it, as in `decrypt`.
+
+        Returns:
+            bool Series of the frame's index and the column's name.
+
+        Raises:
+            TypeError: the column is randomised; or a value that such a column cannot hold: text for integers,
+                a datetime with a time zone for a column without.
+            FormatError: the column is not encrypted, or its header was changed.
+            WrongKeyError: cells of a key that the header does not name: they could never be found.
+            KeyServiceError: the key service refused.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> df = pd.DataFrame({"email": ["a@x.org", "b@x.org", None], "age": [36, 29, 41]})
+            >>> enc = df.kms.encrypt("age", deterministic="email", key="local://demo")
+            >>> enc[enc.kms.isin("email", "b@x.org")].kms.decrypt()
+                 email  age
+            1  b@x.org   29
+        """
+        return isin(self._frame, column, values, key=key)
 
     @property
     def encrypted(self) -> list[Any]:

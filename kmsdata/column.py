@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kmsdata import codec
-from kmsdata.cells import Cells, Ints
+from kmsdata.cells import Bools, Cells, Ints
 from kmsdata.ciphers import gcm, siv
 from kmsdata.ciphers.aes import keystream
 from kmsdata.envelope import GCM, SIV, ColumnHeader, Header
@@ -21,7 +21,7 @@ from kmsdata.errors import FormatError, TamperedError, UnsupportedTypeError, Wro
 from kmsdata.keys import CellKey, DataKey, random_bytes
 from kmsdata.storage import from_storage, to_storage
 
-__all__ = ["authenticate", "open_arrow", "open_pandas", "plan", "seal"]
+__all__ = ["authenticate", "bad_cells", "check_key_ids", "open_arrow", "open_pandas", "plan", "seal"]
 
 _ROWS_NAMED = 100
 _MOST_CATEGORIES = 1 << 20
@@ -151,9 +151,12 @@ def open_pandas(
 
 
 def open_arrow(
-    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str
+    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str, *, first: int = 0
 ) -> pa.Array | pa.ChunkedArray:
-    """Decrypt a column, whose header was authenticated, into Arrow: as `open_pandas`, of the Arrow type."""
+    """Decrypt a column, whose header was authenticated, into Arrow: as `open_pandas`, of the Arrow type.
+
+    Of a part of a column, ``first`` says at which row it begins, for errors.
+    """
 
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pa.Array | pa.ChunkedArray:
         recorded = {key: value for key, value in item.type.items() if key != "categories"}
@@ -175,7 +178,7 @@ def open_arrow(
         ]
         return pa.chunked_array(chunks, type=types.pop()).take(pa.array(order))
 
-    return _open(header, data_keys, storage, column, unpack, join)
+    return _open(header, data_keys, storage, column, unpack, join, first)
 
 
 def _open(
@@ -185,20 +188,14 @@ def _open(
     column: str,
     unpack: Callable[[ColumnHeader, Cells, bytes | None], _T],
     join: Callable[[list[_T], Ints], _T],
+    first: int = 0,
 ) -> _T:
     """Open every cell under its object, release nothing unless all are authentic, and keep their order."""
-    keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
-    sealed = from_storage(storage)
-    present = np.arange(len(sealed)) if sealed.valid is None else np.flatnonzero(sealed.valid)
-    ids = _key_ids(sealed, present, column)
-    strangers = ~np.isin(ids, [_key_id(key) for key in keys])
-    if strangers.any():
-        _wrong_key(column, present[strangers])
-
+    keys, sealed, present, ids = _sorted_out(header, data_keys, storage, column, first)
     if len(keys) == 1:
         plain, bad = _open_cells(header.columns[0], keys[0], sealed)
         if plain is None:
-            _tampered(column, present[bad])
+            _tampered(column, first + present[bad])
         return unpack(header.columns[0], plain, _categories(header.columns[0], data_keys, column))
 
     opened: list[tuple[ColumnHeader, Ints, Cells]] = []
@@ -216,12 +213,59 @@ def _open(
     if pending.any():
         opened.clear()  # so that no frame of the error holds what was authentic either
         plain = None
-        _tampered(column, present[pending])
+        _tampered(column, first + present[pending])
     nulls = np.setdiff1d(np.arange(len(sealed)), present)
     if len(nulls) or not opened:
         opened.append((header.columns[0], nulls, Cells.of([None] * len(nulls))))
     parts = [unpack(item, cells, _categories(item, data_keys, column)) for item, _, cells in opened]
     return join(parts, np.argsort(np.concatenate([rows for _, rows, _ in opened]), kind="stable"))
+
+
+def check_key_ids(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str) -> None:
+    """Check that every cell can be of one of the objects of its column, whose header was authenticated.
+
+    Raises:
+        TamperedError: what cannot be a cell.
+        WrongKeyError: cells whose key id is in no object of the header.
+    """
+    _sorted_out(header, data_keys, storage, column)
+
+
+def bad_cells(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array) -> tuple[Ints, Ints]:
+    """Which cells of a column, whose header was authenticated, are not authentic. Releases no plaintext.
+
+    Args:
+        header: the column's.
+        data_keys: by commitment.
+        storage: its cells.
+
+    Returns:
+        Positions of those that fail authentication, and of those whose key id is in no object of the header.
+    """
+    keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
+    sealed, present, ids, broken = _identified(storage)
+    strangers = ~broken & ~np.isin(ids, [_key_id(key) for key in keys])
+    pending = ~broken & ~strangers
+    for item, key in zip(header.columns, keys, strict=True):
+        mine = np.flatnonzero(pending & (ids == _key_id(key)))
+        cells = sealed if len(mine) == len(sealed) else _rows(storage, present[mine])
+        _, wrong = _open_cells(item, key, cells)
+        pending[np.delete(mine, wrong)] = False
+    return present[broken | pending], present[strangers]
+
+
+def _sorted_out(
+    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str, first: int = 0
+) -> tuple[list[CellKey], Cells, Ints, npt.NDArray[np.uint32]]:
+    """The keys of the objects; the cells, which of them are not null, and the key id of each of those."""
+    keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
+    sealed, present, ids, broken = _identified(storage)
+    if broken.any():
+        _tampered(column, first + present[broken])
+    strangers = ~np.isin(ids, [_key_id(key) for key in keys])
+    if strangers.any():
+        _wrong_key(column, first + present[strangers])
+    return keys, sealed, present, ids
 
 
 def _open_cells(item: ColumnHeader, key: CellKey, cells: Cells) -> tuple[Cells | None, Ints]:
@@ -236,22 +280,24 @@ def _key_id(key: CellKey) -> int:
     return int.from_bytes(key.prefix[1:], "big")
 
 
-def _key_ids(cells: Cells, present: Ints, column: str) -> npt.NDArray[np.uint32]:
-    """The key id of each cell that is not null; TamperedError for what cannot be a cell at all."""
+def _identified(storage: pa.Array) -> tuple[Cells, Ints, npt.NDArray[np.uint32], Bools]:
+    """The cells; which of them are not null; of those the key ids, and which cannot be cells at all."""
+    cells = from_storage(storage)
+    present = np.arange(len(cells)) if cells.valid is None else np.flatnonzero(cells.valid)
     shortest = min(siv.OVERHEAD, gcm.OVERHEAD)
-    if not cells.count:
-        return np.empty(0, np.uint32)
     if cells.width is not None and cells.width >= shortest:
         heads = cells.data.reshape(-1, cells.width)[:, : gcm.PREFIX]
+        broken = heads[:, 0] != 1
+    elif len(cells.data) < shortest:
+        return cells, present, np.zeros(cells.count, np.uint32), np.ones(cells.count, np.bool_)
     else:
         bounds = cells.bounds()
-        if (short := np.flatnonzero(np.diff(bounds) < shortest)).size:
-            _tampered(column, present[short])
-        window = np.ndarray((len(cells.data) - 4,), "V5", cells.data.data, 0, (1,))
-        heads = window[bounds[:-1]].view(np.uint8).reshape(-1, gcm.PREFIX)
-    if (foreign := np.flatnonzero(heads[:, 0] != 1)).size:
-        _tampered(column, present[foreign])
-    return np.ascontiguousarray(heads[:, 1:]).view(">u4").ravel().astype(np.uint32)
+        last = len(cells.data) - gcm.PREFIX
+        window = np.ndarray((last + 1,), f"V{gcm.PREFIX}", cells.data.data, 0, (1,))
+        heads = window[np.minimum(bounds[:-1], last)].view(np.uint8).reshape(-1, gcm.PREFIX)
+        broken = (np.diff(bounds) < shortest) | (heads[:, 0] != 1)
+    ids = np.ascontiguousarray(heads[:, 1:]).view(">u4").ravel().astype(np.uint32)
+    return cells, present, ids, broken
 
 
 def _seal_categories(plain: bytes, name: str, data_key: DataKey) -> str:

@@ -312,6 +312,10 @@ class Header:
         """The record of the data key of one of the objects."""
         return next(item for item in self.records if item.commitment == column.data_key)
 
+    def under(self, records: Mapping[bytes, DataKeyRecord]) -> Header:
+        """The header with these records, by commitment, in place of its own of the same data keys."""
+        return Header(self.columns, tuple(records.get(item.commitment, item) for item in self.records))
+
     @property
     def deterministic(self) -> bool:
         """Whether equal values have equal cells, throughout: one deterministic object."""

@@ -6,12 +6,18 @@ import contextlib
 import errno
 import itertools
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["whole_file"]
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is swept
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["claim", "sweep", "whole_file"]
 
 
 @contextlib.contextmanager
@@ -67,9 +73,46 @@ def _beside(target: Path, mode: int) -> tuple[Path, int]:
     for number in itertools.count():
         temporary = target.with_name(f".kmsdata-{os.getpid()}-{number}.tmp")
         try:
-            return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            if claim(handle):
+                return temporary, handle
+            os.close(handle)
         except FileExistsError:
             continue
         except OSError as error:  # it is the target that the caller knows
             raise OSError(error.errno, error.strerror, str(target)) from None
     raise OSError(errno.EEXIST, "no name left for a temporary file", str(target))
+
+
+def claim(handle: int) -> bool:
+    """Mark a temporary file or folder as in use, as long as its handle is open.
+
+    Returns:
+        Whether it is there still: another process may just have swept it away.
+    """
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a filesystem without locks: nothing is swept there either
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return os.fstat(handle).st_nlink > 0
+
+
+def sweep(target: str | os.PathLike[str], *, beside: bool = False) -> None:
+    """Remove what killed processes have left of their temporary files; of those at work nothing is touched.
+
+    Args:
+        target: a folder.
+        beside: as well as in it, look in the folder that it is in.
+    """
+    path = Path(os.path.realpath(Path(target).expanduser()))
+    for folder in [path, path.parent] if beside else [path]:
+        for left in folder.glob(".kmsdata-*.tmp") if fcntl is not None and folder.is_dir() else []:
+            with contextlib.suppress(OSError):
+                handle = os.open(left, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                    else:
+                        left.unlink()
+                finally:
+                    os.close(handle)

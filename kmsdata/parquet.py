@@ -10,23 +10,21 @@ What stands where in a file::
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
-from kmsdata.envelope import Header, file_text, parse_file
+from kmsdata.envelope import DataKeyRecord, Header, file_text, parse_file
 from kmsdata.errors import FormatError
-from kmsdata.files import whole_file
-from kmsdata.keys import random_bytes
+from kmsdata.places import FilePath, Place, from_url, whole
+from kmsdata.search import FileSearch, filter_terms
 from kmsdata.session import Key
 from kmsdata.table import (
     Columns,
@@ -37,11 +35,19 @@ from kmsdata.table import (
     encrypted_columns,
     in_extension_dtype,
     require,
+    with_headers,
 )
 
-__all__ = ["FilePath", "fragments_of", "headers_in", "read_headers", "read_parquet", "write_parquet"]
-
-FilePath: TypeAlias = "str | os.PathLike[str]"
+__all__ = [
+    "FilePath",
+    "files_of",
+    "fragments_of",
+    "headers_in",
+    "read_headers",
+    "read_parquet",
+    "settings_for",
+    "write_parquet",
+]
 
 _ENTRY = b"kmsdata"
 
@@ -51,7 +57,7 @@ def write_parquet(
 ) -> None:
     """See `kmsdata.accessor.FrameAccessor.to_parquet`."""
     _check_options(options)
-    frame = in_extension_dtype(frame)
+    frame = _in_agreement(in_extension_dtype(frame))
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
     check_names(headers, path=str(path))
     table = pa.Table.from_pandas(frame, preserve_index=index, schema=options.pop("schema", None))
@@ -61,26 +67,20 @@ def write_parquet(
     if headers:
         metadata[_ENTRY] = file_text(headers).encode()
     table = table.replace_schema_metadata(metadata)
-    settings = _settings(table, options)
-    if filesystem is None and "://" in str(path):
-        filesystem, inner = _from_url(str(path))
-        path = str(inner)
-    if filesystem is None or isinstance(filesystem, pafs.LocalFileSystem):
-        with whole_file(path) as file:
-            pq.write_table(table, file, **settings)
-        return
-    if not isinstance(filesystem, pafs.FileSystem):
-        filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
-    folder, _, name = str(path).rpartition("/")
-    temporary = f"{folder}{'/' if folder else ''}.kmsdata-{random_bytes(8).hex()}-{name}.tmp"
-    try:
-        with filesystem.open_output_stream(temporary) as stream:
-            pq.write_table(table, stream, **settings)
-        filesystem.move(temporary, str(path))
-    except BaseException:
-        if filesystem.get_file_info(temporary).type == pafs.FileType.File:
-            filesystem.delete_file(temporary)
-        raise
+    settings = settings_for(table.schema, options)
+    with whole(Place.of(path, filesystem)) as file:
+        pq.write_table(table, file, **settings)
+
+
+def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with one record of each data key: parts of it may have been rewrapped before they met."""
+    records: dict[bytes, DataKeyRecord] = {}
+    every = [record for item in encrypted_columns(frame) for record in item.headers[0].records]
+    for record in every:
+        records[record.commitment] = records.get(record.commitment, record).with_wraps(record.wraps)
+    if all(records[record.commitment] == record for record in every):
+        return frame
+    return with_headers(frame, lambda header: header.under(records))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -99,17 +99,6 @@ def _check_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def _from_url(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's."""
-    try:
-        return pafs.FileSystem.from_uri(url)
-    except pa.ArrowInvalid:
-        import fsspec  # pandas users who have such URLs have it
-
-        filesystem, path = fsspec.core.url_to_fs(url)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
-
-
 def read_parquet(
     path: FilePath,
     *,
@@ -125,18 +114,23 @@ def read_parquet(
     Args:
         path: file, or folder of a dataset.
         columns: name or names of the columns to read; None for all.
-        filters: row filters on plain columns, as `pandas.read_parquet` takes them.
+        filters: row filters, as `pandas.read_parquet` takes them. Those on deterministic columns (``==``,
+            ``!=``, ``in``, ``not in``, in lists of terms) are answered on ciphertext, which takes the key: no
+            more than the matching rows is ever decrypted. Nulls are as in any filter: ``!=`` leaves them out,
+            ``in`` and ``not in`` take a null for a value.
         filesystem: pyarrow or fsspec filesystem; else by the path.
         decrypt: decrypt as well.
         encrypted: name or names that must be encrypted, so that a file whose header was stripped is noticed.
-        key: only these may open it (for ``decrypt``): a URI, several, or a `DataKey`.
+        key: only these may open it (for ``decrypt``, and filters on encrypted columns): a URI, several,
+            or a `DataKey`.
 
     Returns:
         A frame; plain columns, index and attrs as pandas' own Parquet brings them.
 
     Raises:
         FormatError: a header that is malformed, or a column of ``encrypted`` that is not.
-        TypeError: a filter on an encrypted column.
+        TypeError: a filter on a randomised column, or one that compares ciphertext by more than equality;
+            a value that the column cannot hold.
 
     Example:
         >>> import pandas as pd, kmsdata
@@ -148,13 +142,19 @@ def read_parquet(
     wanted = None if columns is None else column_names(columns)
     asked = None if encrypted is None else column_names(encrypted)
     fragments = fragments_of(path, filesystem)
+    looked_at = None
+    if wanted is not None and not isinstance(filters, ds.Expression):
+        filtered = [] if filters is None else [term[0] for group in filter_terms(filters) for term in group]
+        looked_at = {*wanted, *(asked or ()), *filtered}
     files = {
         name: headers_in(
-            fragment.physical_schema, name, None if wanted is None else {*wanted, *(asked or ())}
+            fragment.physical_schema,
+            name,
+            looked_at,
         )
         for name, (fragment, _) in fragments.items()
     }
-    _check_filters(filters, {column for headers in files.values() for column in headers})
+    on_cells = _on_cells(filters, {column for headers in files.values() for column in headers})
     for name, headers in files.items():
         check_names(headers, path=name)
         for column in asked or ():
@@ -164,6 +164,9 @@ def read_parquet(
                     path=name,
                     column=column,
                 )
+    if on_cells:
+        frame = _searched(fragments, files, wanted, FileSearch(filters, files.values(), key))
+        return decrypt_frame(frame, key=key) if decrypt else frame
     first = next(iter(files.values()))
     # One read where all files agree; else each by itself, since Arrow would put one's cells under the
     # header of another, or refuse.
@@ -230,22 +233,48 @@ def _each(
     parts = []
     for name, (fragment, partition) in fragments.items():
         schema = fragment.physical_schema
-        stored = (schema.metadata or {}).get(b"pandas")
-        index = (
-            [level for level in json.loads(stored)["index_columns"] if isinstance(level, str)]
-            if stored
-            else []
-        )
+        index = _index_levels(schema)
         for field in partition:
             schema = schema.append(field)
         chosen = None if columns is None else list(dict.fromkeys([*columns, *index]))
         table = fragment.to_table(schema=schema, columns=chosen, filter=condition)
-        part = _restored(table.to_pandas(), files[name])
-        part.attrs = json.loads((table.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
-        parts.append(part)
+        parts.append(_framed(table, files[name]))
+    return _united(parts)
+
+
+def _index_levels(schema: pa.Schema) -> list[str]:
+    """The columns that hold the index, as pandas' metadata says."""
+    stored = (schema.metadata or {}).get(b"pandas")
+    if not stored:
+        return []
+    return [level for level in json.loads(stored)["index_columns"] if isinstance(level, str)]
+
+
+def _framed(table: pa.Table, headers: Mapping[str, Header]) -> pd.DataFrame:
+    """A table that was read from a file, as pandas makes a frame of it."""
+    frame = _restored(table.to_pandas(), headers)
+    frame.attrs = json.loads((table.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
+    return frame
+
+
+def _united(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """The frames of several files as one."""
     parts = [part for part in parts if len(part)] or parts[:1]  # what has no rows must not sway the dtypes
     default = all(isinstance(part.index, pd.RangeIndex) for part in parts)
     return pd.concat(parts, ignore_index=default)
+
+
+def files_of(path: FilePath, filesystem: Any) -> list[tuple[str, Any]]:
+    """The files of a dataset by path, none of them opened yet: whatever is wrong with one is its own."""
+    if filesystem is None and "://" in str(path):
+        filesystem, path = from_url(str(path))
+    elif filesystem is None:
+        path = Path(path).expanduser()
+    dataset = ds.dataset(path, pa.schema([]), format="parquet", filesystem=filesystem)
+    found = [(fragment.path, fragment) for fragment in dataset.get_fragments()]
+    if not found:
+        raise FileNotFoundError(f"no Parquet file in {path}")
+    return found if len(found) > 1 else [(str(path), found[0][1])]
 
 
 def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[pa.Field]]]:
@@ -253,7 +282,7 @@ def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[p
     hive = ds.HivePartitioning.discover(infer_dictionary=True)  # as pandas reads it
     try:
         if filesystem is None and "://" in str(path):
-            filesystem, path = _from_url(str(path))
+            filesystem, path = from_url(str(path))
         elif filesystem is None:
             path = Path(path).expanduser()
         dataset = ds.dataset(path, format="parquet", filesystem=filesystem, partitioning=hive)
@@ -313,33 +342,70 @@ def _is_binary(dtype: pa.DataType) -> bool:
     )
 
 
-def _check_filters(filters: Any, encrypted: set[str]) -> None:
+def _searched(
+    fragments: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Header]],
+    columns: list[str] | None,
+    search: FileSearch,
+) -> pd.DataFrame:
+    """The rows that match filters on encrypted columns: of one read where all files agree, else united."""
+    first = next(iter(fragments.values()))[0].physical_schema
+    kinds = [
+        {
+            column: (EncryptedDtype(header), fragments[name][0].physical_schema.field(column).type)
+            for column, header in headers.items()
+        }
+        for name, headers in files.items()
+    ]
+    agree = all(kind == kinds[0] for kind in kinds)
+    tables = []
+    for name, (fragment, partition) in fragments.items():
+        own = fragment.physical_schema
+        kept = own.names if not agree else files[name]
+        fields = [own.field(field.name) if field.name in kept else field for field in first]
+        schema = pa.schema(fields, metadata=own.metadata)
+        for field in (*(() if agree else own), *partition):
+            if field.name not in schema.names:
+                schema = schema.append(field)
+        levels = _index_levels(own)
+        chosen = schema.names if columns is None else list(dict.fromkeys([*columns, *levels]))
+        for column in (*chosen, *search.columns):
+            require(schema.names, column)
+        tables.append(search.rows(fragment, schema, files[name], chosen))
+    if agree:
+        return _framed(pa.concat_tables(tables), next(iter(files.values())))
+    return _united([_framed(table, files[name]) for table, name in zip(tables, files, strict=True)])
+
+
+def _on_cells(filters: Any, encrypted: set[str]) -> bool:
+    """Whether there are filters on encrypted columns."""
     if filters is None:
-        return
+        return False
     if isinstance(filters, ds.Expression):
         # Arrow does not say which fields an expression names; what stands in quotes is a value.
         outside = re.sub(r'"(?:[^"\\]|\\.)*"', '""', str(filters))
         used = {name for name in encrypted if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", outside)}
     else:
-        groups = filters if filters and isinstance(filters[0], list) else [filters]
-        used = {term[0] for group in groups for term in group} & encrypted
+        return bool({term[0] for group in filter_terms(filters) for term in group} & encrypted)
     if used:
         raise TypeError(
-            f"column {min(used)!r} is encrypted and cannot be filtered by value while it is read: decrypt, "
-            "then filter"
+            f"column {min(used)!r} is encrypted, and ciphertext cannot answer an expression of Arrow: pass "
+            "filters as a list, such as [(column, '==', value)], or decrypt, then filter"
         )
+    return False
 
 
-def _settings(table: pa.Table, options: dict[str, Any]) -> dict[str, Any]:
-    """Random bytes neither compress nor repeat: no dictionary, no codec; and no statistics on cells.
+def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
+    """How to write encrypted columns: no dictionary, no codec, no statistics; and plain ones as usual.
 
-    Statistics of an extension type would also break every dataset filter of Arrow that meets them.
+    Random bytes neither compress nor repeat. Statistics of an extension type would also break every dataset
+    filter of Arrow that meets them.
     """
-    sealed = {field.name: field.type.dtype for field in table.schema if isinstance(field.type, EncryptedType)}
+    sealed = {field.name: field.type.dtype for field in schema if isinstance(field.type, EncryptedType)}
     sink = pa.BufferOutputStream()
-    pq.write_table(table.slice(0, 0), sink)
-    schema = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
-    leaves = [schema.column(number).path for number in range(len(schema.names))]
+    pq.write_table(schema.empty_table(), sink)
+    written = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    leaves = [written.column(number).path for number in range(len(written.names))]
     plain = [leaf for leaf in leaves if leaf not in sealed]
 
     def chosen(option: str) -> list[str]:

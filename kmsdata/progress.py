@@ -72,6 +72,11 @@ class Progress:
         if self._shown or not self._patience:
             self._show()
 
+    @property
+    def done(self) -> int:
+        """How much is done."""
+        return self._done
+
     def step(self, count: int) -> None:
         """So much more is done."""
         self._done += count

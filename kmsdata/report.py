@@ -7,18 +7,35 @@ import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["ColumnReport", "DataKeyReport", "Inspection", "printable", "size"]
+__all__ = [
+    "ColumnCheck",
+    "ColumnReport",
+    "DataKeyReport",
+    "Failure",
+    "Inspection",
+    "RewrapReport",
+    "StreamReport",
+    "Verification",
+    "printable",
+    "size",
+]
 
 _UNVERIFIED = "As the headers say; nothing was decrypted or verified."
 _EQUAL = "AES-256-SIV is deterministic: equal values are equal cells, within a domain under one data key."
 _NOT_JOINED = "Columns under different data keys cannot be joined: give the second key= the first frame."
 
+_NOT_SHOWN = (
+    "Not noticed: rows removed, repeated or reordered, cells set to null or exchanged within their column, "
+    "plain columns changed, older data under the same data key."
+)
+_MOST_SHOWN = 20
+
 _HOW = {"AES-256-GCM": " randomised", "AES-256-SIV": " deterministic"}
 
-_NUMBERS = ("nulls", "size")  # headings of what is aligned to the right
+_NUMBERS = ("authentic", "bad", "nulls", "size")  # headings of what is aligned to the right
 _FOLDED = ("column", "type", "domain")  # and of what may be long
 # Each state has a mark for text; a glyph and colours for HTML. Background and colour together: a notebook
 # that is not trusted drops style sheets and variables, and either alone could be unreadable in the dark.
@@ -27,6 +44,9 @@ _STATES = {
     "encrypted": ("[x]", "&#128274;", "background:#d7f0dd;color:#0b4f26"),
     "plain": ("[ ]", "&#9675;", "background:#eceff1;color:#37474f"),
     "partly plain": ("[~]", "&#9888;", "background:#ffe8b3;color:#5f3b00"),
+    "authentic": ("[x]", "&#10003;", "background:#d7f0dd;color:#0b4f26"),
+    "failed": ("[!]", "&#10007;", "background:#fce8e6;color:#8a0c0c"),
+    "not verified": ("[?]", "&#9888;", "background:#ffe8b3;color:#5f3b00"),
 }
 _PILL = "padding:1px 6px;border-radius:4px;white-space:nowrap"
 
@@ -161,6 +181,257 @@ class Inspection:
         return _as_html(self._title, self._rows(_HOW), keys, self._notes())
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Something that does not hold.
+
+    Attributes:
+        what: a sentence.
+        file: where, in a dataset or file.
+        column: of which column; None where it is the file's.
+        row_group: of which row group.
+        rows: positions (in the file, frame or table) of the first cells concerned.
+        count: how many cells are concerned; 0 where it is none's.
+    """
+
+    what: str
+    file: str | None = None
+    column: str | None = None
+    row_group: int | None = None
+    rows: tuple[int, ...] = ()
+    count: int = 0
+
+    def __str__(self) -> str:
+        where = [self.file, None if self.column is None else f"column {self.column!r}"]
+        where += [None if self.row_group is None else f"row group {self.row_group}"]
+        what = self.what
+        if self.count:
+            some = ", ".join(map(str, self.rows[:5]))
+            one = self.count == 1
+            what += f": {self.count:,} cell{'' if one else 's'} (row{'' if one else 's'} {some}"
+            what += ", ...)" if self.count > 5 else ")"
+        return ": ".join(filter(None, [", ".join(filter(None, where)), what]))
+
+
+@dataclass(frozen=True)
+class ColumnCheck:
+    """What was found of one column.
+
+    Attributes:
+        name: its label.
+        state: ``authentic``: every cell is; ``failed``: something is not; ``not verified``: its key was
+            refused, so nothing can be said.
+        algorithm: ``AES-256-GCM``, ``AES-256-SIV``, or None where no header says it.
+        cells: how many cells were found to be authentic.
+        nulls: how many are null, and so cannot be told from those that were set to null.
+        bad: how many cells are not authentic.
+    """
+
+    name: str
+    state: str
+    algorithm: str | None
+    cells: int
+    nulls: int
+    bad: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found when every encrypted cell was authenticated; see `kmsdata.verify`.
+
+    Shows itself as a table: text in a terminal, HTML in a notebook. Holds no plaintext.
+
+    Attributes:
+        what: what was looked at, such as a path.
+        rows: how many.
+        columns: the encrypted columns, and those that should have been.
+        failures: everything that does not hold, and every column that could not be verified.
+        files: how many files; 0 for what is in memory.
+    """
+
+    what: str
+    rows: int
+    columns: tuple[ColumnCheck, ...]
+    failures: tuple[Failure, ...]
+    files: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is something encrypted, and all of it is authentic."""
+        return (
+            bool(self.columns)
+            and not self.failures
+            and all(column.state == "authentic" for column in self.columns)
+        )
+
+    @property
+    def exit_status(self) -> int:
+        """For pipelines: 0 where all is authentic, else 1."""
+        return 0 if self.ok else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain Python, for programs."""
+        return asdict(self) | {"ok": self.ok}
+
+    def json(self) -> str:
+        """All of it as JSON.
+
+        Example:
+            >>> import json
+            >>> json.loads(Verification("x", 0, (), ()).json())["ok"]
+            False
+        """
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+
+    @property
+    def _title(self) -> str:
+        files = f" in {self.files:,} files" if self.files > 1 else ""
+        good = sum(column.state == "authentic" for column in self.columns)
+        verdict = "authentic" if self.ok else "NOT VERIFIED"
+        return (
+            f"{self.what}: {verdict}; {self.rows:,} rows{files}, {good} of {len(self.columns)} encrypted "
+            "columns authentic"
+        )
+
+    def _rows(self) -> list[dict[str, str]]:
+        return [
+            {
+                "column": column.name,
+                "state": column.state,
+                "algorithm": column.algorithm or "",
+                "authentic": f"{column.cells:,}",
+                "bad": f"{column.bad:,}",
+                "nulls": f"{column.nulls:,}",
+            }
+            for column in self.columns
+        ]
+
+    @property
+    def _said(self) -> list[str]:
+        hidden = len(self.failures) - _MOST_SHOWN
+        more = [f"... and {hidden:,} more, in .failures"] if hidden > 0 else []
+        return [*map(str, self.failures[:_MOST_SHOWN]), *more]
+
+    def __str__(self) -> str:
+        said = [f"- {text}" for text in self._said]
+        return _as_text(self._title, self._rows(), [*([""] if said else []), *said, "", _NOT_SHOWN])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return _as_html(self._title, self._rows(), list(map(_escaped, self._said)), [_NOT_SHOWN])
+
+
+@dataclass(frozen=True)
+class RewrapReport:
+    """What became of the files of a path; see `kmsdata.rewrap`.
+
+    Attributes:
+        what: the path.
+        files: how many files there are, ``_metadata`` and the like among them.
+        rewrapped: how many have other wraps now.
+        already: how many were as they were asked to be, and were skipped.
+        other: how many are under other master keys than the one to be replaced, and were left alone.
+        plain: how many have no encrypted column.
+        keys: by master key that opens files now, how many.
+        left: by sentence on a wrap that does not open and so was left alone, in how many files.
+        failed: by file, why it could not be rewrapped; such a file is as it was.
+    """
+
+    what: str
+    files: int
+    rewrapped: int
+    already: int = 0
+    other: int = 0
+    plain: int = 0
+    keys: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain Python, for programs."""
+        return asdict(self)
+
+    def json(self) -> str:
+        """All of it as JSON.
+
+        Example:
+            >>> import json
+            >>> json.loads(RewrapReport("people.parquet", 1, 1).json())["rewrapped"]
+            1
+        """
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+
+    def _lines(self) -> list[str]:
+        counts = [
+            (self.rewrapped, "rewrapped"),
+            (self.already, "as asked already"),
+            (self.other, "under other keys, left alone"),
+            (self.plain, "without encrypted columns"),
+            (len(self.failed), "failed"),
+        ]
+        said = [f"{count:,} {what}" for count, what in counts if count]
+        lines = [f"{self.what}: {self.files:,} {'file' if self.files == 1 else 'files'}: {', '.join(said)}"]
+        lines += [f"{key} opens {count:,} now" for key, count in self.keys.items()]
+        lines += [f"{sentence} ({count:,} files)" for sentence, count in self.left.items()]
+        lines += [f"{name}: {why}" for name, why in list(self.failed.items())[:20]]
+        return lines + ([f"and {len(self.failed) - 20:,} more"] if len(self.failed) > 20 else [])
+
+    def __str__(self) -> str:
+        return printable("\n  ".join(self._lines()), "\n")
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        title, *items = self._lines()
+        return _as_html(title, [], list(map(_escaped, items)), [])
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """What was written to a file or folder, or would be; see `kmsdata.encrypt_parquet`.
+
+    Attributes:
+        target: where to.
+        rows: how many; of a dry run over CSV, about.
+        files: how many.
+        bytes: what they take; of a dry run, about.
+        columns: those that were encrypted or decrypted.
+        kms_calls: calls of key services; of a dry run, at most.
+        dry_run: whether nothing was written.
+    """
+
+    target: str
+    rows: int
+    files: int
+    bytes: int
+    columns: tuple[str, ...]
+    kms_calls: int
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain Python, for programs."""
+        return asdict(self)
+
+    def json(self) -> str:
+        """All of it as JSON.
+
+        Example:
+            >>> json.loads(StreamReport("out.parquet", 3, 1, 4096, ("ssn",), 1).json())["rows"]
+            3
+        """
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    def __str__(self) -> str:
+        would = "would write about" if self.dry_run else "wrote"
+        files = f" in {self.files:,} files" if self.files > 1 else ""
+        calls = "1 call" if self.kms_calls == 1 else f"{self.kms_calls} calls"
+        return printable(
+            f"{would} {self.rows:,} rows{files}, {size(self.bytes)}, to {self.target}; columns "
+            f"{', '.join(self.columns)}; {calls} of the key service"
+        )
+
+
 def _state(column: ColumnReport) -> str:
     if column.encrypted:
         return "encrypted"
@@ -227,12 +498,10 @@ def _as_html(
         body.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(cell(heading, heading, 'th scope="col"') for heading in headings)
     listed = "".join(f"<li>{item}</li>" for item in items)
-    return (
-        f"<div><strong>{_escaped(title)}</strong>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-        f"{f'<ul>{listed}</ul>' if listed else ''}"
-        f"<p><small>{'<br>'.join(map(_escaped, notes))}</small></p></div>"
-    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>" if rows else ""
+    listed = f"<ul>{listed}</ul>" if items else ""
+    said = f"<p><small>{'<br>'.join(map(_escaped, notes))}</small></p>" if notes else ""
+    return f"<div><strong>{_escaped(title)}</strong>{table}{listed}{said}</div>"
 
 
 def _escaped(text: str) -> str:
@@ -254,13 +523,18 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def printable(text: str) -> str:
+def printable(text: str, kept: str = "") -> str:
     """Text without letters that move a terminal or turn a line around, as names in a file may hold.
+
+    Args:
+        text: any.
+        kept: letters that stay as they are, such as the ends of lines.
 
     Example:
         >>> printable("身份证 \x1b[2J")
         '身份证 \\\\x1b[2J'
     """
     return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+        letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
+        for letter in text
     )

@@ -19,7 +19,20 @@ from kmsdata.keys import DataKey, KeyProvider
 from kmsdata.providers.local import LocalKeystore
 from kmsdata.providers.tencent import TencentKMS
 
-__all__ = ["Key", "forget", "hold", "new_data_key", "provider_of", "session_key", "unwrap", "use"]
+__all__ = [
+    "Key",
+    "forget",
+    "hold",
+    "limits",
+    "new_data_key",
+    "provider_of",
+    "resolved",
+    "session_key",
+    "unwrap",
+    "unwrap_by",
+    "use",
+    "wrap_under",
+]
 
 Key: TypeAlias = "str | Iterable[str] | DataKey"
 """What names a key: a URI, several (one data key, wrapped by each), or a data key."""
@@ -193,7 +206,7 @@ def provider_of(uri: str) -> KeyProvider:
     )
 
 
-def _resolved(uri: str) -> str:
+def resolved(uri: str) -> str:
     """The URI that a header may hold: with the id of a key where the service has aliases for them."""
     resolve = getattr(provider_of(uri), "resolve", None)
     return uri if resolve is None else resolve(uri)
@@ -234,7 +247,7 @@ def new_data_key(
     given = dict(context or {})
     # What no reader would take is refused before any key is made for it.
     DataKeyRecord(bytes(32), tuple(given.items()), tuple(Wrap(uri, "") for uri in uris))
-    uris = list(dict.fromkeys(_resolved(uri) for uri in uris))
+    uris = list(dict.fromkeys(resolved(uri) for uri in uris))
     if cells is None:
         return _generated(uris, given)
     by = tuple(_held_by(provider_of(uri)) for uri in uris), tuple(uris), tuple(sorted(given.items()))
@@ -246,9 +259,18 @@ def _generated(uris: list[str], context: dict[str, str]) -> DataKey:
     data_key = provider_of(uris[0]).generate_data_key(uris[0], context)
     wraps = list(data_key.wraps)
     for uri in uris[1:]:
-        count("wrap")
-        wraps.append(data_key.wrap_by(provider_of(uri), uri))
+        wraps.append(wrap_under(data_key, uri))
     return data_key.under(wraps)
+
+
+def wrap_under(data_key: DataKey, uri: str) -> Wrap:
+    """The data key, wrapped by another master key as well: one call of that key's provider.
+
+    Raises:
+        KeyServiceError: the provider refused.
+    """
+    count("wrap")
+    return data_key.wrap_by(provider_of(uri), uri)
 
 
 def _cache_in_force() -> KeyCache:
@@ -278,7 +300,7 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
             "master key's URI",
             key=record.wraps[0].key,
         )
-    allowed = _limits(key)
+    allowed = limits(key)
     refusal: KeyServiceError | None = None
     tried = False
     for wrap in record.wraps:
@@ -286,7 +308,7 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
             continue
         tried = True
         try:
-            data_key = _unwrapped(record, wrap)
+            data_key = unwrap_by(record, wrap)
         except KeyServiceError as error:
             refusal = refusal or error
             continue
@@ -308,8 +330,12 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
     )
 
 
-def _unwrapped(record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
-    """The data key, or None where it is another one. No error leaves a frame that holds it."""
+def unwrap_by(record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
+    """The data key that one wrap holds, or None where it is another one than the record's.
+
+    Whether the wrap's key may be asked is for the caller to say (`limits`). No error leaves a frame that
+    holds the data key.
+    """
     provider = provider_of(wrap.key)
     data_key: DataKey | None
     if isinstance(provider, LocalKeystore):  # it is at hand already, and may be changed by other processes
@@ -348,7 +374,8 @@ def _uris(key: str | Iterable[str] | None) -> list[str]:
     return uris
 
 
-def _limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
+def limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
+    """Which of the keys that a file names may be used; see `unwrap`."""
     if key is None:
         session = session_key()
         if session is None:
@@ -371,7 +398,7 @@ def _limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
         named = [parse_key(text) for text in exact]
         # A service is asked what an alias stands for only where no name agrees as it is.
         return uri in named or any(
-            parse_key(_resolved(text)) == uri
+            parse_key(resolved(text)) == uri
             for text, key in zip(exact, named, strict=True)
             if key[:2] == uri[:2]
         )

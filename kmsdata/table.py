@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import json
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
@@ -25,19 +25,25 @@ from kmsdata.session import Key, new_data_key, unwrap
 __all__ = [
     "Columns",
     "Encrypted",
+    "check_context",
     "check_names",
+    "chosen_columns",
     "column_names",
     "data_key_for",
     "decrypt_frame",
     "decrypt_table",
     "encrypt_frame",
     "encrypt_table",
+    "encrypted_column",
     "encrypted_columns",
     "headers_of",
     "in_extension_dtype",
+    "in_pandas_metadata",
     "open_keys",
+    "pandas_dtypes",
     "require",
     "the_data_key",
+    "with_headers",
 ]
 
 Columns: TypeAlias = "str | Iterable[str]"
@@ -55,7 +61,7 @@ def encrypt_frame(
     progress: bool | None = None,
 ) -> pd.DataFrame:
     """See `kmsdata.accessor.FrameAccessor.encrypt`."""
-    chosen = _chosen(frame.columns, columns, deterministic, domain, list(frame.index.names))
+    chosen = chosen_columns(frame.columns, columns, deterministic, domain, list(frame.index.names))
     positions = {label: position for position, label in enumerate(frame.columns) if label in chosen}
     for name, position in positions.items():
         _refuse_encrypted(name, _encrypted_series(frame.iloc[:, position]) is not None)
@@ -106,16 +112,16 @@ def encrypt_table(
         >>> kmsdata.decrypt_table(sealed).equals(table)
         True
     """
-    chosen = _chosen(table.column_names, columns, deterministic, domain, [])
+    chosen = chosen_columns(table.column_names, columns, deterministic, domain, [])
     for name in chosen:
         _refuse_encrypted(name, isinstance(table.schema.field(name).type, EncryptedType))
     data_key = data_key_for(key, context, table.num_rows * len(chosen))
-    schema, dtypes = table.schema, _pandas_dtypes(table.schema.metadata)
+    schema, dtypes = table.schema, pandas_dtypes(table.schema.metadata)
     for name, scope in chosen.items():
         array = _encrypt(table.column(name), name, data_key, scope, dtypes.get(name)).__arrow_array__()
         position = schema.get_field_index(name)
         table = table.set_column(position, schema.field(position).with_type(array.type), array)
-    return table.replace_schema_metadata(_pandas_metadata(schema.metadata, list(chosen)))
+    return table.replace_schema_metadata(in_pandas_metadata(schema.metadata, list(chosen)))
 
 
 def decrypt_frame(
@@ -230,7 +236,7 @@ def decrypt_table(
     for name, values in done.items():
         position = table.schema.get_field_index(name)
         table = table.set_column(position, table.schema.field(position).with_type(values.type), values)
-    return table.replace_schema_metadata(_pandas_metadata(table.schema.metadata, names, back=True))
+    return table.replace_schema_metadata(in_pandas_metadata(table.schema.metadata, names, back=True))
 
 
 @dataclass(frozen=True)
@@ -312,6 +318,22 @@ def encrypted_columns(frame: pd.DataFrame) -> list[_Place]:
     return found
 
 
+def encrypted_column(frame: pd.DataFrame, name: Hashable) -> _Place:
+    """The encrypted column of this name, else the encrypted level of the index.
+
+    Raises:
+        KeyError: there is neither. FormatError: it is not encrypted.
+        ValueError: several columns have the name.
+    """
+    require([*frame.columns, *frame.index.names], name)
+    found = [item for item in encrypted_columns(frame) if item.name == name]
+    if not found:
+        raise _not_encrypted(frame, str(name))
+    if len(found) > 1 and found[1].level is None:
+        raise ValueError(f"{len(found)} columns are called {name!r}: rename them apart first")
+    return found[0]
+
+
 def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every encrypted column in `EncryptedDtype`, whatever shape pandas gave it."""
     out = frame.copy(deep=False)
@@ -325,6 +347,32 @@ def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
             out.isetitem(item.position, item.parts[0][1])
         else:
             level = pd.Index(item.parts[0][1], name=frame.index.names[item.level])
+            out.index = _with_levels(out.index, {item.level: level})
+    return out
+
+
+def with_headers(frame: pd.DataFrame, change: Callable[[Header], Header]) -> pd.DataFrame:
+    """The frame with the same cells under other headers.
+
+    Args:
+        frame: any frame; columns and index levels that are encrypted are changed.
+        change: what becomes of a header; its column objects must stay.
+    """
+    out = frame.assign()
+    for item in encrypted_columns(frame):
+        arrays = [
+            EncryptedArray(array.storage, EncryptedDtype(change(header)))
+            for (_, array), header in zip(item.parts, item.headers, strict=True)
+        ]
+        values: Any = arrays[0]
+        if not item.whole:
+            values = np.empty(0, object) if item.others is None else item.others.copy()
+            for (rows, _), array in zip(item.parts, arrays, strict=True):
+                values[rows] = list(array)
+        if item.level is None:
+            out.isetitem(item.position, values)
+        else:
+            level = pd.Index(values, name=frame.index.names[item.level])
             out.index = _with_levels(out.index, {item.level: level})
     return out
 
@@ -454,13 +502,14 @@ def open_keys(
         if all(item.data_key in keys for item in header.columns):
             authenticate(header, keys, name)
             for record in header.records:
-                _check_context(record, keys[record.commitment], context, name)
+                check_context(record, keys[record.commitment], context, name)
     return keys
 
 
-def _check_context(
+def check_context(
     record: DataKeyRecord, data_key: DataKey, context: Mapping[str, str] | None, column: str
 ) -> None:
+    """Check that a record's context is its data key's, and holds these pairs; FormatError where not."""
     if record.context != data_key.context:
         raise FormatError(
             f"column {column!r}: its context was changed: it is not that of its data key",
@@ -478,7 +527,7 @@ def _check_context(
             )
 
 
-def _pandas_metadata(
+def in_pandas_metadata(
     metadata: Mapping[bytes, bytes] | None, columns: Sequence[str], *, back: bool = False
 ) -> dict[bytes, bytes] | None:
     """Schema metadata in which pandas takes these columns for bytes: readers without kmsdata fail else.
@@ -498,7 +547,7 @@ def _pandas_metadata(
     return {**metadata, b"pandas": json.dumps(document).encode()}
 
 
-def _pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+def pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """The pandas dtypes that schema metadata names, by column, where the name alone says the dtype."""
     document = json.loads((metadata or {}).get(b"pandas", b"{}"))
     dtypes = {}
@@ -591,7 +640,7 @@ def column_names(columns: Columns) -> list[str]:
     return [columns] if isinstance(columns, str) else list(columns)
 
 
-def _chosen(
+def chosen_columns(
     labels: Iterable[Hashable],
     columns: Columns,
     deterministic: Columns | bool,

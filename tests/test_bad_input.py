@@ -459,8 +459,8 @@ def test_filters_on_encrypted_columns_are_refused(enc, tmp_path):
     enc.kms.to_parquet(tmp_path / "x.parquet")
     import pyarrow.dataset as ds
 
-    for filters in ([("age", ">", 20)], [[("email", "==", "a@x.org")]], ds.field("age") > 20):
-        with pytest.raises(TypeError, match="is encrypted"):
+    for filters in ([("age", ">", 20)], [[("email", "<", "a@x.org")]], ds.field("age") > 20):
+        with pytest.raises(TypeError, match=r"is (encrypted|randomised)"):
             kmsdata.read_parquet(tmp_path / "x.parquet", filters=filters)
 
 

@@ -12,12 +12,13 @@ ROOT = Path(kmsdata.__file__).parent
 
 FLOORS = {
     "errors": 0, "cells": 0, "envelope": 0, "files": 0, "forks": 0,
-    "calls": 1, "codec": 1, "ciphers": 1, "keys": 1, "progress": 1, "storage": 1,
-    "cache": 2, "providers": 2, "report": 2,
-    "column": 3, "dtype": 3, "session": 3,
-    "table": 4,
+    "calls": 1, "codec": 1, "ciphers": 1, "footer": 1, "keys": 1, "progress": 1, "storage": 1, "thrift": 1,
+    "cache": 2, "chunks": 2, "journal": 2, "places": 2, "providers": 2, "report": 2,
+    "column": 3, "csv_blocks": 3, "dtype": 3, "session": 3,
+    "copies": 4, "table": 4,
+    "search": 5, "wraps": 5,
     "parquet": 6,
-    "inspection": 7, "migrate": 7,
+    "inspection": 7, "migrate": 7, "rewrapping": 7, "stream": 7, "verification": 7,
     "accessor": 8, "api": 8,
     "cli": 9, "demo": 9, "emulator": 9, "sign_in": 9, "widgets": 9,
 }  # fmt: skip

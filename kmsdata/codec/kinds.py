@@ -37,7 +37,7 @@ from kmsdata.codec import arrow
 from kmsdata.codec.types import arrow_of, arrow_type, label, value_type
 from kmsdata.errors import UnsupportedTypeError
 
-__all__ = ["canonical", "restore"]
+__all__ = ["canonical", "plain_decimal", "restore"]
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DAY_MS = 86_400_000
@@ -313,12 +313,12 @@ def _decimal_bytes(t: Any, cells: Cells, column: str) -> Cells:
 
 
 def _shortest(cells: Cells, column: str) -> Cells:
-    rows = [_plain(decimal.Decimal(text)) for text in _texts(cells, column)]
+    rows = [plain_decimal(decimal.Decimal(text)) for text in _texts(cells, column)]
     made = arrow.pack(pa.array(rows, pa.large_string()), column=column)
     return Cells(made.data, made.offsets, valid=cells.valid)
 
 
-def _plain(value: decimal.Decimal) -> str:
+def plain_decimal(value: decimal.Decimal) -> str:
     """Shortest plain text of a finite Decimal that is not a negative zero."""
     text = format(value, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text

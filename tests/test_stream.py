@@ -1,0 +1,1085 @@
+"""Files and datasets: encrypted and decrypted as streams, with all else as it was, whole or not at all."""
+
+import datetime as dt
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import kmsdata
+from kmsdata import chunks, stream
+from kmsdata.thrift import decode, encode
+
+fsspec = pytest.importorskip("fsspec")
+
+KEY = "local://demo"
+QUICK = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+
+
+def people(rows=3000, start=0):
+    """Every kind of column that a file may have, three of them secret."""
+    numbers = range(start, start + rows)
+    return pa.table(
+        {
+            "id": pa.array(numbers, pa.int64()),
+            "ssn": pa.array([f"078-05-{n:05d}" if n % 7 else None for n in numbers]),
+            "email": pa.array([f"person{n % 40}@example.org" for n in numbers]),
+            "salary": pa.array([n * 7919 + 123_456_789_012 for n in numbers], pa.int64()),
+            "city": pa.array([f"city-{n % 5}" for n in numbers]).dictionary_encode(),
+            "when": pa.array(
+                [dt.datetime(2026, 1, 1) + dt.timedelta(n) for n in numbers], pa.timestamp("us", "UTC")
+            ),
+            "nested": pa.array([{"tags": [str(n), None], "n": n} if n % 3 else None for n in numbers]),
+        },
+    )
+
+
+RICH = {
+    "row_group_size": 700,
+    "write_page_index": True,
+    "write_page_checksum": True,
+    "sorting_columns": [pq.SortingColumn(0), pq.SortingColumn(3)],
+}
+if int(pa.__version__.split(".")[0]) >= 24:
+    RICH["bloom_filter_options"] = {"id": True, "ssn": True}
+SECRETS = {"columns": ["ssn", "salary"], "deterministic": ["email"], "key": KEY}
+HIDDEN = ["ssn", "salary", "email"]
+
+
+def write(table, path, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **options)
+    return path
+
+
+def leaves(path):
+    """Of each plain leaf of each row group all that a footer says, but for places in the file."""
+    metadata = pq.read_metadata(path)
+    found = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for leaf in range(group.num_columns):
+            chunk = group.column(leaf).to_dict()
+            if chunk["path_in_schema"] not in HIDDEN:
+                found.append({k: v for k, v in chunk.items() if not k.endswith("offset")})
+    return found
+
+
+def clear(table, name):
+    """The bytes that a column's values may be found by."""
+    for value in table[name].unique().to_pylist():
+        if value is not None:
+            yield value.encode() if isinstance(value, str) else value.to_bytes(8, "little")
+
+
+def snapshot(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# --- one file -------------------------------------------------------------------------------------
+
+
+def test_a_file_there_and_back(tmp_path):
+    table = people().replace_schema_metadata({"source": "survey of 2026"})
+    source, sealed, back = (tmp_path / f"{name}.parquet" for name in ("a", "b", "c"))
+    write(table, source, **RICH)
+    done = kmsdata.encrypt_parquet(source, sealed, **SECRETS)
+    assert (done.rows, done.files, done.kms_calls) == (3000, 1, 1)
+    assert sorted(done.columns) == sorted(HIDDEN)
+    assert done.bytes == sealed.stat().st_size
+    assert kmsdata.inspect(sealed).encrypted == ["ssn", "email", "salary"]
+    seen = pq.read_table(source)
+    assert kmsdata.decrypt_table(pq.read_table(sealed)).equals(seen)
+    done = kmsdata.decrypt_parquet(sealed, back)
+    assert (done.rows, done.kms_calls, done.bytes) == (3000, 1, back.stat().st_size)
+    returned = pq.read_table(back)
+    assert returned.equals(seen)
+    assert returned.schema.equals(seen.schema, check_metadata=True)
+    assert snapshot(tmp_path).keys() == {"a.parquet", "b.parquet", "c.parquet", "keystore/keystore.json"} | {
+        name for name in snapshot(tmp_path) if name.startswith("keystore/")
+    }
+
+
+def test_plain_columns_stay_byte_for_byte(tmp_path):
+    source, sealed = write(people(), tmp_path / "a.parquet", **RICH), tmp_path / "b.parquet"
+    kmsdata.encrypt_parquet(source, sealed, **SECRETS)
+    one, two = pq.read_metadata(source), pq.read_metadata(sealed)
+    assert leaves(source) == leaves(sealed)
+    assert [one.row_group(n).num_rows for n in range(5)] == [two.row_group(n).num_rows for n in range(5)]
+    assert one.num_row_groups == two.num_row_groups == 5
+    assert two.created_by == one.created_by
+    # Sorted by id still; no more by salary, whose cells are random.
+    assert two.row_group(0).sorting_columns == (pq.SortingColumn(0),)
+    before, after = source.read_bytes(), sealed.read_bytes()
+    for number in range(5):
+        for leaf in range(one.num_columns):
+            chunk, moved = one.row_group(number).column(leaf), two.row_group(number).column(leaf)
+            pages = [
+                data[min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) :][
+                    : c.total_compressed_size
+                ]
+                for c, data in ((chunk, before), (moved, after))
+            ]
+            assert (pages[0] == pages[1]) == (chunk.path_in_schema not in HIDDEN)
+            if chunk.path_in_schema in HIDDEN:
+                assert not moved.is_stats_set
+                assert not moved.has_column_index
+                assert not moved.has_offset_index
+            elif chunk.has_column_index:
+                assert moved.has_column_index
+                assert moved.has_offset_index
+
+
+def test_indexes_and_bloom_filters_move_with_their_pages(tmp_path):
+    source, sealed = write(people(), tmp_path / "a.parquet", **RICH), tmp_path / "b.parquet"
+    kmsdata.encrypt_parquet(source, sealed, **SECRETS)
+    data = sealed.read_bytes()
+    footer = chunks.read_footer(pa.BufferReader(data), "")
+    seen = 0
+    for group in footer.groups:
+        for chunk in chunks.value(group, 1)[1]:
+            meta = chunks.value(chunk, 3)
+            if 4 in chunk:
+                index, _ = decode(data[chunk[4][1] :])
+                pages = chunks.value(index, 1)[1]
+                assert chunks.value(pages[0], 1) == meta[9][1]  # the first data page
+                for page in pages:
+                    header, used = decode(data[page[1][1] :])
+                    assert used + header[3][1] == page[2][1]  # header and page are as long as it says
+                    seen += 1
+            if 14 in meta:
+                header, used = decode(data[meta[14][1] :])
+                assert used + header[1][1] == meta[15][1]
+                seen += 1000
+    assert seen % 1000 == 5 * 5  # pages of the leaves that stayed: id, city, when, and two of nested
+    assert seen // 1000 == (5 if "bloom_filter_options" in RICH else 0)
+
+
+def test_nothing_of_the_secrets_is_left_in_the_file(tmp_path):
+    table = people()
+    plain = {"compression": "none", "use_dictionary": False, **RICH}
+    source, sealed = write(table, tmp_path / "a.parquet", **plain), tmp_path / "b.parquet"
+    kmsdata.encrypt_parquet(source, sealed, ["ssn", "salary", "city"], deterministic="email", key=KEY)
+    raw = sealed.read_bytes()
+    for name in (*HIDDEN, "city"):
+        found = [value for value in clear(table, name) if value in source.read_bytes()]
+        assert found  # else the test could not fail
+        assert [value for value in found if value in raw] == []
+    # Metadata is base64 in part.
+    schema = pq.read_schema(sealed).serialize().to_pybytes() + str(pq.read_metadata(sealed).metadata).encode()
+    assert [v for name in (*HIDDEN, "city") for v in clear(table, name) if v in schema] == []
+
+
+@pytest.mark.newest
+def test_other_readers_agree(tmp_path):
+    import duckdb
+    import fastparquet
+    import polars
+
+    table = people()
+    source, sealed, back = (tmp_path / f"{name}.parquet" for name in ("a", "b", "c"))
+    write(table, source, **RICH)
+    kmsdata.encrypt_parquet(source, sealed, **SECRETS)
+    kmsdata.decrypt_parquet(sealed, back)
+    for path in (source, sealed, back):
+        question = (
+            f"select count(*), sum(id), max(nested.n) from '{path}' where id >= 1000 and city = 'city-2'"  # noqa: S608
+        )
+        assert duckdb.sql(question).fetchall() == [(400, 799_800, 2992)]
+        assert duckdb.sql(f"select id from '{path}' where id = 1234").fetchall() == [(1234,)]  # noqa: S608
+        frame = polars.read_parquet(path, columns=["id", "when", "city"])
+        assert frame["id"].to_list() == list(range(3000))
+        assert frame.filter(polars.col("id") == 7)["city"].to_list() == ["city-2"]
+        with path.open("rb") as file:
+            assert fastparquet.ParquetFile(file).to_pandas(columns=["id"])["id"].tolist() == list(range(3000))
+    assert duckdb.sql(f"select ssn from '{sealed}' limit 1 offset 1").fetchall()[0][0][:1] == b"\x01"  # noqa: S608
+    assert duckdb.sql(f"select email from '{back}' where id = 3").fetchall() == [("person3@example.org",)]  # noqa: S608
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("writer", ["duckdb", "polars", "fastparquet"])
+def test_files_of_other_writers(tmp_path, writer):
+    frame = people(900).select(["id", "ssn", "email", "salary"]).to_pandas()
+    source, sealed, back = (tmp_path / f"{name}.parquet" for name in ("a", "b", "c"))
+    if writer == "duckdb":
+        import duckdb
+
+        duckdb.sql(f"copy frame to '{source}' (format parquet, row_group_size 2048)")
+    elif writer == "polars":
+        import polars
+
+        polars.from_pandas(frame).write_parquet(source, row_group_size=200)
+    else:
+        import fastparquet
+
+        fastparquet.write(str(source), frame)
+    kmsdata.encrypt_parquet(source, sealed, **SECRETS)
+    raw = sealed.read_bytes()
+    assert not any(ssn.encode() in raw for ssn in frame["ssn"].dropna())
+    seen = pq.read_table(source)
+    assert kmsdata.decrypt_table(pq.read_table(sealed)).equals(seen)
+    kmsdata.decrypt_parquet(sealed, back)
+    assert pq.read_table(back).equals(seen)
+    pd.testing.assert_frame_equal(pd.read_parquet(back), pd.read_parquet(source))
+
+
+def test_pandas_metadata_and_index(tmp_path):
+    frame = people(500).select(["id", "ssn", "salary", "city"]).to_pandas().set_index("id")
+    frame["salary"] = frame["salary"].astype("Int64")
+    frame.attrs = {"survey": 2026}
+    source, sealed, back = (tmp_path / f"{name}.parquet" for name in ("a", "b", "c"))
+    frame.to_parquet(source)
+    kmsdata.encrypt_parquet(source, sealed, ["ssn", "salary", "city"], key=KEY)
+    seen = pd.read_parquet(source)
+    pd.testing.assert_frame_equal(kmsdata.read_parquet(sealed, decrypt=True), seen)
+    kmsdata.decrypt_parquet(sealed, back)
+    pd.testing.assert_frame_equal(pd.read_parquet(back), seen)
+    assert pd.read_parquet(back).attrs == seen.attrs == {"survey": 2026}
+    code = f"import pandas as pd; print(pd.read_parquet({str(sealed)!r})['ssn'].map(type).iloc[1])"
+    without = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert without.stdout.strip() == "<class 'bytes'>"
+
+
+def test_frames_that_were_encrypted_in_pandas(tmp_path, titanic):
+    columns = ["name", "age", "fare", "cabin", "survived"]
+    frame = titanic.assign(survived=titanic["survived"].astype("Int8"), sex=titanic["sex"].astype("category"))
+    frame.to_parquet(tmp_path / "plain.parquet")
+    frame.kms.encrypt(columns, deterministic="sex", key=KEY).kms.to_parquet(tmp_path / "sealed.parquet")
+    done = kmsdata.decrypt_parquet(tmp_path / "sealed.parquet", tmp_path / "back.parquet")
+    assert sorted(done.columns) == sorted([*columns, "sex"])
+    back, seen = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("back", "plain"))
+    pd.testing.assert_frame_equal(back, seen)
+
+
+def test_decrypting_some_leaves_the_others_encrypted(tmp_path):
+    source, sealed, back = (tmp_path / f"{name}.parquet" for name in ("a", "b", "c"))
+    write(people(), source, **RICH)
+    kmsdata.encrypt_parquet(source, sealed, **SECRETS)
+    assert kmsdata.decrypt_parquet(sealed, back, "ssn").columns == ("ssn",)
+    assert kmsdata.inspect(back).encrypted == ["email", "salary"]
+    assert json.loads(pq.read_metadata(back).metadata[b"kmsdata"])["columns"].keys() == {"email", "salary"}
+    assert kmsdata.decrypt_table(pq.read_table(back)).equals(pq.read_table(source))
+    again = tmp_path / "d.parquet"
+    kmsdata.encrypt_parquet(back, again, "ssn", key=kmsdata.data_key(back))
+    assert kmsdata.decrypt_table(pq.read_table(again)).equals(pq.read_table(source))
+
+
+def test_field_ids_and_required_columns_stay(tmp_path):
+    schema = pa.schema(
+        [
+            pa.field("id", pa.int64(), nullable=False, metadata={"PARQUET:field_id": "7"}),
+            pa.field(
+                "ssn", pa.string(), nullable=False, metadata={"PARQUET:field_id": "9", "note": "the number"}
+            ),
+        ]
+    )
+    source, sealed, back = (tmp_path / f"{name}.parquet" for name in ("a", "b", "c"))
+    write(pa.table({"id": [1, 2], "ssn": ["078-05-1120", "219-09-9999"]}, schema=schema), source)
+    kmsdata.encrypt_parquet(source, sealed, "ssn", key=KEY)
+    kmsdata.decrypt_parquet(sealed, back)
+    for path in (sealed, back):
+        for field in pq.read_schema(path):
+            was = pq.read_schema(source).field(field.name)
+            assert field.metadata[b"PARQUET:field_id"] == was.metadata[b"PARQUET:field_id"]
+            assert field.nullable is was.nullable is False
+    assert pq.read_table(back).equals(pq.read_table(source))
+    assert pq.read_schema(back).equals(pq.read_schema(source), check_metadata=True)
+
+
+def test_no_row_groups_and_empty_ones(tmp_path):
+    table = people(10)
+    for number, rows in enumerate([[], [0], [0, 10, 0]]):
+        source, sealed, back = (tmp_path / f"{name}{number}.parquet" for name in "abc")
+        with pq.ParquetWriter(source, table.schema) as writer:
+            for count in rows:
+                writer.write_table(table.slice(0, count))
+        kmsdata.encrypt_parquet(source, sealed, **SECRETS)
+        kmsdata.decrypt_parquet(sealed, back)
+        for path in (sealed, back):
+            metadata = pq.read_metadata(path)
+            assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == rows
+        assert pq.read_table(back).equals(pq.read_table(source))
+        assert kmsdata.decrypt_table(pq.read_table(sealed)).equals(pq.read_table(source))
+
+
+def test_large_row_groups_go_through_in_parts(tmp_path, monkeypatch):
+    """Parts of a few kilobytes stand for those of 64 MB: pages of several parts make one chunk."""
+    monkeypatch.setattr(stream, "PART", 20_000)
+    monkeypatch.setattr(stream, "_BATCH", 8_000)
+    source, sealed, back = (tmp_path / f"{name}.parquet" for name in ("a", "b", "c"))
+    write(people(), source, row_group_size=2000)
+    everything = ["ssn", "salary", "city", "nested", "when"]
+    kmsdata.encrypt_parquet(source, sealed, everything, deterministic="email", key=KEY)
+    kmsdata.decrypt_parquet(sealed, back)
+    for path in (sealed, back):
+        metadata = pq.read_metadata(path)
+        assert [metadata.row_group(n).num_rows for n in range(2)] == [2000, 1000]
+        assert not metadata.row_group(0).column(1).has_dictionary_page
+    assert kmsdata.decrypt_table(pq.read_table(sealed)).equals(pq.read_table(source))
+    assert pq.read_table(back).equals(pq.read_table(source))
+    cells = pq.read_table(sealed)["ssn"].to_pandas().dropna()
+    assert len({bytes(cell) for cell in cells}) == len(cells)
+
+
+def test_categories_of_all_row_groups_stand_in_one_header(tmp_path):
+    schema = pa.schema([("c", pa.dictionary(pa.int32(), pa.string()))])
+    parts = [["a", "b"], ["b", "c", None], ["d"]]
+    folder = tmp_path / "in"
+    for number in range(2):
+        with pq.ParquetWriter(write(pa.table({"x": [1]}), folder / f"{number}.parquet"), schema) as writer:
+            for part in parts[number:]:
+                writer.write_table(pa.table({"c": pa.array(part).dictionary_encode()}, schema=schema))
+    kmsdata.encrypt_parquet(folder, tmp_path / "out", "c", key=KEY)
+    frame = kmsdata.read_parquet(tmp_path / "out")
+    assert len(frame["c"].dtype.header.columns) == 1
+    back = frame.kms.decrypt()["c"]
+    assert back.dtype.categories.tolist() == ["a", "b", "c", "d"]
+    assert back.astype(object).where(back.notna(), None).tolist() == [
+        x for p in (*parts, *parts[1:]) for x in p
+    ]
+    kmsdata.decrypt_parquet(tmp_path / "out", tmp_path / "back")
+    for number in range(2):
+        seen, returned = (pq.read_table(f / f"{number}.parquet")["c"] for f in (folder, tmp_path / "back"))
+        assert returned.type == seen.type
+        assert returned.to_pylist() == seen.to_pylist()
+
+
+VALUES = {
+    "i": (pa.int32(), st.integers(-(2**31), 2**31 - 1)),
+    "f": (pa.float64(), st.floats(width=64, allow_nan=False)),
+    "s": (pa.string(), st.text(max_size=9)),
+    "b": (pa.large_binary(), st.binary(max_size=9)),
+    "t": (pa.bool_(), st.booleans()),
+    "d": (pa.date32(), st.dates()),
+    "l": (pa.list_(pa.int8()), st.lists(st.integers(-128, 127), max_size=3)),
+    "n": (
+        pa.struct([("x", pa.int16()), ("y", pa.list_(pa.string()))]),
+        st.fixed_dictionaries({"x": st.integers(-9, 9), "y": st.lists(st.text(max_size=3), max_size=2)}),
+    ),
+    "c": (pa.decimal128(20, 2), st.decimals(-(10**6), 10**6, places=2)),
+}
+
+
+@st.composite
+def tables(draw):
+    rows = draw(st.integers(0, 30))
+    names = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=2, unique=True))
+    arrays = {}
+    for name in names:
+        kind, values = VALUES[name]
+        arrays[name] = pa.array(draw(st.lists(st.none() | values, min_size=rows, max_size=rows)), kind)
+    secret = draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+    exact = [name for name in secret if name in "isbtd" and draw(st.booleans())]
+    return pa.table(arrays), secret, exact, draw(st.integers(1, 40)), draw(st.sampled_from(["1.0", "2.0"]))
+
+
+@QUICK
+@given(case=tables())
+def test_round_trips(case, tmp_path_factory):
+    table, secret, exact, group, pages = case
+    folder = tmp_path_factory.mktemp("trip")
+    source, sealed, back = (folder / f"{name}.parquet" for name in ("a", "b", "c"))
+    write(table, source, row_group_size=group, data_page_version=pages)
+    kmsdata.encrypt_parquet(source, sealed, secret, deterministic=exact, key=KEY)
+    seen = pq.read_table(source)
+    assert kmsdata.decrypt_table(pq.read_table(sealed)).equals(seen)
+    kmsdata.decrypt_parquet(sealed, back)
+    returned = pq.read_table(back)
+    assert returned.equals(seen)
+    assert returned.schema.equals(seen.schema, check_metadata=True)
+
+
+def test_footers_are_written_as_they_were(tmp_path):
+    data = write(people(), tmp_path / "a.parquet", **RICH).read_bytes()
+    body = data[-8 - int.from_bytes(data[-8:-4], "little") : -8]
+    assert encode(decode(body)[0]) == body
+
+
+# --- datasets and filesystems ---------------------------------------------------------------------
+
+
+def dataset(folder, files=4, rows=50):
+    for number in range(files):
+        path = folder / f"year={2020 + number % 2}" / f"part-{number}.parquet"
+        write(people(rows, start=number * rows), path, row_group_size=max(20, rows // 3))
+    (folder / "_SUCCESS").write_bytes(b"")
+    (folder / ".part.crc").write_bytes(b"crc")
+    return folder
+
+
+def test_a_partitioned_dataset(tmp_path):
+    source = dataset(tmp_path / "in")
+    before = kmsdata.usage().calls
+    done = kmsdata.encrypt_parquet(source, tmp_path / "out", **SECRETS)
+    assert (done.rows, done.files, done.kms_calls) == (200, 4, 1)
+    assert kmsdata.usage().calls - before == 1
+    assert snapshot(tmp_path / "out").keys() == {f"year={2020 + n % 2}/part-{n}.parquet" for n in range(4)}
+    assert done.bytes == sum(map(len, snapshot(tmp_path / "out").values()))
+    frame = kmsdata.read_parquet(tmp_path / "out", decrypt=True)
+    pd.testing.assert_frame_equal(frame, pd.read_parquet(source))
+    done = kmsdata.decrypt_parquet(tmp_path / "out", tmp_path / "back")
+    assert (done.files, done.kms_calls) == (4, 1)
+    assert (
+        ds.dataset(tmp_path / "back", partitioning="hive")
+        .to_table()
+        .equals(ds.dataset(source, partitioning="hive").to_table())
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("year=2020/*.parquet", {"year=2020/part-0.parquet", "year=2020/part-2.parquet"}),
+        ("*/part-[01].parquet", {"year=2020/part-0.parquet", "year=2021/part-1.parquet"}),
+        ("**/part-3.*", {"year=2021/part-3.parquet"}),
+        ("**", {f"year={2020 + n % 2}/part-{n}.parquet" for n in range(4)}),
+    ],
+)
+def test_patterns(tmp_path, pattern, found):
+    source = dataset(tmp_path / "in")
+    kmsdata.encrypt_parquet(f"{source}/{pattern}", tmp_path / "out", "ssn", key=KEY)
+    fixed = pattern.split("*")[0].rpartition("/")[0]
+    wanted = {name.removeprefix(f"{fixed}/") for name in found}
+    assert snapshot(tmp_path / "out").keys() == wanted
+
+
+def test_one_file_into_a_folder(tmp_path):
+    source = write(people(10), tmp_path / "a.parquet")
+    (tmp_path / "out").mkdir()
+    kmsdata.encrypt_parquet(source, tmp_path / "out", "ssn", key=KEY)
+    assert kmsdata.inspect(tmp_path / "out" / "a.parquet").encrypted == ["ssn"]
+
+
+@pytest.fixture
+def memory():
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+    yield filesystem
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+def test_urls_and_filesystems(tmp_path, memory):
+    source = dataset(tmp_path / "in")
+    kmsdata.encrypt_parquet(source, "memory://sealed", **SECRETS)
+    assert set(memory.store) == {f"/sealed/year={2020 + n % 2}/part-{n}.parquet" for n in range(4)}
+    kmsdata.decrypt_parquet("memory://sealed/*/*.parquet", "memory://back")
+    back = ds.dataset("/back", filesystem=memory, partitioning="hive").to_table()
+    assert back.equals(ds.dataset(source, partitioning="hive").to_table())
+    kmsdata.decrypt_parquet("/sealed/year=2020/part-0.parquet", "/one.parquet", filesystem=memory)
+    kmsdata.decrypt_parquet(
+        "sealed/year=2020",
+        str(tmp_path / "local"),
+        filesystem=memory,
+        target_filesystem=pafs.LocalFileSystem(),
+    )
+    assert snapshot(tmp_path / "local").keys() == {"part-0.parquet", "part-2.parquet"}
+    arrow = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    kmsdata.encrypt_parquet("in/year=2020/part-0.parquet", "x.parquet", "ssn", key=KEY, filesystem=arrow)
+    assert kmsdata.inspect(tmp_path / "x.parquet").encrypted == ["ssn"]
+    kmsdata.encrypt_parquet(f"file://{source}", f"file://{tmp_path}/url", "ssn", key=KEY)
+    assert len(snapshot(tmp_path / "url")) == 4
+
+
+def test_many_small_files(tmp_path):
+    for number in range(200):
+        write(people(3, start=number), tmp_path / "in" / f"{number}.parquet")
+    done = kmsdata.encrypt_parquet(tmp_path / "in", tmp_path / "out", **SECRETS)
+    assert (done.files, done.rows, done.kms_calls) == (200, 600, 1)
+    assert kmsdata.decrypt_parquet(tmp_path / "out", tmp_path / "back").kms_calls == 1
+    read = [ds.dataset(tmp_path / name).to_table().sort_by("id") for name in ("in", "back")]
+    assert read[0].equals(read[1])
+
+
+# --- CSV ------------------------------------------------------------------------------------------
+
+
+def test_csv(tmp_path):
+    rows = 100_000
+    lines = [
+        f"{n},0{n:08d},{n / 4},2026-01-{n % 28 + 1:02d},{'' if n % 3 else chr(34) + 'a, b' + chr(34)}"
+        for n in range(rows)
+    ]
+    source = tmp_path / "people.csv"
+    source.write_text("\n".join(["id,phone,amount,day,note", *lines]))
+    done = kmsdata.encrypt_parquet(
+        source, tmp_path / "p.parquet", ["phone", "day"], deterministic="id", key=KEY
+    )
+    assert done.bytes == (tmp_path / "p.parquet").stat().st_size
+    table = kmsdata.decrypt_table(pq.read_table(tmp_path / "p.parquet"))
+    assert table.schema.types == [pa.int64(), pa.string(), pa.float64(), pa.date32(), pa.string()]
+    assert table["phone"].to_pylist() == [f"0{n:08d}" for n in range(rows)]  # a number would lose its zero
+    assert table["id"].to_pylist() == list(range(rows))
+    assert table["note"].to_pylist() == [None if n % 3 else "a, b" for n in range(rows)]
+    assert b"000000123" not in (tmp_path / "p.parquet").read_bytes()
+
+
+def test_csv_folders_become_parquet(tmp_path):
+    (tmp_path / "in" / "year=2026").mkdir(parents=True)
+    (tmp_path / "in" / "a.csv").write_text("id,ssn\n1,078\n")
+    (tmp_path / "in" / "year=2026" / "b.csv").write_text("id,ssn\n2,x\n3,y\n")
+    kmsdata.encrypt_parquet(tmp_path / "in", tmp_path / "out", "ssn", key=KEY)
+    assert snapshot(tmp_path / "out").keys() == {"a.parquet", "year=2026/b.parquet"}
+    frame = kmsdata.read_parquet(tmp_path / "out", decrypt=True)
+    assert sorted(frame["ssn"]) == ["078", "x", "y"]
+
+
+@pytest.mark.parametrize("late", ["abc-secret", "007", "+5", "1.5"])
+def test_csv_whose_later_rows_are_of_another_type(tmp_path, late):
+    source = tmp_path / "a.csv"
+    source.write_text("id,pin\n" + "".join(f"{n},{n + 100000}\n" for n in range(500_000)) + f"1,{late}\n")
+    with pytest.raises(
+        kmsdata.FormatError, match=r"'pin' is int64 .* row \d+ .* types=\{'pin': 'string'\}"
+    ) as caught:
+        kmsdata.encrypt_parquet(source, tmp_path / "b.parquet", "pin", key=KEY)
+    error = caught.value
+    while error is not None:
+        assert late not in str(error) or late == "007"
+        error = error.__cause__ or error.__context__
+    assert not (tmp_path / "b.parquet").exists()
+    kmsdata.encrypt_parquet(source, tmp_path / "b.parquet", "pin", key=KEY, types={"pin": "string"})
+    assert kmsdata.decrypt_table(pq.read_table(tmp_path / "b.parquet"))["pin"][-1].as_py() == late
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "empty"), ("a,b\n1,2\n3\n", "as many fields"), ("a,b\n1,\xff\n", "UTF-8")],
+)
+def test_csv_that_is_none(tmp_path, text, message):
+    (tmp_path / "a.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(kmsdata.FormatError, match=message):
+        kmsdata.encrypt_parquet(
+            tmp_path / "a.csv", tmp_path / "b.parquet", "a", key=KEY, types={"b": "string"}
+        )
+
+
+# --- refused --------------------------------------------------------------------------------------
+
+
+def refused(tmp_path, error, match, source, *arguments, **options):
+    """The call is refused, no key was made for it, and nothing was written."""
+    before, calls = snapshot(tmp_path), kmsdata.usage().calls
+    options = {"key": KEY, **options}
+    with pytest.raises(error, match=match):
+        kmsdata.encrypt_parquet(source, tmp_path / "target", *arguments, **options)
+    assert snapshot(tmp_path) == before
+    assert kmsdata.usage().calls == calls
+
+
+def test_columns_whose_values_stand_elsewhere(tmp_path):
+    refused(tmp_path, ValueError, "values stand in the paths", dataset(tmp_path / "in"), ["year", "ssn"])
+    one = tmp_path / "in" / "year=2020" / "part-0.parquet"
+    refused(tmp_path, ValueError, "values stand in the paths", one, "year")
+    people(20).to_pandas().set_index("ssn").to_parquet(tmp_path / "index.parquet")
+    refused(tmp_path, ValueError, "is the index of pandas", tmp_path / "index.parquet", "ssn")
+    frame = people(20).select(["id", "ssn"]).to_pandas()
+    frame.attrs = {"examples": ["078-05-00003"]}
+    frame.to_parquet(tmp_path / "attrs.parquet")
+    with pytest.raises(ValueError, match=r"metadata holds values of column 'ssn'"):
+        kmsdata.encrypt_parquet(tmp_path / "attrs.parquet", tmp_path / "target", "ssn", key=KEY)
+    assert not (tmp_path / "target").exists()
+
+
+def test_names(tmp_path):
+    source = write(people(20), tmp_path / "a.parquet")
+    refused(tmp_path, KeyError, "did you mean 'ssn'", source, "sn")
+    refused(tmp_path, KeyError, "nested.n", source, "nested.n")
+    refused(tmp_path, ValueError, "no column to encrypt", source)
+    refused(tmp_path, ValueError, "no key", source, "ssn", key=None)
+    refused(tmp_path, FileNotFoundError, "no-such", tmp_path / "no-such.parquet", "ssn")
+    refused(tmp_path, FileNotFoundError, r"\*", f"{tmp_path}/*.csv", "ssn")
+
+
+def test_what_is_encrypted_already(tmp_path):
+    source, sealed = write(people(20), tmp_path / "a.parquet"), tmp_path / "b.parquet"
+    kmsdata.encrypt_parquet(source, sealed, "ssn", key=KEY)
+    refused(tmp_path, ValueError, "'ssn' is encrypted already", sealed, ["ssn", "email"])
+    with pytest.raises(kmsdata.FormatError, match="has no kmsdata header"):
+        kmsdata.decrypt_parquet(source, tmp_path / "target")
+    with pytest.raises(kmsdata.FormatError, match="column 'email' is not encrypted"):
+        kmsdata.decrypt_parquet(sealed, tmp_path / "target", ["ssn", "email"])
+    with pytest.raises(KeyError, match="no column 'x'"):
+        kmsdata.decrypt_parquet(sealed, tmp_path / "target", "x")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("column", ["ssn", "id"])
+def test_mixed_schemas(tmp_path, column):
+    folder = dataset(tmp_path / "in")
+    table = people(20)
+    other = pa.array(list(range(20)), pa.int16())
+    write(table.set_column(table.column_names.index(column), column, other), folder / "zzz.parquet")
+    match = rf"part-0.parquet and .*zzz.parquet differ: column '{column}' is \w+ in the first and int16"
+    refused(tmp_path, kmsdata.FormatError, match, folder, "ssn")
+
+
+def test_a_file_without_the_column(tmp_path):
+    folder = dataset(tmp_path / "in")
+    write(people(20).drop_columns(["ssn"]), folder / "zzz.parquet")
+    refused(
+        tmp_path, kmsdata.FormatError, r"part-0.* and .*zzz.* the second has no column 'ssn'", folder, "ssn"
+    )
+
+
+def test_targets(tmp_path):
+    source = write(people(20), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="is, or holds, the source"):
+        kmsdata.encrypt_parquet(source, source, "ssn", key=KEY, overwrite=True)
+    (tmp_path / "link.parquet").symlink_to(source)
+    with pytest.raises(ValueError, match="is, or holds, the source"):
+        kmsdata.encrypt_parquet(source, tmp_path / "link.parquet", "ssn", key=KEY, overwrite=True)
+    folder = dataset(tmp_path / "in")
+    for target in (folder, folder / "out", tmp_path):
+        with pytest.raises(ValueError, match="the source"):
+            kmsdata.encrypt_parquet(folder, target, "ssn", key=KEY, overwrite=True)
+    other = write(people(5), tmp_path / "other.parquet")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        kmsdata.encrypt_parquet(source, other, "ssn", key=KEY)
+    assert pq.read_metadata(other).num_rows == 5
+    kmsdata.encrypt_parquet(source, other, "ssn", key=KEY, overwrite=True)
+    assert kmsdata.inspect(other).rows == 20
+
+
+def test_folders_that_are_there(tmp_path):
+    folder = dataset(tmp_path / "in")
+    out = tmp_path / "out"
+    out.mkdir()
+    kmsdata.encrypt_parquet(folder, out, "ssn", key=KEY)  # an empty one will do
+    first = snapshot(out)
+    assert len(first) == 4
+    with pytest.raises(FileExistsError, match="overwrite=True replaces"):
+        kmsdata.encrypt_parquet(folder, out, "ssn", key=KEY)
+    assert snapshot(out) == first
+    kmsdata.encrypt_parquet(folder, out, "ssn", key=KEY, overwrite=True)
+    assert snapshot(out).keys() == first.keys()
+    assert all(snapshot(out)[name] != first[name] for name in first)
+    write(people(5), out / "more.parquet")
+    with pytest.raises(FileExistsError, match=r"such as more\.parquet"):
+        kmsdata.encrypt_parquet(folder, out, "ssn", key=KEY, overwrite=True)
+
+
+def test_dry_runs(tmp_path):
+    source = dataset(tmp_path / "in", rows=2000)
+    calls = kmsdata.usage().calls
+    planned = kmsdata.encrypt_parquet(source, tmp_path / "out", **SECRETS, dry_run=True)
+    assert kmsdata.usage().calls == calls
+    assert not (tmp_path / "out").exists()
+    done = kmsdata.encrypt_parquet(source, tmp_path / "out", **SECRETS)
+    assert planned.dry_run
+    assert (planned.rows, planned.files, planned.columns, planned.kms_calls) == (
+        done.rows,
+        done.files,
+        done.columns,
+        done.kms_calls,
+    )
+    assert (
+        done.bytes < planned.bytes < 1.6 * done.bytes
+    )  # deterministic columns repeat, which it does not foresee
+    planned = kmsdata.decrypt_parquet(tmp_path / "out", tmp_path / "back", dry_run=True)
+    assert kmsdata.usage().calls == calls + 1
+    assert not (tmp_path / "back").exists()
+    done = kmsdata.decrypt_parquet(tmp_path / "out", tmp_path / "back")
+    assert (planned.rows, planned.files, planned.kms_calls) == (done.rows, done.files, done.kms_calls)
+    assert "would write about 8,000 rows in 4 files" in str(planned)
+    assert json.loads(done.json())["bytes"] == done.bytes
+
+
+# --- tampering ------------------------------------------------------------------------------------
+
+
+def test_a_cell_that_was_changed_fails_all(tmp_path):
+    source, sealed = write(people(), tmp_path / "a.parquet", row_group_size=700), tmp_path / "b.parquet"
+    kmsdata.encrypt_parquet(source, sealed, **SECRETS)
+    data = bytearray(sealed.read_bytes())
+    cell = bytes(pq.read_table(sealed)["ssn"].combine_chunks().storage[2346].as_py())
+    place = data.index(cell)
+    data[place + len(cell) - 1] ^= 1
+    sealed.write_bytes(data)
+    before = snapshot(tmp_path)
+    with pytest.raises(
+        kmsdata.TamperedError, match=r"b.parquet: column 'ssn': 1 cell \(row 2346\)"
+    ) as caught:
+        kmsdata.decrypt_parquet(sealed, tmp_path / "back.parquet")
+    assert (caught.value.rows, caught.value.count, caught.value.column) == ((2346,), 1, "ssn")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("part", [None, 3000])
+def test_all_of_a_row_group_is_opened_before_any_of_it_is_written(tmp_path, monkeypatch, part):
+    if part:
+        monkeypatch.setattr(stream, "PART", part)
+        monkeypatch.setattr(stream, "_BATCH", 2000)
+    source, sealed = write(people(), tmp_path / "a.parquet", row_group_size=1500), tmp_path / "b.parquet"
+    kmsdata.encrypt_parquet(source, sealed, ["id", "ssn"], key=KEY)  # id comes first in the file
+    data = bytearray(sealed.read_bytes())
+    place = data.index(bytes(pq.read_table(sealed)["ssn"].combine_chunks().storage[2999].as_py()))
+    data[place + 20] ^= 1
+    sealed.write_bytes(data)
+    written = []
+    original = chunks._Output.write
+    monkeypatch.setattr(
+        chunks._Output, "write", lambda out, data: (written.append(bytes(data)), original(out, data))
+    )
+    with pytest.raises(kmsdata.TamperedError):
+        kmsdata.decrypt_parquet(sealed, tmp_path / "back.parquet")
+    size = pq.read_metadata(source).row_group(0).total_byte_size
+    assert 0 < sum(map(len, written)) < size * 1.5 + 1000  # the first row group and no more
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def child(code, tmp_path, **options):
+    """Run code in a process of its own, with the same keystore."""
+    lines = ["import kmsdata, resource, sys, os, signal", textwrap.dedent(code)]
+    return subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("verb", ["encrypt", "decrypt"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_disk_full(tmp_path, verb, kind):
+    """No file may be larger than 20 kB: writing more fails with an OSError, as on a disk that is full."""
+    source = write(people(), tmp_path / "in" / "a.parquet")
+    write(people(2), tmp_path / "in" / "A.parquet")
+    if verb == "decrypt":
+        kmsdata.encrypt_parquet(tmp_path / "in", tmp_path / "sealed", **SECRETS)
+        source = tmp_path / "sealed" / "a.parquet"
+    start = source if kind == "file" else source.parent
+    before = snapshot(tmp_path)
+    arguments = "['ssn'], key='local://demo'" if verb == "encrypt" else ""
+    done = child(
+        f"""
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            kmsdata.{verb}_parquet({str(start)!r}, 'target', {arguments})
+        except OSError as error:
+            print(error.errno)
+        """,
+        tmp_path,
+    )
+    out, err = done.communicate(timeout=60)
+    assert out.split() == [str(errno.EFBIG)], err
+    after = snapshot(tmp_path)
+    assert {name for name in after if not name.startswith("keystore")} == {
+        name for name in before if not name.startswith("keystore")
+    }
+    assert not (tmp_path / "target").exists()
+    assert not any(".kmsdata" in path.name for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_small_tmpfs_that_is_full(tmp_path, kind):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk],  # noqa: S607
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:  # not root, or no right to mount: the limit above does the same
+        return
+    try:
+        folder = dataset(tmp_path / "in", rows=2000)
+        source = folder if kind == "folder" else folder / "year=2020" / "part-0.parquet"
+        target = disk / "out" if kind == "folder" else disk / "out.parquet"
+        with pytest.raises(OSError) as caught:
+            kmsdata.encrypt_parquet(source, target, **SECRETS)
+        assert caught.value.errno == errno.ENOSPC
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)  # noqa: S607
+
+
+def test_permission_denied(tmp_path):
+    source = dataset(tmp_path / "in")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    before = snapshot(tmp_path)
+    done = child(
+        f"""
+        if os.geteuid() == 0:
+            import pathlib
+            for path in pathlib.Path({str(tmp_path)!r}).rglob("*"):
+                os.chown(path, 65534, 65534)
+            for path in [pathlib.Path({str(tmp_path)!r}), *pathlib.Path({str(tmp_path)!r}).parents][:-2]:
+                path.chmod(0o755)
+            os.chown({str(tmp_path)!r}, 65534, 65534)
+            os.setuid(65534)
+        os.chmod({str(locked)!r}, 0o500)
+        for target in ("out", "out.parquet"):
+            start = {str(source)!r} + ("" if target == "out" else "/year=2020/part-0.parquet")
+            try:
+                kmsdata.encrypt_parquet(start, "locked/" + target, "ssn", key="local://demo")
+            except PermissionError as error:
+                print(error.filename)
+        """,
+        tmp_path,
+    )
+    out, err = done.communicate(timeout=60)
+    assert out.split() == [str(locked / "out"), str(locked / "out.parquet")], err
+    assert {k: v for k, v in snapshot(tmp_path).items() if "keystore" not in k} == before
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"), [(signal.SIGKILL, "file"), (signal.SIGKILL, "folder"), (signal.SIGINT, "folder")]
+)
+def test_killed_at_any_point(tmp_path, how, kind):
+    """A parent that kills: what is left of it is hidden, readers pass over it, and the next run succeeds."""
+    folder = dataset(tmp_path / "in", files=3, rows=300)
+    source = folder if kind == "folder" else folder / "year=2020" / "part-0.parquet"
+    name = "out" if kind == "folder" else "out.parquet"
+    before = snapshot(folder)
+    kmsdata.new_data_key(KEY)
+    code = f"""
+        import time
+        from kmsdata import chunks
+        original = chunks._Output.write
+        count = 0
+        def slow(out, data):
+            global count
+            count += 1
+            if count == int(sys.argv[1]):
+                print("now", flush=True)
+                time.sleep(60)
+            original(out, data)
+        chunks._Output.write = slow
+        kmsdata.encrypt_parquet({str(source)!r}, {name!r}, ['ssn', 'email'], key='local://demo')
+        """
+    for point in (1, 30):
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import kmsdata, sys\n" + textwrap.dedent(code), str(point)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            assert process.stdout.readline() == "now\n"
+            process.send_signal(how)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == (-how if how == signal.SIGKILL else process.returncode), err
+        assert process.returncode != 0
+        left = [path for path in tmp_path.rglob("*") if ".kmsdata" in path.name]
+        assert not (tmp_path / name).exists()
+        assert bool(left) == (how == signal.SIGKILL)
+        assert all(path.name.startswith(".kmsdata-") for path in left)
+        assert snapshot(folder) == before
+    kmsdata.encrypt_parquet(source, tmp_path / name, "ssn", key=KEY)
+    assert kmsdata.inspect(tmp_path / name).encrypted == ["ssn"]
+    assert not any(
+        ".kmsdata" in path.name for path in tmp_path.rglob("*")
+    )  # what the killed runs left is gone
+
+
+def test_a_source_that_changes_meanwhile(tmp_path, monkeypatch):
+    folder = dataset(tmp_path / "in")
+    victim = folder / "year=2021" / "part-1.parquet"
+    original = stream.rewrite
+
+    def meddle(file, path, *rest):
+        size = original(file, path, *rest)
+        if path == str(victim):
+            data = victim.read_bytes()
+            os.utime(victim, ns=(1, 1))
+            victim.write_bytes(data)
+        return size
+
+    monkeypatch.setattr(stream, "rewrite", meddle)
+    for source in (folder, victim):
+        with pytest.raises(OSError, match="changed while it was read") as caught:
+            kmsdata.encrypt_parquet(source, tmp_path / "out", "ssn", key=KEY)
+        assert caught.value.filename == str(victim)
+        assert not (tmp_path / "out").exists()
+        assert not any(".kmsdata" in path.name for path in tmp_path.rglob("*"))
+
+
+def test_truncated_and_damaged_files(tmp_path):
+    good = write(people(300), tmp_path / "good.parquet", **RICH | {"row_group_size": 200}).read_bytes()
+    bad = tmp_path / "bad.parquet"
+    sealed = tmp_path / "sealed.parquet"
+    random = np.random.default_rng(1)
+    cuts = [0, 3, 8, 100, len(good) // 2, len(good) - 1]
+    cases = [good[:cut] for cut in cuts]
+    footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    for _ in range(120):
+        data = bytearray(good)
+        data[random.integers(footer, len(good))] ^= 1 << random.integers(8)
+        cases.append(bytes(data))
+    for _ in range(30):
+        data = bytearray(good)
+        data[random.integers(4, footer)] ^= 1 << random.integers(8)
+        cases.append(bytes(data))
+    failed = 0
+    for number, data in enumerate(cases):
+        bad.write_bytes(data)
+        sealed.unlink(missing_ok=True)
+        try:
+            kmsdata.encrypt_parquet(bad, sealed, **SECRETS)
+        except (kmsdata.KmsDataError, ValueError, KeyError):
+            failed += 1
+            assert not sealed.exists()
+        else:
+            assert number >= len(cuts)
+            pq.ParquetFile(sealed)
+    assert failed > 40
+    assert not any(".kmsdata" in path.name for path in tmp_path.rglob("*"))
+
+
+def test_modular_encryption_is_refused(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PARE" + bytes(100) + (50).to_bytes(4, "little") + b"PARE")
+    refused(tmp_path, kmsdata.FormatError, "Parquet Modular Encryption", tmp_path / "a.parquet", "ssn")
+    data = write(people(5), tmp_path / "a.parquet").read_bytes()
+    size = int.from_bytes(data[-8:-4], "little")
+    signed = data[:-8] + bytes(28) + (size + 28).to_bytes(4, "little") + b"PAR1"
+    (tmp_path / "a.parquet").write_bytes(signed)
+    refused(
+        tmp_path, kmsdata.FormatError, "signed by Parquet Modular Encryption", tmp_path / "a.parquet", "ssn"
+    )
+
+
+def failing(store):
+    """A filesystem whose n-th call fails, and every later one if that is asked for."""
+    base = fsspec.filesystem("memory")
+    made = {"count": 0, "fail": None, "stay": False}
+
+    def step():
+        made["count"] += 1
+        if made["fail"] is not None and (
+            made["count"] == made["fail"] or (made["stay"] and made["count"] > made["fail"])
+        ):
+            raise OSError(errno.EIO, "the storage failed")
+
+    class File:
+        def __init__(self, inner):
+            self._inner = inner
+
+        def read(self, *arguments):
+            step()
+            return self._inner.read(*arguments)
+
+        def write(self, data):
+            step()
+            return self._inner.write(data)
+
+        def __getattr__(self, name):
+            return getattr(self._inner, name)
+
+    class Failing(type(base)):
+        cachable = False
+        protocol = "memory"
+
+        def _open(self, *arguments, **options):
+            step()
+            return File(super()._open(*arguments, **options))
+
+        def info(self, *arguments, **options):
+            step()
+            return super().info(*arguments, **options)
+
+        def mv(self, *arguments, **options):
+            step()
+            return super().mv(*arguments, **options)
+
+        def cp_file(self, *arguments, **options):
+            step()
+            return super().cp_file(*arguments, **options)
+
+    return Failing(), made
+
+
+@pytest.mark.parametrize("stay", [False, True])
+@pytest.mark.parametrize("verb", ["encrypt", "decrypt"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_filesystem_that_fails_at_call_n(memory, verb, kind, stay):
+    filesystem, state = failing(memory)
+    for number in range(2):
+        with memory.open(f"/in/{number}.parquet", "wb") as file:
+            pq.write_table(people(40), file, row_group_size=25)
+    if verb == "decrypt":
+        kmsdata.encrypt_parquet("memory://in", "memory://sealed", "ssn", key=KEY)
+        memory.rm("/in", recursive=True)
+        memory.mv("/sealed", "/in", recursive=True)
+    before = {name: bytes(file.getvalue()) for name, file in memory.store.items()}
+    source, target = ("/in", "/out") if kind == "folder" else ("/in/0.parquet", "/out.parquet")
+
+    def run():
+        if verb == "encrypt":
+            return kmsdata.encrypt_parquet(source, target, "ssn", key=KEY, filesystem=filesystem)
+        return kmsdata.decrypt_parquet(source, target, filesystem=filesystem)
+
+    wanted = {"/out/0.parquet", "/out/1.parquet"} if kind == "folder" else {"/out.parquet"}
+    n = failed = 0
+    while n == 0 or state["count"] >= n:
+        n += 1
+        state |= {"count": 0, "fail": n, "stay": stay}
+        try:
+            run()
+        except (OSError, kmsdata.FormatError):
+            failed += 1
+            state["fail"] = None
+            now = {name: bytes(file.getvalue()) for name, file in memory.store.items()}
+            if stay:  # it could not even be cleaned up
+                now = {name: data for name, data in now.items() if "/.kmsdata-" not in name}
+                assert kind == "folder" or now == before, n
+                now = {name: data for name, data in now.items() if name not in wanted}
+            assert now == before, n
+        else:  # fsspec itself takes some failures for an answer
+            assert set(memory.store) - set(before) == wanted
+        for name in set(memory.store) - set(before):
+            del memory.store[name]
+        memory.pseudo_dirs[:] = [""]
+    assert failed > 20
+
+
+def test_keyboard_interrupt_leaves_nothing(tmp_path, monkeypatch, memory):
+    folder = dataset(tmp_path / "in")
+    original = stream.seal
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) % 5 == 0:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(stream, "seal", interrupted)
+    for target in (str(tmp_path / "out"), "memory://out"):
+        with pytest.raises(KeyboardInterrupt):
+            kmsdata.encrypt_parquet(folder, target, "ssn", key=KEY)
+    assert not (tmp_path / "out").exists()
+    assert not any(".kmsdata" in path.name for path in tmp_path.rglob("*"))
+    assert memory.store == {}
+
+
+def test_reports_hold_no_secret(tmp_path):
+    source = write(people(30), tmp_path / "a.parquet")
+    done = kmsdata.encrypt_parquet(source, tmp_path / "b.parquet", **SECRETS)
+    assert re.search(r"wrote 30 rows, .* columns ssn, salary, email; 1 call", str(done))
+    assert "078-05" not in repr(done) + str(done) + done.json()
