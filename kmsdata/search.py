@@ -213,6 +213,7 @@ class FileSearch:
             self._literals |= {
                 (id(term), header.text): part for header, part in zip(headers[column], parts, strict=True)
             }
+            self._literals[id(term), ""] = Literals(binary([]), parts[0].null)  # for files without it
             wrong = [part for part in parts if part.misfit]
             if len(wrong) == len(parts):
                 if not all(part.anything for part in parts):
@@ -243,16 +244,11 @@ class FileSearch:
             if not pc.any(match).as_py():
                 continue
             table = table.filter(match)
-            rest = group.to_table(schema=schema, columns=others, **_how(group)).filter(match)
-            kept.append(
-                pa.table(
-                    [
-                        _as(schema.field(name).type, table[name]) if name in mine else rest[name]
-                        for name in columns
-                    ],
-                    schema=kept[0].schema,
-                )
-            )
+            found = {name: _as(schema.field(name).type, table[name]) for name in mine}
+            if others:
+                rest = group.to_table(schema=schema, columns=others, **_how(group)).filter(match)
+                found |= {name: rest[name] for name in others}
+            kept.append(pa.table([found[name] for name in columns], schema=kept[0].schema))
         return pa.concat_tables(kept)
 
     def _pruned(self, fragment: Any, schema: pa.Schema, headers: Mapping[str, Header]) -> Any:
@@ -273,7 +269,7 @@ class FileSearch:
         asked["\0match"] = functools.reduce(
             operator.or_,
             [
-                functools.reduce(operator.and_, [self._condition(term, stored, headers) for term in terms])
+                functools.reduce(operator.and_, [self._condition(term, schema, headers) for term in terms])
                 for terms in self._groups
             ],
         )
@@ -297,14 +293,16 @@ class FileSearch:
                 raise TypeError(self._doubtful[name])
         return pc.fill_null(answers["\0match"], False), answers.select(columns)
 
-    def _condition(self, term: Term, stored: pa.Schema, headers: Mapping[str, Header]) -> ds.Expression:
+    def _condition(self, term: Term, schema: pa.Schema, headers: Mapping[str, Header]) -> ds.Expression:
         column, sign, _ = term
-        field = ds.field(column)
-        if column not in headers:
+        field, stored = ds.field(column), schema.field(column).type
+        if isinstance(stored, EncryptedType):
+            stored = stored.storage_type
+        elif column not in headers:
             return pq.filters_to_expression([term])
-        wanted = self._literals[id(term), headers[column].text]
-        cells = fitted(wanted.cells, stored.field(column).type)
-        if cells.type != stored.field(column).type:
+        wanted = self._literals[id(term), headers[column].text if column in headers else ""]
+        cells = fitted(wanted.cells, stored)
+        if cells.type != stored:
             field = field.cast(pa.large_binary())
         found = field.isin(cells)
         if sign in ("in", "not in"):

@@ -496,6 +496,23 @@ def test_a_dataset_of_unlike_files(tmp_path):
         assert found["n"].tolist() == wanted, filters
 
 
+def test_a_file_without_the_column(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2], "n": [1, 2]})
+    folder = tmp_path / "set"
+    folder.mkdir()
+    frame.kms.encrypt(deterministic="a", key=KEY).kms.to_parquet(folder / "1.parquet")
+    frame[["n"]].to_parquet(folder / "2.parquet")
+    for filters, wanted in (
+        ([("a", "==", 1)], [1]),
+        ([("a", "in", [1, None])], [1, 1, 2]),
+        ([("a", "not in", [1])], [2, 1, 2]),
+        ([("a", "!=", 1)], [2]),
+        ([[("a", "==", 2)], [("n", "==", 1)]], [1, 2, 1]),
+    ):
+        found = kmsdata.read_parquet(folder, filters=filters, columns=["n"])
+        assert found["n"].tolist() == wanted, filters
+
+
 def test_objects_of_which_a_file_has_none(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
