@@ -266,6 +266,15 @@ def test_what_cannot_be_searched():
         twice.kms.isin("b", "x")
 
 
+def test_pandas_own_comparisons_name_the_way():
+    enc = pd.DataFrame({"a": ["x"], "b": ["x"]}).kms.encrypt("a", deterministic="b", key=KEY)
+    for call in (lambda: enc["b"] == "x", lambda: enc["b"].isin(["x"]), lambda: enc["b"] != "x"):
+        with pytest.raises(TypeError, match=r"df\.kms\.isin\(column, values\)"):
+            call()
+    with pytest.raises(TypeError, match="not with values: decrypt it first"):
+        enc["a"] == "x"  # noqa: B015
+
+
 def test_cells_of_another_key_are_never_just_not_found():
     frame = pd.DataFrame({"b": ["x", "y"]})
     enc, other = (frame.kms.encrypt(deterministic="b", key=KEY) for _ in range(2))
