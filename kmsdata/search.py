@@ -26,6 +26,7 @@ from kmsdata.ciphers import siv
 from kmsdata.column import check_key_ids
 from kmsdata.dtype import Cell, EncryptedDtype, EncryptedType
 from kmsdata.envelope import Header
+from kmsdata.errors import FormatError
 from kmsdata.keys import DataKey
 from kmsdata.session import Key
 from kmsdata.storage import binary, concatenated, fitted, plain_binary, to_storage
@@ -234,19 +235,40 @@ class FileSearch:
         Raises:
             TamperedError, WrongKeyError: what cannot be a cell of the filter's columns.
             TypeError: a value that the column cannot hold.
+            FormatError: the file is another one than a moment ago.
         """
+        # It is read more than once, so it is opened once: rows of two files must not be put together.
+        with fragment.open() as source:
+            opened = fragment.format.make_fragment(source, partition_expression=fragment.partition_expression)
+            if not opened.physical_schema.equals(fragment.physical_schema, check_metadata=True):
+                raise FormatError(f"{fragment.path} changed while it was read", path=fragment.path)
+            # Reading ahead is for networks; on a disk it only takes memory, and so time.
+            local = isinstance(fragment.filesystem, pafs.LocalFileSystem)
+            how = ds.ParquetFragmentScanOptions(pre_buffer=not local)
+            return self._rows(opened, schema, headers, columns, how)
+
+    def _rows(
+        self, file: Any, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str], how: Any
+    ) -> pa.Table:
         kept = [schema.empty_table().select(columns)]
         mine = [name for name in columns if name in self.columns]
         others = [name for name in columns if name not in self.columns]
-        pruned = self._pruned(fragment, schema, headers)
+        pruned = self._pruned(file, schema, headers)
         for group in pruned.split_by_row_group() if pruned.row_groups else []:
-            match, table = self._matches(group, schema, headers, mine, fragment)
+            answers = group.to_table(
+                schema=_stored(schema),
+                columns=self._questions(schema, headers, mine),
+                fragment_scan_options=how,
+            )
+            self._check_answers(answers, file, schema, headers)
+            match, table = pc.fill_null(answers["\0match"], False), answers.select(mine)
             if not pc.any(match).as_py():
                 continue
             table = table.filter(match)
             found = {name: _as(schema.field(name).type, table[name]) for name in mine}
             if others:
-                rest = group.to_table(schema=schema, columns=others, **_how(group)).filter(match)
+                rest = group.to_table(schema=schema, columns=others, fragment_scan_options=how)
+                rest = rest.filter(match)
                 found |= {name: rest[name] for name in others}
             kept.append(pa.table([found[name] for name in columns], schema=kept[0].schema))
         return pa.concat_tables(kept)
@@ -260,10 +282,10 @@ class FileSearch:
             return fragment
         return fragment.subset(filter=pq.filters_to_expression(plain), schema=_stored(schema))
 
-    def _matches(
-        self, group: Any, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str], file: Any
-    ) -> tuple[pa.ChunkedArray, pa.Table]:
-        """bool[n], which rows of a row group match; and these columns of all its rows, as they are stored."""
+    def _questions(
+        self, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str]
+    ) -> dict[str, ds.Expression]:
+        """What is asked of each row: whether it matches, whether its cells are strange; and these columns."""
         stored = _stored(schema)
         asked: dict[str, Any] = {name: ds.field(name) for name in columns}
         asked["\0match"] = functools.reduce(
@@ -273,8 +295,7 @@ class FileSearch:
                 for terms in self._groups
             ],
         )
-        sealed = [name for name in headers if name in self.columns]
-        for name in sealed:
+        for name in self._searched(headers):
             prefixes = [self._keys[item.data_key].cell_key(item).prefix for item in headers[name].columns]
             cell = ds.field(name)
             if pa.types.is_fixed_size_binary(stored.field(name).type):  # Arrow looks into no others
@@ -283,15 +304,21 @@ class FileSearch:
             asked[f"\0stranger {name}"] = ~functools.reduce(operator.or_, known)
             if name in self._doubtful:
                 asked[f"\0cell {name}"] = cell.is_valid()
-        answers = group.to_table(schema=stored, columns=asked, **_how(group))
-        for name in sealed:
+        return asked
+
+    def _check_answers(
+        self, answers: pa.Table, file: Any, schema: pa.Schema, headers: Mapping[str, Header]
+    ) -> None:
+        for name in self._searched(headers):
             # Cells of a key that no header names would never be found: that is said, as in decryption.
             if pc.any(answers[f"\0stranger {name}"]).as_py():
-                cells = plain_binary(file.to_table(schema=stored, columns=[name])[name])
+                cells = plain_binary(file.to_table(schema=_stored(schema), columns=[name])[name])
                 check_key_ids(headers[name], self._keys, cells, name)
             if name in self._doubtful and pc.any(answers[f"\0cell {name}"]).as_py():
                 raise TypeError(self._doubtful[name])
-        return pc.fill_null(answers["\0match"], False), answers.select(columns)
+
+    def _searched(self, headers: Mapping[str, Header]) -> list[str]:
+        return [name for name in headers if name in self.columns]
 
     def _condition(self, term: Term, schema: pa.Schema, headers: Mapping[str, Header]) -> ds.Expression:
         column, sign, _ = term
@@ -335,12 +362,6 @@ def _check_term(column: str, sign: str, value: Any) -> None:
         )
     else:
         pq.filters_to_expression([(column, sign, value)])  # which says what is wrong
-
-
-def _how(group: Any) -> dict[str, Any]:
-    """How to scan a row group: reading ahead is for networks; on a disk it only takes memory, and so time."""
-    local = isinstance(group.filesystem, pafs.LocalFileSystem)
-    return {"fragment_scan_options": ds.ParquetFragmentScanOptions(pre_buffer=not local)}
 
 
 def _as(type_: pa.DataType, values: pa.ChunkedArray) -> pa.ChunkedArray:
