@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -33,6 +34,8 @@ from kmsdata.storage import binary, concatenated, fitted, plain_binary, to_stora
 from kmsdata.table import Encrypted, encrypted_column, open_keys
 
 __all__ = ["FileSearch", "Literals", "filter_terms", "isin", "literals"]
+
+_ROW_GROUPS = 4  # that are in memory together
 
 Term: TypeAlias = tuple[Any, str, Any]
 
@@ -250,28 +253,35 @@ class FileSearch:
     def _rows(
         self, file: Any, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str], how: Any
     ) -> pa.Table:
-        kept = [schema.empty_table().select(columns)]
+        empty = schema.empty_table().select(columns)
         mine = [name for name in columns if name in self.columns]
         others = [name for name in columns if name not in self.columns]
-        pruned = self._pruned(file, schema, headers)
-        for group in pruned.split_by_row_group() if pruned.row_groups else []:
+
+        def matching(group: Any) -> pa.Table:
             answers = group.to_table(
                 schema=_stored(schema),
                 columns=self._questions(schema, headers, mine),
                 fragment_scan_options=how,
             )
             self._check_answers(answers, file, schema, headers)
-            match, table = pc.fill_null(answers["\0match"], False), answers.select(mine)
+            match = pc.fill_null(answers["\0match"], False)
             if not pc.any(match).as_py():
-                continue
-            table = table.filter(match)
+                return empty
+            table = answers.select(mine).filter(match)
             found = {name: _as(schema.field(name).type, table[name]) for name in mine}
             if others:
                 rest = group.to_table(schema=schema, columns=others, fragment_scan_options=how)
                 rest = rest.filter(match)
                 found |= {name: rest[name] for name in others}
-            kept.append(pa.table([found[name] for name in columns], schema=kept[0].schema))
-        return pa.concat_tables(kept)
+            return pa.table([found[name] for name in columns], schema=empty.schema)
+
+        pruned = self._pruned(file, schema, headers)
+        groups = pruned.split_by_row_group() if pruned.row_groups else []
+        if len(groups) < 2:
+            return pa.concat_tables([empty, *map(matching, groups)])
+        # Arrow decodes columns side by side, and a search has few: so row groups go side by side as well.
+        with ThreadPoolExecutor(min(_ROW_GROUPS, pa.cpu_count())) as pool:
+            return pa.concat_tables([empty, *pool.map(matching, groups)])
 
     def _pruned(self, fragment: Any, schema: pa.Schema, headers: Mapping[str, Header]) -> Any:
         """The file's row groups that may match as far as folders' names and plain columns' statistics say."""
