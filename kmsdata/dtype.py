@@ -155,7 +155,7 @@ class EncryptedDtype(ExtensionDtype):
         return pa.large_binary() if width is None else pa.binary(width)
 
     def __eq__(self, other: object) -> bool:
-        # Most often the texts are equal, and need not be parsed.
+        # Equal texts need no parsing, which a dataset of many files would feel.
         return isinstance(other, EncryptedDtype) and (
             self.text == other.text or self._identity == other._identity
         )
@@ -513,7 +513,7 @@ class EncryptedArray(ExtensionArray):
         else:
             raise TypeError(
                 f"{self._dtype.called} can be compared with cells of its own column only, not with values: "
-                "decrypt it first (df.kms.decrypt())"
+                f"{self._way_to_values}"
             )
         if cells.dtype != self._dtype:
             _check_comparable(self._dtype, cells.dtype)
@@ -649,12 +649,21 @@ class EncryptedArray(ExtensionArray):
         found = pc.is_in(self._storage.cast(pa.large_binary()), cells)
         return found.to_numpy(zero_copy_only=False)
 
+    @property
+    def _way_to_values(self) -> str:
+        decrypt = "decrypt it first (df.kms.decrypt())"
+        return (
+            f"look for them by df.kms.isin(column, values), or {decrypt}"
+            if self._dtype.deterministic
+            else decrypt
+        )
+
     def _cells_only(self, values: Any, operation: str) -> set[EncryptedDtype]:
         dtypes, plain = _encryptions(values)
         if plain:
             raise TypeError(
-                f"{operation} on {self._dtype.called} takes cells of its own column, not values: decrypt it "
-                "first (df.kms.decrypt())"
+                f"{operation} on {self._dtype.called} takes cells of its own column, not values: "
+                f"{self._way_to_values}"
             )
         return dtypes
 

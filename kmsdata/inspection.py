@@ -126,9 +126,8 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
                 )
             found[field.name] = report if seen is None else _both(seen, report)
         for field in partition:
-            found.setdefault(
-                field.name, ColumnReport(field.name, False, f"{field.type} (in folder names)", 0)
-            )
+            told = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            found.setdefault(field.name, ColumnReport(field.name, False, f"{told} (in folder names)", 0))
     columns = tuple(found.values())
     return Inspection(str(path), rows, total, columns, _data_keys(every), len(fragments), tuple(notes[:5]))
 
@@ -142,7 +141,9 @@ def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, 
         for position in range(group.num_columns):
             chunk = group.column(position)
             path = chunk.path_in_schema
-            name = path if path in names else next(n for n in names if path.startswith(f"{n}."))
+            # A nested column's path begins with its name, which may have dots itself.
+            inside = [name for name in names if path == name or path.startswith(f"{name}.")]
+            name = max(inside, key=len, default=path)
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
             counted = chunk.statistics.null_count if chunk.is_stats_set and path == name else None
             before = nulls.get(name, 0)

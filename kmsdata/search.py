@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,12 +27,15 @@ from kmsdata.ciphers import siv
 from kmsdata.column import check_key_ids
 from kmsdata.dtype import Cell, EncryptedDtype, EncryptedType
 from kmsdata.envelope import Header
+from kmsdata.errors import FormatError
 from kmsdata.keys import DataKey
 from kmsdata.session import Key
 from kmsdata.storage import binary, concatenated, fitted, plain_binary, to_storage
 from kmsdata.table import Encrypted, encrypted_column, open_keys
 
 __all__ = ["FileSearch", "Literals", "filter_terms", "isin", "literals"]
+
+_ROW_GROUPS = 4  # that are in memory together
 
 Term: TypeAlias = tuple[Any, str, Any]
 
@@ -213,6 +217,7 @@ class FileSearch:
             self._literals |= {
                 (id(term), header.text): part for header, part in zip(headers[column], parts, strict=True)
             }
+            self._literals[id(term), ""] = Literals(binary([]), parts[0].null)  # for files without it
             wrong = [part for part in parts if part.misfit]
             if len(wrong) == len(parts):
                 if not all(part.anything for part in parts):
@@ -233,27 +238,50 @@ class FileSearch:
         Raises:
             TamperedError, WrongKeyError: what cannot be a cell of the filter's columns.
             TypeError: a value that the column cannot hold.
+            FormatError: the file is another one than a moment ago.
         """
-        kept = [schema.empty_table().select(columns)]
+        # It is read more than once, so it is opened once: rows of two files must not be put together.
+        with fragment.open() as source:
+            opened = fragment.format.make_fragment(source, partition_expression=fragment.partition_expression)
+            if not opened.physical_schema.equals(fragment.physical_schema, check_metadata=True):
+                raise FormatError(f"{fragment.path} changed while it was read", path=fragment.path)
+            # Reading ahead is for networks; on a disk it only takes memory, and so time.
+            local = isinstance(fragment.filesystem, pafs.LocalFileSystem)
+            how = ds.ParquetFragmentScanOptions(pre_buffer=not local)
+            return self._rows(opened, schema, headers, columns, how)
+
+    def _rows(
+        self, file: Any, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str], how: Any
+    ) -> pa.Table:
+        empty = schema.empty_table().select(columns)
         mine = [name for name in columns if name in self.columns]
         others = [name for name in columns if name not in self.columns]
-        pruned = self._pruned(fragment, schema, headers)
-        for group in pruned.split_by_row_group() if pruned.row_groups else []:
-            match, table = self._matches(group, schema, headers, mine, fragment)
-            if not pc.any(match).as_py():
-                continue
-            table = table.filter(match)
-            rest = group.to_table(schema=schema, columns=others, **_how(group)).filter(match)
-            kept.append(
-                pa.table(
-                    [
-                        _as(schema.field(name).type, table[name]) if name in mine else rest[name]
-                        for name in columns
-                    ],
-                    schema=kept[0].schema,
-                )
+
+        def matching(group: Any) -> pa.Table:
+            answers = group.to_table(
+                schema=_stored(schema),
+                columns=self._questions(schema, headers, mine),
+                fragment_scan_options=how,
             )
-        return pa.concat_tables(kept)
+            self._check_answers(answers, file, schema, headers)
+            match = pc.fill_null(answers["\0match"], False)
+            if not pc.any(match).as_py():
+                return empty
+            table = answers.select(mine).filter(match)
+            found = {name: _as(schema.field(name).type, table[name]) for name in mine}
+            if others:
+                rest = group.to_table(schema=schema, columns=others, fragment_scan_options=how)
+                rest = rest.filter(match)
+                found |= {name: rest[name] for name in others}
+            return pa.table([found[name] for name in columns], schema=empty.schema)
+
+        pruned = self._pruned(file, schema, headers)
+        groups = pruned.split_by_row_group() if pruned.row_groups else []
+        if len(groups) < 2:
+            return pa.concat_tables([empty, *map(matching, groups)])
+        # Arrow decodes columns side by side, and a search has few: so row groups go side by side as well.
+        with ThreadPoolExecutor(min(_ROW_GROUPS, pa.cpu_count())) as pool:
+            return pa.concat_tables([empty, *pool.map(matching, groups)])
 
     def _pruned(self, fragment: Any, schema: pa.Schema, headers: Mapping[str, Header]) -> Any:
         """The file's row groups that may match as far as folders' names and plain columns' statistics say."""
@@ -264,21 +292,20 @@ class FileSearch:
             return fragment
         return fragment.subset(filter=pq.filters_to_expression(plain), schema=_stored(schema))
 
-    def _matches(
-        self, group: Any, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str], file: Any
-    ) -> tuple[pa.ChunkedArray, pa.Table]:
-        """bool[n], which rows of a row group match; and these columns of all its rows, as they are stored."""
+    def _questions(
+        self, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str]
+    ) -> dict[str, ds.Expression]:
+        """What is asked of each row: whether it matches, whether its cells are strange; and these columns."""
         stored = _stored(schema)
         asked: dict[str, Any] = {name: ds.field(name) for name in columns}
         asked["\0match"] = functools.reduce(
             operator.or_,
             [
-                functools.reduce(operator.and_, [self._condition(term, stored, headers) for term in terms])
+                functools.reduce(operator.and_, [self._condition(term, schema, headers) for term in terms])
                 for terms in self._groups
             ],
         )
-        sealed = [name for name in headers if name in self.columns]
-        for name in sealed:
+        for name in self._searched(headers):
             prefixes = [self._keys[item.data_key].cell_key(item).prefix for item in headers[name].columns]
             cell = ds.field(name)
             if pa.types.is_fixed_size_binary(stored.field(name).type):  # Arrow looks into no others
@@ -287,24 +314,32 @@ class FileSearch:
             asked[f"\0stranger {name}"] = ~functools.reduce(operator.or_, known)
             if name in self._doubtful:
                 asked[f"\0cell {name}"] = cell.is_valid()
-        answers = group.to_table(schema=stored, columns=asked, **_how(group))
-        for name in sealed:
+        return asked
+
+    def _check_answers(
+        self, answers: pa.Table, file: Any, schema: pa.Schema, headers: Mapping[str, Header]
+    ) -> None:
+        for name in self._searched(headers):
             # Cells of a key that no header names would never be found: that is said, as in decryption.
             if pc.any(answers[f"\0stranger {name}"]).as_py():
-                cells = plain_binary(file.to_table(schema=stored, columns=[name])[name])
+                cells = plain_binary(file.to_table(schema=_stored(schema), columns=[name])[name])
                 check_key_ids(headers[name], self._keys, cells, name)
             if name in self._doubtful and pc.any(answers[f"\0cell {name}"]).as_py():
                 raise TypeError(self._doubtful[name])
-        return pc.fill_null(answers["\0match"], False), answers.select(columns)
 
-    def _condition(self, term: Term, stored: pa.Schema, headers: Mapping[str, Header]) -> ds.Expression:
+    def _searched(self, headers: Mapping[str, Header]) -> list[str]:
+        return [name for name in headers if name in self.columns]
+
+    def _condition(self, term: Term, schema: pa.Schema, headers: Mapping[str, Header]) -> ds.Expression:
         column, sign, _ = term
-        field = ds.field(column)
-        if column not in headers:
+        field, stored = ds.field(column), schema.field(column).type
+        if isinstance(stored, EncryptedType):
+            stored = stored.storage_type
+        elif column not in headers:
             return pq.filters_to_expression([term])
-        wanted = self._literals[id(term), headers[column].text]
-        cells = fitted(wanted.cells, stored.field(column).type)
-        if cells.type != stored.field(column).type:
+        wanted = self._literals[id(term), headers[column].text if column in headers else ""]
+        cells = fitted(wanted.cells, stored)
+        if cells.type != stored:
             field = field.cast(pa.large_binary())
         found = field.isin(cells)
         if sign in ("in", "not in"):
@@ -337,12 +372,6 @@ def _check_term(column: str, sign: str, value: Any) -> None:
         )
     else:
         pq.filters_to_expression([(column, sign, value)])  # which says what is wrong
-
-
-def _how(group: Any) -> dict[str, Any]:
-    """How to scan a row group: reading ahead is for networks; on a disk it only takes memory, and so time."""
-    local = isinstance(group.filesystem, pafs.LocalFileSystem)
-    return {"fragment_scan_options": ds.ParquetFragmentScanOptions(pre_buffer=not local)}
 
 
 def _as(type_: pa.DataType, values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.cells import cell_len
 
@@ -70,6 +71,32 @@ def test_tables_series_and_files_say_the_same(enc, tmp_path):
     (tmp_path / "no.parquet").write_text("no")
     with pytest.raises(kmsdata.FormatError, match="not a Parquet file"):
         kmsdata.inspect(tmp_path / "no.parquet")
+
+
+def test_nested_columns_and_names_with_dots(tmp_path):
+    frame = pd.DataFrame({"p": [{"x": 1, "y": [1, 2]}], "p.q": [{"x": "long text " * 99}], "s": ["secret"]})
+    frame.kms.encrypt("s", key="local://demo").kms.to_parquet(tmp_path / "f.parquet")
+    columns = {column.name: column for column in kmsdata.inspect(tmp_path / "f.parquet").columns}
+    assert [(c.name, c.encrypted) for c in columns.values()] == [("p", False), ("p.q", False), ("s", True)]
+    assert all(column.bytes > 0 for column in columns.values())
+    metadata = pq.read_metadata(tmp_path / "f.parquet").row_group(0)
+    sizes = {metadata.column(i).path_in_schema: metadata.column(i).total_compressed_size for i in range(4)}
+    assert columns["p.q"].bytes == sizes["p.q.x"]
+
+
+def test_the_file_that_is_none_is_named(tmp_path):
+    folder = tmp_path / "set" / "year=2024"
+    folder.mkdir(parents=True)
+    frame = pd.DataFrame({"a": [1]}).kms.encrypt("a", key="local://demo")
+    for name in ("1", "2", "3"):
+        frame.kms.to_parquet(folder / f"{name}.parquet")
+    found = kmsdata.inspect(tmp_path / "set")
+    assert [(column.name, column.type) for column in found.columns][1] == ("year", "int32 (in folder names)")
+    for bad in ("3", "1"):
+        (folder / f"{bad}.parquet").write_bytes(b"no")
+        with pytest.raises(kmsdata.FormatError, match=rf"{bad}.parquet is not a Parquet file") as caught:
+            kmsdata.inspect(tmp_path / "set")
+        assert caught.value.path == str(folder / f"{bad}.parquet")
 
 
 def test_a_dataset_and_what_is_odd_in_it(tmp_path):

@@ -266,6 +266,15 @@ def test_what_cannot_be_searched():
         twice.kms.isin("b", "x")
 
 
+def test_pandas_own_comparisons_name_the_way():
+    enc = pd.DataFrame({"a": ["x"], "b": ["x"]}).kms.encrypt("a", deterministic="b", key=KEY)
+    for call in (lambda: enc["b"] == "x", lambda: enc["b"].isin(["x"]), lambda: enc["b"] != "x"):
+        with pytest.raises(TypeError, match=r"df\.kms\.isin\(column, values\)"):
+            call()
+    with pytest.raises(TypeError, match="not with values: decrypt it first"):
+        enc["a"] == "x"  # noqa: B015
+
+
 def test_cells_of_another_key_are_never_just_not_found():
     frame = pd.DataFrame({"b": ["x", "y"]})
     enc, other = (frame.kms.encrypt(deterministic="b", key=KEY) for _ in range(2))
@@ -491,6 +500,23 @@ def test_a_dataset_of_unlike_files(tmp_path):
         ([("who", "in", ["a", None])], [1, 3, 1, 3, 1, 3, 1, 2, 3, 1, 3]),
         ([("who", "not in", ["a"])], [2, 3, 2, 3, 2, 3, 1, 2, 3, 2, 3]),
         ([[("who", "!=", "a"), ("n", ">", 0)]], [2] * 4),
+    ):
+        found = kmsdata.read_parquet(folder, filters=filters, columns=["n"])
+        assert found["n"].tolist() == wanted, filters
+
+
+def test_a_file_without_the_column(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2], "n": [1, 2]})
+    folder = tmp_path / "set"
+    folder.mkdir()
+    frame.kms.encrypt(deterministic="a", key=KEY).kms.to_parquet(folder / "1.parquet")
+    frame[["n"]].to_parquet(folder / "2.parquet")
+    for filters, wanted in (
+        ([("a", "==", 1)], [1]),
+        ([("a", "in", [1, None])], [1, 1, 2]),
+        ([("a", "not in", [1])], [2, 1, 2]),
+        ([("a", "!=", 1)], [2]),
+        ([[("a", "==", 2)], [("n", "==", 1)]], [1, 2, 1]),
     ):
         found = kmsdata.read_parquet(folder, filters=filters, columns=["n"])
         assert found["n"].tolist() == wanted, filters
