@@ -369,7 +369,7 @@ class _Survey:
     @classmethod
     def of(cls, job: _Job, types: Types | None) -> _Survey:
         survey = cls(0, {}, {}, types)
-        seen: dict[pa.Schema, pa.Schema] = {}  # thousands of files share few schemas
+        seen: dict[bytes, pa.Schema] = {}  # thousands of files share few schemas
         for name, place in job.files.items():
             if is_csv(name):
                 csv = open_csv(place, survey.types)
@@ -381,7 +381,7 @@ class _Survey:
                     schema = parquet.schema_arrow
                     survey.total += parquet.metadata.num_rows
                 headers = headers_in(schema, str(place))
-            survey.schemas[name] = seen.setdefault(schema, schema)
+            survey.schemas[name] = seen.setdefault(schema.serialize().to_pybytes(), schema)
             survey.headers[name] = headers
         return survey
 
@@ -724,8 +724,13 @@ def _with_type(schema: pa.Schema, name: str, kind: pa.DataType) -> pa.Schema:
 
 
 @functools.lru_cache(256)  # for thousands of small files
-def _replacement(field: pa.Field) -> Replacement:
+def _replaced_by(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
+    field = pa.field(name, kind, nullable)
     return Replacement(field, settings_for(pa.schema([field]), {}))
+
+
+def _replacement(field: pa.Field) -> Replacement:
+    return _replaced_by(field.name, field.type, field.nullable)
 
 
 def _edited(
