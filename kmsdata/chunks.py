@@ -27,7 +27,7 @@ __all__ = ["PART", "Footer", "Replacement", "read_footer", "rewrite"]
 PART = 64 << 20  # bytes of a column that are encoded at once; a chunk of more has no dictionary
 _COPY = 8 << 20
 _MAGIC = b"PAR1"
-_OLD = ("parquet-cpp version 1.0", "parquet-cpp version 1.1", "parquet-cpp version 1.2", "parquet-cpp\n")
+_OLD = ("parquet-cpp version 1.0", "parquet-cpp version 1.1", "parquet-cpp version 1.2")
 
 
 # What is used of each struct: its fields by type, those first that it must have.
@@ -218,6 +218,7 @@ def rewrite(
     anew: Anew,
     schema: pa.Schema,
     metadata: Mapping[bytes, bytes],
+    done: Callable[[int], None],
 ) -> int:
     """Write a Parquet file like another one, but for some columns.
 
@@ -230,6 +231,7 @@ def rewrite(
         anew: makes the values of a row group's replaced columns.
         schema: the Arrow schema of the result, with the metadata that Arrow shows.
         metadata: key-value metadata of the result, but for the Arrow schema.
+        done: is told after each row group how many rows it had.
 
     Returns:
         The size of the result, in bytes.
@@ -262,6 +264,7 @@ def rewrite(
                 moved.append((chunks[leaf], chunk))
                 made.append(chunk)
         groups.append(_group(group, made, order))
+        done(value(group, 3))
     for old, chunk in moved:
         _copy_bloom_filter(out, file, path, value(old, 3), value(chunk, 3))
     for old, chunk in moved:

@@ -558,15 +558,20 @@ def _parts(arrays: Iterable[Any]) -> Iterator[pa.ChunkedArray]:
     """Arrays, put together until they are some `PART` bytes."""
     held: list[Any] = []
     size = rows = 0
-    for array in arrays:
-        held += array.chunks if isinstance(array, pa.ChunkedArray) else [array]
-        size += array.nbytes
-        rows += len(array)
-        if size >= PART or rows >= 32 << 20:
+    try:
+        for array in arrays:
+            held += array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+            size += array.nbytes
+            rows += len(array)
+            del array
+            if size >= PART or rows >= 32 << 20:
+                full, held, size, rows = pa.chunked_array(held), [], 0, 0
+                yield full
+                del full
+        if held:
             yield pa.chunked_array(held)
-            held, size, rows = [], 0, 0
-    if held:
-        yield pa.chunked_array(held)
+    finally:
+        held.clear()  # no error keeps plaintext in its frames
 
 
 def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: Progress) -> int:
@@ -586,7 +591,6 @@ def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: 
             return _parts(each())
 
         def anew(group: int) -> dict[str, Callable[[], Iterator[Any]]]:
-            bar.step(parquet.metadata.row_group(group).num_rows)
             return {name: functools.partial(sealed, group, sealer) for name, sealer in sealers.items()}
 
         def edited(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
@@ -604,6 +608,7 @@ def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: 
             anew,
             schema,
             entries,
+            bar.step,
         )
 
 
@@ -799,6 +804,7 @@ def _open(
         except KmsDataError as error:
             raise _in_file(error, path) from None
         yield from values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+        del values  # an error of the next batch keeps no plaintext in its frames
         row += len(cells)
 
 
@@ -871,6 +877,7 @@ def _decrypt_file(
             kind = types[name, headers[name]]
             for values in _open(parquet, group, name, headers[name], keys, path):
                 yield values if values.type == kind else values.cast(kind)
+                del values
 
         def again(group: int, name: str) -> Iterator[Any]:
             return _parts(opened(group, name))
@@ -878,21 +885,26 @@ def _decrypt_file(
         def anew(group: int) -> dict[str, Callable[[], Iterator[Any]]]:
             # All of the row group is opened before anything of it is written. What is too large to be kept is
             # opened a second time.
-            made: dict[str, Callable[[], Iterator[Any]]] = {}
+            held: dict[str, list[Any]] = {name: [] for name in headers}
             size = 0
-            for name in headers:
-                held: list[Any] | None = []
-                for values in opened(group, name):
-                    size += values.nbytes
-                    if size > PART:
-                        held = None
-                    if held is not None:
-                        held.append(values)
-                made[name] = (
-                    functools.partial(again, group, name) if held is None else functools.partial(_parts, held)
-                )
-            bar.step(parquet.metadata.row_group(group).num_rows)
-            return made
+            try:
+                for name in headers:
+                    for values in opened(group, name):
+                        size += values.nbytes
+                        if size <= PART:
+                            held[name].append(values)
+                        else:
+                            held.pop(name, None)
+                        del values
+            except BaseException:
+                held.clear()
+                raise
+            return {
+                name: functools.partial(_parts, held[name])
+                if name in held
+                else functools.partial(again, group, name)
+                for name in headers
+            }
 
         was = _pandas_entries(headers, keys)
 
@@ -908,6 +920,7 @@ def _decrypt_file(
             anew,
             schema.with_metadata(edited(before.metadata) or None),
             edited({key: text for key, text in footer.metadata.items() if key != b"ARROW:schema"}),
+            bar.step,
         )
 
 

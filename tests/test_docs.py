@@ -34,6 +34,7 @@ def test_public_functions_have_examples():
         kmsdata.FrameAccessor.encrypt, kmsdata.FrameAccessor.decrypt, kmsdata.FrameAccessor.to_parquet,
         kmsdata.SeriesAccessor.encrypt, kmsdata.TencentKMS, kmsdata.KeyCache, kmsdata.usage, kmsdata.login,
         kmsdata.migrate_guide_column, kmsdata.inspect, kmsdata.FrameAccessor.inspect,
+        kmsdata.encrypt_parquet, kmsdata.decrypt_parquet,
     ]  # fmt: skip
     assert [thing.__qualname__ for thing in public if ">>>" not in (thing.__doc__ or "")] == []
 
