@@ -248,23 +248,32 @@ def rewrite(
     order = [old for group in places for old in group]
     groups: list[Struct] = []
     moved: list[tuple[Struct, Struct]] = []
-    for number, group in enumerate(footer.groups):
-        chunks = value(group, 1)[1]
-        parts = anew(number)
-        made: list[Struct] = []
-        for (name, leaves), group_places in zip(footer.columns, places, strict=True):
-            if name in replaced:
-                rows = value(group, 3)
-                for leaf in range(len(group_places)):
-                    made.append(_write_leaf(out, replaced[name], parts[name], leaf, rows))
-                continue
-            for leaf in leaves:
-                chunk = _moved(chunks[leaf], out.at - _range(value(chunks[leaf], 3))[0])
-                out.copy(file, *_range(value(chunks[leaf], 3)), path)
-                moved.append((chunks[leaf], chunk))
-                made.append(chunk)
-        groups.append(_group(group, made, order))
-        done(value(group, 3))
+    made: list[Struct] = []
+    parts: Mapping[str, Callable[[], Iterable[Any]]] = {}
+    try:
+        for number, group in enumerate(footer.groups):
+            chunks = value(group, 1)[1]
+            parts = anew(number)
+            made = []
+            for (name, leaves), group_places in zip(footer.columns, places, strict=True):
+                if name in replaced:
+                    rows = value(group, 3)
+                    for leaf in range(len(group_places)):
+                        made.append(_write_leaf(out, replaced[name], parts[name], leaf, rows))
+                    continue
+                for leaf in leaves:
+                    chunk = _moved(chunks[leaf], out.at - _range(value(chunks[leaf], 3))[0])
+                    out.copy(file, *_range(value(chunks[leaf], 3)), path)
+                    moved.append((chunks[leaf], chunk))
+                    made.append(chunk)
+            groups.append(_group(group, made, order))
+            parts = {}  # before the next row group is made
+            done(value(group, 3))
+    except BaseException:
+        groups.clear()  # new statistics are plaintext: no error keeps them in its frames
+        made.clear()
+        parts = {}
+        raise
     for old, chunk in moved:
         _copy_bloom_filter(out, file, path, value(old, 3), value(chunk, 3))
     for old, chunk in moved:

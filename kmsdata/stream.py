@@ -51,6 +51,9 @@ from kmsdata.table import (
 
 __all__ = ["decrypt_parquet", "encrypt_parquet"]
 
+Step = Callable[[int], None]
+"""Is told of rows that are done."""
+
 _ENTRY = b"kmsdata"
 _SPARK = b"org.apache.spark.sql.parquet.row.metadata"
 _BATCH = 8 << 20  # bytes of a column that are decoded at once
@@ -128,19 +131,19 @@ def encrypt_parquet(
     if dry_run:
         sealers = _sealers(job, survey, chosen, DataKey(random_bytes(32), [Wrap("local://none", "")]))
         size = sum(_estimate(job, survey, name, sealers) for name in job.files)
-        return job.report(survey, size, list(chosen), _calls_for(key), dry_run=True)
+        return job.report(survey.total, size, list(chosen), _calls_for(key), dry_run=True)
     before = usage().calls
     data_key = data_key_for(key, context, survey.total * len(chosen))
     calls = usage().calls - before
     sealers = _sealers(job, survey, chosen, data_key)
 
-    def one(name: str, place: Place, sink: Any, bar: Progress) -> int:
+    def one(name: str, place: Place, sink: Any, step: Step) -> int:
         if is_csv(name):
-            return _encrypt_csv(place, sink, sealers, survey.types, bar)
-        return _encrypt_file(place, sink, sealers, bar)
+            return _encrypt_csv(place, sink, sealers, survey.types, step)
+        return _encrypt_file(place, sink, sealers, step)
 
-    size = job.run("encrypt", survey.total, one, progress)
-    return job.report(survey, size, list(chosen), calls)
+    rows, size = job.run("encrypt", survey.total, one, progress)
+    return job.report(rows, size, list(chosen), calls)
 
 
 def decrypt_parquet(
@@ -205,17 +208,17 @@ def decrypt_parquet(
     if dry_run:
         known = {record.commitment for _, header in different for record in header.records}
         size = sum(_plain_size(job.files[name], headers) for name, headers in by_file.items())
-        return job.report(survey, size, names, len(known), dry_run=True)
+        return job.report(survey.total, size, names, len(known), dry_run=True)
     before = usage().calls
     keys = open_keys(list(different), key, context)
     calls = usage().calls - before
     plain_types = _plain_types(job, by_file, keys)
 
-    def one(name: str, place: Place, sink: Any, bar: Progress) -> int:
-        return _decrypt_file(place, sink, by_file[name], keys, plain_types, bar)
+    def one(name: str, place: Place, sink: Any, step: Step) -> int:
+        return _decrypt_file(place, sink, by_file[name], keys, plain_types, step)
 
-    size = job.run("decrypt", survey.total, one, progress)
-    return job.report(survey, size, names, calls)
+    rows, size = job.run("decrypt", survey.total, one, progress)
+    return job.report(rows, size, names, calls)
 
 
 # --- from files to files --------------------------------------------------------------------------
@@ -290,14 +293,20 @@ class _Job:
         self,
         title: str,
         rows: int,
-        one: Callable[[str, Place, Any, Progress], int],
+        one: Callable[[str, Place, Any, Step], int],
         progress: bool | None,
-    ) -> int:
-        """Write every file; returns their size in all."""
-        size = 0
+    ) -> tuple[int, int]:
+        """Write every file; returns the rows and the size of all."""
+        size = done = 0
         if self.target.local:
             sweep(self.target.path, beside=True)
         with Progress(title, rows, "rows", progress) as bar, contextlib.ExitStack() as stack:
+
+            def step(count: int) -> None:
+                nonlocal done
+                done += count
+                bar.step(count)
+
             if self.single:
                 opened: Callable[[str], Any] = lambda _: whole(self.target)  # noqa: E731
             else:
@@ -305,17 +314,15 @@ class _Job:
             for name, place in self.files.items():
                 before = stamp(place)
                 with opened(_written(name)) as sink:
-                    size += one(name, place, sink, bar)
+                    size += one(name, place, sink, step)
                     if stamp(place) != before:
                         raise OSError(errno.EBUSY, "it was changed while it was read: try again", str(place))
-        return size
+        return done, size
 
     def report(
-        self, survey: _Survey, size: int, columns: Sequence[str], calls: int, *, dry_run: bool = False
+        self, rows: int, size: int, columns: Sequence[str], calls: int, *, dry_run: bool = False
     ) -> StreamReport:
-        return StreamReport(
-            str(self.target), survey.total, len(self.files), size, tuple(columns), calls, dry_run
-        )
+        return StreamReport(str(self.target), rows, len(self.files), size, tuple(columns), calls, dry_run)
 
 
 def _written(name: str) -> str:
@@ -574,7 +581,7 @@ def _parts(arrays: Iterable[Any]) -> Iterator[pa.ChunkedArray]:
         held.clear()  # no error keeps plaintext in its frames
 
 
-def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: Progress) -> int:
+def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], step: Step) -> int:
     with _opened(place) as (file, parquet, footer):
         schema = parquet.schema_arrow
         for name, sealer in sealers.items():
@@ -608,7 +615,7 @@ def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: 
             anew,
             schema,
             entries,
-            bar.step,
+            step,
         )
 
 
@@ -660,7 +667,7 @@ def _check_told(values: pa.Array, told: pa.Array, name: str, path: str) -> None:
 
 
 def _encrypt_csv(
-    place: Place, sink: Any, sealers: Mapping[str, _Sealer], types: Types | None, bar: Progress
+    place: Place, sink: Any, sealers: Mapping[str, _Sealer], types: Types | None, step: Step
 ) -> int:
     csv: CsvFile = open_csv(place, types)
     schema = csv.schema
@@ -683,7 +690,7 @@ def _encrypt_csv(
                 for name, values in zip(batch.schema.names, batch.columns, strict=True)
             ]
             held.append(pa.Table.from_arrays(columns, schema=schema))
-            bar.step(len(batch))
+            step(len(batch))
             if sum(t.nbytes for t in held) >= PART or sum(map(len, held)) >= _GROUP_ROWS:
                 flush()
         if held:
@@ -861,7 +868,7 @@ def _decrypt_file(
     headers: Mapping[str, Header],
     keys: Mapping[bytes, DataKey],
     types: Plain,
-    bar: Progress,
+    step: Step,
 ) -> int:
     path = str(place)
     with _opened(place) as (file, parquet, footer):
@@ -920,7 +927,7 @@ def _decrypt_file(
             anew,
             schema.with_metadata(edited(before.metadata) or None),
             edited({key: text for key, text in footer.metadata.items() if key != b"ARROW:schema"}),
-            bar.step,
+            step,
         )
 
 
