@@ -27,7 +27,7 @@ __all__ = ["PART", "Footer", "Replacement", "read_footer", "rewrite"]
 PART = 64 << 20  # bytes of a column that are encoded at once; a chunk of more has no dictionary
 _COPY = 8 << 20
 _MAGIC = b"PAR1"
-_OLD = ("parquet-cpp version 1.0", "parquet-cpp version 1.1", "parquet-cpp version 1.2", "parquet-cpp\n")
+_OLD = ("parquet-cpp version 1.0", "parquet-cpp version 1.1", "parquet-cpp version 1.2")
 
 
 # What is used of each struct: its fields by type, those first that it must have.
@@ -218,6 +218,7 @@ def rewrite(
     anew: Anew,
     schema: pa.Schema,
     metadata: Mapping[bytes, bytes],
+    done: Callable[[int], None],
 ) -> int:
     """Write a Parquet file like another one, but for some columns.
 
@@ -230,6 +231,7 @@ def rewrite(
         anew: makes the values of a row group's replaced columns.
         schema: the Arrow schema of the result, with the metadata that Arrow shows.
         metadata: key-value metadata of the result, but for the Arrow schema.
+        done: is told after each row group how many rows it had.
 
     Returns:
         The size of the result, in bytes.
@@ -246,22 +248,32 @@ def rewrite(
     order = [old for group in places for old in group]
     groups: list[Struct] = []
     moved: list[tuple[Struct, Struct]] = []
-    for number, group in enumerate(footer.groups):
-        chunks = value(group, 1)[1]
-        parts = anew(number)
-        made: list[Struct] = []
-        for (name, leaves), group_places in zip(footer.columns, places, strict=True):
-            if name in replaced:
-                rows = value(group, 3)
-                for leaf in range(len(group_places)):
-                    made.append(_write_leaf(out, replaced[name], parts[name], leaf, rows))
-                continue
-            for leaf in leaves:
-                chunk = _moved(chunks[leaf], out.at - _range(value(chunks[leaf], 3))[0])
-                out.copy(file, *_range(value(chunks[leaf], 3)), path)
-                moved.append((chunks[leaf], chunk))
-                made.append(chunk)
-        groups.append(_group(group, made, order))
+    made: list[Struct] = []
+    parts: Mapping[str, Callable[[], Iterable[Any]]] = {}
+    try:
+        for number, group in enumerate(footer.groups):
+            chunks = value(group, 1)[1]
+            parts = anew(number)
+            made = []
+            for (name, leaves), group_places in zip(footer.columns, places, strict=True):
+                if name in replaced:
+                    rows = value(group, 3)
+                    for leaf in range(len(group_places)):
+                        made.append(_write_leaf(out, replaced[name], parts[name], leaf, rows))
+                    continue
+                for leaf in leaves:
+                    chunk = _moved(chunks[leaf], out.at - _range(value(chunks[leaf], 3))[0])
+                    out.copy(file, *_range(value(chunks[leaf], 3)), path)
+                    moved.append((chunks[leaf], chunk))
+                    made.append(chunk)
+            groups.append(_group(group, made, order))
+            parts = {}  # before the next row group is made
+            done(value(group, 3))
+    except BaseException:
+        groups.clear()  # new statistics are plaintext: no error keeps them in its frames
+        made.clear()
+        parts = {}
+        raise
     for old, chunk in moved:
         _copy_bloom_filter(out, file, path, value(old, 3), value(chunk, 3))
     for old, chunk in moved:

@@ -55,6 +55,8 @@ def open_csv(place: Place, types: Types | None = None) -> CsvFile:
     given = {name: _type(kind, name) for name, kind in (types or {}).items()}
     first = _reader(place, {})
     names: list[str] = first.schema.names
+    if len(set(names)) < len(names):
+        raise FormatError(f"{place}: columns of the same name: rename them apart first", path=str(place))
     for name in given:
         if name not in names:
             raise KeyError(f"types= names {name!r}, and {place} has no such column")

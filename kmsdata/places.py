@@ -90,7 +90,12 @@ def from_url(url: str) -> tuple[Any, str]:
     except pa.ArrowInvalid:
         import fsspec  # pandas users who have such URLs have it
 
-        filesystem, path = fsspec.core.url_to_fs(url)
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url)
+        except ValueError as error:  # a protocol that it does not know
+            raise ValueError(
+                f"{error}: install the package that has it for fsspec, or pass filesystem="
+            ) from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 

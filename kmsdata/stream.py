@@ -51,6 +51,9 @@ from kmsdata.table import (
 
 __all__ = ["decrypt_parquet", "encrypt_parquet"]
 
+Step = Callable[[int], None]
+"""Is told of rows that are done."""
+
 _ENTRY = b"kmsdata"
 _SPARK = b"org.apache.spark.sql.parquet.row.metadata"
 _BATCH = 8 << 20  # bytes of a column that are decoded at once
@@ -128,19 +131,19 @@ def encrypt_parquet(
     if dry_run:
         sealers = _sealers(job, survey, chosen, DataKey(random_bytes(32), [Wrap("local://none", "")]))
         size = sum(_estimate(job, survey, name, sealers) for name in job.files)
-        return job.report(survey, size, list(chosen), _calls_for(key), dry_run=True)
+        return job.report(survey.total, size, list(chosen), _calls_for(key), dry_run=True)
     before = usage().calls
     data_key = data_key_for(key, context, survey.total * len(chosen))
     calls = usage().calls - before
     sealers = _sealers(job, survey, chosen, data_key)
 
-    def one(name: str, place: Place, sink: Any, bar: Progress) -> int:
+    def one(name: str, place: Place, sink: Any, step: Step) -> int:
         if is_csv(name):
-            return _encrypt_csv(place, sink, sealers, survey.types, bar)
-        return _encrypt_file(place, sink, sealers, bar)
+            return _encrypt_csv(place, sink, sealers, survey.types, step)
+        return _encrypt_file(place, sink, sealers, step)
 
-    size = job.run("encrypt", survey.total, one, progress)
-    return job.report(survey, size, list(chosen), calls)
+    rows, size = job.run("encrypt", survey.total, one, progress)
+    return job.report(rows, size, list(chosen), calls)
 
 
 def decrypt_parquet(
@@ -205,17 +208,17 @@ def decrypt_parquet(
     if dry_run:
         known = {record.commitment for _, header in different for record in header.records}
         size = sum(_plain_size(job.files[name], headers) for name, headers in by_file.items())
-        return job.report(survey, size, names, len(known), dry_run=True)
+        return job.report(survey.total, size, names, len(known), dry_run=True)
     before = usage().calls
     keys = open_keys(list(different), key, context)
     calls = usage().calls - before
     plain_types = _plain_types(job, by_file, keys)
 
-    def one(name: str, place: Place, sink: Any, bar: Progress) -> int:
-        return _decrypt_file(place, sink, by_file[name], keys, plain_types, bar)
+    def one(name: str, place: Place, sink: Any, step: Step) -> int:
+        return _decrypt_file(place, sink, by_file[name], keys, plain_types, step)
 
-    size = job.run("decrypt", survey.total, one, progress)
-    return job.report(survey, size, names, calls)
+    rows, size = job.run("decrypt", survey.total, one, progress)
+    return job.report(rows, size, names, calls)
 
 
 # --- from files to files --------------------------------------------------------------------------
@@ -290,14 +293,20 @@ class _Job:
         self,
         title: str,
         rows: int,
-        one: Callable[[str, Place, Any, Progress], int],
+        one: Callable[[str, Place, Any, Step], int],
         progress: bool | None,
-    ) -> int:
-        """Write every file; returns their size in all."""
-        size = 0
+    ) -> tuple[int, int]:
+        """Write every file; returns the rows and the size of all."""
+        size = done = 0
         if self.target.local:
             sweep(self.target.path, beside=True)
         with Progress(title, rows, "rows", progress) as bar, contextlib.ExitStack() as stack:
+
+            def step(count: int) -> None:
+                nonlocal done
+                done += count
+                bar.step(count)
+
             if self.single:
                 opened: Callable[[str], Any] = lambda _: whole(self.target)  # noqa: E731
             else:
@@ -305,17 +314,15 @@ class _Job:
             for name, place in self.files.items():
                 before = stamp(place)
                 with opened(_written(name)) as sink:
-                    size += one(name, place, sink, bar)
+                    size += one(name, place, sink, step)
                     if stamp(place) != before:
                         raise OSError(errno.EBUSY, "it was changed while it was read: try again", str(place))
-        return size
+        return done, size
 
     def report(
-        self, survey: _Survey, size: int, columns: Sequence[str], calls: int, *, dry_run: bool = False
+        self, rows: int, size: int, columns: Sequence[str], calls: int, *, dry_run: bool = False
     ) -> StreamReport:
-        return StreamReport(
-            str(self.target), survey.total, len(self.files), size, tuple(columns), calls, dry_run
-        )
+        return StreamReport(str(self.target), rows, len(self.files), size, tuple(columns), calls, dry_run)
 
 
 def _written(name: str) -> str:
@@ -369,7 +376,7 @@ class _Survey:
     @classmethod
     def of(cls, job: _Job, types: Types | None) -> _Survey:
         survey = cls(0, {}, {}, types)
-        seen: dict[pa.Schema, pa.Schema] = {}  # thousands of files share few schemas
+        seen: dict[bytes, pa.Schema] = {}  # thousands of files share few schemas
         for name, place in job.files.items():
             if is_csv(name):
                 csv = open_csv(place, survey.types)
@@ -381,7 +388,7 @@ class _Survey:
                     schema = parquet.schema_arrow
                     survey.total += parquet.metadata.num_rows
                 headers = headers_in(schema, str(place))
-            survey.schemas[name] = seen.setdefault(schema, schema)
+            survey.schemas[name] = seen.setdefault(schema.serialize().to_pybytes(), schema)
             survey.headers[name] = headers
         return survey
 
@@ -558,18 +565,23 @@ def _parts(arrays: Iterable[Any]) -> Iterator[pa.ChunkedArray]:
     """Arrays, put together until they are some `PART` bytes."""
     held: list[Any] = []
     size = rows = 0
-    for array in arrays:
-        held += array.chunks if isinstance(array, pa.ChunkedArray) else [array]
-        size += array.nbytes
-        rows += len(array)
-        if size >= PART or rows >= 32 << 20:
+    try:
+        for array in arrays:
+            held += array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+            size += array.nbytes
+            rows += len(array)
+            del array
+            if size >= PART or rows >= 32 << 20:
+                full, held, size, rows = pa.chunked_array(held), [], 0, 0
+                yield full
+                del full
+        if held:
             yield pa.chunked_array(held)
-            held, size, rows = [], 0, 0
-    if held:
-        yield pa.chunked_array(held)
+    finally:
+        held.clear()  # no error keeps plaintext in its frames
 
 
-def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: Progress) -> int:
+def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], step: Step) -> int:
     with _opened(place) as (file, parquet, footer):
         schema = parquet.schema_arrow
         for name, sealer in sealers.items():
@@ -586,7 +598,6 @@ def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: 
             return _parts(each())
 
         def anew(group: int) -> dict[str, Callable[[], Iterator[Any]]]:
-            bar.step(parquet.metadata.row_group(group).num_rows)
             return {name: functools.partial(sealed, group, sealer) for name, sealer in sealers.items()}
 
         def edited(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
@@ -604,6 +615,7 @@ def _encrypt_file(place: Place, sink: Any, sealers: Mapping[str, _Sealer], bar: 
             anew,
             schema,
             entries,
+            step,
         )
 
 
@@ -655,7 +667,7 @@ def _check_told(values: pa.Array, told: pa.Array, name: str, path: str) -> None:
 
 
 def _encrypt_csv(
-    place: Place, sink: Any, sealers: Mapping[str, _Sealer], types: Types | None, bar: Progress
+    place: Place, sink: Any, sealers: Mapping[str, _Sealer], types: Types | None, step: Step
 ) -> int:
     csv: CsvFile = open_csv(place, types)
     schema = csv.schema
@@ -678,7 +690,7 @@ def _encrypt_csv(
                 for name, values in zip(batch.schema.names, batch.columns, strict=True)
             ]
             held.append(pa.Table.from_arrays(columns, schema=schema))
-            bar.step(len(batch))
+            step(len(batch))
             if sum(t.nbytes for t in held) >= PART or sum(map(len, held)) >= _GROUP_ROWS:
                 flush()
         if held:
@@ -724,8 +736,13 @@ def _with_type(schema: pa.Schema, name: str, kind: pa.DataType) -> pa.Schema:
 
 
 @functools.lru_cache(256)  # for thousands of small files
-def _replacement(field: pa.Field) -> Replacement:
+def _replaced_by(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
+    field = pa.field(name, kind, nullable)
     return Replacement(field, settings_for(pa.schema([field]), {}))
+
+
+def _replacement(field: pa.Field) -> Replacement:
+    return _replaced_by(field.name, field.type, field.nullable)
 
 
 def _edited(
@@ -794,6 +811,7 @@ def _open(
         except KmsDataError as error:
             raise _in_file(error, path) from None
         yield from values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+        del values  # an error of the next batch keeps no plaintext in its frames
         row += len(cells)
 
 
@@ -850,7 +868,7 @@ def _decrypt_file(
     headers: Mapping[str, Header],
     keys: Mapping[bytes, DataKey],
     types: Plain,
-    bar: Progress,
+    step: Step,
 ) -> int:
     path = str(place)
     with _opened(place) as (file, parquet, footer):
@@ -866,6 +884,7 @@ def _decrypt_file(
             kind = types[name, headers[name]]
             for values in _open(parquet, group, name, headers[name], keys, path):
                 yield values if values.type == kind else values.cast(kind)
+                del values
 
         def again(group: int, name: str) -> Iterator[Any]:
             return _parts(opened(group, name))
@@ -873,21 +892,26 @@ def _decrypt_file(
         def anew(group: int) -> dict[str, Callable[[], Iterator[Any]]]:
             # All of the row group is opened before anything of it is written. What is too large to be kept is
             # opened a second time.
-            made: dict[str, Callable[[], Iterator[Any]]] = {}
+            held: dict[str, list[Any]] = {name: [] for name in headers}
             size = 0
-            for name in headers:
-                held: list[Any] | None = []
-                for values in opened(group, name):
-                    size += values.nbytes
-                    if size > PART:
-                        held = None
-                    if held is not None:
-                        held.append(values)
-                made[name] = (
-                    functools.partial(again, group, name) if held is None else functools.partial(_parts, held)
-                )
-            bar.step(parquet.metadata.row_group(group).num_rows)
-            return made
+            try:
+                for name in headers:
+                    for values in opened(group, name):
+                        size += values.nbytes
+                        if size <= PART:
+                            held[name].append(values)
+                        else:
+                            held.pop(name, None)
+                        del values
+            except BaseException:
+                held.clear()
+                raise
+            return {
+                name: functools.partial(_parts, held[name])
+                if name in held
+                else functools.partial(again, group, name)
+                for name in headers
+            }
 
         was = _pandas_entries(headers, keys)
 
@@ -903,6 +927,7 @@ def _decrypt_file(
             anew,
             schema.with_metadata(edited(before.metadata) or None),
             edited({key: text for key, text in footer.metadata.items() if key != b"ARROW:schema"}),
+            step,
         )
 
 

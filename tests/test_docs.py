@@ -42,6 +42,7 @@ def test_public_functions_have_examples():
         kmsdata.migrate_guide_column, kmsdata.inspect, kmsdata.FrameAccessor.inspect,
         kmsdata.FrameAccessor.isin, kmsdata.verify,
         kmsdata.rewrap, kmsdata.FrameAccessor.rewrap,
+        kmsdata.encrypt_parquet, kmsdata.decrypt_parquet,
     ]  # fmt: skip
     assert [thing.__qualname__ for thing in public if ">>>" not in (thing.__doc__ or "")] == []
 

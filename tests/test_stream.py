@@ -2,6 +2,7 @@
 
 import datetime as dt
 import errno
+import functools
 import json
 import os
 import re
@@ -560,9 +561,20 @@ def test_csv_whose_later_rows_are_of_another_type(tmp_path, late):
     assert kmsdata.decrypt_table(pq.read_table(tmp_path / "b.parquet"))["pin"][-1].as_py() == late
 
 
+def test_csv_without_rows(tmp_path):
+    (tmp_path / "a.csv").write_text("id,ssn\n")
+    assert kmsdata.encrypt_parquet(tmp_path / "a.csv", tmp_path / "b.parquet", "ssn", key=KEY).rows == 0
+    assert kmsdata.decrypt_table(pq.read_table(tmp_path / "b.parquet")).schema.types == [pa.string()] * 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "empty"), ("a,b\n1,2\n3\n", "as many fields"), ("a,b\n1,\xff\n", "UTF-8")],
+    [
+        ("a,b,b\n1,2,3\n", "same name"),
+        ("", "empty"),
+        ("a,b\n1,2\n3\n", "as many fields"),
+        ("a,b\n1,\xff\n", "UTF-8"),
+    ],
 )
 def test_csv_that_is_none(tmp_path, text, message):
     (tmp_path / "a.csv").write_bytes(text.encode("latin-1"))
@@ -721,6 +733,43 @@ def test_a_cell_that_was_changed_fails_all(tmp_path):
         kmsdata.decrypt_parquet(sealed, tmp_path / "back.parquet")
     assert (caught.value.rows, caught.value.count, caught.value.column) == ((2346,), 1, "ssn")
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("part", [1 << 20, 30_000, 1000])
+def test_an_error_keeps_no_plaintext(tmp_path, monkeypatch, part):
+    monkeypatch.setattr(stream, "PART", part)
+    monkeypatch.setattr(stream, "_BATCH", 4000)
+    source, sealed = write(people(), tmp_path / "a.parquet", row_group_size=1500), tmp_path / "b.parquet"
+    kmsdata.encrypt_parquet(source, sealed, ["ssn", "email"], key=KEY)
+    data = bytearray(sealed.read_bytes())
+    place = data.index(bytes(pq.read_table(sealed)["email"].combine_chunks().storage[2900].as_py()))
+    data[place + 20] ^= 1
+    sealed.write_bytes(data)
+    with pytest.raises(kmsdata.TamperedError) as caught:
+        kmsdata.decrypt_parquet(sealed, tmp_path / "back.parquet")
+    seen, trace = [], caught.value.__traceback__
+    while trace is not None:
+        if "/kmsdata/" in trace.tb_frame.f_code.co_filename:
+            seen += [
+                text
+                for text in map(told, trace.tb_frame.f_locals.values())
+                if "078-05-" in text or "@example" in text
+            ]
+        trace = trace.tb_next
+    assert seen == []
+
+
+def told(thing):
+    """All that an object of a frame says of what it holds, arrays in full."""
+    if isinstance(thing, (pa.Array, pa.ChunkedArray)):
+        return str(thing.to_pylist())
+    if isinstance(thing, dict):
+        return "".join(map(told, thing.values()))
+    if isinstance(thing, (list, tuple)):
+        return "".join(map(told, thing))
+    if isinstance(thing, functools.partial):
+        return told(thing.args)
+    return str(thing)
 
 
 @pytest.mark.parametrize("part", [None, 3000])
