@@ -446,7 +446,7 @@ class LoginForm(w.VBox):
             use(self._key)
         for field in (self.secret_id, self.secret_key, self.token, self.passphrase, self.repeated):
             field.clear()
-        mine = _mine(provider)
+        mine = _mine(provider, keys)
         self.keys_there.options = _listed(keys)
         self.keys_there.rows = min(max(len(keys) + 1, 2), 8)
         if keys:
@@ -569,10 +569,14 @@ def _listed(keys: list[dict[str, str]]) -> list[tuple[str, str]]:
     return [*listed, ("another …", _OTHER)] if listed else []
 
 
-def _mine(provider: KeyProvider) -> str | None:
-    """The session's key, where it is one of this provider's."""
+def _mine(provider: KeyProvider, keys: list[dict[str, str]]) -> str | None:
+    """The session's key, where it is one of this provider's, and not one of another account's."""
     uri = session_key()
     if uri is None:
         return None
-    scheme, place, _ = parse_key(uri)
-    return uri if (scheme, place) == (provider.scheme, getattr(provider, "region", None)) else None
+    scheme, place, name = parse_key(uri)
+    if (scheme, place) != (provider.scheme, getattr(provider, "region", None)):
+        return None
+    there = any(uri == about["key"] or name == about.get("alias") for about in keys)
+    # A local key is made when it is first used; and some may not list keys.
+    return uri if there or scheme == "local" or not keys else None

@@ -491,6 +491,24 @@ def test_sign_in_again(form, emulator, keys):
     assert "Enter the SecretId and the SecretKey." in press(form, form.connect)
 
 
+def test_the_key_of_another_account_is_not_kept(form, emulator, keys):
+    fill_in(form, emulator)
+    press(form, form.connect)
+    press(form, form.choose)
+    press(form, form.again)
+    fill_in(form, emulator)
+    assert f"Your key: {keys[0]}" in press(form, form.connect)  # the same account
+    press(form, form.again)
+    emulator.add_account("AKIDother0123456789", SECRET, uin="100000000002")
+    kms = kmsdata.TencentKMS(REGION, credential=("AKIDother0123456789", SECRET), endpoint=emulator.url)
+    other = kms.create_key("payroll")
+    types_in(form.secret_id, "AKIDother0123456789")
+    types_in(form.secret_key, SECRET)
+    assert "Which one encrypts" in press(form, form.connect)
+    press(form, form.choose)
+    assert session.session_key() == other
+
+
 # login.
 
 
