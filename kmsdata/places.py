@@ -84,12 +84,21 @@ class Place:
 
 
 def from_url(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's."""
+    """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's.
+
+    Raises:
+        ValueError: neither knows such URLs.
+    """
     try:
         return pafs.FileSystem.from_uri(url)
     except pa.ArrowInvalid:
         import fsspec  # pandas users who have such URLs have it
 
+        scheme = url.partition("://")[0]
+        if scheme not in fsspec.available_protocols():
+            raise ValueError(
+                f"{scheme}:// is no filesystem that is known here: install the package that brings it to fsspec"
+            ) from None
         filesystem, path = fsspec.core.url_to_fs(url)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 

@@ -271,8 +271,15 @@ class Verification:
 
     @property
     def exit_status(self) -> int:
-        """For pipelines: 0 where all is authentic, else 1."""
-        return 0 if self.ok else 1
+        """For pipelines: 0 where all is authentic, 3 where something is not.
+
+        1 where all that is wrong is that keys were refused, so that nothing can be said.
+        """
+        if self.ok:
+            return 0
+        state = {column.name: column.state for column in self.columns}
+        refused = all(state.get(failure.column or "") == "not verified" for failure in self.failures)
+        return 1 if self.failures and refused else 3
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain Python, for programs."""
@@ -312,7 +319,7 @@ class Verification:
         rows += [["[x]" if c.state == "authentic" else "[!]", *self._cells(c)] for c in self.columns]
         lines = [self._title, "", *(_aligned(rows, right={4, 5, 6}) if self.columns else [])]
         shown = [f"- {failure}" for failure in self.failures[:_MOST_SHOWN]]
-        lines += ["", *shown, self._more] if shown else []
+        lines += ["", *shown, *filter(None, [self._more])] if shown else []
         return "\n".join([*filter(None, lines[:1]), *lines[1:], "", _NOT_SHOWN])
 
     __repr__ = __str__
