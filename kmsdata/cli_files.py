@@ -443,7 +443,7 @@ def _show_inspection(report: Inspection) -> None:
             size(column.bytes),
             Text(" ".join(column.data_keys)),
         )
-    console.print(table)
+    console.print(table, "")
     for key in report.data_keys:
         context = ", ".join(f"{name}={text}" for name, text in key.context.items())
         opened = Text.assemble(f"data key {key.id} is opened by ", (" or ".join(key.keys), "bold"))
@@ -455,17 +455,19 @@ def _show_inspection(report: Inspection) -> None:
 def _show_verification(report: Verification) -> None:
     title, *rest = in_options(str(report)).split("\n")
     console = Console(highlight=False)
-    console.print(Text(title, "bold green" if report.ok else "bold red"), soft_wrap=True)
+    piped = not console.is_terminal
+    console.print(Text(title, "bold green" if report.ok else "bold red"), soft_wrap=piped)
     for line in rest:
-        console.print(Text(line, "red" if line.startswith(("[!]", "- ")) else ""), soft_wrap=True)
+        console.print(Text(line, "red" if line.startswith(("[!]", "- ")) else ""), soft_wrap=piped)
 
 
 def _show_rewrap(report: RewrapReport, *, as_json: bool) -> None:
     if as_json:
         typer.echo(report.json())
         return
-    title, *rest = str(report).split("\n")
+    title, *rest = in_options(str(report)).split("\n")
     console = Console(highlight=False)
-    console.print(Text(title, "bold red" if report.failed else "bold green"), soft_wrap=True)
+    piped = not console.is_terminal
+    console.print(Text(title, "bold red" if report.failed else "bold green"), soft_wrap=piped)
     for line in rest:
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(line), soft_wrap=piped)

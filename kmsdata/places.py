@@ -97,7 +97,7 @@ def from_url(url: str) -> tuple[Any, str]:
         scheme = url.partition("://")[0]
         if scheme not in fsspec.available_protocols():
             raise ValueError(
-                f"{scheme}:// is no filesystem that is known here: install the package that brings it to fsspec"
+                f"no filesystem is known here for {scheme}://: install the package that brings it to fsspec"
             ) from None
         filesystem, path = fsspec.core.url_to_fs(url)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path

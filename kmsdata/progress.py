@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import sys
 import time
 from types import TracebackType
@@ -83,23 +84,31 @@ class Progress:
             else:
                 self._handle.update(self)
         else:
-            print(f"\r{self}\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\r{self._line(_width())}\x1b[K", end="", file=sys.stderr, flush=True)
 
     @property
     def _figures(self) -> str:
         seconds = time.monotonic() - self._began
         rate = self._done / seconds if seconds else 0
+        amount = _short if self._unit == "bytes" else "{:,}".format
         text = (
-            f"{self._done:,} of {self._total:,} {self._unit}, {seconds:.0f} s, {_short(rate)} {self._unit}/s"
+            f"{amount(self._done)} of {amount(self._total)} {self._unit}, {seconds:.0f} s, "
+            f"{_short(rate)} {self._unit}/s"
         )
         if self._state:
             return f"{text}, {self._state}"
         left = (self._total - self._done) / rate if rate else 0
         return f"{text}, {left:.0f} s left"
 
+    def _line(self, width: int) -> str:
+        """Not longer than a line of the terminal, which would stay when the next is written over it."""
+        figures = self._figures
+        bar = max(4, min(20, width - 1 - len(f"{self._title} [] {figures}")))
+        filled = int(bar * min(1.0, self._done / self._total)) if self._total else bar
+        return f"{self._title} [{'#' * filled}{'.' * (bar - filled)}] {figures}"[: width - 1]
+
     def __str__(self) -> str:
-        filled = int(20 * min(1.0, self._done / self._total)) if self._total else 20
-        return f"{self._title} [{'#' * filled}{'.' * (20 - filled)}] {self._figures}"
+        return self._line(1000)
 
     __repr__ = __str__
 
@@ -116,6 +125,13 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return f"{number:.0f}"
+
+
+def _width() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 def _in_notebook() -> bool:
