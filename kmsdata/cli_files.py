@@ -346,7 +346,7 @@ def in_options(message: str) -> str:
     message = re.sub(r"types=\{'([^']*)': '(\w+)'\}", r"--type \1=\2", message)
     message = re.sub(r"\bdomain=\{column: text\}", "--domain COLUMN=TEXT", message)
     return re.sub(
-        r"(?<![\w.(-])(?:" + "|".join(map(re.escape, _OPTIONS)) + r")(?=[\s,.;:)]|$)",
+        r"(?<![\w.-])(?:" + "|".join(map(re.escape, _OPTIONS)) + r")(?=[\s,.;:)]|$)",
         lambda found: _OPTIONS[found[0]],
         message,
     )

@@ -151,7 +151,7 @@ def test_where_the_bad_cells_are(enc, tmp_path, monkeypatch):
                     (99, "email", groups[3], (99,)),
                 ]
             assert not found.ok
-            assert found.exit_status == 1
+            assert found.exit_status == 3
             checks = {column.name: (column.state, column.bad, column.cells) for column in found.columns}
             assert checks == {"name": ("failed", 1, 79), "age": ("failed", 2, 98), "email": ("failed", 1, 59)}
             assert "'age'" in str(found)
