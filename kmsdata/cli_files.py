@@ -238,7 +238,7 @@ def verify(
 @files.command(
     epilog=_examples(
         "kmsdata rewrap sealed.parquet -k local://next",
-        "kmsdata rewrap sealed/ -k local://next --source local://payroll",
+        "kmsdata rewrap sealed/ -k local://next --source local://payroll --dry-run",
         "kmsdata rewrap sealed/ -k local://recovery --add",
         "kmsdata rewrap sealed/ --retire local://recovery",
     )
@@ -269,6 +269,7 @@ def rewrap(
             help="Append to huge local files instead of copying them. Nobody may read them meanwhile.",
         ),
     ] = False,
+    dry_run: _DryRun = False,
     as_json: _Json = False,
 ) -> None:
     """Put files under another master key. Only their footers change; no cell is touched.
@@ -291,6 +292,7 @@ def rewrap(
                 add=add,
                 retire=_uris(retire),
                 in_place=in_place,
+                dry_run=dry_run,
             )
     except kmsdata.KmsDataError as error:
         if isinstance(partial := getattr(error, "report", None), RewrapReport):

@@ -139,7 +139,7 @@ def encrypt_parquet(
             return _encrypt_csv(place, sink, sealers, survey.types, bar)
         return _encrypt_file(place, sink, sealers, bar)
 
-    size, survey.total = job.run("encrypt", survey.total, one, progress)
+    size = job.run("encrypt", survey.total, one, progress)
     return job.report(survey, size, list(chosen), calls)
 
 
@@ -214,7 +214,7 @@ def decrypt_parquet(
     def one(name: str, place: Place, sink: Any, bar: Progress) -> int:
         return _decrypt_file(place, sink, by_file[name], keys, plain_types, bar)
 
-    size, survey.total = job.run("decrypt", survey.total, one, progress)
+    size = job.run("decrypt", survey.total, one, progress)
     return job.report(survey, size, names, calls)
 
 
@@ -292,8 +292,8 @@ class _Job:
         rows: int,
         one: Callable[[str, Place, Any, Progress], int],
         progress: bool | None,
-    ) -> tuple[int, int]:
-        """Write every file; returns their size in all, and how many rows there were."""
+    ) -> int:
+        """Write every file; returns their size in all."""
         size = 0
         if self.target.local:
             sweep(self.target.path, beside=True)
@@ -308,7 +308,7 @@ class _Job:
                     size += one(name, place, sink, bar)
                     if stamp(place) != before:
                         raise OSError(errno.EBUSY, "it was changed while it was read: try again", str(place))
-        return size, bar.done
+        return size
 
     def report(
         self, survey: _Survey, size: int, columns: Sequence[str], calls: int, *, dry_run: bool = False
