@@ -204,7 +204,7 @@ def test_in_a_terminal_it_fits_and_has_colours(sealed):
     lines = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", shown).splitlines()
     assert max(map(len, lines)) <= 80
     assert len(lines) < 24
-    assert any(line.split() == ["ticket", "deterministic", "str", "?", *line.split()[4:]] for line in lines)
+    assert any(line.split()[:2] == ["ticket", "deterministic"] for line in lines)
 
 
 def in_terminal(*arguments, before=""):
@@ -308,8 +308,6 @@ def test_verify_tells_data_that_is_bad_from_keys_that_are_refused(run, sealed, t
         ),
         (["encrypt", "t.csv", "x.parquet", "-c", "a", *KEY, "--type", "b=string"], 1, "--type names 'b'", ""),
         (["encrypt", "t.csv", "x.parquet", "-c", "a", *KEY, "--type", "a=nought"], 1, "--type says", ""),
-        (["encrypt", "foo://a", "x.parquet", "-c", "a", *KEY], 1, "no filesystem is known here", ""),
-        (["verify", "foo://a"], 1, "no filesystem is known here for foo://", ""),
         (["decrypt", "titanic.parquet", "x.parquet"], 1, "has no kmsdata header", ""),
         (["decrypt", "tampered.parquet", "x.parquet"], 1, "tampered.parquet", ""),
         (["decrypt", "sealed.parquet", "x.parquet", "-k", "next"], 1, "pass --key with that URI", ""),
@@ -333,6 +331,16 @@ def test_errors_are_one_line(run, sealed, tampered, here, arguments, code, said,
     assert not hint or (lines[1].startswith("hint: ") and hint in lines[1])
     assert not re.search(r"\w=True|key=|Traceback|\bErrno\b", err)
     assert everything(here) == before
+
+
+@pytest.mark.newest  # fsspec comes with the newest alone
+@pytest.mark.parametrize("command", COMMANDS)
+def test_urls_that_nobody_knows(run, command):
+    more = {"encrypt": ["x.parquet", "-c", "a", *KEY], "decrypt": ["x.parquet"], "rewrap": KEY}
+    code, out, err = run(command, "foo://a", *more.get(command, []))
+    assert (code, out) == (1, "")
+    assert err.startswith("error: no filesystem is known here for foo://: install ")
+    assert len(err.splitlines()) == 1
 
 
 def test_a_denied_key(run, sealed, here):
