@@ -345,6 +345,7 @@ _OPTIONS = {
 
 def in_options(message: str) -> str:
     """A sentence of the library, with options in place of Python's arguments."""
+    message = message.replace(", or pass filesystem=", "")
     message = re.sub(r"types=\{'([^']*)': '(\w+)'\}", r"--type \1=\2", message)
     message = re.sub(r"\bdomain=\{column: text\}", "--domain COLUMN=TEXT", message)
     return re.sub(

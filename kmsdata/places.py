@@ -84,22 +84,18 @@ class Place:
 
 
 def from_url(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's.
-
-    Raises:
-        ValueError: neither knows such URLs.
-    """
+    """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's."""
     try:
         return pafs.FileSystem.from_uri(url)
     except pa.ArrowInvalid:
         import fsspec  # pandas users who have such URLs have it
 
-        scheme = url.partition("://")[0]
-        if scheme not in fsspec.available_protocols():
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url)
+        except ValueError as error:  # a protocol that it does not know
             raise ValueError(
-                f"no filesystem is known here for {scheme}://: install the package that brings it to fsspec"
+                f"{error}: install the package that has it for fsspec, or pass filesystem="
             ) from None
-        filesystem, path = fsspec.core.url_to_fs(url)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 

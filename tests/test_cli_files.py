@@ -339,7 +339,7 @@ def test_urls_that_nobody_knows(run, command):
     more = {"encrypt": ["x.parquet", "-c", "a", *KEY], "decrypt": ["x.parquet"], "rewrap": KEY}
     code, out, err = run(command, "foo://a", *more.get(command, []))
     assert (code, out) == (1, "")
-    assert err.startswith("error: no filesystem is known here for foo://: install ")
+    assert err.startswith("error: Protocol not known: foo: install the package that has it for fsspec\n")
     assert len(err.splitlines()) == 1
 
 
