@@ -14,12 +14,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 import kmsdata
 from kmsdata.demo import Refusal
-from kmsdata.report import Inspection, RewrapReport, StreamReport, Verification, size
+from kmsdata.report import RewrapReport, StreamReport, printable, size
 from kmsdata.session import session_key
 
 __all__ = ["files", "in_options"]
@@ -194,7 +193,7 @@ def inspect(path: _Path, as_json: _Json = False) -> None:
     if as_json:
         typer.echo(report.json())
     else:
-        _show_inspection(report)
+        _show(str(report))
 
 
 @files.command(
@@ -231,7 +230,7 @@ def verify(
     if as_json:
         typer.echo(report.json())
     else:
-        _show_verification(report)
+        _show(str(report), report.ok)
     raise typer.Exit(report.exit_status)
 
 
@@ -410,7 +409,7 @@ def _show_stream(report: StreamReport, done: str, *, as_json: bool) -> None:
     calls = "1 call" if report.kms_calls == 1 else f"{report.kms_calls:,} calls"
     _say(
         "Dry run" if report.dry_run else done,
-        ", ".join(report.columns),
+        printable(", ".join(report.columns)),
         "yellow" if report.dry_run else "green",
     )
     _say(
@@ -421,56 +420,18 @@ def _show_stream(report: StreamReport, done: str, *, as_json: bool) -> None:
     _say("Cost", f"{calls} of the key service{', at most' if report.dry_run else ''}")
 
 
-def _show_inspection(report: Inspection) -> None:
+def _show(text: str, good: bool = True) -> None:
+    """A report's own text, which is no wider than the terminal; and colours."""
     console = Console(highlight=False)
-    if not console.is_terminal:  # in a pipe nothing is folded: a program reads it
-        typer.echo(str(report))
-        return
-    title, _, counts = report._title.partition(": ")
-    console.print(Text.assemble((title, "bold"), ": ", counts), soft_wrap=True)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("column", "", "type", "nulls", "size", "data key"):
-        right = heading in ("nulls", "size")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=right)
-    for column in report.columns:
-        how = {"AES-256-GCM": "randomised", "AES-256-SIV": "deterministic"}
-        state = how.get(column.algorithm or "", column.algorithm or "plain")
-        if column.domain not in (None, column.name):
-            state += f" ({column.domain})"
-        colour = "" if not column.encrypted else "cyan" if column.domain else "magenta"
-        table.add_row(
-            Text(column.name, colour),
-            Text(state, colour or "dim"),
-            Text(column.type),
-            "?" if column.nulls is None else f"{column.nulls:,}",
-            size(column.bytes),
-            Text(" ".join(column.data_keys)),
-        )
-    console.print(table, "")
-    for key in report.data_keys:
-        context = ", ".join(f"{name}={text}" for name, text in key.context.items())
-        opened = Text.assemble(f"data key {key.id} is opened by ", (" or ".join(key.keys), "bold"))
-        console.print(opened.append(f", context {context}" if context else ""), soft_wrap=True)
-    for note in report._notes():
-        console.print(Text(note, "dim"))
-
-
-def _show_verification(report: Verification) -> None:
-    title, *rest = in_options(str(report)).split("\n")
-    console = Console(highlight=False)
-    piped = not console.is_terminal
-    console.print(Text(title, "bold green" if report.ok else "bold red"), soft_wrap=piped)
-    for line in rest:
-        console.print(Text(line, "red" if line.startswith(("[!]", "- ")) else ""), soft_wrap=piped)
+    title, *lines = in_options(text).split("\n")
+    console.print(Text(title, "bold green" if good else "bold red"), soft_wrap=True)
+    for line in lines:
+        style = "red" if line.startswith(("[!]", "- ")) else "magenta" if line.startswith("[x]") else ""
+        console.print(Text(line, style), soft_wrap=True)
 
 
 def _show_rewrap(report: RewrapReport, *, as_json: bool) -> None:
     if as_json:
         typer.echo(report.json())
-        return
-    title, *rest = in_options(str(report)).split("\n")
-    console = Console(highlight=False)
-    piped = not console.is_terminal
-    console.print(Text(title, "bold red" if report.failed else "bold green"), soft_wrap=piped)
-    for line in rest:
-        console.print(Text(line), soft_wrap=piped)
+    else:
+        _show(str(report), not report.failed)

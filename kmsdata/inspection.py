@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -112,18 +114,20 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
         if first and set(headers) != first:
             notes.append(f"{name}: other columns are encrypted than in the first file")
         first = first or set(headers)
+        types = _pandas_types(fragment.physical_schema.metadata)
         for field in fragment.physical_schema:
             seen = found.get(field.name)
             size, null = sizes.get(field.name, 0), nulls.get(field.name)
             if field.name in headers:
                 report = _encrypted(field.name, [headers[field.name]], size, null)
             else:
-                report = ColumnReport(field.name, False, str(field.type), size, nulls=null)
+                report = ColumnReport(
+                    field.name, False, types.get(field.name, str(field.type)), size, nulls=null
+                )
             found[field.name] = report if seen is None else _both(seen, report)
         for field in partition:
-            found.setdefault(
-                field.name, ColumnReport(field.name, False, f"{field.type} (in folder names)", 0)
-            )
+            told = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            found.setdefault(field.name, ColumnReport(field.name, False, f"{told} (in folder names)", 0))
     columns = tuple(found.values())
     return Inspection(str(path), rows, total, columns, _data_keys(every), len(fragments), tuple(notes[:5]))
 
@@ -137,12 +141,26 @@ def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, 
         for position in range(group.num_columns):
             chunk = group.column(position)
             path = chunk.path_in_schema
-            name = path if path in names else next(n for n in names if path.startswith(f"{n}."))
+            # A nested column's path begins with its name, which may have dots itself.
+            inside = [name for name in names if path == name or path.startswith(f"{name}.")]
+            name = max(inside, key=len, default=path)
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
             counted = chunk.statistics.null_count if chunk.is_stats_set and path == name else None
             before = nulls.get(name, 0)
             nulls[name] = None if counted is None or before is None else before + counted
     return sizes, nulls
+
+
+def _pandas_types(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """What pandas called a file's plain columns, so that they read as the encrypted ones beside them do."""
+    types: dict[str, str] = {}
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # it is a hint, and anybody's text
+        for entry in json.loads((metadata or {}).get(b"pandas", b"{}"))["columns"]:
+            if entry["pandas_type"] == "categorical":
+                types[entry["field_name"]] = "category"
+            elif entry["pandas_type"] != "datetimetz":  # its zone stands elsewhere: Arrow's type says it
+                types[entry["field_name"]] = str(entry["numpy_type"])
+    return types
 
 
 def _encrypted(name: str, headers: list[Header], nbytes: int, nulls: int | None) -> ColumnReport:

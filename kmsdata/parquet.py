@@ -294,10 +294,21 @@ def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[p
     except pa.ArrowInvalid as error:
         if not re.search("magic|footer|Parquet file size|not a Parquet", str(error)):
             raise
-        raise FormatError(f"{path} is not a Parquet file, or was cut short", path=str(path)) from error
+        bad = _unreadable(path, filesystem)
+        raise FormatError(f"{bad} is not a Parquet file, or was cut short", path=bad) from error
     if not found:
         raise FileNotFoundError(f"no Parquet file in {path}")
     return found if len(found) > 1 else {str(path): next(iter(found.values()))}
+
+
+def _unreadable(path: FilePath, filesystem: Any) -> str:
+    """The first file of a dataset that cannot be read."""
+    for name, fragment in files_of(path, filesystem):
+        try:
+            fragment.physical_schema  # noqa: B018 - read here
+        except (pa.ArrowException, OSError):
+            return name
+    return str(path)
 
 
 def _dtypes(headers: Mapping[str, Header]) -> dict[str, EncryptedDtype]:

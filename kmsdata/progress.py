@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import functools
 import html
-import os
+import shutil
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -12,14 +16,15 @@ from typing import Any, Self
 __all__ = ["Progress"]
 
 _PATIENCE = 1.0  # seconds of silence: short work shows no bar
-_EVERY = 0.2  # seconds between two looks of it
+_EVERY = 0.25  # seconds between two looks of it
 
 
 class Progress:
     """Shows how far work is, as a context manager.
 
     In a notebook it is one output that is replaced by its final state, so that the saved file holds that and
-    nothing else. It holds numbers and a title, and none of the data.
+    nothing else. It holds numbers and a title, and none of the data. A thread shows it while a long step is
+    at work.
 
     Args:
         title: what is done, such as ``"encrypt"``.
@@ -38,12 +43,19 @@ class Progress:
         self._notebook = _in_notebook() and wanted is not False
         terminal = sys.stderr is not None and sys.stderr.isatty()
         self._terminal = not self._notebook and (wanted is True or (wanted is None and terminal))
-        self._after = 0.0 if wanted else _PATIENCE
-        self._done, self._began, self._shown = 0, time.monotonic(), 0.0
+        self._patience = 0.0 if wanted else _PATIENCE
+        self._done, self._began, self._shown = 0, time.monotonic(), False
         self._state = ""
         self._handle: Any = None
+        self._over = threading.Event()
+        self._clock: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        if self._notebook or self._terminal:
+            # In this cell's context, or a kernel might show it below another one.
+            tick = functools.partial(contextvars.copy_context().run, self._tick)
+            self._clock = threading.Thread(target=tick, name="kmsdata progress", daemon=True)
+            self._clock.start()
         return self
 
     def __exit__(
@@ -52,11 +64,13 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._clock is None:
+            return
+        self._over.set()
+        self._clock.join()
         self._state = "done" if error is None else "stopped"
-        if self._shown or (self._after == 0.0 and (self._notebook or self._terminal)):
+        if self._shown or not self._patience:
             self._show()
-            if self._terminal:
-                print(file=sys.stderr)
 
     @property
     def done(self) -> int:
@@ -66,57 +80,53 @@ class Progress:
     def step(self, count: int) -> None:
         """So much more is done."""
         self._done += count
-        now = time.monotonic()
-        if (
-            (self._notebook or self._terminal)
-            and now - self._began >= self._after
-            and now - self._shown >= _EVERY
-        ):
-            self._shown = now
+
+    def _tick(self) -> None:
+        wait = self._patience
+        while not self._over.wait(wait):
+            self._shown = True
             self._show()
+            wait = _EVERY
 
     def _show(self) -> None:
-        if self._notebook:
-            from IPython.display import display
+        with contextlib.suppress(OSError, ValueError):  # a terminal that was closed does not stop the work
+            if self._notebook:
+                from IPython.display import display
 
-            if self._handle is None:
-                self._handle = display(self, display_id=True)  # type: ignore[no-untyped-call]
+                if self._handle is None:
+                    self._handle = display(self, display_id=True)  # type: ignore[no-untyped-call]
+                else:
+                    self._handle.update(self)
             else:
-                self._handle.update(self)
-        else:
-            print(f"\r{self._line(_width())}\x1b[K", end="", file=sys.stderr, flush=True)
+                # A line that is longer than the terminal would not be overwritten by the next one.
+                most = shutil.get_terminal_size().columns - 1
+                end = "\n" if self._state else ""
+                print(f"\r{str(self)[:most]}\x1b[K", end=end, file=sys.stderr, flush=True)
 
     @property
     def _figures(self) -> str:
         seconds = time.monotonic() - self._began
         rate = self._done / seconds if seconds else 0
-        amount = _short if self._unit == "bytes" else "{:,}".format
-        text = (
-            f"{amount(self._done)} of {amount(self._total)} {self._unit}, {seconds:.0f} s, "
-            f"{_short(rate)} {self._unit}/s"
-        )
+        text = f"{self._part:.0%} of {self._total:,} {self._unit}, {seconds:.0f} s, {_short(rate)}/s"
         if self._state:
             return f"{text}, {self._state}"
-        left = (self._total - self._done) / rate if rate else 0
-        return f"{text}, {left:.0f} s left"
+        return f"{text}, {(self._total - self._done) / rate:.0f} s left" if rate else text
 
-    def _line(self, width: int) -> str:
-        """Not longer than a line of the terminal, which would stay when the next is written over it."""
-        figures = self._figures
-        bar = max(4, min(20, width - 1 - len(f"{self._title} [] {figures}")))
-        filled = int(bar * min(1.0, self._done / self._total)) if self._total else bar
-        return f"{self._title} [{'#' * filled}{'.' * (bar - filled)}] {figures}"[: width - 1]
+    @property
+    def _part(self) -> float:
+        return min(1.0, self._done / self._total) if self._total else 1.0
 
     def __str__(self) -> str:
-        return self._line(1000)
+        filled = int(12 * self._part)
+        return f"{self._title} [{'#' * filled}{'.' * (12 - filled)}] {self._figures}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         # <progress> is kept in a notebook that is not trusted, and says its state to screen readers.
         return (
-            f'{html.escape(self._title)} <progress value="{self._done}" max="{max(self._total, 1)}">'
-            f"</progress> {html.escape(self._figures)}"
+            f'{html.escape(self._title)} <progress value="{self._part:.3f}" max="1" '
+            f'style="vertical-align:middle"></progress> {html.escape(self._figures)}'
         )
 
 
@@ -125,13 +135,6 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return f"{number:.0f}"
-
-
-def _width() -> int:
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except OSError:
-        return 80
 
 
 def _in_notebook() -> bool:

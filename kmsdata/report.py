@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import io
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,22 +19,36 @@ __all__ = [
     "RewrapReport",
     "StreamReport",
     "Verification",
+    "printable",
     "size",
 ]
 
 _UNVERIFIED = "As the headers say; nothing was decrypted or verified."
+_EQUAL = "AES-256-SIV is deterministic: equal values are equal cells, within a domain under one data key."
 _NOT_JOINED = "Columns under different data keys cannot be joined: give the second key= the first frame."
+
 _NOT_SHOWN = (
     "Not noticed: rows removed, repeated or reordered, cells set to null or exchanged within their column, "
     "plain columns changed, older data under the same data key."
 )
 _MOST_SHOWN = 20
 
-# Background and colour together: a notebook that is not trusted drops style sheets and variables, and either
-# alone could be unreadable in the dark.
-_ENCRYPTED = "background:#e6f4ea;color:#0b5c2c;padding:1px 6px"
-_BAD = "background:#fce8e6;color:#a50e0e;padding:1px 6px"
-_PLAIN = "background:#eceff1;color:#37474f;padding:1px 6px"
+_HOW = {"AES-256-GCM": " randomised", "AES-256-SIV": " deterministic"}
+
+_NUMBERS = ("authentic", "bad", "nulls", "size")  # headings of what is aligned to the right
+_FOLDED = ("column", "type", "domain")  # and of what may be long
+# Each state has a mark for text; a glyph and colours for HTML. Background and colour together: a notebook
+# that is not trusted drops style sheets and variables, and either alone could be unreadable in the dark.
+# GitHub drops both: the glyph and the word remain.
+_STATES = {
+    "encrypted": ("[x]", "&#128274;", "background:#d7f0dd;color:#0b4f26"),
+    "plain": ("[ ]", "&#9675;", "background:#eceff1;color:#37474f"),
+    "partly plain": ("[~]", "&#9888;", "background:#ffe8b3;color:#5f3b00"),
+    "authentic": ("[x]", "&#10003;", "background:#d7f0dd;color:#0b4f26"),
+    "failed": ("[!]", "&#10007;", "background:#fce8e6;color:#8a0c0c"),
+    "not verified": ("[?]", "&#9888;", "background:#ffe8b3;color:#5f3b00"),
+}
+_PILL = "padding:1px 6px;border-radius:4px;white-space:nowrap"
 
 
 @dataclass(frozen=True)
@@ -127,63 +143,42 @@ class Inspection:
         )
 
     def _notes(self) -> list[str]:
-        more = [_NOT_JOINED] if len(self.data_keys) > 1 else []
+        more = [_EQUAL] if any(column.domain is not None for column in self.columns) else []
+        more += [_NOT_JOINED] if len(self.data_keys) > 1 else []
         return [*self.notes, *more, _UNVERIFIED]
 
-    def _cells(self, column: ColumnReport) -> list[str]:
-        how = {"AES-256-GCM": "randomised", "AES-256-SIV": "deterministic", None: ""}
+    def _rows(self, how: Mapping[str, str]) -> list[dict[str, str]]:
+        """Of each column what is shown below each heading."""
         return [
-            column.name,
-            "encrypted" if column.encrypted else "plain",
-            column.type,
-            f"{column.algorithm} {how.get(column.algorithm, '')}".strip() if column.algorithm else "",
-            column.domain or "",
-            "not counted" if column.nulls is None else f"{column.nulls:,}",
-            size(column.bytes),
-            " ".join(column.data_keys),
+            {
+                "column": column.name,
+                "state": _state(column),
+                "type": column.type,
+                "algorithm": f"{column.algorithm}{how.get(column.algorithm, '')}" if column.algorithm else "",
+                "domain": column.domain or "",
+                "nulls": "not counted" if column.nulls is None else f"{column.nulls:,}",
+                "size": size(column.bytes),
+                "data key": " ".join(column.data_keys) if len(self.data_keys) > 1 else "",
+            }
+            for column in self.columns
         ]
 
     def __str__(self) -> str:
-        lines = [self._title, ""]
-        rows = [["", *_HEADINGS]]
-        rows += [["[x]" if c.encrypted else "[ ]", *self._cells(c)] for c in self.columns]
-        lines += _aligned(rows, right={6, 7})
+        lines = []
         for key in self.data_keys:
-            context = ", ".join(f"{name}={text}" for name, text in key.context.items())
             lines += ["", f"data key {key.id}", f"  opened by  {' or '.join(key.keys)}"]
-            lines += [f"  context    {context}"] if context else []
-        return "\n".join([*lines, "", *self._notes()])
+            lines += [f"  context    {_pairs(key.context)}"] if key.context else []
+        return _as_text(self._title, self._rows({}), [*lines, "", *self._notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def cell(text: str, tag: str = "td", style: str = "") -> str:
-            styled = f' style="{style}"' if style else ""
-            return f"<{tag}{styled}>{html.escape(text)}</{tag}>"
-
-        heading = "".join(f'<th scope="col">{name}</th>' for name in _HEADINGS)
-        rows = []
-        for column in self.columns:
-            name, state, *rest = self._cells(column)
-            mark = f'<span style="{_ENCRYPTED if column.encrypted else _PLAIN}">'
-            mark += f"{'&#128274;' if column.encrypted else '&#9675;'} {state}</span>"
-            cells = "".join(
-                cell(text, style="text-align:right" if number in (3, 4) else "")
-                for number, text in enumerate(rest)
-            )
-            rows.append(f'<tr><th scope="row">{html.escape(name)}</th><td>{mark}</td>{cells}</tr>')
         keys = []
         for key in self.data_keys:
-            context = ", ".join(f"{name}={text}" for name, text in key.context.items())
-            opened = " or ".join(f"<code>{html.escape(uri)}</code>" for uri in key.keys)
-            said = f"; context {html.escape(context)}" if context else ""
-            keys.append(f"<li>data key <code>{key.id}</code>, opened by {opened}{said}</li>")
-        notes = "<br>".join(html.escape(note) for note in self._notes())
-        return (
-            f'<table class="kmsdata-inspection"><caption>{html.escape(self._title)}</caption>'
-            f"<thead><tr>{heading}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-            f"{'<ul>' if keys else ''}{''.join(keys)}{'</ul>' if keys else ''}<p><small>{notes}</small></p>"
-        )
+            opened = " or ".join(f"<code>{_escaped(uri)}</code>" for uri in key.keys)
+            said = f"; context <code>{_escaped(_pairs(key.context))}</code>" if key.context else ""
+            keys.append(f"data key <code>{_escaped(key.id)}</code>, opened by {opened}{said}")
+        return _as_html(self._title, self._rows(_HOW), keys, self._notes())
 
 
 @dataclass(frozen=True)
@@ -305,46 +300,33 @@ class Verification:
             "columns authentic"
         )
 
-    def _cells(self, column: ColumnCheck) -> list[str]:
-        numbers = [f"{number:,}" for number in (column.cells, column.bad, column.nulls)]
-        return [column.name, column.state, column.algorithm or "", *numbers]
+    def _rows(self) -> list[dict[str, str]]:
+        return [
+            {
+                "column": column.name,
+                "state": column.state,
+                "algorithm": column.algorithm or "",
+                "authentic": f"{column.cells:,}",
+                "bad": f"{column.bad:,}",
+                "nulls": f"{column.nulls:,}",
+            }
+            for column in self.columns
+        ]
 
     @property
-    def _more(self) -> str:
+    def _said(self) -> list[str]:
         hidden = len(self.failures) - _MOST_SHOWN
-        return f"... and {hidden:,} more, in .failures" if hidden > 0 else ""
+        more = [f"... and {hidden:,} more, in .failures"] if hidden > 0 else []
+        return [*map(str, self.failures[:_MOST_SHOWN]), *more]
 
     def __str__(self) -> str:
-        rows = [["", *_CHECKED]]
-        rows += [["[x]" if c.state == "authentic" else "[!]", *self._cells(c)] for c in self.columns]
-        lines = [self._title, "", *(_aligned(rows, right={4, 5, 6}) if self.columns else [])]
-        shown = [f"- {failure}" for failure in self.failures[:_MOST_SHOWN]]
-        lines += ["", *shown, *filter(None, [self._more])] if shown else []
-        return "\n".join([*filter(None, lines[:1]), *lines[1:], "", _NOT_SHOWN])
+        said = [f"- {text}" for text in self._said]
+        return _as_text(self._title, self._rows(), [*([""] if said else []), *said, "", _NOT_SHOWN])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        heading = "".join(f'<th scope="col">{name}</th>' for name in _CHECKED)
-        rows = []
-        for column in self.columns:
-            name, state, algorithm, *numbers = self._cells(column)
-            good = state == "authentic"
-            mark = (
-                f'<span style="{_ENCRYPTED if good else _BAD}">{"&#10003;" if good else "&#10007;"} {state}'
-            )
-            cells = "".join(f'<td style="text-align:right">{number}</td>' for number in numbers)
-            rows.append(
-                f'<tr><th scope="row">{html.escape(name)}</th><td>{mark}</span></td>'
-                f"<td>{html.escape(algorithm)}</td>{cells}</tr>"
-            )
-        shown = [str(failure) for failure in self.failures[:_MOST_SHOWN]] + [self._more]
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in shown if text)
-        return (
-            f'<table class="kmsdata-verification"><caption>{html.escape(self._title)}</caption>'
-            f"<thead><tr>{heading}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-            f"{f'<ul>{items}</ul>' if items else ''}<p><small>{_NOT_SHOWN}</small></p>"
-        )
+        return _as_html(self._title, self._rows(), list(map(_escaped, self._said)), [_NOT_SHOWN])
 
 
 @dataclass(frozen=True)
@@ -411,14 +393,13 @@ class RewrapReport:
         return lines + ([f"and {len(self.failed) - 20:,} more"] if len(self.failed) > 20 else [])
 
     def __str__(self) -> str:
-        return "\n  ".join(self._lines())
+        return printable("\n  ".join(self._lines()), "\n")
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        title, *more = (html.escape(line) for line in self._lines())
-        items = "".join(f"<li>{line}</li>" for line in more)
-        return f'<div class="kmsdata-rewrap"><p>{title}</p>{f"<ul>{items}</ul>" if items else ""}</div>'
+        title, *items = self._lines()
+        return _as_html(title, [], list(map(_escaped, items)), [])
 
 
 @dataclass(frozen=True)
@@ -460,14 +441,86 @@ class StreamReport:
         would = "would write about" if self.dry_run else "wrote"
         files = f" in {self.files:,} files" if self.files > 1 else ""
         calls = "1 call" if self.kms_calls == 1 else f"{self.kms_calls} calls"
-        return (
+        return printable(
             f"{would} {self.rows:,} rows{files}, {size(self.bytes)}, to {self.target}; columns "
             f"{', '.join(self.columns)}; {calls} of the key service"
         )
 
 
-_CHECKED = ("column", "state", "algorithm", "authentic", "bad", "nulls")
-_HEADINGS = ("column", "state", "type", "algorithm", "domain", "nulls", "size", "data key")
+def _state(column: ColumnReport) -> str:
+    if column.encrypted:
+        return "encrypted"
+    return "plain" if column.algorithm is None else "partly plain"
+
+
+def _pairs(context: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={text}" for name, text in context.items())
+
+
+# How reports look. Rows are texts by heading, of the same headings; what is empty throughout is left out.
+
+
+def _used(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    return [heading for heading in (rows[0] if rows else ()) if any(row[heading] for row in rows)]
+
+
+def _as_text(title: str, rows: Sequence[Mapping[str, str]], more: Sequence[str]) -> str:
+    """A title, a table no wider than the terminal, and further lines. Folded, never cut."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    headings = _used(rows)
+    table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for heading in headings:
+        table.add_column(
+            heading,
+            justify="right" if heading in _NUMBERS else "left",
+            overflow="fold",
+            no_wrap=heading not in _FOLDED and all(len(row[heading]) <= 11 for row in rows),
+        )
+    for row in rows:
+        table.add_row(_STATES[row["state"]][0], *(Text(printable(row[heading])) for heading in headings))
+    text = io.StringIO()
+    width = max(shutil.get_terminal_size((120, 24)).columns, 40)
+    out = Console(file=text, width=width, color_system=None, force_jupyter=False, markup=False)
+    out.print(Text(printable(title)), "", table, *(Text(printable(line)) for line in more), sep="\n")
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _as_html(
+    title: str, rows: Sequence[Mapping[str, str]], items: Sequence[str], notes: Sequence[str]
+) -> str:
+    """The same as HTML; items are HTML already."""
+
+    def cell(heading: str, text: str, tag: str) -> str:
+        # Notebooks align to the right what does not say otherwise.
+        style = f"text-align:{'right' if heading in _NUMBERS else 'left'};padding:3px 10px;"
+        style += "max-width:24em;overflow-wrap:break-word" if heading in _FOLDED else "white-space:nowrap"
+        return f'<{tag} style="{style}">{text}</{tag.split()[0]}>'
+
+    headings = _used(rows)
+    body = []
+    for row in rows:
+        cells = []
+        for heading in headings:
+            text = _escaped(row[heading])
+            if heading == "state":
+                _, glyph, colours = _STATES[row["state"]]
+                text = f'<span style="{colours};{_PILL}">{glyph} {text}</span>'
+            cells.append(cell(heading, text, 'th scope="row"' if heading == "column" else "td"))
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    head = "".join(cell(heading, heading, 'th scope="col"') for heading in headings)
+    listed = "".join(f"<li>{item}</li>" for item in items)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>" if rows else ""
+    listed = f"<ul>{listed}</ul>" if items else ""
+    said = f"<p><small>{'<br>'.join(map(_escaped, notes))}</small></p>" if notes else ""
+    return f"<div><strong>{_escaped(title)}</strong>{table}{listed}{said}</div>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def size(count: int) -> str:
@@ -485,17 +538,18 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], right: set[int]) -> list[str]:
-    """Lines of a table; Chinese letters take two places in a terminal."""
-    from rich.cells import cell_len
+def printable(text: str, kept: str = "") -> str:
+    """Text without letters that move a terminal or turn a line around, as names in a file may hold.
 
-    used = [number for number in range(len(rows[0])) if any(row[number] for row in rows[1:])]
-    widths = {number: max(cell_len(row[number]) for row in rows) for number in used}
-    lines = []
-    for row in rows:
-        cells = []
-        for number in used:
-            pad = " " * (widths[number] - cell_len(row[number]))
-            cells.append(pad + row[number] if number in right else row[number] + pad)
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    Args:
+        text: any.
+        kept: letters that stay as they are, such as the ends of lines.
+
+    Example:
+        >>> printable("身份证 \x1b[2J")
+        '身份证 \\\\x1b[2J'
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

@@ -203,8 +203,8 @@ def test_in_a_terminal_it_fits_and_has_colours(sealed):
     assert "\x1b[35m" in shown
     lines = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", shown).splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) < 24
-    assert any(line.split()[:2] == ["ticket", "deterministic"] for line in lines)
+    assert len(lines) <= 24
+    assert any(line.split()[:3] == ["[x]", "ticket", "encrypted"] for line in lines)
 
 
 def in_terminal(*arguments, before=""):
@@ -240,21 +240,21 @@ def large(path, rows=600_000, **options):
 
 
 def test_progress_in_a_terminal_stays_on_its_line(here):
-    large("big.parquet", 10_000, row_group_size=1000)
-    at_once = "import kmsdata.progress as p\np._PATIENCE = p._EVERY = 0.0"
+    large("big.parquet", row_group_size=10_000)
+    at_once = "import kmsdata.progress as p\np._PATIENCE = p._EVERY = 0.02"
     code, shown = in_terminal("encrypt", "big.parquet", "out.parquet", "-c", "ssn", *KEY, before=at_once)
     assert code == 0
     bars = re.findall(r"\r(encrypt \[[^\r\x1b]*)\x1b\[K", shown)
-    assert len(bars) == 11
+    assert len(bars) > 2
     assert all(len(bar) < 80 for bar in bars)
-    assert all(word in bars[4] for word in ("5,000 of 10,000 rows", "rows/s", "s left"))
+    assert any(all(word in bar for word in ("% of 600,000 rows", "/s", "s left")) for bar in bars)
     assert bars[-1].endswith("done")
 
 
 def test_no_progress_in_a_pipe(here):
-    large("big.parquet", 10_000, row_group_size=1000)
+    large("big.parquet", row_group_size=10_000)
     code = (
-        "import kmsdata.progress as p\np._PATIENCE = p._EVERY = 0.0\n"
+        "import kmsdata.progress as p\np._PATIENCE = p._EVERY = 0.02\n"
         f"from kmsdata.cli import main\nmain({['encrypt', 'big.parquet', 'o.parquet', '-c', 'ssn', *KEY]!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,20 +1,29 @@
 """What can be said without a key, and how it looks."""
 
+import base64
 import io
 import json
 import re
 import sys
+import time
 import types
 from html.parser import HTMLParser
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.cells import cell_len
 
 import kmsdata
 from kmsdata import progress as progress_module
 from kmsdata.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """As wide as text is made where there is none."""
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 @pytest.fixture
@@ -64,6 +73,32 @@ def test_tables_series_and_files_say_the_same(enc, tmp_path):
         kmsdata.inspect(tmp_path / "no.parquet")
 
 
+def test_nested_columns_and_names_with_dots(tmp_path):
+    frame = pd.DataFrame({"p": [{"x": 1, "y": [1, 2]}], "p.q": [{"x": "long text " * 99}], "s": ["secret"]})
+    frame.kms.encrypt("s", key="local://demo").kms.to_parquet(tmp_path / "f.parquet")
+    columns = {column.name: column for column in kmsdata.inspect(tmp_path / "f.parquet").columns}
+    assert [(c.name, c.encrypted) for c in columns.values()] == [("p", False), ("p.q", False), ("s", True)]
+    assert all(column.bytes > 0 for column in columns.values())
+    metadata = pq.read_metadata(tmp_path / "f.parquet").row_group(0)
+    sizes = {metadata.column(i).path_in_schema: metadata.column(i).total_compressed_size for i in range(4)}
+    assert columns["p.q"].bytes == sizes["p.q.x"]
+
+
+def test_the_file_that_is_none_is_named(tmp_path):
+    folder = tmp_path / "set" / "year=2024"
+    folder.mkdir(parents=True)
+    frame = pd.DataFrame({"a": [1]}).kms.encrypt("a", key="local://demo")
+    for name in ("1", "2", "3"):
+        frame.kms.to_parquet(folder / f"{name}.parquet")
+    found = kmsdata.inspect(tmp_path / "set")
+    assert [(column.name, column.type) for column in found.columns][1] == ("year", "int32 (in folder names)")
+    for bad in ("3", "1"):
+        (folder / f"{bad}.parquet").write_bytes(b"no")
+        with pytest.raises(kmsdata.FormatError, match=rf"{bad}.parquet is not a Parquet file") as caught:
+            kmsdata.inspect(tmp_path / "set")
+        assert caught.value.path == str(folder / f"{bad}.parquet")
+
+
 def test_a_dataset_and_what_is_odd_in_it(tmp_path):
     for number in range(3):
         frame = pd.DataFrame({"a": [number], "b": ["x"]})
@@ -90,7 +125,43 @@ def test_as_text(enc):
         match = re.search("encrypted|plain", line)
         assert cell_len(line[: match.start()]) == start
     assert "opened by  local://demo" in str(enc.kms.inspect())
+    assert "equal values are equal cells" in lines[-2]
     assert "nothing was decrypted or verified" in lines[-1]
+    assert "equal values" not in str(enc[["age"]].kms.inspect())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_text_fits_the_terminal_and_loses_nothing(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    long = "_".join(["a_name_that_a_report_brought_along"] * 3)
+    zone = pd.date_range("2026-01-01", periods=2, tz="America/Argentina/Buenos_Aires")
+    frame = pd.DataFrame({long: [1, 2], "客户电子邮件地址": ["a@x.cn"] * 2, "when": zone})
+    enc = frame.kms.encrypt(
+        [long, "when"], deterministic=["客户电子邮件地址"], domain="集团/电子邮件", key="local://demo"
+    )
+    enc = pd.concat([enc, pd.DataFrame({"other": [1, 2]}).kms.encrypt("other", key="local://b")], axis=1)
+    text = str(enc.kms.inspect())
+    assert max(map(cell_len, text.splitlines())) <= width
+    rows = [line for line in text.splitlines() if line.startswith(("[x]", "    ")) or "state" in line]
+    start, end = rows[0].index("column"), rows[0].index("state")
+    assert "".join(row[start:end].strip() for row in rows if row.isascii()).startswith(f"column{long}when")
+    for key in enc.kms.inspect().data_keys:
+        assert text.count(key.id) > 1  # in the table and below it, whole
+    assert "AES-256-GCM" in text
+    assert "not counted" not in text
+
+
+def test_names_cannot_move_the_terminal(tmp_path):
+    name = "a\x1b[2J\u202e\nb"
+    path = tmp_path / "x\x1b[1m.parquet"
+    enc = pd.DataFrame({name: [1]}).kms.encrypt(name, key="local://demo", context={"c\x07": "\x1b[31m"})
+    enc.kms.to_parquet(path)
+    found = kmsdata.inspect(path)
+    for shown in (str(found), found._repr_html_()):
+        assert all(letter.isprintable() or letter == "\n" for letter in shown)
+        assert r"a\x1b[2J\u202e\nb" in shown
+        assert r"c\x07=\x1b[31m" in shown
+    assert found.columns[0].name == name  # programs get it as it is
 
 
 class Strict(HTMLParser):
@@ -120,14 +191,42 @@ def test_as_html():
     parser.feed(page)
     assert parser.open == []
     # What notebooks keep of pages that they do not trust; and nothing that came from the data.
-    kept = "table caption thead tbody tr th td span ul li code p small br"
+    kept = "div strong table thead tbody tr th td span ul li code p small br"
     assert parser.tags <= set(kept.split())
     styles = [text for attribute, text in parser.attributes if attribute == "style"]
     assert all("var(" not in style for style in styles)
     assert all(("background" in style) == ("color:#" in style) for style in styles)
     assert "<script>" not in page
-    assert "encrypted" in page
-    assert "plain" in page
+    without_style = re.sub(r' style="[^"]*"', "", page)  # as GitHub shows it
+    assert "&#128274; encrypted<" in without_style
+    assert "&#9675; plain<" in without_style
+
+
+def test_what_is_encrypted_in_some_files_only_is_neither(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pd.DataFrame({"a": ["x"]}).kms.encrypt("a", key="local://demo").kms.to_parquet(folder / "1.parquet")
+    pd.DataFrame({"a": ["x"]}).kms.to_parquet(folder / "2.parquet")
+    found = kmsdata.inspect(folder)
+    assert found.encrypted == []
+    assert "[~]  a       partly plain" in str(found)
+    assert "&#9888; partly plain" in found._repr_html_()
+
+
+def test_plain_columns_of_a_file_are_called_as_in_the_frame(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "i": [1, 2],
+            "f": [0.5, 1.5],
+            "c": pd.Categorical(["a", "b"]),
+            "n": pd.array([1, None], "Int64"),
+            "t": ["a", "b"],
+            "b": [True, False],
+        }
+    )
+    frame.kms.to_parquet(tmp_path / "f.parquet")
+    in_file = {column.name: column.type for column in kmsdata.inspect(tmp_path / "f.parquet").columns}
+    assert in_file == {name: str(dtype) for name, dtype in frame.dtypes.items()}
 
 
 def test_for_programs(enc):
@@ -137,27 +236,71 @@ def test_for_programs(enc):
     assert [c["name"] for c in found["columns"] if c["encrypted"]] == ["姓名", "age", "ticket"]
 
 
-def test_cells_show_short_and_are_written_whole(enc):
-    short = repr(enc["ticket"].head(2)) + enc.head(2).to_html()
-    assert "enc#" in short
-    assert "enc:" not in short
+def test_cells_show_short(enc):
+    few = enc[["ticket", "age", "sex"]].head(2)
+    for frame in (few, few.set_index("ticket")):
+        for shown in (repr(frame), frame.to_string(), frame.to_html(), frame._repr_html_()):
+            assert "enc#" in shown
+            assert "enc:" not in shown
+    assert "enc:" not in repr(enc["ticket"]) + repr(enc["ticket"].array) + repr(enc["age"][0])
+    assert "<NA>" in enc["age"].iloc[15:16].to_string()  # and a null is no cell
+    one, two, three = (repr(cell) for cell in enc["ticket"][:3])
+    assert one != two == three  # equal cells look equal
+
+
+def test_cells_are_written_whole(enc):
     text = enc.to_csv(index=False)
-    back = pd.read_csv(io.StringIO(text), dtype={name: enc[name].dtype for name in enc.kms.encrypted})
-    assert back.kms.decrypt()["姓名"].tolist() == enc.kms.decrypt()["姓名"].tolist()
-    assert enc["ticket"].astype(str).str.startswith("enc:").all()
-    assert json.loads(enc.head(2).to_json())["ticket"]["0"].startswith("enc:")
+    dtypes = {name: enc[name].dtype for name in enc.kms.encrypted}
+    back = pd.read_csv(io.StringIO(text), dtype=dtypes)
+    pd.testing.assert_frame_equal(back[list(dtypes)].kms.decrypt(), enc[list(dtypes)].kms.decrypt())
+    texts = enc["age"].astype(str)
+    assert texts.dropna().str.startswith(("enc:", "<NA>")).all()
+    again = texts.mask(enc["age"].isna(), None).astype(object).astype(enc["age"].dtype)
+    pd.testing.assert_series_equal(again.kms.decrypt(), enc["age"].kms.decrypt())
+
+
+def test_json_holds_the_whole_cells(enc):
+    """pandas 3 crashes the interpreter where an extension array does not say what stands in JSON."""
+    for orient in ("columns", "records", "split", "index", "table"):
+        assert str(enc["ticket"][0]) in enc.head(2).to_json(orient=orient).replace("\\/", "/")
+    found = json.loads(enc.iloc[15:16].to_json(orient="records"))[0]
+    assert found["age"] is None
+    assert bytes(enc["ticket"][15]) == base64.b64decode(found["ticket"].removeprefix("enc:"))
+
+
+def test_a_row_keeps_its_cells(enc):
+    row = enc.iloc[0]
+    assert row["age"] == enc["age"][0]
+    assert row.to_dict()["姓名"] == enc["姓名"][0]
+    back = pd.DataFrame([enc.iloc[0], enc.iloc[1]])  # what iterrows is used for
+    assert back.kms.decrypt()["姓名"].tolist() == enc.kms.decrypt()["姓名"][:2].tolist()
+
+
+def test_describe_says_no_more_than_it_knows(enc):
     assert list(enc.describe().columns) == ["pclass", "survived", "sibsp", "parch", "fare", "body"]
-    assert enc["ticket"].describe()["count"] == 1309
-    with pytest.raises(TypeError, match="randomised"):  # how many are unique cannot be said
+    found = enc["ticket"].describe()
+    assert (found["count"], found["unique"], found["freq"]) == (1309, enc["ticket"].nunique(), 11)
+    # A randomised column's cells are all different, which says nothing of the values: there is no answer.
+    with pytest.raises(TypeError, match=r"'age' is randomised.*deterministic="):
         enc["age"].describe()
+    with pytest.raises(TypeError, match="is randomised"):
+        enc.describe(include="all")
+    assert "count" in enc.drop(columns=["姓名", "age"]).describe(include="all").index
 
 
 @pytest.mark.newest
 def test_tables_for_people(enc):
-    assert "enc:" in enc.head(2)[["ticket"]].style.to_html()
     import great_tables
 
-    assert "ticket" in great_tables.GT(enc.head(2)[["ticket", "sex"]]).as_raw_html()
+    rows = enc.iloc[14:16][["ticket", "age", "sex"]]
+    cell = str(rows["ticket"].iloc[0])
+    assert cell in rows.style.to_html()
+    assert cell in great_tables.GT(rows).as_raw_html().replace("&#43;", "+")
+    assert cell in rows.to_markdown()
+    assert cell in rows.to_latex().replace("\\_", "_")
+    short = rows.style.format(repr, subset=rows.kms.encrypted).to_html()
+    assert "enc#" in short
+    assert "enc:" not in short
 
 
 # Progress.
@@ -172,40 +315,68 @@ class Stream(io.StringIO):
         return self.terminal
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
-    return now
+def until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")
 
 
-def work(clock, wanted, seconds=3.0):
-    with Progress("encrypt", 10, "rows", wanted) as progress:
-        for _ in range(10):
-            clock[0] += seconds / 10
-            progress.step(1)
+SOON, NEVER = 0.02, 60.0
 
 
 @pytest.mark.parametrize(
-    ("terminal", "wanted", "seconds", "shown"),
+    ("terminal", "wanted", "patience", "shown"),
     [
-        (True, None, 3.0, True), (True, None, 0.5, False), (True, True, 0.5, True), (True, False, 3.0, False),
-        (False, None, 3.0, False), (False, True, 3.0, True), (False, False, 3.0, False),
+        (True, None, SOON, True), (True, None, NEVER, False), (True, True, NEVER, True),
+        (True, False, SOON, False), (False, None, SOON, False), (False, True, NEVER, True),
+        (False, False, SOON, False),
     ],
 )  # fmt: skip
-def test_when_a_bar_is_shown(monkeypatch, clock, terminal, wanted, seconds, shown):
+def test_when_a_bar_is_shown(monkeypatch, terminal, wanted, patience, shown):
     stream = Stream(terminal)
     monkeypatch.setattr(sys, "stderr", stream)
-    work(clock, wanted, seconds)
+    monkeypatch.setattr(progress_module, "_PATIENCE", patience)
+    with Progress("encrypt", 10, "rows", wanted) as progress:
+        progress.step(4)
+        if shown:  # while the work goes on, and before its next step
+            until(lambda: "40% of 10 rows" in stream.getvalue())
+        else:
+            time.sleep(5 * SOON)
+        progress.step(6)
     assert bool(stream.getvalue()) == shown
     if shown:
         last = stream.getvalue().split("\r")[-1]
-        assert "10 of 10 rows" in last
-        assert "done" in last
-        assert last.endswith("\n")
+        assert "100% of 10 rows" in last
+        assert last.endswith("done\x1b[K\n")
 
 
-def test_in_a_notebook_one_output_ends_in_its_final_state(monkeypatch, clock):
+def test_a_bar_stays_on_one_line(monkeypatch):
+    stream = Stream(True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("encrypt", 30_000_000, "cells", True) as progress:
+        until(stream.getvalue)
+        progress.step(20_000_000)
+        until(lambda: "left" in stream.getvalue())
+        progress.step(10_000_000)
+    looks = [look.removesuffix("\n").removesuffix("\x1b[K") for look in stream.getvalue().split("\r")]
+    assert max(map(len, looks)) < 80
+    monkeypatch.setenv("COLUMNS", "30")
+    with Progress("encrypt", 30_000_000, "cells", True):
+        pass
+    assert len(stream.getvalue().split("\r")[-1]) < 30 + len("\x1b[K\n")
+
+
+def test_a_terminal_that_was_closed_does_not_stop_the_work(monkeypatch):
+    stream = Stream(True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("encrypt", 10, "rows", True) as progress:
+        stream.close()
+        progress.step(10)
+
+
+def test_in_a_notebook_one_output_ends_in_its_final_state(monkeypatch):
     outputs = []
 
     class Handle:
@@ -220,9 +391,11 @@ def test_in_a_notebook_one_output_ends_in_its_final_state(monkeypatch, clock):
     ipython = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=object()))
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=display))
-    work(clock, None)
+    with Progress("encrypt", 10, "rows", wanted=True) as progress:
+        until(lambda: outputs)
+        progress.step(10)
     (final,) = outputs
-    assert 'value="10" max="10"' in final
+    assert 'value="1.000" max="1"' in final
     assert "done" in final
 
     def fail():
