@@ -759,7 +759,7 @@ def test_a_block_that_names_a_key_holds_in_all_threads(dataset, vault):
 
 def test_a_bar_shows_how_far_it_is(dataset, capsys):
     kmsdata.rewrap(dataset, NEW, progress=True)
-    assert "40 of 40 files" in capsys.readouterr().err
+    assert "100% of 40 files" in capsys.readouterr().err
     kmsdata.rewrap(dataset, OLD)
     assert "rewrap" not in capsys.readouterr().err
 
