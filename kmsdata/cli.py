@@ -18,13 +18,14 @@ from rich.text import Text
 
 import kmsdata
 from kmsdata import demo as _demo
+from kmsdata.cli_files import files, in_options
 from kmsdata.emulator import Emulator
 from kmsdata.envelope import parse_key
 from kmsdata.session import provider_of
 
 __all__ = ["app", "main"]
 
-_EXAMPLES = "\n".join(
+_EXAMPLES = "\n\n".join(
     [
         "[bold]Examples[/bold]",
         "kmsdata demo",
@@ -33,7 +34,13 @@ _EXAMPLES = "\n".join(
         "kmsdata keys create tencent-kms://ap-guangzhou/payroll",
         "kmsdata keys list --json",
         "kmsdata emulator --port 8600",
+        "kmsdata encrypt people.parquet sealed.parquet -c name,ssn -k local://payroll",
+        "kmsdata inspect sealed.parquet",
     ]
+)
+_EXIT_CODES = (
+    "[bold]Exit codes[/bold]\n\n0 done; 1 refused or failed; 2 wrong usage; 3 not authentic (verify); "
+    "130 interrupted"
 )
 _HINTS = {
     "KeyExists": "keys are never overwritten: choose another name; 'kmsdata keys list' shows those there are",
@@ -41,9 +48,8 @@ _HINTS = {
 
 app = typer.Typer(
     help="Column-level encryption for pandas, Arrow and Parquet.",
-    epilog=_EXAMPLES,
+    epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,11 +62,12 @@ keys = typer.Typer(
     "in Tencent Cloud KMS (credentials: TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY, a profile, or a "
     "role).",
 )
+app.add_typer(files)
 app.add_typer(keys, name="keys")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 refused, 2 wrong usage, 130 interrupted.
+    """Run the command line and exit: 0 done, 1 refused, 2 wrong usage, 3 not authentic, 130 interrupted.
 
     Args:
         arguments: without the program's name; None for those of the process.
@@ -78,10 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = _HINTS.get(getattr(error, "code", None) or "", "")
         if isinstance(error, kmsdata.CredentialsError) and error.code == "NoCredentials":
             hint = f"looked for, in this order: {'; '.join(error.tried[1:])}"
-        _fail(str(error), hint, 1)
+        _fail(in_options(str(error)), hint, 1)
+    except FileNotFoundError as error:
+        text = in_options(str(error)) if error.filename is None else f"there is no file: {error.filename}"
+        _fail(text if " " in text else f"there is no file: {text}", "", 1)
     except OSError as error:
         named = f": {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror or type(error).__name__}{named}", "", 1)
+        _fail(in_options(f"{error.strerror or str(error) or type(error).__name__}{named}"), "", 1)
 
 
 def _fail(message: str, hint: str, code: int) -> None:

@@ -48,9 +48,10 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
         raise OSError(errno.EEXIST, "there is something at this path that is not a file", str(target))
     # Never wider than what it replaces, not even while it is written.
     first = mode if mode is not None else 0o666 if before is None else 0o600
-    temporary, handle = _beside(target, first)
+    made: list[Path] = []
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(_beside(target, first, made), "wb") as file:
+            (temporary,) = made
             yield file
             file.flush()
             if mode is None and before is not None:
@@ -58,7 +59,8 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for temporary in made:
+            temporary.unlink(missing_ok=True)
         raise
     if os.name == "posix":  # the rename itself is on disk once its folder is
         folder = os.open(target.parent, os.O_RDONLY)
@@ -68,18 +70,24 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
             os.close(folder)
 
 
-def _beside(target: Path, mode: int) -> tuple[Path, int]:
-    """A new file in the target's folder, and its handle."""
+def _beside(target: Path, mode: int, made: list[Path]) -> int:
+    """The handle of a new file in the target's folder.
+
+    Its path is in ``made`` before it is there: Ctrl-C may come between any two steps.
+    """
     for number in itertools.count():
         temporary = target.with_name(f".kmsdata-{os.getpid()}-{number}.tmp")
+        made[:] = [temporary]
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             if claim(handle):
-                return temporary, handle
+                return handle
             os.close(handle)
         except FileExistsError:
+            made.clear()
             continue
         except OSError as error:  # it is the target that the caller knows
+            made.clear()
             raise OSError(error.errno, error.strerror, str(target)) from None
     raise OSError(errno.EEXIST, "no name left for a temporary file", str(target))
 

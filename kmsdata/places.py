@@ -232,12 +232,13 @@ def _staged(target: Path) -> Iterator[Path]:
             errno.EEXIST, "there is something at this path that is not a folder", str(target)
         )
     staging = (target if exists else target.parent) / f".kmsdata-{os.getpid()}-{random_bytes(4).hex()}.tmp"
-    try:
-        staging.mkdir()
-        handle = os.open(staging, os.O_RDONLY) if os.name == "posix" else None
-    except OSError as error:  # it is the target that the caller knows
-        raise OSError(error.errno, error.strerror, str(target)) from None
-    try:
+    handle = None
+    try:  # around all of it: Ctrl-C may come between any two steps
+        try:
+            staging.mkdir()
+            handle = os.open(staging, os.O_RDONLY) if os.name == "posix" else None
+        except OSError as error:  # it is the target that the caller knows
+            raise OSError(error.errno, error.strerror, str(target)) from None
         if handle is not None:
             claim(handle)
         yield staging

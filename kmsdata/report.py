@@ -266,8 +266,15 @@ class Verification:
 
     @property
     def exit_status(self) -> int:
-        """For pipelines: 0 where all is authentic, else 1."""
-        return 0 if self.ok else 1
+        """For pipelines: 0 where all is authentic, 3 where something is not.
+
+        1 where all that is wrong is that keys were refused, so that nothing can be said.
+        """
+        if self.ok:
+            return 0
+        state = {column.name: column.state for column in self.columns}
+        refused = all(state.get(failure.column or "") == "not verified" for failure in self.failures)
+        return 1 if self.failures and refused else 3
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain Python, for programs."""
@@ -336,6 +343,8 @@ class RewrapReport:
         keys: by master key that opens files now, how many.
         left: by sentence on a wrap that does not open and so was left alone, in how many files.
         failed: by file, why it could not be rewrapped; such a file is as it was.
+        kms_calls: calls of key services.
+        dry_run: whether nothing was done, so that all of this is what would be.
     """
 
     what: str
@@ -347,6 +356,8 @@ class RewrapReport:
     keys: dict[str, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    kms_calls: int = 0
+    dry_run: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain Python, for programs."""
@@ -364,7 +375,7 @@ class RewrapReport:
 
     def _lines(self) -> list[str]:
         counts = [
-            (self.rewrapped, "rewrapped"),
+            (self.rewrapped, "would be rewrapped" if self.dry_run else "rewrapped"),
             (self.already, "as asked already"),
             (self.other, "under other keys, left alone"),
             (self.plain, "without encrypted columns"),
@@ -372,7 +383,11 @@ class RewrapReport:
         ]
         said = [f"{count:,} {what}" for count, what in counts if count]
         lines = [f"{self.what}: {self.files:,} {'file' if self.files == 1 else 'files'}: {', '.join(said)}"]
-        lines += [f"{key} opens {count:,} now" for key, count in self.keys.items()]
+        opens = "would open {:,}" if self.dry_run else "opens {:,} now"
+        lines += [f"{key} {opens.format(count)}" for key, count in self.keys.items()]
+        if self.dry_run:
+            calls = "1 call" if self.kms_calls == 1 else f"{self.kms_calls:,} calls"
+            lines += [f"{calls} of the key service"]
         lines += [f"{sentence} ({count:,} files)" for sentence, count in self.left.items()]
         lines += [f"{name}: {why}" for name, why in list(self.failed.items())[:20]]
         return lines + ([f"and {len(self.failed) - 20:,} more"] if len(self.failed) > 20 else [])

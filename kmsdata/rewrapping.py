@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar, overload
 
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from kmsdata.calls import usage
 from kmsdata.copies import Copy, agree, copies_in, entry_with
 from kmsdata.envelope import Header
 from kmsdata.errors import FormatError, KmsDataError
@@ -60,6 +61,7 @@ def rewrap(
     add: bool = False,
     retire: str | Iterable[str] | None = None,
     in_place: bool = False,
+    dry_run: bool = False,
     filesystem: Any = None,
     progress: bool | None = None,
 ) -> RewrapReport: ...
@@ -84,6 +86,7 @@ def rewrap(
     add: bool = False,
     retire: str | Iterable[str] | None = None,
     in_place: bool = False,
+    dry_run: bool = False,
     filesystem: Any = None,
     progress: bool | None = None,
 ) -> Any:
@@ -107,6 +110,7 @@ def rewrap(
             open the data.
         in_place: append the new footer to local files instead of copying them: for huge files. The old
             wrapped key stays in the file, where no reader looks. Nobody may read the file meanwhile.
+        dry_run: for a path: change nothing, and open nothing, but report what would become of the files.
         filesystem: for a path: pyarrow or fsspec filesystem; else by the path.
         progress: show a bar; None: where it takes longer than a second and somebody may be looking.
 
@@ -132,7 +136,9 @@ def rewrap(
         >>> kmsdata.read_parquet("ages.parquet", decrypt=True, key="local://next")["age"].tolist()
         [36, 41]
     """
-    change = Change(key, source=source, add=add, retire=retire)
+    change = Change(key, source=source, add=add, retire=retire, dry_run=dry_run)
+    if dry_run and not isinstance(x, (str, os.PathLike)):
+        raise ValueError("dry_run=True is for paths: in memory nothing is changed in place")
     if isinstance(x, pd.DataFrame):
         return rewrap_frame(x, change)
     if isinstance(x, pa.Table):
@@ -172,19 +178,22 @@ def _rewrap_path(
         raise ValueError("in_place=True is for files of this machine: elsewhere files are written whole")
     # The files of a dataset often have the same metadata: it is read, checked and changed once.
     plan: _Plan = functools.lru_cache(_PLANS)(functools.partial(_planned, change))
+    before = usage().calls
     if single:
-        done = _rewrap_file(files[0], plan, in_place)
+        done = _rewrap_file(files[0], plan, in_place, change.dry_run)
         if done.state == "plain":
             raise FormatError(f"{path}: nothing in it is encrypted: it has no kmsdata header", path=str(path))
         if done.state == "other":
             raise not_meant(done.headers)
-        return _report(str(path), [done], {})
+        return _counted(_report(str(path), [done], {}), change, before)
     results: list[_Done] = []
     failed: dict[str, Exception] = {}
     with Progress("rewrap", len(files), "files", progress) as bar, ThreadPoolExecutor() as threads:
         # A context of its own for each: kmsdata.use() in a with block holds for them too.
         running = {
-            threads.submit(contextvars.copy_context().run, _rewrap_file, file, plan, in_place): file
+            threads.submit(
+                contextvars.copy_context().run, _rewrap_file, file, plan, in_place, change.dry_run
+            ): file
             for file in files
         }
         try:
@@ -198,7 +207,18 @@ def _rewrap_path(
         except BaseException:
             threads.shutdown(wait=True, cancel_futures=True)
             raise
-    return _judged(str(path), results, failed)
+    try:
+        return _counted(_judged(str(path), results, failed), change, before)
+    except KmsDataError as error:
+        if isinstance(report := getattr(error, "report", None), RewrapReport):
+            error.with_facts(report=_counted(report, change, before))
+        raise
+
+
+def _counted(report: RewrapReport, change: Change, before: int) -> RewrapReport:
+    """With the calls of key services, so far or of a dry run."""
+    calls = change.calls if change.dry_run else usage().calls - before
+    return replace(report, kms_calls=calls, dry_run=change.dry_run)
 
 
 def _judged(path: str, results: list[_Done], failed: dict[str, Exception]) -> RewrapReport:
@@ -308,11 +328,12 @@ def _sweep(temporary: Path, process: int) -> None:
             temporary.unlink()
 
 
-def _rewrap_file(file: _File, plan: _Plan, in_place: bool) -> _Done:
+def _rewrap_file(file: _File, plan: _Plan, in_place: bool, dry_run: bool) -> _Done:
     if file.filesystem is not None:
         return _rewrap_remote(file.path, file.filesystem, plan)
     path = Path(file.path)
-    recover(path)
+    if not dry_run:
+        recover(path)
     with path.open("rb") as source:
         before = os.fstat(source.fileno())
         footer, start = read_footer(source, before.st_size, file.path)
@@ -362,8 +383,10 @@ def _planned(change: Change, entries: _Entries) -> tuple[dict[int, bytes], _Done
     check_names({copy.column: copy.header for copy in copies if copy.column is not None}, path="")
     headers = [(copy.column or copy.place, copy.header) for copy in copies]
     changed = change(headers)
-    after = records | changed.records
+    after = records | changed.records | changed.intended
     keys = frozenset(wrap.key for record in after.values() for wrap in record.wraps)
+    if changed.intended:
+        return {}, _Done("rewrapped", keys)
     if not changed.records:
         return {}, _Done("already" if changed.already else "other", keys, changed.left, headers)
 

@@ -291,6 +291,7 @@ def _file(name: str, fragment: Any, work: _Work, bar: Progress) -> int:
     """Look at one file; how many rows it has."""
     try:
         schema, metadata = fragment.physical_schema, fragment.metadata
+        _ = schema.names  # read here: they may be no UTF-8
     except (pa.ArrowException, OSError, ValueError):
         work.fail("no Parquet file, or its footer was damaged or cut off", file=name)
         return 0

@@ -7,6 +7,7 @@ data key does not change. So this takes rights from nobody who has the data key,
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -40,12 +41,14 @@ class Changed:
         already: how many were as they were asked to be.
         other: how many are under other master keys than the one to be replaced, and were left alone.
         left: sentences on wraps that were left alone because they do not open.
+        intended: of a dry run, in place of ``records``: with empty texts for the new wraps.
     """
 
     records: dict[bytes, DataKeyRecord]
     already: int = 0
     other: int = 0
     left: tuple[str, ...] = ()
+    intended: dict[bytes, DataKeyRecord] = dataclasses.field(default_factory=dict)
 
 
 class Change:
@@ -59,6 +62,7 @@ class Change:
         source: URIs of the master keys whose wraps may be opened, and are replaced; None: the session's.
         add: add a wrap, and replace none.
         retire: URIs of master keys whose wraps are removed.
+        dry_run: open nothing and wrap nothing; say in ``intended`` what would be done.
 
     Raises:
         TypeError, ValueError: arguments that do not go together.
@@ -73,6 +77,7 @@ class Change:
         source: str | Iterable[str] | None = None,
         add: bool = False,
         retire: str | Iterable[str] | None = None,
+        dry_run: bool = False,
     ) -> None:
         if (key is None) == (retire is None) or (retire is not None and add):
             raise ValueError(
@@ -91,6 +96,8 @@ class Change:
             parse_key(key)
             self._key = resolved(key)
         self._retire = None if retire is None else limits(retire)
+        self.dry_run = dry_run
+        self._calls: dict[bytes, int] = {}
         self._lock = threading.Lock()
         self._done: dict[Hashable, Future[object]] = {}
 
@@ -112,12 +119,15 @@ class Change:
         left: list[str] = []
         keys: dict[bytes, DataKey] = {}
         concerned: dict[bytes, tuple[Wrap, ...]] = {}
+        intended: dict[bytes, DataKeyRecord] = {}
         for commitment, record in records.items():
             going = self._going(record)
             if going is None:
                 other += 1
             elif self._is_done(record, going):
                 already += 1
+            elif self.dry_run:
+                intended[commitment] = self._intended(record, going)
             else:
                 keys[commitment], concerned[commitment] = self._opened(record, going, left)
         # The MAC of every object under these data keys, before anything is made of them (SPEC.md section 4).
@@ -128,7 +138,24 @@ class Change:
             commitment: self._with_new_wrap(records[commitment], keys[commitment], going, left)
             for commitment, going in concerned.items()
         }
-        return Changed(changed, already, other, tuple(dict.fromkeys(left)))
+        return Changed(changed, already, other, tuple(dict.fromkeys(left)), intended)
+
+    @property
+    def calls(self) -> int:
+        """Of a dry run: how many calls of key services the change would take."""
+        return sum(self._calls.values())
+
+    def _intended(self, record: DataKeyRecord, going: tuple[Wrap, ...]) -> DataKeyRecord:
+        """What would become of a data key, as far as it can be said without opening it."""
+        rest = tuple(wrap for wrap in record.wraps if wrap not in going)
+        if self._retire is not None:
+            _check_rest(rest, going)
+        new = self._key is not None and all(wrap.key != self._key for wrap in rest)
+        with self._lock:
+            # To add or to retire opens it once; to replace opens each wrap that goes.
+            self._calls[record.commitment] = (len(going) if self._key and going else 1) + new
+        wraps = (*rest, Wrap(self._key, "")) if new and self._key is not None else rest
+        return DataKeyRecord(record.commitment, record.context, wraps)
 
     def _going(self, record: DataKeyRecord) -> tuple[Wrap, ...] | None:
         """The wraps that are to go; None where the record is not one of those that are meant."""
@@ -162,11 +189,7 @@ class Change:
         """The data key, and those of the wraps to go that may go."""
         if self._retire is not None:
             rest = tuple(wrap for wrap in record.wraps if wrap not in going)
-            if not rest:
-                raise ValueError(
-                    f"its data key is under {going[0].key} alone, and would never open again: add another "
-                    "wrap first (add=True)"
-                )
+            _check_rest(rest, going)
             # One of those that stay must open, by whoever does this, or nothing goes.
             staying = DataKeyRecord(record.commitment, record.context, rest)
             return self._once(("unwrap", staying), lambda: unwrap(staying, self._source)), going
@@ -246,6 +269,14 @@ class Change:
         if isinstance(refusal, KmsDataError):  # each thread its own, since it adds frames to it
             raise copy.copy(refusal) from None
         return cast("_T", future.result())
+
+
+def _check_rest(rest: Sequence[Wrap], going: Sequence[Wrap]) -> None:
+    if not rest:
+        raise ValueError(
+            f"its data key is under {going[0].key} alone, and would never open again: add another "
+            "wrap first (add=True)"
+        )
 
 
 def rewrap_frame(frame: pd.DataFrame, change: Change) -> pd.DataFrame:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import kmsdata
 from kmsdata import verification
-from kmsdata.dtype import EncryptedType
+from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.envelope import Header, Wrap, file_text
+from kmsdata.parquet import headers_in
 
 KEY = "local://demo"
 V1 = Path(__file__).parent / "vectors" / "v1"
@@ -151,7 +152,7 @@ def test_where_the_bad_cells_are(enc, tmp_path, monkeypatch):
                     (99, "email", groups[3], (99,)),
                 ]
             assert not found.ok
-            assert found.exit_status == 1
+            assert found.exit_status == 3
             checks = {column.name: (column.state, column.bad, column.cells) for column in found.columns}
             assert checks == {"name": ("failed", 1, 79), "age": ("failed", 2, 98), "email": ("failed", 1, 59)}
             assert "'age'" in str(found)
@@ -319,6 +320,10 @@ def test_a_flipped_bit_anywhere_is_reported_or_means_nothing(data, frame, path, 
     if found.ok:
         # As Arrow: the flipped bit may be in what pandas keeps of plain columns.
         table = pq.read_table(changed, columns=["name", "age", "email"], use_pandas_metadata=False)
+        for name, header in headers_in(table.schema, str(changed)).items():
+            # A column may have lost its type to the flip, and have its header from the file's own entry.
+            cells = EncryptedArray(table[name], EncryptedDtype(header)).__arrow_array__()
+            table = table.set_column(table.column_names.index(name), name, cells)
         back = kmsdata.decrypt_table(table.replace_schema_metadata(None)).to_pydict()
         assert sorted(back["age"]) == sorted(frame["age"])
         assert {*back["name"]} <= {*frame["name"].dropna(), None}
