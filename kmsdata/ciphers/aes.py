@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 PREFIX, TAG = 5, 16
-FEW = 1 << 16  # bytes up to which cells too few for lock-step are all copied: numpy's calls would cost more
+FEW = 1 << 17  # bytes up to which cells too few for lock-step are all copied: numpy's calls would cost more
 BATCH = 1 << 16  # rows: few enough that gather and scatter find their memory in cache
 TILE = 1 << 13, 1 << 15  # rows, and blocks, in lock-step: many for numpy, few for the cache of one core
 RUN = 300_000  # bytes that are copied to go through the one-shot cipher: many for numpy, few for the cache
