@@ -54,7 +54,12 @@ def open_csv(place: Place, types: Types | None = None) -> CsvFile:
     """
     given = {name: _type(kind, name) for name, kind in (types or {}).items()}
     first = _reader(place, {})
-    names: list[str] = first.schema.names
+    try:
+        names: list[str] = first.schema.names
+    except UnicodeDecodeError:  # Arrow checks values, and not the header line
+        names = []
+    if not names:
+        raise _refusal(place, "UTF-8", [], 0)
     if len(set(names)) < len(names):
         raise FormatError(f"{place}: columns of the same name: rename them apart first", path=str(place))
     for name in given:
@@ -150,7 +155,7 @@ def _refusal(place: Place, problem: str, names: list[str], row: int) -> FormatEr
     if "columns, got" in problem:
         what = "its rows do not all have as many fields as its first line"
     elif problem == "UTF-8":
-        what = "it is not UTF-8"
+        what = "it is not UTF-8: convert it first, as by iconv -f GB18030 -t UTF-8"
     elif "Empty CSV" in problem:
         what = "it is empty"
     return FormatError(f"{place} cannot be read as CSV: {what} (at or after row {row})", path=str(place))

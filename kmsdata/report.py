@@ -485,7 +485,12 @@ def _as_text(title: str, rows: Sequence[Mapping[str, str]], more: Sequence[str])
     text = io.StringIO()
     width = max(shutil.get_terminal_size((120, 24)).columns, 40)
     out = Console(file=text, width=width, color_system=None, force_jupyter=False, markup=False)
-    out.print(Text(printable(title)), "", table, *(Text(printable(line)) for line in more), sep="\n")
+    out.print(
+        Text(printable(title)),
+        *(["", table] if rows else []),
+        *(Text(printable(line)) for line in more),
+        sep="\n",
+    )
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

@@ -261,6 +261,8 @@ class _Job:
     def _check_target(self) -> None:
         kind = self.target.kind
         if self.single:
+            if is_csv(self.target.path):
+                raise ValueError(f"the target {self.target} would be Parquet: name it .parquet, and not .csv")
             if kind != pafs.FileType.NotFound and not self.overwrite:
                 raise FileExistsError(
                     errno.EEXIST, "there is a file already: overwrite=True replaces it", str(self.target)

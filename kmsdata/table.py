@@ -690,7 +690,8 @@ def require(labels: Iterable[Hashable], name: Hashable) -> None:
     every = list(labels)
     if name not in every:
         close = difflib.get_close_matches(str(name), [label for label in every if isinstance(label, str)], 1)
-        raise KeyError(f"no column {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+        there = f": there are {', '.join(map(repr, every[:10]))}" + (", ..." if len(every) > 10 else "")
+        raise KeyError(f"no column {name!r}" + (f": did you mean {close[0]!r}?" if close else there))
 
 
 def _refuse_encrypted(name: str, encrypted: bool) -> None:

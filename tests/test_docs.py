@@ -49,9 +49,6 @@ def test_public_functions_have_examples():
 
 def test_readme_example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pd.DataFrame(
-        {"name": ["Ada", "Bo"], "ssn": ["1", "2"], "email": ["a@x.org", "b@x.org"], "age": [36, 29]}
-    ).to_csv("people.csv", index=False)
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names = {}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102

@@ -561,6 +561,22 @@ def test_csv_whose_later_rows_are_of_another_type(tmp_path, late):
     assert kmsdata.decrypt_table(pq.read_table(tmp_path / "b.parquet"))["pin"][-1].as_py() == late
 
 
+@pytest.mark.parametrize("text", ["姓名,ssn\nAda,1\n", "name,ssn\n张三,1\n"])
+def test_csv_that_is_not_utf8_is_refused(tmp_path, text):
+    (tmp_path / "a.csv").write_bytes(text.encode("gb18030"))
+    with pytest.raises(kmsdata.FormatError, match="not UTF-8: convert it first"):
+        kmsdata.encrypt_parquet(tmp_path / "a.csv", tmp_path / "b.parquet", "ssn", key=KEY)
+
+
+def test_a_target_called_csv_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("id,ssn\n1,2\n")
+    with pytest.raises(ValueError, match="would be Parquet"):
+        kmsdata.encrypt_parquet(tmp_path / "a.csv", tmp_path / "b.csv", "ssn", key=KEY)
+    with pytest.raises(KeyError, match="no column 'zzz': there are 'id', 'ssn'"):
+        kmsdata.encrypt_parquet(tmp_path / "a.csv", tmp_path / "b.parquet", "zzz", key=KEY)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
 def test_csv_without_rows(tmp_path):
     (tmp_path / "a.csv").write_text("id,ssn\n")
     assert kmsdata.encrypt_parquet(tmp_path / "a.csv", tmp_path / "b.parquet", "ssn", key=KEY).rows == 0

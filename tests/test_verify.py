@@ -362,3 +362,10 @@ def test_null_cells_are_counted_and_no_promise(enc):
     found = kmsdata.verify(emptied)
     assert (found.ok, np.array([c.nulls for c in found.columns]).tolist()) == (True, [1, 1, 2])
     assert "set to null" in str(found)
+
+
+def test_a_report_without_columns_has_no_hole(tmp_path):
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "plain.parquet")
+    said = str(kmsdata.verify(tmp_path / "plain.parquet"))
+    assert "NOT" in said
+    assert "\n\n\n" not in said
