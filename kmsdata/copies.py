@@ -23,12 +23,11 @@ from typing import Any, NamedTuple, TypeAlias
 import pyarrow as pa
 
 from kmsdata.dtype import EncryptedDtype, EncryptedType
-from kmsdata.envelope import DataKeyRecord, Header, canonical, file_text, parse_file
+from kmsdata.envelope import ENTRY, DataKeyRecord, Header, canonical, file_text, parse_file
 from kmsdata.errors import FormatError
 
 __all__ = ["Copy", "agree", "copies_in", "entry_with", "schema_with"]
 
-_ENTRY = b"kmsdata"
 _SCHEMA = b"ARROW:schema"
 _MARK = "data_keys"  # stands in every header, however often its text was quoted
 _DEEPEST = 8
@@ -116,7 +115,7 @@ def entry_with(key: bytes, value: bytes, visit: Visit, inside: str = "") -> byte
     if key == _SCHEMA and not inside:
         return _arrow_with(value, visit)
     text = value.decode("utf-8", "surrogateescape")
-    if key == _ENTRY:
+    if key == ENTRY:
         return _file_with(text, visit, place).encode()
     changed = _text_with(text, visit, place, 0)
     return value if changed is text else changed.encode("utf-8", "surrogateescape")

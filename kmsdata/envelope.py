@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 from kmsdata.errors import FormatError
 
 __all__ = [
+    "ENTRY",
     "GCM",
     "KINDS",
     "SIV",
@@ -42,6 +43,7 @@ __all__ = [
     "parse_key",
 ]
 
+ENTRY = b"kmsdata"  # of a file's key-value metadata
 GCM = "AES-256-GCM"
 SIV = "AES-256-SIV"
 KINDS = ("text", "bytes", "bool", "int", "uint", "timestamp", "date", "decimal", "uuid", "tagged")

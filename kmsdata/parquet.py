@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
-from kmsdata.envelope import DataKeyRecord, Header, file_text, parse_file
+from kmsdata.envelope import ENTRY, DataKeyRecord, Header, file_text, parse_file
 from kmsdata.errors import FormatError
 from kmsdata.places import FilePath, Place, from_url, whole
 from kmsdata.search import FileSearch, filter_terms
@@ -49,8 +49,6 @@ __all__ = [
     "write_parquet",
 ]
 
-_ENTRY = b"kmsdata"
-
 
 def write_parquet(
     frame: pd.DataFrame, path: FilePath, *, index: bool | None = None, filesystem: Any = None, **options: Any
@@ -65,7 +63,7 @@ def write_parquet(
     if frame.attrs:
         metadata[b"PANDAS_ATTRS"] = json.dumps(frame.attrs).encode()  # as DataFrame.to_parquet does
     if headers:
-        metadata[_ENTRY] = file_text(headers).encode()
+        metadata[ENTRY] = file_text(headers).encode()
     table = table.replace_schema_metadata(metadata)
     settings = settings_for(table.schema, options)
     with whole(Place.of(path, filesystem)) as file:
@@ -326,7 +324,7 @@ def headers_in(schema: pa.Schema, path: str, columns: set[str] | None = None) ->
                     headers[field.name] = field.type.dtype.header
                 except FormatError as error:
                     raise error.with_facts(column=field.name) from None
-        entry = (schema.metadata or {}).get(_ENTRY)
+        entry = (schema.metadata or {}).get(ENTRY)
         lost = [field.name for field in fields if _is_binary(field.type)]
         if entry is not None and lost:
             recorded = parse_file(entry.decode("utf-8", "surrogateescape"))

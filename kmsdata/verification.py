@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from kmsdata.column import authenticate, bad_cells
 from kmsdata.dtype import EncryptedArray, EncryptedType
-from kmsdata.envelope import DataKeyRecord, Header, parse_file
+from kmsdata.envelope import ENTRY, DataKeyRecord, Header, parse_file
 from kmsdata.errors import FormatError, KeyServiceError, KmsDataError
 from kmsdata.keys import DataKey
 from kmsdata.parquet import FilePath, files_of, headers_in
@@ -357,8 +357,8 @@ def _headers(name: str, schema: pa.Schema, work: _Work) -> dict[str, Header]:
 
 def _compare(name: str, schema: pa.Schema, metadata: Any, headers: Mapping[str, Header], work: _Work) -> None:
     """Compare what the columns' types say with what the file's key-value metadata says, for other readers."""
-    raw = (metadata.metadata or {}).get(b"kmsdata")
-    inner = (schema.metadata or {}).get(b"kmsdata")
+    raw = (metadata.metadata or {}).get(ENTRY)
+    inner = (schema.metadata or {}).get(ENTRY)
     if raw is None and inner is None:
         return  # other writers of the type leave it out
     if None not in (raw, inner) and raw != inner:

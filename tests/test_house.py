@@ -15,12 +15,13 @@ FLOORS = {
     "calls": 1, "codec": 1, "ciphers": 1, "footer": 1, "keys": 1, "progress": 1, "storage": 1, "thrift": 1,
     "cache": 2, "chunks": 2, "journal": 2, "places": 2, "providers": 2, "report": 2,
     "column": 3, "csv_blocks": 3, "dtype": 3, "session": 3,
-    "copies": 4, "table": 4,
+    "copies": 4, "job": 4, "table": 4,
     "search": 5, "wraps": 5,
     "parquet": 6,
-    "inspection": 7, "migrate": 7, "rewrapping": 7, "stream": 7, "verification": 7,
-    "accessor": 8, "api": 8,
-    "cli": 9, "cli_files": 9, "demo": 9, "emulator": 9, "sign_in": 9, "widgets": 9,
+    "inspection": 7, "migrate": 7, "replacing": 7, "rewrapping": 7, "verification": 7,
+    "accessor": 8, "api": 8, "decrypting": 8, "encrypting": 8,
+    "stream": 9,
+    "cli": 10, "cli_files": 10, "demo": 10, "emulator": 10, "sign_in": 10, "widgets": 10,
 }  # fmt: skip
 PEERS = {  # the steps on one floor
     "errors": {"envelope"},  # what is malformed is a FormatError

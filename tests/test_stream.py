@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata import chunks, stream
+from kmsdata import chunks, decrypting, encrypting, replacing
 from kmsdata.thrift import decode, encode
 
 fsspec = pytest.importorskip("fsspec")
@@ -93,6 +93,13 @@ def snapshot(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def in_parts_of(part, batch, monkeypatch):
+    """Columns go through in parts, and are read in batches, of so many bytes."""
+    for module in (replacing, encrypting, decrypting):
+        monkeypatch.setattr(module, "PART", part)
+    monkeypatch.setattr(replacing, "_BATCH", batch)
 
 
 # --- one file -------------------------------------------------------------------------------------
@@ -323,8 +330,7 @@ def test_no_row_groups_and_empty_ones(tmp_path):
 
 def test_large_row_groups_go_through_in_parts(tmp_path, monkeypatch):
     """Parts of a few kilobytes stand for those of 64 MB: pages of several parts make one chunk."""
-    monkeypatch.setattr(stream, "PART", 20_000)
-    monkeypatch.setattr(stream, "_BATCH", 8_000)
+    in_parts_of(20_000, 8_000, monkeypatch)
     source, sealed, back = (tmp_path / f"{name}.parquet" for name in ("a", "b", "c"))
     write(people(), source, row_group_size=2000)
     everything = ["ssn", "salary", "city", "nested", "when"]
@@ -753,8 +759,7 @@ def test_a_cell_that_was_changed_fails_all(tmp_path):
 
 @pytest.mark.parametrize("part", [1 << 20, 30_000, 1000])
 def test_an_error_keeps_no_plaintext(tmp_path, monkeypatch, part):
-    monkeypatch.setattr(stream, "PART", part)
-    monkeypatch.setattr(stream, "_BATCH", 4000)
+    in_parts_of(part, 4000, monkeypatch)
     source, sealed = write(people(), tmp_path / "a.parquet", row_group_size=1500), tmp_path / "b.parquet"
     kmsdata.encrypt_parquet(source, sealed, ["ssn", "email"], key=KEY)
     data = bytearray(sealed.read_bytes())
@@ -791,8 +796,7 @@ def told(thing):
 @pytest.mark.parametrize("part", [None, 3000])
 def test_all_of_a_row_group_is_opened_before_any_of_it_is_written(tmp_path, monkeypatch, part):
     if part:
-        monkeypatch.setattr(stream, "PART", part)
-        monkeypatch.setattr(stream, "_BATCH", 2000)
+        in_parts_of(part, 2000, monkeypatch)
     source, sealed = write(people(), tmp_path / "a.parquet", row_group_size=1500), tmp_path / "b.parquet"
     kmsdata.encrypt_parquet(source, sealed, ["id", "ssn"], key=KEY)  # id comes first in the file
     data = bytearray(sealed.read_bytes())
@@ -966,7 +970,7 @@ def test_killed_at_any_point(tmp_path, how, kind):
 def test_a_source_that_changes_meanwhile(tmp_path, monkeypatch):
     folder = dataset(tmp_path / "in")
     victim = folder / "year=2021" / "part-1.parquet"
-    original = stream.rewrite
+    original = encrypting.rewrite
 
     def meddle(file, path, *rest):
         size = original(file, path, *rest)
@@ -976,7 +980,7 @@ def test_a_source_that_changes_meanwhile(tmp_path, monkeypatch):
             victim.write_bytes(data)
         return size
 
-    monkeypatch.setattr(stream, "rewrite", meddle)
+    monkeypatch.setattr(encrypting, "rewrite", meddle)
     for source in (folder, victim):
         with pytest.raises(OSError, match="changed while it was read") as caught:
             kmsdata.encrypt_parquet(source, tmp_path / "out", "ssn", key=KEY)
@@ -1125,7 +1129,7 @@ def test_a_filesystem_that_fails_at_call_n(memory, verb, kind, stay):
 
 def test_keyboard_interrupt_leaves_nothing(tmp_path, monkeypatch, memory):
     folder = dataset(tmp_path / "in")
-    original = stream.seal
+    original = encrypting.seal
     calls = []
 
     def interrupted(*arguments):
@@ -1134,7 +1138,7 @@ def test_keyboard_interrupt_leaves_nothing(tmp_path, monkeypatch, memory):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(stream, "seal", interrupted)
+    monkeypatch.setattr(encrypting, "seal", interrupted)
     for target in (str(tmp_path / "out"), "memory://out"):
         with pytest.raises(KeyboardInterrupt):
             kmsdata.encrypt_parquet(folder, target, "ssn", key=KEY)

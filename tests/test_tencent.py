@@ -803,6 +803,23 @@ def test_without_the_session_knowing_anything(emulator, kms, key, monkeypatch, t
         pd.DataFrame({"a": [1]}).kms.encrypt("a")
 
 
+@pytest.mark.parametrize("wrong", ["TENCENTCLOUD_SECRET_KEY", "TENCENTCLOUD_TOKEN"])
+def test_who_has_the_secret_id_alone_has_no_unwrapped_key(emulator, monkeypatch, wrong):
+    """A SecretId is no secret: a key at hand is for who has the SecretKey and the token as well."""
+    emulator.add_account("AKIDtemporary000000", "temporary-key", token="its-token")
+    monkeypatch.setenv("KMSDATA_TENCENT_ENDPOINT", emulator.url)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", "AKIDtemporary000000")
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", "temporary-key")
+    monkeypatch.setenv("TENCENTCLOUD_TOKEN", "its-token")
+    enc = frame(kmsdata.TencentKMS(REGION, endpoint=emulator.url).create_key("own"))
+    for _ in range(2):
+        enc.kms.decrypt()
+    assert emulator.calls["Decrypt"] == 1
+    monkeypatch.setenv(wrong, "wrong")
+    with pytest.raises(CredentialsError):
+        enc.kms.decrypt()
+
+
 @pytest.mark.usefixtures("environment")
 def test_forgetting_takes_the_credentials_of_a_role_along(emulator, key, monkeypatch):
     monkeypatch.setenv("TENCENTCLOUD_ROLE_ARN", "qcs::cam::uin/100000000001:roleName/reader")

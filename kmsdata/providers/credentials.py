@@ -16,7 +16,7 @@ In this order; the first place that has any is used, and one that has only half 
 from __future__ import annotations
 
 import configparser
-import hashlib
+import hmac
 import os
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 
 from kmsdata.errors import CredentialsError, KeyServiceError
 from kmsdata.forks import Lock
-from kmsdata.keys import Secret
+from kmsdata.keys import Secret, random_bytes
 from kmsdata.providers.service import Answer, Endpoint, Request, Service, apart
 
 __all__ = ["Credentials", "Given", "HasCredentials", "held"]
@@ -119,7 +119,9 @@ class Credentials(Secret):
         timeout: seconds for a call of STS.
     """
 
-    __slots__ = ("_again", "_current", "_endpoint", "_given", "_lock", "_region", "_timeout", "source")
+    __slots__ = (
+        "_again", "_blind", "_current", "_endpoint", "_given", "_lock", "_region", "_timeout", "source",
+    )  # fmt: skip
 
     tried = _TRIED
 
@@ -129,6 +131,7 @@ class Credentials(Secret):
         self._region, self._endpoint, self._timeout = region, endpoint.of("sts"), timeout
         self._lock = Lock()
         self._given = given
+        self._blind = random_bytes(32)
         self._current: _Pair | None = None
         self._again = 0.0  # when renewing may be tried again
         self.source: str | None = None  # where they were found, in words
@@ -163,9 +166,9 @@ class Credentials(Secret):
 
     @property
     def identity(self) -> bytes:
-        """A digest that tells these credentials from others; 32 bytes."""
+        """A digest that tells these credentials from others, under a key of this object's; 32 bytes."""
         self.ready()
-        return _identity(self._current)
+        return _identity(self._current, self._blind)
 
     @property
     def masked(self) -> str:
@@ -246,8 +249,10 @@ def _fail(message: str, code: str) -> NoReturn:
     raise CredentialsError(message, provider="tencent-kms", operation="credentials", code=code, tried=_TRIED)
 
 
-def _identity(pair: _Pair | None) -> bytes:
-    return hashlib.sha256(b"" if pair is None else pair.secret_id.encode()).digest()
+def _identity(pair: _Pair | None, blind: bytes) -> bytes:
+    # Whoever knows the SecretId alone is nobody: the whole of it counts. None of it has a line break.
+    whole = () if pair is None else (pair.secret_id, pair.secret_key, pair.token or "")
+    return hmac.digest(blind, "\n".join(whole).encode(), "sha256")
 
 
 def _masked(pair: _Pair | None) -> str:
