@@ -129,7 +129,8 @@ def decrypt_file(
             field = before.field(name).with_type(types[name, header])
             replaced[name] = replacement(field)
             schema = with_type(schema, name, _as_read(field))
-        rest = {name: header for name, header in headers_in(before, path).items() if name not in headers}
+        every = headers_in(before, path, footer=footer.metadata)
+        rest = {name: header for name, header in every.items() if name not in headers}
 
         def opened(group: int, name: str) -> Iterator[Any]:
             kind = types[name, headers[name]]

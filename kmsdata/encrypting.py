@@ -173,7 +173,7 @@ def encrypt_file(place: Place, sink: Any, sealers: Mapping[str, Sealer], step: S
         schema = parquet.schema_arrow
         for name, sealer in sealers.items():
             schema = with_type(schema, name, sealer.type)
-        old = headers_in(parquet.schema_arrow, str(place))
+        old = headers_in(parquet.schema_arrow, str(place), footer=footer.metadata)
         headers = {**old, **{name: sealer.dtype.header for name, sealer in sealers.items()}}
 
         def sealed(group: int, sealer: Sealer) -> Iterator[Any]:

@@ -106,7 +106,7 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
     fragments = fragments_of(path, filesystem)
     first: set[str] = set()
     for name, (fragment, partition) in fragments.items():
-        headers = headers_in(fragment.physical_schema, name)
+        headers = headers_in(fragment.physical_schema, name, footer=fragment.metadata.metadata)
         every += headers.values()
         sizes, nulls = _chunks(fragment.metadata, fragment.physical_schema.names)
         rows += fragment.metadata.num_rows

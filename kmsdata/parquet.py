@@ -149,6 +149,7 @@ def read_parquet(
             fragment.physical_schema,
             name,
             looked_at,
+            footer=fragment.metadata.metadata,
         )
         for name, (fragment, _) in fragments.items()
     }
@@ -194,7 +195,8 @@ def read_headers(
     merged: dict[str, Header] = {}
     names = None if columns is None else set(column_names(columns))
     for name, (fragment, _) in fragments_of(path, filesystem).items():
-        for column, header in headers_in(fragment.physical_schema, name, names).items():
+        entries = fragment.metadata.metadata
+        for column, header in headers_in(fragment.physical_schema, name, names, footer=entries).items():
             both = merged.get(column, header).union(header)
             if both is None:
                 raise FormatError(
@@ -313,8 +315,17 @@ def _dtypes(headers: Mapping[str, Header]) -> dict[str, EncryptedDtype]:
     return {name: EncryptedDtype(header) for name, header in headers.items()}
 
 
-def headers_in(schema: pa.Schema, path: str, columns: set[str] | None = None) -> dict[str, Header]:
-    """The headers of these columns (None: all), by the columns' own types, else by the file's entry."""
+def headers_in(
+    schema: pa.Schema,
+    path: str,
+    columns: set[str] | None = None,
+    *,
+    footer: Mapping[bytes, bytes] | None = None,
+) -> dict[str, Header]:
+    """The headers of these columns (None: all), by the columns' own types, else by the file's entry.
+
+    Arrow shows the entry where the Arrow schema holds it; other writers put it in the footer alone.
+    """
     headers: dict[str, Header] = {}
     fields = [field for field in schema if columns is None or field.name in columns]
     try:
@@ -324,7 +335,7 @@ def headers_in(schema: pa.Schema, path: str, columns: set[str] | None = None) ->
                     headers[field.name] = field.type.dtype.header
                 except FormatError as error:
                     raise error.with_facts(column=field.name) from None
-        entry = (schema.metadata or {}).get(ENTRY)
+        entry = (schema.metadata or {}).get(ENTRY) or (footer or {}).get(ENTRY)
         lost = [field.name for field in fields if _is_binary(field.type)]
         if entry is not None and lost:
             recorded = parse_file(entry.decode("utf-8", "surrogateescape"))

@@ -95,7 +95,7 @@ class Survey:
                 with open_parquet(place) as (_, parquet, _):
                     schema = parquet.schema_arrow
                     survey.total += parquet.metadata.num_rows
-                headers = headers_in(schema, str(place))
+                headers = headers_in(schema, str(place), footer=parquet.metadata.metadata)
             survey.schemas[name] = seen.setdefault(schema.serialize().to_pybytes(), schema)
             survey.headers[name] = headers
         return survey

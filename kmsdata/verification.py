@@ -296,7 +296,7 @@ def _file(name: str, fragment: Any, work: _Work, bar: Progress) -> int:
         work.fail("no Parquet file, or its footer was damaged or cut off", file=name)
         return 0
     before = len(work.failures)
-    headers = _headers(name, schema, work)
+    headers = _headers(name, schema, work, metadata.metadata)
     malformed = {failure.column for failure in work.failures[before:]}
     for column in work.wanted:
         if column not in headers and column not in malformed:
@@ -344,12 +344,14 @@ def _group(
             work.fail(f"{len(rows):,} rows are promised, and {done:,} are there", column, **where)
 
 
-def _headers(name: str, schema: pa.Schema, work: _Work) -> dict[str, Header]:
+def _headers(
+    name: str, schema: pa.Schema, work: _Work, entries: Mapping[bytes, bytes] | None
+) -> dict[str, Header]:
     """The headers that a reader would obey; a malformed one is a failure of its column alone."""
     headers: dict[str, Header] = {}
     for column in dict.fromkeys(schema.names):
         try:
-            headers |= headers_in(schema, name, {column})
+            headers |= headers_in(schema, name, {column}, footer=entries)
         except FormatError as error:
             work.fail(str(error), column, file=name)
     return headers

@@ -1152,3 +1152,33 @@ def test_reports_hold_no_secret(tmp_path):
     done = kmsdata.encrypt_parquet(source, tmp_path / "b.parquet", **SECRETS)
     assert re.search(r"wrote 30 rows, .* columns ssn, salary, email; 1 call", str(done))
     assert "078-05" not in repr(done) + str(done) + done.json()
+
+
+def test_an_entry_that_stands_in_the_footer_alone(tmp_path):
+    """As other software writes it: Arrow's schema, where the file has one, does not show it."""
+    df = pd.DataFrame({"name": ["Ada", None, "Bo"], "age": [36, 41, 29], "city": ["Ulm", "Ulm", "Bonn"]})
+    enc = df.kms.encrypt("name", deterministic="age", key="local://demo")
+    enc.kms.to_parquet(tmp_path / "own.parquet")
+    entry = pq.read_metadata(tmp_path / "own.parquet").metadata[b"kmsdata"]
+    plain = pa.table(
+        {
+            name: pa.array([None if pd.isna(v) else bytes(v) for v in enc[name]], pa.binary())
+            for name in ("name", "age")
+        }
+        | {"city": df["city"].tolist()}
+    )
+    path = tmp_path / "other.parquet"
+    with pq.ParquetWriter(path, plain.schema) as writer:
+        writer.write_table(plain)
+        writer.add_key_value_metadata({"kmsdata": entry.decode()})
+    assert kmsdata.inspect(path).encrypted == ["name", "age"]
+    assert kmsdata.verify(path, encrypted=["name", "age"]).ok
+    back = kmsdata.read_parquet(path, decrypt=True)
+    assert back["age"].tolist() == [36, 41, 29]
+    found = kmsdata.read_parquet(path, filters=[("age", "==", 41)], decrypt=True)
+    assert found["city"].tolist() == ["Ulm"]
+    kmsdata.encrypt_parquet(path, tmp_path / "more.parquet", "city", key="local://demo")
+    kmsdata.decrypt_parquet(tmp_path / "more.parquet", tmp_path / "all.parquet")
+    assert pd.read_parquet(tmp_path / "all.parquet")["name"].tolist()[0] == "Ada"
+    kmsdata.decrypt_parquet(path, tmp_path / "one.parquet", "age")
+    assert kmsdata.read_parquet(tmp_path / "one.parquet", decrypt=True)["name"][0] == "Ada"
