@@ -35,6 +35,7 @@ from kmsdata.table import (
     encrypted_columns,
     in_extension_dtype,
     require,
+    required_names,
     with_headers,
 )
 
@@ -138,12 +139,12 @@ def read_parquet(
         True
     """
     wanted = None if columns is None else column_names(columns)
-    asked = None if encrypted is None else column_names(encrypted)
+    asked = required_names(encrypted)
     fragments = fragments_of(path, filesystem)
     looked_at = None
     if wanted is not None and not isinstance(filters, ds.Expression):
         filtered = [] if filters is None else [term[0] for group in filter_terms(filters) for term in group]
-        looked_at = {*wanted, *(asked or ()), *filtered}
+        looked_at = {*wanted, *asked, *filtered}
     files = {
         name: headers_in(
             fragment.physical_schema,
@@ -156,7 +157,7 @@ def read_parquet(
     on_cells = _on_cells(filters, {column for headers in files.values() for column in headers})
     for name, headers in files.items():
         check_names(headers, path=name)
-        for column in asked or ():
+        for column in asked:
             if column not in headers:
                 raise FormatError(
                     f"{name}: column {column!r} must be encrypted, but has no kmsdata header",
@@ -173,7 +174,7 @@ def read_parquet(
         frame = _restored(_read(path, wanted, filters, filesystem), first)
     else:
         frame = _each(fragments, files, wanted, filters)
-    for column in asked or ():
+    for column in asked:
         if column in frame and not isinstance(frame[column].dtype, EncryptedDtype):
             raise FormatError(f"{path}: column {column!r} changed while it was read", column=column)
     return decrypt_frame(frame, key=key) if decrypt else frame

@@ -42,6 +42,7 @@ __all__ = [
     "open_keys",
     "pandas_dtypes",
     "require",
+    "required_names",
     "the_data_key",
     "with_headers",
 ]
@@ -213,8 +214,9 @@ def decrypt_table(
         TamperedError: cells that fail authentication. WrongKeyError: not the key of the data.
         KeyServiceError: the key service refused.
     """
-    headers = _table_headers(table, columns)
-    names = list(headers) if columns is None else column_names(columns)
+    wanted = None if columns is None else column_names(columns)
+    headers = _table_headers(table, wanted)
+    names = list(headers) if wanted is None else wanted
     for name in names:
         require(table.column_names, name)
         if name not in headers:
@@ -582,12 +584,13 @@ def data_key_for(
 
 def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Header]:
     """The headers of encrypted data, by column; of these columns where some are named."""
+    wanted = None if columns is None else column_names(columns)
     if isinstance(data, pa.Table):
-        return _table_headers(data, columns)
+        return _table_headers(data, wanted)
     frame = data.to_frame() if isinstance(data, pd.Series) else data
     out: dict[str, Header] = {}
     for item in encrypted_columns(frame):
-        if columns is not None and item.name not in column_names(columns):
+        if wanted is not None and item.name not in wanted:
             continue
         if len(item.headers) != 1 or str(item.name) in out:
             raise ValueError(
@@ -615,10 +618,10 @@ def the_data_key(data: Encrypted | Mapping[str, Header], key: Key | Encrypted | 
     return data_key
 
 
-def _table_headers(table: pa.Table, columns: Columns | None = None) -> dict[str, Header]:
+def _table_headers(table: pa.Table, wanted: list[str] | None = None) -> dict[str, Header]:
     headers = {}
     for field in table.schema:
-        if isinstance(field.type, EncryptedType) and (columns is None or field.name in column_names(columns)):
+        if isinstance(field.type, EncryptedType) and (wanted is None or field.name in wanted):
             try:
                 headers[field.name] = field.type.dtype.header
             except FormatError as error:
@@ -636,8 +639,30 @@ def _with_levels(index: pd.Index[Any], levels: Mapping[int, pd.Index[Any]]) -> p
 
 
 def column_names(columns: Columns) -> list[str]:
-    """A name, or names, as a list."""
-    return [columns] if isinstance(columns, str) else list(columns)
+    """A name, or names, as a list. What comes from a generator comes once, so this is called once.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(columns, str):
+        return [columns]
+    if isinstance(columns, (bytes, bytearray, memoryview)) or not isinstance(columns, Iterable):
+        raise TypeError(f"columns are named by a text, or a list of texts, not by {type(columns).__name__}")
+    return list(columns)
+
+
+def required_names(encrypted: Columns | None) -> list[str]:
+    """The columns that must be encrypted.
+
+    Raises:
+        ValueError: an empty list, which would let every file pass: it was hardly meant.
+    """
+    if encrypted is None:
+        return []
+    names = column_names(encrypted)
+    if not names:
+        raise ValueError("encrypted= names no column: name those that must be encrypted, or leave it out")
+    return names
 
 
 def chosen_columns(

@@ -26,8 +26,8 @@ from kmsdata.table import (
     Encrypted,
     check_context,
     check_names,
-    column_names,
     encrypted_columns,
+    required_names,
     the_data_key,
 )
 
@@ -80,7 +80,7 @@ def verify(
     """
     if isinstance(key, (pd.DataFrame, pd.Series, pa.Table)):
         key = the_data_key(key)
-    work = _Work(_Keys(key, context), [] if encrypted is None else column_names(encrypted))
+    work = _Work(_Keys(key, context), required_names(encrypted))
     if isinstance(x, (str, os.PathLike)):
         return _path(x, filesystem, work, progress)
     if isinstance(x, pa.Table):

@@ -664,3 +664,46 @@ def test_headers_hold_no_secret(frame):
     text = enc["c"].dtype.text + repr(enc["c"].dtype) + repr(enc["c"].array) + enc.to_html()
     assert "Ada Lovelace" not in text
     assert Header.parse(enc["c"].dtype.text).columns[0].type["categories"]
+
+
+# Names of columns.
+
+
+@pytest.mark.parametrize("nobody", [[], (), iter([])])
+def test_a_guard_that_names_no_column_is_refused(enc, tmp_path, nobody):
+    """Else a list that came out empty by mistake would let a file without headers pass."""
+    enc.kms.to_parquet(tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match="encrypted= names no column"):
+        kmsdata.read_parquet(tmp_path / "f.parquet", encrypted=nobody)
+    with pytest.raises(ValueError, match="encrypted= names no column"):
+        kmsdata.verify(tmp_path / "f.parquet", encrypted=nobody)
+
+
+def test_a_guard_by_a_generator_guards(enc, tmp_path):
+    enc.assign(name=["plain"] * len(enc)).kms.to_parquet(tmp_path / "f.parquet")
+    with pytest.raises(kmsdata.FormatError, match="'name' must be encrypted"):
+        kmsdata.read_parquet(tmp_path / "f.parquet", encrypted=(name for name in ["age", "name"]))
+    assert not kmsdata.verify(tmp_path / "f.parquet", encrypted=(name for name in ["age", "name"])).ok
+
+
+def test_columns_of_a_table_by_a_generator(enc):
+    table = pa.Table.from_pandas(enc)
+    back = kmsdata.decrypt_table(table, (name for name in ["name", "age"]))
+    assert back["name"].to_pylist() == ["Ada Lovelace", "Bo", None, "Cyd Charisse"]
+    assert "kmsdata" not in str(back.schema.field("age").type)
+
+
+@pytest.mark.parametrize("wrong", [b"age", bytearray(b"age"), 3, object()])
+def test_names_that_are_none(enc, tmp_path, wrong):
+    enc.kms.to_parquet(tmp_path / "f.parquet")
+    calls = [
+        lambda: enc.kms.decrypt(wrong),
+        lambda: enc.kms.encrypt(wrong, key="local://demo"),
+        lambda: kmsdata.decrypt_table(pa.Table.from_pandas(enc), wrong),
+        lambda: kmsdata.read_parquet(tmp_path / "f.parquet", encrypted=wrong),
+        lambda: kmsdata.verify(enc, encrypted=wrong),
+        lambda: kmsdata.decrypt_parquet(tmp_path / "f.parquet", tmp_path / "g.parquet", wrong),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="columns are named by a text, or a list of texts, not by"):
+            call()
