@@ -495,8 +495,12 @@ def test_the_readme_lines_run(here):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    back = pd.read_parquet("plain.parquet")
-    pd.testing.assert_frame_equal(back, pd.read_csv("people.csv", dtype={"ssn": "str"}), check_dtype=False)
+    # Before pandas 3, text from Parquet has None for a null, and text from CSV has NaN.
+    back, given = (
+        frame.astype(object).where(frame.notna(), None)
+        for frame in (pd.read_parquet("plain.parquet"), pd.read_csv("people.csv", dtype={"ssn": "str"}))
+    )
+    pd.testing.assert_frame_equal(back, given)
     for command in COMMANDS:
         assert f"kmsdata {command} " in lines
     for word in ("0", "1", "2", "3", "130"):
