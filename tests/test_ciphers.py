@@ -33,12 +33,12 @@ class Gcm:
     mode = gcm.Gcm
 
     @staticmethod
-    def seal(cells, extra=b""):
-        return gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(cells.count), extra)
+    def seal(cells, extra=b"", clear=True):
+        return gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(cells.count), extra, clear)
 
     @staticmethod
-    def open(cells, extra=b""):
-        return gcm.open_cells(KEY[:32], cells, extra)
+    def open(cells, extra=b"", clear=True):
+        return gcm.open_cells(KEY[:32], cells, extra, clear)
 
     @staticmethod
     def expect(rows, extras):
@@ -89,16 +89,19 @@ def columns(draw):
         sizes = [width if extra == "equal rows" else numbers.randint(0, width) for _ in range(count)]
         associated = [numbers.randbytes(size) for size in sizes]
     knobs = {
-        "FEW": draw(st.sampled_from([-1, aes.FEW])),
+        "VARIED": draw(st.sampled_from([0, 5, aes.VARIED])),
         "BATCH": draw(st.sampled_from([7, 50, aes.BATCH])),
-        "TILE": draw(st.sampled_from([(3, 40), (20, 1000), aes.TILE])),
+        "TILE": draw(st.sampled_from([70, 1000, aes.TILE])),
         "RUN": draw(st.sampled_from([100, 2000, aes.RUN])),
         "LONG": draw(st.sampled_from([0, 20, aes.LONG])),
         "IN_PLACE": draw(st.sampled_from([False, aes.IN_PLACE])),
     }
-    least = draw(st.sampled_from([(0, 0, 0), (2, 2, 1), (10**9, 0, 0)]))
-    longest = draw(st.sampled_from([0, 15, 16, 40, 192]))
-    return rows, fixed and top, associated, knobs, least, longest, numbers
+    traits = {
+        "least": draw(st.sampled_from([(0, 0), (2, 1), (10**9, 0)])),
+        "setup": draw(st.sampled_from([(0, 0), (10, 3)])),
+        "longest": draw(st.sampled_from([0, 15, 16, 40, 192])),
+    }
+    return rows, fixed and top, associated, knobs, traits, numbers
 
 
 def changed(rows, numbers):
@@ -120,7 +123,7 @@ def changed(rows, numbers):
 @settings(deadline=None, max_examples=400)
 @given(column=columns())
 def test_equal_to_the_one_shot_cipher_and_strict(mode, column):
-    rows, width, associated, knobs, least, longest, numbers = column
+    rows, width, associated, knobs, traits, numbers = column
     extra = associated if isinstance(associated, bytes) else Cells.of(associated)
     extras = [associated] * len(rows) if isinstance(associated, bytes) else associated
     cells = Cells.of(rows)
@@ -129,8 +132,8 @@ def test_equal_to_the_one_shot_cipher_and_strict(mode, column):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in knobs.items():
             patch.setattr(aes, name, value)
-        patch.setattr(mode.mode, "least", least)
-        patch.setattr(mode.mode, "longest", longest)
+        for name, value in traits.items():
+            patch.setattr(mode.mode, name, value)
         sealed = mode.seal(cells, extra)
         assert sealed.rows() == mode.expect(rows, extras)
         assert sealed.width == (width + mode.overhead if width else None)
@@ -291,7 +294,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("per_row", [False, True])
-def test_tables_are_indexed_by_ciphertext_and_nothing_else(monkeypatch, per_row):
+def test_tables_are_indexed_by_ciphertext_and_clear_associated_data_and_nothing_else(monkeypatch, per_row):
     seen, count, width = [], 5000, 40
     look_up, tables = gcm.look_up, gcm.tables
 
@@ -300,17 +303,28 @@ def test_tables_are_indexed_by_ciphertext_and_nothing_else(monkeypatch, per_row)
         look_up(products._tables, index, out)
 
     monkeypatch.setattr(gcm, "look_up", watched)
-    monkeypatch.setattr(gcm, "tables", lambda factors: map(Watched, tables(factors)))
+    monkeypatch.setattr(gcm, "tables", lambda factor: Watched(tables(factor)))
     monkeypatch.setattr(gcm.Gcm, "one_shot", None)
     extra = texts(np.full(count, 20), 7) if per_row else b"associated"
     cells = texts(np.full(count, width))
-    sealed = gcm.seal_cells(KEY[:32], PREFIX, Cells(cells.data, width=width), nonces(count), extra)
-    ciphertext = sealed.data.reshape(count, -1)[:, 17:-16]
-    parts = [ciphertext[a:b, c].tobytes() for a, b in [(0, count)] for c in range(width)]
+    cells = Cells(cells.data, width=width)
+    sealed = gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(count), extra, clear=True)
+    public = sealed.data.reshape(count, -1)[:, 17:-16]
+    if per_row:
+        public = np.hstack([public, extra.data.reshape(count, -1), np.zeros((count, 12), np.uint8)])
+    parts = [octets.tobytes() for octets in public.T]
     assert seen == parts
     seen.clear()
-    assert gcm.open_cells(KEY[:32], sealed, extra)[0] is not None
+    assert gcm.open_cells(KEY[:32], sealed, extra, clear=True)[0] is not None
     assert seen == parts
+
+
+def test_associated_data_of_rows_that_does_not_stand_in_clear_never_meets_a_table(monkeypatch):
+    monkeypatch.setattr(gcm, "look_up", None)
+    cells, extra = texts(np.full(5000, 8)), texts(np.full(5000, 8), 7)
+    sealed = gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(5000), extra)
+    assert sealed.rows() == Gcm.expect(cells.rows(), extra.rows())
+    assert gcm.open_cells(KEY[:32], sealed, extra)[0].rows() == cells.rows()
 
 
 @both

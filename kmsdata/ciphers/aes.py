@@ -2,17 +2,18 @@
 
 A sealed cell is ``lead ‖ text ‖ tag`` (GCM) or ``lead ‖ tag ‖ text`` (SIV): the lead is 5 bytes of prefix
 and, in GCM, the IV; the tag has 16 bytes; the text is as long as the plaintext. `run` takes a column in
-batches of rows. Cells of equally many AES blocks, if numerous enough, go in lock-step: a tile of them is
-gathered into blocks, goes through the mode's kernel, and is scattered to its places. All others go through
-the one-shot cipher. Which way a cell goes depends on the lengths in its batch and on nothing else.
+batches of rows. Cells of one length, if numerous enough, go in lock-step: a tile of them is gathered into
+blocks, goes through the mode's kernel, and is scattered to its places. All others go through the one-shot
+cipher. Which way a cell goes depends on the lengths in its batch and on nothing else.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise, repeat
+from itertools import repeat
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -21,28 +22,16 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kmsdata.cells import Bools, Bytes, Cells, Ints
+from kmsdata.cells import Bytes, Cells, Ints
 
-__all__ = [
-    "PREFIX",
-    "Aes",
-    "Blocks",
-    "Column",
-    "Mode",
-    "Span",
-    "field",
-    "keystream",
-    "masked",
-    "run",
-    "spread",
-]
+__all__ = ["PREFIX", "Aes", "Blocks", "Column", "Mode", "Room", "field", "keystream", "run", "tiles", "xor"]
 
 PREFIX, TAG = 5, 16
-FEW = 1 << 17  # bytes up to which cells too few for lock-step are all copied: numpy's calls would cost more
-BATCH = 1 << 16  # rows: few enough that gather and scatter find their memory in cache
-TILE = 1 << 13, 1 << 15  # rows, and blocks, in lock-step: many for numpy, few for the cache of one core
-RUN = 300_000  # bytes that are copied to go through the one-shot cipher: many for numpy, few for the cache
-LONG = 800  # bytes of text from which on it is cheaper to point at them than to copy them
+BATCH = 1 << 18  # rows: enough for many of each length, few enough for gather and scatter
+TILE = 1 << 15  # blocks in lock-step: many for numpy, few for the cache of one core
+RUN = 350_000  # bytes that are copied to go through the one-shot cipher: many for numpy, few for the cache
+LONG = 2_500  # bytes of text from which on it is cheaper to point at them than to copy them
+VARIED = 100  # rows with associated data of their own that there must be for each of its lengths
 IN_PLACE = hasattr(AESGCM, "encrypt_into")  # cryptography 47
 
 Blocks: TypeAlias = npt.NDArray[np.uint64]  # [..., 2]: blocks of 16 bytes as they lie in memory
@@ -63,67 +52,89 @@ class Column(NamedTuple):
         if cells.offsets is not None:
             bounds = cells.offsets[start : stop + 1]
             return cls(cells.data, bounds[:-1], bounds[1:] - bounds[:-1])
-        width = cells.width or 0
-        return cls(cells.data, np.arange(start, stop) * width, np.full(stop - start, width))
+        width, count = cells.width or 0, stop - start
+        starts = np.arange(start, stop)
+        starts *= width
+        return cls(cells.data, starts, np.broadcast_to(np.int64(width), count))
 
-    def pick(self, rows: Rows) -> Column:
-        """Some of these rows."""
-        return Column(self.data, self.starts[rows], self.lengths[rows])
+    def alike(self, longest: int) -> bool:
+        """Whether no row is longer than that, and there are many for each length."""
+        if self.lengths.max() > longest:
+            return False
+        return bool(VARIED * np.count_nonzero(np.bincount(self.lengths)) <= len(self.lengths))
 
-    def padded(self) -> Column:
-        """A copy of what lies between the first row and the last, which are in order, and 16 bytes more."""
-        first, last = int(self.starts[0]), int(self.starts[-1] + self.lengths[-1])
-        data = np.concatenate([self.data[first:last], np.zeros(16, np.uint8)])
-        return Column(data, self.starts - first, self.lengths)
+    def window(self, width: int) -> Voids:
+        """Every run of ``width`` bytes as an element, without copying: V{width}[B - width + 1]."""
+        return np.ndarray((len(self.data) - width + 1,), f"V{width}", self.data, 0, (1,))
 
-    def views(self) -> list[memoryview]:
-        """Each row where it stands, to read from or to write to."""
-        data, stops = self.data.data, (self.starts + self.lengths).tolist()
-        return [data[start:stop] for start, stop in zip(self.starts.tolist(), stops, strict=True)]
+    def cells(self, rows: Rows, width: int) -> Voids:
+        """Rows of ``width`` bytes, not 0: V{width}[n], a view if the rows are a slice (and so end to end)."""
+        if isinstance(rows, slice):
+            return self.data[self.starts[rows.start] :][: (rows.stop - rows.start) * width].view(f"V{width}")
+        return self.window(width)[self.starts[rows]]
+
+    def put(self, rows: Rows, cells: Voids) -> None:
+        """Write rows, V{width}[n], to their places."""
+        if isinstance(rows, slice):
+            self.cells(rows, cells.dtype.itemsize)[:] = cells
+        else:
+            self.window(cells.dtype.itemsize)[self.starts[rows]] = cells
+
+    def views(self, rows: Rows, skip: int = 0) -> Iterator[memoryview]:
+        """Rows where they stand, to read from or to write to, without their first bytes."""
+        starts = self.starts[rows]
+        stops = (starts + self.lengths[rows]).tolist()
+        return map(self.data.data.__getitem__, map(slice, (starts + skip).tolist(), stops))
 
 
-class Span(NamedTuple):
-    """Rows ``start`` to ``stop`` of a tile, all of one length. Lengths fall from span to span."""
+class Room:
+    """Memory for the blocks of one tile after another: new pages for each would cost as much time as AES."""
 
-    start: int
-    stop: int
-    length: int
+    def __init__(self) -> None:
+        self._used = 0
 
+    @cached_property
+    def _memory(self) -> Blocks:
+        return np.empty((16 * TILE, 2), np.uint64)  # the system gives pages when they are written to
 
-class Tile(NamedTuple):
-    """Rows of a batch in lock-step, longest first, of so many AES blocks each (the last may be partial)."""
+    def clear(self) -> None:
+        """Give all of it back."""
+        self._used = 0
 
-    rows: Rows
-    blocks: int
-    spans: list[Span]
+    def blocks(self, *shape: int) -> Blocks:
+        """Blocks that hold anything: uint64[*shape, 2]."""
+        start, self._used = self._used, self._used + int(np.prod(shape))
+        return self._memory[start : self._used].reshape(*shape, 2)
 
 
 class Mode(Protocol):
     """A mode of AES under one key: a kernel for tiles, and the one-shot cipher with the same output.
 
-    In the kernel, text is uint64[k, n, 2], block by block, changed in place; behind the end of a text its
-    last block holds anything. ``ivs`` is uint64[n, 2], the IV in 12 bytes and 4 for the kernel to use.
-
     Attributes:
+        room: where the kernel's blocks are.
         iv: bytes of IV in a sealed cell, 12 or 0.
         tag_first: whether the tag stands before the text.
         longest: texts of more bytes never go in lock-step.
-        least: rows from which lock-step pays: so many, more for each block, and for each length.
+        least: rows of one length from which lock-step pays: so many, and so many for each byte of text.
+        setup: rows that the first tile costs: so many, and so many for each block.
     """
 
+    room: Room
     iv: int
     tag_first: bool
     longest: int
-    least: tuple[int, int, int]
+    least: tuple[int, int]
+    setup: tuple[int, int]
 
     def digests(self, associated: bytes | Column) -> Blocks | None:
-        """uint64[1 or n, ...], what the kernel needs of associated data; None if only one-shot will do."""
+        """What the kernel needs of associated data, of each row if a column; None if it cannot be used."""
 
-    def seal(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, /) -> Blocks:
-        """Encrypt; returns the tags, uint64[n, 2]."""
+    def kernel(self, sealing: bool, text: Blocks, length: int, ivs: Blocks, digests: Blocks) -> Blocks:
+        """Encrypt or decrypt n texts of equal length; returns the tags that they ought to have, uint64[n, 2].
 
-    def open(self, text: Blocks, spans: list[Span], ivs: Blocks, digests: Blocks, tags: Blocks, /) -> Bools:
-        """Decrypt; returns bool[n], which rows are authentic. The text means nothing unless all are."""
+        Text is uint64[n, k, 2], changed in place; behind its end its last block holds anything. ``ivs`` is
+        uint64[n, 2], the IV in 12 bytes and 4 for the kernel to use; or, when opening without IVs, the tags.
+        """
 
     def wrap(self, associated: bytes | memoryview) -> Any:
         """Associated data as `one_shot` takes it."""
@@ -135,25 +146,29 @@ class Mode(Protocol):
 class Aes:
     """AES-256 of many blocks in one call (ECB, NIST SP 800-38A section 6.1), to build modes of."""
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
+    def __init__(self, key: bytes, room: Room) -> None:
+        self._key, self._room = key, room
 
     @cached_property  # small columns never need it
     def _encryptor(self) -> CipherContext:
         return Cipher(algorithms.AES256(self._key), modes.ECB()).encryptor()  # noqa: S305 - of single blocks
 
     def encrypt(self, blocks: Blocks) -> Blocks:
-        """Each block encrypted: uint64[..., 2], C-contiguous, to a new array of that shape."""
-        out = np.empty(blocks.nbytes + 15, np.uint8)  # update_into asks for 15 bytes that it does not use
-        self._encryptor.update_into(blocks.reshape(-1).view(np.uint8).data, out.data)
-        return out[:-15].view(np.uint64).reshape(blocks.shape)
+        """Each block encrypted: uint64[..., 2], C-contiguous, to another array of that shape."""
+        out = self._room.blocks(blocks.size // 2 + 1)  # update_into asks for 15 bytes that it does not use
+        self._encryptor.update_into(
+            blocks.reshape(-1).view(np.uint8).data, out.reshape(-1).view(np.uint8).data
+        )
+        return out[:-1].reshape(blocks.shape)
 
     def stream(self, first: Blocks, count: int) -> Blocks:
-        """CTR, E(first), E(inc32(first)), ... (SP 800-38D section 6.5): uint64[count, n, 2] of [n, 2]."""
-        blocks = np.empty((count, *first.shape), np.uint64)
-        blocks[:] = first
+        """CTR, E(first), E(inc32(first)), ... (SP 800-38D section 6.5): uint64[n, count, 2] of [n, 2]."""
+        blocks = self._room.blocks(len(first), count)
         last = first.view(">u4")[:, 3].astype(np.uint32)
-        blocks.view(">u4")[:, :, 3] = last + np.arange(count, dtype=np.uint32)[:, None]
+        for step in range(count):
+            field(blocks, 16, 16 * step)[:] = field(first, 16)
+            if step:
+                blocks.view(">u4")[:, step, 3] = last + np.uint32(step)
         return self.encrypt(blocks)
 
 
@@ -179,88 +194,48 @@ def keystream(key: bytes, size: int) -> Bytes:
 
 
 def field(blocks: Blocks, width: int, skip: int = 0) -> Voids:
-    """Some bytes of each block, writable: V{width}[n] of uint64[n, 2]."""
-    return np.ndarray((len(blocks),), f"V{width}", blocks, skip, (16,))
+    """Some bytes of each row of blocks, writable: V{width}[n] of uint64[n, ..., 2], C-contiguous."""
+    return np.ndarray((len(blocks),), f"V{width}", blocks, skip, blocks.strides[:1])
 
 
-def spread(block: Blocks, count: int) -> Blocks:
-    """uint64[count, 2] of uint64[1, 2], unless it has that shape: numpy adds one pair to many slowly."""
-    if len(block) == count:
-        return block
-    out = np.empty((count, 2), np.uint64)
-    field(out, 16)[:] = field(block, 16)
-    return out
+def xor(blocks: Blocks, others: Blocks) -> None:
+    """Add blocks, uint64[n, 2] or one uint64[2], to others in place; a word at a time is numpy's fast way."""
+    blocks[:, 0] ^= others[..., 0]
+    blocks[:, 1] ^= others[..., 1]
 
 
-def masked(rows: Column, starts: Ints, lengths: Ints) -> Blocks:
-    """A block of each row, uint64[n, 2]: bytes from ``starts`` on, zeros from ``lengths`` (any sign) on.
-
-    The rows are `padded`. What they hold does not matter to where memory is read.
-    """
-    ends = (np.arange(16) < np.arange(17)[:, None]).astype(np.uint8) * np.uint8(255)
-    found: Blocks = _window(rows.data, 16)[starts.clip(0, len(rows.data) - 16)].view(np.uint64).reshape(-1, 2)
-    found &= ends.view(np.uint64)[lengths.clip(0, 16)]
-    return found
-
-
-def tiles(lengths: Ints, longest: int, least: tuple[int, int, int]) -> tuple[list[Tile], Ints]:
-    """Sort the rows of a batch into tiles, by their lengths int64[n]; see `Mode` for longest and least.
+def tiles(
+    lengths: Ints, longest: int, least: tuple[int, int], setup: tuple[int, int]
+) -> tuple[list[tuple[Rows, int]], Ints]:
+    """Sort the rows of a batch by their lengths, int64[n]; see `Mode` for the others.
 
     Returns:
-        The tiles; and, if there are any, the rows in none of them, ascending: int64[r].
+        Tiles, longest first, each rows and the length of all of them; and the rows in no tile, in order.
     """
-    if len(lengths) < least[0]:
-        return [], np.arange(0)
+    count, order = len(lengths), None
+    if count < setup[0] + least[0]:
+        return [], np.arange(count)
+    need = np.maximum(least[0] + least[1] * np.arange(longest + 1), 1)
     clipped = np.minimum(lengths, longest + 1)
-    counts = np.bincount(clipped, minlength=longest + 2)[: longest + 1]
-    shortest = np.array([0, *range(1, longest + 1, 16)])  # of the lengths of 0, 1, 2, ... blocks
-    rows, kinds = np.add.reduceat(counts, shortest), np.add.reduceat(counts > 0, shortest, dtype=np.int64)
-    pays = (rows > 0) & (2 * rows >= least[1] * np.arange(1, len(rows) + 1) + 2 * least[2] * kinds)
-    others = len(lengths) - rows[pays].sum()
-    cost = least[0] + least[1] * np.flatnonzero(pays).max(initial=0) + least[2] * kinds[pays].sum()
-    if len(lengths) - others < cost + others // 2:  # rows left over cost more than all do one by one
-        return [], np.arange(0)
-    alike = kinds.sum() == 1 and rows.sum() == len(lengths)  # then the rows are in order as they stand
-    rank = np.full(longest + 2, longest + 1, np.uint16)
-    chosen = np.flatnonzero(np.repeat(pays, np.diff(shortest, append=longest + 1)))
-    rank[chosen] = longest - chosen
-    order = np.arange(len(lengths)) if alike else np.argsort(rank[clipped], kind="stable")
-    found: list[Tile] = []
-    at = 0
-    for blocks in np.flatnonzero(pays)[::-1].tolist():
-        kind = [n for n in range(min(16 * blocks, longest), max(16 * blocks - 16, -1), -1) if counts[n]]
-        edges = list(zip(pairwise((at + np.cumsum([0, *counts[kind]])).tolist()), kind, strict=True))
-        end, size = at + int(rows[blocks]), min(TILE[0], TILE[1] // (blocks + 1))
-        for start, stop in pairwise([*range(at, end, size), end]):
-            spans = [
-                Span(max(a, start) - start, min(b, stop) - start, n)
-                for (a, b), n in edges
-                if a < stop and b > start
-            ]
-            found.append(Tile(slice(start, stop) if alike else order[start:stop], blocks, spans))
-        at = end
-    return found, order[at:]
-
-
-def _window(data: Bytes, width: int) -> Voids:
-    """Every run of ``width`` bytes as an element, without copying: V{width}[B - width + 1] of uint8[B]."""
-    return np.ndarray((len(data) - width + 1,), f"V{width}", data, 0, (1,))
-
-
-def _places(starts: Ints) -> Rows:
-    """Where rows begin, as an index into a window: a slice if they are equidistant, which is faster."""
-    steps = starts[1:] - starts[:-1]
-    if len(steps) and steps[0] > 0 and (steps == steps[0]).all():
-        return slice(int(starts[0]), int(starts[-1]) + 1, int(steps[0]))
-    return starts
-
-
-def _part(places: Rows, span: Span) -> Rows:
-    """The places of a span."""
-    if isinstance(places, slice):
-        first, step = places.start, places.step
-        return slice(first + span.start * step, first + (span.stop - 1) * step + 1, step)
-    return places[span.start : span.stop]
+    counts = np.bincount(clipped, minlength=longest + 2)[:-1]
+    pays = counts >= need
+    chosen, ends = np.flatnonzero(pays).tolist(), np.cumsum(counts[pays])
+    done = int(ends[-1]) if chosen else 0
+    gain = 2 * done - count - need[pays].sum()  # others are slower for not being copied all together
+    if not chosen or gain < setup[0] + setup[1] * (chosen[-1] // 16):
+        return [], np.arange(count)
+    if counts[chosen[0]] < count:  # else the rows are in order as they are
+        rank = np.where(pays, np.arange(longest + 1), longest + 1).astype(np.uint16)
+        order = np.argsort(np.append(rank, np.uint16(longest + 1))[clipped], kind="stable")  # radix sort
+    found: list[tuple[Rows, int]] = []
+    start = 0
+    for length, end in zip(chosen, ends.tolist(), strict=True):
+        size = max(1, TILE // (2 + length // 16))
+        for at in range(start, end, size):
+            rows = slice(at, min(at + size, end))
+            found.append((rows if order is None else order[rows], length))
+        start = end
+    return found[::-1], np.arange(0) if order is None else order[done:]  # what the longest need serves all
 
 
 def _drain(shots: Iterator[Any]) -> tuple[list[Any], list[int]]:
@@ -277,11 +252,59 @@ def _drain(shots: Iterator[Any]) -> tuple[list[Any], list[int]]:
             return done, failed
 
 
+def _extras(mode: Mode, associated: bytes | Column, rows: Rows) -> Iterator[Any]:
+    """Associated data of rows, as the one-shot cipher takes it."""
+    if isinstance(associated, bytes):
+        return repeat(mode.wrap(associated))
+    return map(mode.wrap, associated.views(rows))
+
+
+def _voids(rows: Bytes) -> Voids:
+    """Each row as one element: V{width}[n] of uint8[n, width]."""
+    return np.ascontiguousarray(rows).view(f"V{rows.shape[1]}")[:, 0]
+
+
+def _copied(
+    mode: Mode,
+    sealing: bool,
+    data: Bytes,
+    lengths: list[int],
+    width: int | None,
+    prefix: bytes,
+    ivs: Bytes | None,
+    extras: Iterable[Any],
+) -> tuple[bytearray, list[int]]:
+    """Seal or open cells that are end to end, of one width or of lengths, by way of copies.
+
+    Returns:
+        New cells end to end, and which of them are not authentic.
+    """
+    skip, read = 0 if sealing else PREFIX + mode.iv, io.BytesIO(data.data).read  # the fastest way to cut
+    heads = [b""] * len(lengths) if ivs is None else _voids(ivs).tolist()
+    if width is not None and width > skip:
+        cells = data.view(f"V{width}")
+        texts = cells.getfield(f"V{width - skip}", skip).tolist()
+        heads = heads if sealing else cells.getfield(f"V{mode.iv}", PREFIX).tolist()
+    elif sealing:
+        texts = map(read, lengths)
+    else:
+        steps = [PREFIX, mode.iv, 0] * len(lengths)
+        steps[2::3] = [length - skip for length in lengths]
+        pieces = list(map(read, steps))
+        heads, texts = pieces[1::3], pieces[2::3]
+    done, failed = _drain(mode.one_shot(sealing, heads, texts, extras))
+    parts = done
+    if sealing:
+        parts = [prefix] * (3 * len(done))
+        parts[1::3], parts[2::3] = heads, done
+    return bytearray().join(parts), failed
+
+
 @dataclass(slots=True, repr=False)
 class _Batch:
     """Rows on their way: ``plain`` and ``sealed`` are the same n rows, on one side yet to be written.
 
-    ``prefix`` as in `run`, ``ivs`` V12[n] if IVs are yet to be written, ``associated`` one for all or n rows.
+    ``prefix`` and ``ivs`` as in `run` when sealing; ``associated`` is one for all or n rows.
     """
 
     mode: Mode
@@ -289,150 +312,104 @@ class _Batch:
     plain: Column
     sealed: Column
     prefix: bytes
-    ivs: Voids | None
+    ivs: Bytes | None
     associated: bytes | Column
 
     def work(self) -> Iterator[Ints]:
         """Seal or open all rows; yields those that are not authentic."""
-        over = PREFIX + self.mode.iv + TAG
-        if not self.sealing and self.sealed.lengths.min() < over:  # whose text would have less than 0 bytes
-            yield from self.joined()
+        mode, short = self.mode, self.sealed.lengths < PREFIX + self.mode.iv + TAG
+        if short.any():
+            yield np.flatnonzero(short)
+            if not short.all():
+                yield self.in_place(np.flatnonzero(~short))
             return
-        found, others = tiles(self.plain.lengths, self.mode.longest, self.mode.least)
-        digests = self.mode.digests(self.associated) if found else None
-        if digests is not None:
-            for tile in found:
-                yield self.lock_step(tile, digests if len(digests) == 1 else digests[tile.rows])
-            if len(others):
-                yield self.pointed(others)
-        elif self.plain.lengths.sum() > LONG * len(self.plain.lengths):
-            yield self.pointed(slice(None))
-        else:
-            yield from self.joined()
+        found, others = tiles(self.plain.lengths, mode.longest, mode.least, mode.setup)
+        digests = mode.digests(self.associated) if found else None
+        if digests is None:
+            yield from self.one_by_one()
+            return
+        for rows, length in found:
+            own = digests if isinstance(self.associated, bytes) else digests[rows]
+            yield self.lock_step(rows, length, own)
+        if len(others):
+            yield self.in_place(others)
 
-    def _parts(self, span: Span, sealed: bool, *parts: Blocks) -> Iterator[tuple[int, Voids]]:
-        """What cells of a span consist of, plain or sealed: offsets, and what stands there, writable."""
-        text, ivs, tags = parts
-        rows, skip = slice(span.start, span.stop), 0
-        if sealed:
-            skip = PREFIX + self.mode.iv
-            if self.mode.iv:
-                yield PREFIX, field(ivs, self.mode.iv)[rows]
-            yield skip + (0 if self.mode.tag_first else span.length), field(tags, TAG)[rows]
-            skip += TAG if self.mode.tag_first else 0
-        for at in range(0, span.length, 16):
-            yield skip + at, field(text[at // 16], min(16, span.length - at))[rows]
+    def lock_step(self, rows: Rows, length: int, digests: Blocks) -> Ints:
+        """Seal or open rows of one length; returns those that are not authentic, writes nothing if any is."""
+        mode, room, lead = self.mode, self.mode.room, PREFIX + self.mode.iv
+        room.clear()
+        count, width = len(self.plain.starts[rows]), lead + length + TAG
+        text, ivs, tags = room.blocks(count, -(-length // 16)), room.blocks(count), room.blocks(count)
+        parts = [(lead if mode.tag_first else lead + length, field(tags, TAG))]  # of a cell, and where
+        parts += [(PREFIX, field(ivs, mode.iv))] if mode.iv else []
+        parts += [(lead + TAG if mode.tag_first else lead, field(text, length))] if length else []
+        if not self.sealing:
+            cells = self.sealed.cells(rows, width)
+            for offset, part in parts:
+                part[:] = cells.getfield(part.dtype, offset)
+            wrong = mode.kernel(False, text, length, ivs if mode.iv else tags, digests)
+            wrong ^= tags
+            if (failed := (wrong[:, 0] | wrong[:, 1]) != 0).any():
+                return np.arange(len(self.plain.starts))[rows][failed]
+            if length:
+                self.plain.put(rows, field(text, length))
+            return np.arange(0)
+        if length:
+            field(text, length)[:] = self.plain.cells(rows, length)
+        if self.ivs is not None:
+            field(ivs, mode.iv)[:] = _voids(self.ivs[rows])
+        tags[:] = mode.kernel(True, text, length, ivs, digests)
+        in_order = isinstance(rows, slice)
+        cells = self.sealed.cells(rows, width) if in_order else np.empty(count, f"V{width}")
+        for offset, part in [(0, np.array(self.prefix, f"V{PREFIX}")), *parts]:
+            cells.setfield(part, part.dtype, offset)
+        if not in_order:
+            self.sealed.put(rows, cells)
+        return np.arange(0)
 
-    def lock_step(self, tile: Tile, digests: Blocks) -> Ints:
-        """Seal or open a tile; returns rows that are not authentic, and writes nothing if there are any."""
-        mode, count, over = self.mode, tile.spans[-1].stop, PREFIX + self.mode.iv + TAG
+    def one_by_one(self) -> Iterator[Ints]:
+        """Seal or open all rows through the one-shot cipher; yields those that are not authentic."""
         source, target = (self.plain, self.sealed) if self.sealing else (self.sealed, self.plain)
-        text = np.empty((tile.blocks, count, 2), np.uint64)
-        ivs, tags = np.empty((count, 2), np.uint64), np.empty((count, 2), np.uint64)
-        places = _places(source.starts[tile.rows])
-        for span in tile.spans:
-            if width := span.length + (0 if self.sealing else over):
-                cells = _window(source.data, width)[_part(places, span)]
-                for offset, part in self._parts(span, not self.sealing, text, ivs, tags):
-                    part[:] = cells.getfield(part.dtype, offset)
-        if self.sealing:
-            if self.ivs is not None:
-                field(ivs, mode.iv)[:] = self.ivs[tile.rows]
-            tags = mode.seal(text, tile.spans, ivs, digests)
-        elif not (authentic := mode.open(text, tile.spans, ivs, digests, tags)).all():
-            return np.arange(len(source.starts))[tile.rows][~authentic]
-        places = _places(target.starts[tile.rows])
-        for span in tile.spans:
-            if width := span.length + (over if self.sealing else 0):
-                window, where = _window(target.data, width), _part(places, span)
-                cells = window[where] if isinstance(where, slice) else np.empty(len(where), window.dtype)
-                if self.sealing:
-                    cells.setfield(np.array(self.prefix, f"V{PREFIX}"), f"V{PREFIX}", 0)
-                for offset, part in self._parts(span, self.sealing, text, ivs, tags):
-                    cells.setfield(part, part.dtype, offset)
-                if not isinstance(where, slice):
-                    window[where] = cells
-        return np.empty(0, np.int64)
-
-    def extras(self, rows: Rows) -> Iterator[Any]:
-        """Associated data of rows, as the one-shot cipher takes it."""
-        if isinstance(self.associated, bytes):
-            return repeat(self.mode.wrap(self.associated))
-        return map(self.mode.wrap, self.associated.pick(rows).views())
-
-    def pointed(self, rows: Rows) -> Ints:
-        """Seal or open rows one by one, where they stand; returns those that are not authentic."""
-        mode, lead = self.mode, PREFIX + self.mode.iv
-        plain, sealed = self.plain.pick(rows), self.sealed.pick(rows)
-        body = Column(sealed.data, sealed.starts + lead, sealed.lengths - lead)
-        source, target = (plain, body) if self.sealing else (body, plain)
-        if self.sealing:
-            cells = np.empty(len(plain.starts), f"V{lead}")
-            cells.setfield(np.array(self.prefix, f"V{PREFIX}"), f"V{PREFIX}", 0)
-            if self.ivs is not None:
-                cells.setfield(self.ivs[rows], self.ivs.dtype, PREFIX)
-            _window(sealed.data, lead)[_places(sealed.starts)] = cells
-        ivs = _window(sealed.data, lead)[_places(sealed.starts)].getfield(f"V{mode.iv}", PREFIX).tolist()
-        outs = target.views()
-        if IN_PLACE:
-            _, failed = _drain(mode.one_shot(self.sealing, ivs, source.views(), self.extras(rows), outs))
-        else:
-            shots = mode.one_shot(self.sealing, ivs, source.views(), self.extras(rows))
-            _, failed = _drain(map(memoryview.__setitem__, outs, repeat(slice(None)), shots))
-        return np.arange(len(self.plain.starts))[rows][failed]
-
-    def joined(self) -> Iterator[Ints]:
-        """Seal or open all rows one by one, copied in runs; yields those that are not authentic."""
-        source, target = (self.plain, self.sealed) if self.sealing else (self.sealed, self.plain)
-        ends, start, count = source.starts + source.lengths, 0, len(source.starts)
-        width = int(source.lengths[0]) if (source.lengths == source.lengths[0]).all() else 0
-        while start < count:
-            stop = int(np.searchsorted(ends, source.starts[start] + RUN, "right"))
-            if stop <= start:  # a text that is so long
-                yield self.pointed(np.array([start]))
-                start += 1
+        count, stop, ends = len(source.starts), 0, source.starts + source.lengths
+        if int(ends[-1] - source.starts[0]) > LONG * count:
+            yield self.in_place(slice(0, count))
+            return
+        width = int(source.lengths[0]) if (source.lengths == source.lengths[0]).all() else None
+        while (start := stop) < count:
+            first = int(source.starts[start])
+            stop = int(np.searchsorted(ends, first + RUN, "right"))
+            if stop == start:  # a text that is so long
+                stop += 1
+                yield self.in_place(slice(start, stop))
                 continue
-            here, first = slice(start, stop), int(source.starts[start])
-            raw = source.data[first : ends[stop - 1]].tobytes()
-            bounds = [*(source.starts[here] - first).tolist(), len(raw)]
-            ivs, extras = None if self.ivs is None else self.ivs[here], self.extras(here)
-            done, failed = _join(self.mode, self.sealing, raw, bounds, width, ivs, extras, self.prefix)
+            rows, data = slice(start, stop), source.data[first : int(ends[stop - 1])]
+            lengths, extras = source.lengths[rows].tolist(), _extras(self.mode, self.associated, rows)
+            ivs = None if self.ivs is None else self.ivs[rows]
+            made, failed = _copied(self.mode, self.sealing, data, lengths, width, self.prefix, ivs, extras)
             if not failed:
-                target.data[target.starts[start] :][: len(done)] = np.frombuffer(done, np.uint8)
-            yield np.arange(start, stop)[failed]
-            start = stop
+                target.data[target.starts[start] :][: len(made)] = np.frombuffer(made, np.uint8)
+            yield start + np.array(failed, np.int64)
 
-
-def _join(
-    mode: Mode,
-    sealing: bool,
-    raw: bytes,
-    bounds: list[int],
-    width: int,
-    ivs: Voids | None,
-    extras: Iterable[Any],
-    prefix: bytes,
-) -> tuple[bytearray, list[int]]:
-    """Seal or open cells end to end, of one width or in bounds; returns new bytes, and which failed."""
-    skip = 0 if sealing else PREFIX + mode.iv
-    if width > skip:
-        cells = np.frombuffer(raw, f"V{width}")
-        texts = cells.getfield(f"V{width - skip}", skip).tolist()
-    else:
-        texts = [raw[a + skip : b] for a, b in pairwise(bounds)]
-    if ivs is not None:
-        heads = ivs.tolist()
-    elif not sealing and mode.iv and width > skip:
-        heads = cells.getfield(f"V{mode.iv}", PREFIX).tolist()
-    else:
-        raw += bytes(skip)  # for a cell that is too short to hold an IV; having no tag, it fails with any
-        heads = [raw[a + PREFIX : a + skip] for a in bounds[:-1]]
-    done, failed = _drain(mode.one_shot(sealing, heads, texts, extras))
-    parts = done
-    if sealing:
-        parts = [prefix] * (3 * len(done))
-        parts[1::3], parts[2::3] = heads, done
-    return bytearray().join(parts), failed
+    def in_place(self, rows: Rows) -> Ints:
+        """Seal or open rows where they stand, one by one; returns those that are not authentic."""
+        mode, lead, window = self.mode, PREFIX + self.mode.iv, self.sealed.window(PREFIX + self.mode.iv)
+        starts = self.sealed.starts[rows]
+        if self.sealing:
+            heads = np.empty(len(starts), window.dtype)
+            heads.setfield(np.array(self.prefix, f"V{PREFIX}"), f"V{PREFIX}", 0)
+            if self.ivs is not None:
+                heads.setfield(_voids(self.ivs[rows]), f"V{mode.iv}", PREFIX)
+            window[starts] = heads
+        ivs = window[starts].getfield(f"V{mode.iv}", PREFIX).tolist()
+        views = [self.plain.views(rows), self.sealed.views(rows, lead)]
+        texts, outs = views if self.sealing else reversed(views)
+        extras = _extras(mode, self.associated, rows)
+        if IN_PLACE:
+            shots = mode.one_shot(self.sealing, ivs, texts, extras, outs)
+        else:
+            made = mode.one_shot(self.sealing, ivs, texts, extras)
+            shots = map(memoryview.__setitem__, outs, repeat(slice(None)), made)
+        return np.arange(len(self.plain.starts))[rows][_drain(shots)[1]]
 
 
 def run(
@@ -462,34 +439,32 @@ def run(
     count, change = cells.count, (PREFIX + mode.iv + TAG) * (1 if sealing else -1)
     if not isinstance(associated, bytes) and (associated.valid is not None or associated.count != count):
         raise ValueError("associated data per row: one for each cell that is not null")
-    width, offsets = None if cells.width is None else cells.width + change, None
-    if width is not None and width < 0:
+    width, offsets, few = cells.width, None, count < mode.setup[0] + mode.least[0] and len(cells.data) <= RUN
+    if width is not None and (width := width + change) < 0:
         return None, np.arange(count)
     if not width:
         width, offsets = None, np.zeros(count + 1, np.int64)
         if cells.offsets is not None:  # step by step and in place: a column of offsets is no small temporary
             np.subtract(cells.offsets[1:], cells.offsets[:-1], out=offsets[1:])
             offsets[1:] += change
+            few = few and offsets.min() >= 0  # else rows are too short
             np.cumsum(np.maximum(offsets, 0, out=offsets), out=offsets)
-    heads = None if ivs is None else np.ascontiguousarray(ivs).view("V12").ravel()
-    bad: list[Ints] = []
-    if count < mode.least[0] and len(cells.data) <= FEW:
-        own = [] if isinstance(associated, bytes) else [mode.wrap(row or b"") for row in associated.rows()]
-        extras = repeat(mode.wrap(associated)) if isinstance(associated, bytes) else own
-        whole, bounds, w = cells.data.tobytes(), cells.bounds().tolist(), cells.width or 0
-        raw, failed = _join(mode, sealing, whole, bounds, w, heads, extras, prefix)
-        data, bad = np.frombuffer(raw, np.uint8), [np.array(failed, np.int64)] if failed else []
-        count = 0  # that are left
-    else:
-        data = np.empty(count * (width or 0) if offsets is None else int(offsets[-1]), np.uint8)
-    done = Cells(data, offsets, width, cells.valid)
+    if few:  # numpy's calls, which there are for each batch, would take most of the time
+        extra = associated if isinstance(associated, bytes) else Column.of(associated, 0, count)
+        bounds, every = cells.offsets, _extras(mode, extra, slice(0, count))
+        lengths = [cells.width or 0] * count if bounds is None else (bounds[1:] - bounds[:-1]).tolist()
+        made, failed = _copied(mode, sealing, cells.data, lengths, cells.width, prefix, ivs, every)
+        done = Cells(np.frombuffer(made, np.uint8), offsets, width, cells.valid)
+        return None if failed else done, np.array(failed, np.int64)
+    data = np.empty(count * (width or 0) if offsets is None else int(offsets[-1]), np.uint8)
+    done, bad = Cells(data, offsets, width, cells.valid), []
     for start in range(0, count, BATCH):
         stop = min(start + BATCH, count)
         source, target = Column.of(cells, start, stop), Column.of(done, start, stop)
         plain, sealed = (source, target) if sealing else (target, source)
-        iv = None if heads is None else heads[start:stop]
+        own = None if ivs is None else ivs[start:stop]
         extra = associated if isinstance(associated, bytes) else Column.of(associated, start, stop)
-        bad += [start + rows for rows in _Batch(mode, sealing, plain, sealed, prefix, iv, extra).work()]
+        bad += [start + rows for rows in _Batch(mode, sealing, plain, sealed, prefix, own, extra).work()]
     if any(map(len, bad)):
         data.fill(0)  # what was opened before the first failure
         return None, np.sort(np.concatenate(bad))

@@ -16,119 +16,104 @@ from cryptography.hazmat.primitives.ciphers import algorithms
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.cmac import CMAC
 
-from kmsdata.cells import Bools, Cells, Ints
-from kmsdata.ciphers.aes import (
-    PREFIX,
-    Aes,
-    Blocks,
-    Column,
-    Span,
-    field,
-    masked,
-    run,
-    spread,
-)
+from kmsdata.cells import Cells, Ints
+from kmsdata.ciphers.aes import PREFIX, Aes, Blocks, Column, Room, field, run, tiles, xor
 
 __all__ = ["OVERHEAD", "PREFIX", "open_cells", "seal_cells"]
 
 OVERHEAD = PREFIX + 16
 
+# By the bytes in a last block, uint64[17, 2]: which of its bits are text, and one bit behind them.
+_TEXT = (255 * (np.arange(16) < np.arange(17)[:, None])).astype(np.uint8).view(np.uint64)
+_PAD = (128 * np.eye(17, 16)).astype(np.uint8).view(np.uint64)
+_CLEARED = np.frombuffer(bytes.fromhex("ffffffffffffffff7fffffff7fffffff"), np.uint64)
+
 
 def double(blocks: Blocks) -> Blocks:
-    """dbl(), x · S in GF(2^128) (RFC 5297 section 2.3), by masks: uint64[n, 2]."""
+    """dbl(), x · S in GF(2^128) (RFC 5297 section 2.3), by masks: uint64[..., 2]."""
     words = blocks.view(">u8").astype(np.uint64)
     top, one = words >> np.uint64(63), np.uint64(1)
     out = words << one
-    out[:, 0] |= top[:, 1]
-    out[:, 1] ^= -top[:, 0] & np.uint64(0x87)
+    out[..., 0] |= top[..., 1]
+    out[..., 1] ^= -top[..., 0] & np.uint64(0x87)
     return out.astype(">u8").view(np.uint64)
 
 
 class Siv:
     """AES-256-SIV under one key; see `kmsdata.ciphers.aes.Mode`."""
 
-    iv, tag_first, longest, least = 0, True, 512, (200, 16, 10)
+    iv, tag_first, longest, least, setup = 0, True, 512, (80, 1), (80, 5)
 
     def __init__(self, key: bytes) -> None:
-        self._key, self._cipher = key, AESSIV(key)
-        self._mac, self._ctr = Aes(key[:32]), Aes(key[32:])
+        self.room, self._key, self._cipher = Room(), key, AESSIV(key)
+        self._mac, self._ctr = Aes(key[:32], self.room), Aes(key[32:], self.room)
 
     @cached_property
     def _subkeys(self) -> tuple[Blocks, Blocks]:
         """CMAC's subkeys for a last block that is whole, and for a padded one (SP 800-38B section 6.1)."""
-        whole = double(self._mac.encrypt(np.zeros((1, 2), np.uint64)))
+        whole = double(self._mac.encrypt(np.zeros(2, np.uint64)))
         return whole, double(whole)
 
+    def _cmac(self, blocks: Blocks, size: int, key: Blocks) -> Blocks:
+        """CMAC (SP 800-38B section 6.2) of blocks, uint64[n, k, 2], which are changed: uint64[n, 2].
+
+        The last block has ``size`` bytes and anything behind them; the key, uint64[2] or [n, 2], is added.
+        """
+        state = self.room.blocks(len(blocks))
+        for word in (0, 1):
+            last = blocks[:, -1, word]
+            if size < 16:
+                last &= _TEXT[size, word]
+            last ^= key[..., word] ^ _PAD[size, word]
+        field(state, 16)[:] = field(blocks, 16)
+        state = self._mac.encrypt(state)
+        for block in range(1, blocks.shape[1]):
+            xor(state, blocks[:, block])
+            state = self._mac.encrypt(state)
+        return state
+
     def digests(self, associated: bytes | Column) -> Blocks | None:
-        """uint64[1 or n, 2], S2V before the plaintext, dbl(CMAC(0)) ^ CMAC(data) (RFC 5297 section 2.4)."""
+        """S2V before the plaintext, dbl(CMAC(0)) ^ CMAC(data) (RFC 5297 section 2.4): uint64[2] or [n, 2]."""
         whole, padded = self._subkeys
         start = double(self._mac.encrypt(whole))  # dbl(CMAC(a block of zeros))
         if isinstance(associated, bytes):
             chain = CMAC(algorithms.AES256(self._key[:32]))
             chain.update(associated)
             return start ^ np.frombuffer(chain.finalize(), np.uint64)
-        if (top := int(associated.lengths.max())) > 256:
+        if not associated.alike(256):
             return None
-        associated = associated.padded()
-        pads = 128 * np.eye(17, 16, dtype=np.uint8)  # by length: one bit behind the last byte
-        ends = pads.view(np.uint64) ^ np.concatenate([padded] * 16 + [whole])
-        state = np.zeros((len(associated.starts), 2), np.uint64)
-        for at in range(0, max(top, 1), 16):
-            left = associated.lengths - at
-            block = masked(associated, associated.starts + at, left)
-            block ^= np.where((left <= 16)[:, None], ends[left.clip(0, 16)], np.uint64(0))
-            # Rows that have ended keep their state. Only lengths decide, which are public.
-            state = np.where(((left > 0) | (at == 0))[:, None], self._mac.encrypt(state ^ block), state)
-        return start ^ state
+        out = np.empty((len(associated.lengths), 2), np.uint64)
+        for rows, length in tiles(associated.lengths, 256, (0, 0), (0, 0))[0]:
+            self.room.clear()
+            count = max(1, -(-length // 16))
+            blocks = self.room.blocks(len(associated.starts[rows]), count)
+            if length:
+                field(blocks, length)[:] = associated.cells(rows, length)
+            size = length - 16 * (count - 1)
+            out[rows] = self._cmac(blocks, size, whole if size == 16 else padded)
+        xor(out, start)
+        return out
 
-    def _tags(self, text: Blocks, spans: list[Span], digests: Blocks) -> Blocks:
-        """S2V of the plaintexts, behind what the digests hold (RFC 5297 section 2.4): uint64[n, 2]."""
-        blocks, count = len(text), spans[-1].stop
-        whole, padded = self._subkeys
-        doubled = spread(double(digests), count) if blocks < 2 else digests
-        digests = spread(digests, count)
-        last = text[-1].copy() if blocks else np.empty((count, 2), np.uint64)
-        before = text[-2].copy() if blocks > 1 else None
-        keys = np.empty((count, 2), np.uint64)
-        for start, stop, length in spans:
-            rows, size = slice(start, stop), length - 16 * (blocks - 1) if blocks else 0
-            field(keys, 16)[rows] = field(whole if blocks < 2 or size == 16 else padded, 16)
-            if size < 16:
-                padding = b"\x80".ljust(16 - size, b"\0")
-                field(last, 16 - size, size)[rows] = np.array(padding, f"V{16 - size}")
-            if length < 16:
-                last[rows] ^= doubled[rows]
-            elif before is None or size == 16:
-                last[rows] ^= digests[rows]
-            else:  # the last 16 bytes stand in two blocks
-                shifted = np.zeros((2, stop - start, 2), np.uint64)
-                field(shifted[0], 16 - size, size)[:] = field(digests, 16 - size)[rows]
-                field(shifted[1], size)[:] = field(digests, size, 16 - size)[rows]
-                before[rows] ^= shifted[0]
-                last[rows] ^= shifted[1]
-        last ^= keys
-        chain = [*text[:-2], before, last] if before is not None else [last]
-        state = self._mac.encrypt(chain[0])
-        for block in chain[1:]:
-            state = self._mac.encrypt(state ^ block)
-        return state
+    def _tags(self, text: Blocks, length: int, digests: Blocks) -> Blocks:
+        """S2V of plaintexts, behind what the digests hold (RFC 5297 section 2.4): uint64[n, 2]."""
+        (count, size), (whole, padded) = text.shape[:2], self._subkeys
+        blocks = self.room.blocks(count, max(1, size))
+        if size:
+            blocks[:] = text
+        if length < 16:
+            return self._cmac(blocks, length, whole ^ double(digests))
+        xor(np.ndarray((count, 2), np.uint64, blocks, length - 16, (16 * size, 8)), digests)  # xorend
+        last = length - 16 * (size - 1)
+        return self._cmac(blocks, last, whole if last == 16 else padded)
 
-    def _stream(self, tags: Blocks, count: int) -> Blocks:
-        """The key stream: uint64[count, n, 2] (RFC 5297 section 2.5)."""
-        keep = np.frombuffer(bytes.fromhex("ffffffffffffffff7fffffff7fffffff"), np.uint64)
-        return self._ctr.stream(tags & keep, count)
-
-    def seal(self, text: Blocks, spans: list[Span], _ivs: Blocks, digests: Blocks, /) -> Blocks:
-        """See `Mode`; RFC 5297 section 2.6."""
-        tags = self._tags(text, spans, digests)
-        text ^= self._stream(tags, len(text))
-        return tags
-
-    def open(self, text: Blocks, spans: list[Span], _ivs: Blocks, digests: Blocks, tags: Blocks, /) -> Bools:
-        """See `Mode`; RFC 5297 section 2.7."""
-        text ^= self._stream(tags, len(text))
-        wrong = self._tags(text, spans, digests) ^ tags
-        return np.equal(wrong[:, 0] | wrong[:, 1], 0)
+    def kernel(self, sealing: bool, text: Blocks, length: int, ivs: Blocks, digests: Blocks) -> Blocks:
+        """See `Mode`; RFC 5297 sections 2.6 and 2.7."""
+        tags = self._tags(text, length, digests) if sealing else ivs
+        first = self.room.blocks(len(tags))
+        for word in (0, 1):
+            np.bitwise_and(tags[:, word], _CLEARED[word], out=first[:, word])
+        text ^= self._ctr.stream(first, text.shape[1])  # section 2.5
+        return tags if sealing else self._tags(text, length, digests)
 
     def wrap(self, associated: bytes | memoryview) -> Any:
         """See `Mode`."""
