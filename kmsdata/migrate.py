@@ -13,7 +13,7 @@ from kmsdata.cells import Cells
 from kmsdata.ciphers import ecb
 from kmsdata.errors import FormatError, KeyServiceError
 from kmsdata.keys import Secret
-from kmsdata.session import Key, provider_of, session_key
+from kmsdata.session import Key, pairs, provider_of, session_key
 from kmsdata.table import Encrypted, encrypt_frame
 
 __all__ = ["migrate_guide_column"]
@@ -101,7 +101,7 @@ class _Key(Secret):
 
 def _unwrapped(uri: str, wrapped: str, context: Mapping[str, str] | None) -> _Key:
     provider = provider_of(uri)
-    key = _Key(provider.unwrap(wrapped, uri, dict(context or {})))
+    key = _Key(provider.unwrap(wrapped, uri, pairs(context)))
     if len(key.secret) not in (16, 32):
         raise KeyServiceError(
             f"{uri}: what was unwrapped is no key of AES_128 or AES_256",

@@ -231,10 +231,12 @@ def new_data_key(
 
     Raises:
         ValueError: no key was named anywhere; or a context with a data key, which has its own.
+        TypeError: what names no key, or is no context.
         KeyServiceError: the provider refused.
     """
+    given = pairs(context)
     if isinstance(key, DataKey):
-        if context is not None and tuple(sorted(context.items())) != key.context:
+        if context is not None and tuple(sorted(given.items())) != key.context:
             raise ValueError("this data key was made with another context: leave context= out")
         return key
     uris = _uris(key)
@@ -244,7 +246,6 @@ def new_data_key(
             "no key: pass key='local://demo' (or tencent-kms://...), call kmsdata.use('local://demo'), or "
             "set KMSDATA_KEY"
         )
-    given = dict(context or {})
     # What no reader would take is refused before any key is made for it.
     DataKeyRecord(bytes(32), tuple(given.items()), tuple(Wrap(uri, "") for uri in uris))
     uris = list(dict.fromkeys(resolved(uri) for uri in uris))
@@ -362,11 +363,33 @@ def _asked(provider: KeyProvider, wrap: Wrap, context: tuple[tuple[str, str], ..
     return DataKey(secret, [wrap], context=dict(context))
 
 
+def pairs(context: Mapping[str, str] | None) -> dict[str, str]:
+    """A context as a caller gave it; TypeError if it is none."""
+    if context is None:
+        return {}
+    if not isinstance(context, Mapping):
+        raise TypeError(f"context= takes a mapping of text to text, not {type(context).__name__}")
+    if not all(isinstance(part, str) for pair in context.items() for part in pair):
+        raise TypeError("context= takes a mapping of text to text: a name or a value in it is none")
+    return dict(context)
+
+
+def _listed(key: str | Iterable[str]) -> list[str]:
+    if isinstance(key, str):
+        return [key]
+    if isinstance(key, (bytes, bytearray, memoryview, Mapping)) or not isinstance(key, Iterable):
+        raise TypeError(
+            "key= takes the URI of a master key, such as 'local://demo', several of them, a DataKey, or "
+            f"encrypted data to share its data key, not {type(key).__name__}"
+        )
+    return list(key)
+
+
 def _uris(key: str | Iterable[str] | None) -> list[str]:
     if key is None:
         session = session_key()
         return [] if session is None else [session]
-    uris = [key] if isinstance(key, str) else list(key)
+    uris = _listed(key)
     if not uris:
         raise ValueError("key= is an empty list")
     for uri in uris:
@@ -384,7 +407,7 @@ def limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
         return lambda uri: uri[:2] == limit[:2]
     whole: set[tuple[str, str | None]] = set()
     exact: list[str] = []
-    for uri in [key] if isinstance(key, str) else key:
+    for uri in _listed(key):
         scheme, _, rest = uri.partition("://") if isinstance(uri, str) else ("", "", "")
         if rest == "*" or rest.endswith("/*"):
             whole.add((scheme, rest[:-2] if rest != "*" else None))

@@ -20,7 +20,7 @@ from kmsdata.envelope import DataKeyRecord, Header
 from kmsdata.errors import FormatError, KeyAccessError, KeyNotFoundError, WrongKeyError
 from kmsdata.keys import DataKey
 from kmsdata.progress import Progress
-from kmsdata.session import Key, new_data_key, unwrap
+from kmsdata.session import Key, new_data_key, pairs, unwrap
 
 __all__ = [
     "Columns",
@@ -113,6 +113,7 @@ def encrypt_table(
         >>> kmsdata.decrypt_table(sealed).equals(table)
         True
     """
+    _require_table(table, "encrypt_table", "df.kms.encrypt()")
     chosen = chosen_columns(table.column_names, columns, deterministic, domain, [])
     for name in chosen:
         _refuse_encrypted(name, isinstance(table.schema.field(name).type, EncryptedType))
@@ -214,6 +215,7 @@ def decrypt_table(
         TamperedError: cells that fail authentication. WrongKeyError: not the key of the data.
         KeyServiceError: the key service refused.
     """
+    _require_table(table, "decrypt_table", "df.kms.decrypt()")
     wanted = None if columns is None else column_names(columns)
     headers = _table_headers(table, wanted)
     names = list(headers) if wanted is None else wanted
@@ -519,7 +521,7 @@ def check_context(
             field="context",
         )
     actual = dict(data_key.context)
-    for name, text in (context or {}).items():
+    for name, text in pairs(context).items():
         if actual.get(name) != text:
             raise FormatError(
                 f"column {column!r}: its context does not say {name!r}: {text!r}; "
@@ -587,6 +589,11 @@ def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Hea
     wanted = None if columns is None else column_names(columns)
     if isinstance(data, pa.Table):
         return _table_headers(data, wanted)
+    if not isinstance(data, (pd.DataFrame, pd.Series)):
+        raise TypeError(
+            f"encrypted data is a frame, a series, an Arrow table, or the path of a Parquet file, not "
+            f"{type(data).__name__}"
+        )
     frame = data.to_frame() if isinstance(data, pd.Series) else data
     out: dict[str, Header] = {}
     for item in encrypted_columns(frame):
@@ -701,6 +708,8 @@ def chosen_columns(
                 "one domain for one deterministic column: for several, pass domain={column: text}"
             )
         domain = {exact[0]: domain}
+    if domain is not None and not isinstance(domain, Mapping):
+        raise TypeError(f"domain= is a text, or a mapping of column to text, not {type(domain).__name__}")
     for name, text in (domain or {}).items():
         if chosen.get(name) is None:
             raise ValueError(f"domain= names {name!r}, which is not among the deterministic columns")
@@ -717,6 +726,13 @@ def require(labels: Iterable[Hashable], name: Hashable) -> None:
         close = difflib.get_close_matches(str(name), [label for label in every if isinstance(label, str)], 1)
         there = f": there are {', '.join(map(repr, every[:10]))}" + (", ..." if len(every) > 10 else "")
         raise KeyError(f"no column {name!r}" + (f": did you mean {close[0]!r}?" if close else there))
+
+
+def _require_table(table: object, function: str, frames: str) -> None:
+    if not isinstance(table, pa.Table):
+        raise TypeError(
+            f"{function}() takes an Arrow table, not {type(table).__name__}; a frame has {frames}"
+        )
 
 
 def _refuse_encrypted(name: str, encrypted: bool) -> None:

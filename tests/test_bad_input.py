@@ -707,3 +707,38 @@ def test_names_that_are_none(enc, tmp_path, wrong):
     for call in calls:
         with pytest.raises(TypeError, match="columns are named by a text, or a list of texts, not by"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda f: f.kms.encrypt("age", key=3), "key= takes the URI of a master key.*, not int"),
+        (
+            lambda f: f.kms.encrypt("age", key=b"raw key"),
+            "key= takes the URI of a master key.*, not bytes",
+        ),
+        (
+            lambda f: f.kms.encrypt("age", key=KEY).kms.decrypt(key=3),
+            "key= takes the URI of a master key.*, not int",
+        ),
+        (lambda _: kmsdata.new_data_key({"a": "b"}), "key= takes the URI of a master key.*, not dict"),
+        (lambda f: f.kms.encrypt("age", key=KEY, context="x"), "context= takes a mapping.*, not str"),
+        (lambda f: f.kms.encrypt("age", key=KEY, context={"x": 1}), "context= takes a mapping of text"),
+        (
+            lambda f: f.kms.encrypt("age", key=KEY).kms.decrypt(context=["x"]),
+            "context= takes a mapping of text to text, not list",
+        ),
+        (lambda f: f.kms.encrypt(deterministic="age", key=KEY, domain=3), "domain= is a text.*, not int"),
+        (lambda _: kmsdata.data_key(3), "frame, a series, an Arrow table, or the path.*, not int"),
+        (lambda f: kmsdata.export_keyset([f], "age"), "frame, a series, an Arrow table.*, not list"),
+        (
+            lambda f: kmsdata.encrypt_table(f, "age", key=KEY),
+            r"takes an Arrow table, not DataFrame; a frame",
+        ),
+        (lambda f: kmsdata.decrypt_table(f), r"takes an Arrow table, not DataFrame; a frame has df\.kms"),
+    ],
+)
+def test_what_is_of_the_wrong_type_is_said(frame, call, says):
+    with pytest.raises(TypeError, match=says) as caught:
+        call(frame)
+    assert "raw key" not in str(caught.value)

@@ -171,8 +171,11 @@ def test_equal_to_the_one_shot_cipher_and_strict(mode, column):
         np.array([3] * 5_000 + [2_000_000] + [7] * 5_000 + [3_000] * 20 + [9] * 50),
         np.array([20, 5_000] * 300),
         np.full(5, 1_000_000),
+        np.random.default_rng(4).permutation(
+            np.repeat([126, 127, 128, 129, 510, 511, 512, 513], [9, 9, 5_000, 9, 9, 9, 5_000, 9])
+        ),
     ],
-    ids=["8", "0", "5-40", "0-400", "300 lengths", "one huge", "alternating", "1 MB"],
+    ids=["8", "0", "5-40", "0-400", "300 lengths", "one huge", "alternating", "1 MB", "at the longest"],
 )
 def test_equal_to_the_one_shot_cipher_with_the_real_knobs(mode, lengths):
     cells = texts(lengths)

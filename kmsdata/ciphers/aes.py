@@ -10,6 +10,7 @@ cipher. Which way a cell goes depends on the lengths in its batch and on nothing
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,7 +104,7 @@ class Room:
 
     def blocks(self, *shape: int) -> Blocks:
         """Blocks that hold anything: uint64[*shape, 2]."""
-        start, self._used = self._used, self._used + int(np.prod(shape))
+        start, self._used = self._used, self._used + math.prod(shape)
         return self._memory[start : self._used].reshape(*shape, 2)
 
 
@@ -259,11 +260,6 @@ def _extras(mode: Mode, associated: bytes | Column, rows: Rows) -> Iterator[Any]
     return map(mode.wrap, associated.views(rows))
 
 
-def _voids(rows: Bytes) -> Voids:
-    """Each row as one element: V{width}[n] of uint8[n, width]."""
-    return np.ascontiguousarray(rows).view(f"V{rows.shape[1]}")[:, 0]
-
-
 def _copied(
     mode: Mode,
     sealing: bool,
@@ -271,7 +267,7 @@ def _copied(
     lengths: list[int],
     width: int | None,
     prefix: bytes,
-    ivs: Bytes | None,
+    ivs: Voids | None,
     extras: Iterable[Any],
 ) -> tuple[bytearray, list[int]]:
     """Seal or open cells that are end to end, of one width or of lengths, by way of copies.
@@ -280,7 +276,7 @@ def _copied(
         New cells end to end, and which of them are not authentic.
     """
     skip, read = 0 if sealing else PREFIX + mode.iv, io.BytesIO(data.data).read  # the fastest way to cut
-    heads = [b""] * len(lengths) if ivs is None else _voids(ivs).tolist()
+    heads = [b""] * len(lengths) if ivs is None else ivs.tolist()
     if width is not None and width > skip:
         cells = data.view(f"V{width}")
         texts = cells.getfield(f"V{width - skip}", skip).tolist()
@@ -304,7 +300,7 @@ def _copied(
 class _Batch:
     """Rows on their way: ``plain`` and ``sealed`` are the same n rows, on one side yet to be written.
 
-    ``prefix`` and ``ivs`` as in `run` when sealing; ``associated`` is one for all or n rows.
+    When sealing, ``prefix`` as in `run`, and ``ivs`` V12[n] or none; ``associated`` is one for all or n rows.
     """
 
     mode: Mode
@@ -312,7 +308,7 @@ class _Batch:
     plain: Column
     sealed: Column
     prefix: bytes
-    ivs: Bytes | None
+    ivs: Voids | None
     associated: bytes | Column
 
     def work(self) -> Iterator[Ints]:
@@ -338,7 +334,7 @@ class _Batch:
         """Seal or open rows of one length; returns those that are not authentic, writes nothing if any is."""
         mode, room, lead = self.mode, self.mode.room, PREFIX + self.mode.iv
         room.clear()
-        count, width = len(self.plain.starts[rows]), lead + length + TAG
+        count, width = rows.stop - rows.start if isinstance(rows, slice) else len(rows), lead + length + TAG
         text, ivs, tags = room.blocks(count, -(-length // 16)), room.blocks(count), room.blocks(count)
         parts = [(lead if mode.tag_first else lead + length, field(tags, TAG))]  # of a cell, and where
         parts += [(PREFIX, field(ivs, mode.iv))] if mode.iv else []
@@ -357,7 +353,7 @@ class _Batch:
         if length:
             field(text, length)[:] = self.plain.cells(rows, length)
         if self.ivs is not None:
-            field(ivs, mode.iv)[:] = _voids(self.ivs[rows])
+            field(ivs, mode.iv)[:] = self.ivs[rows]
         tags[:] = mode.kernel(True, text, length, ivs, digests)
         in_order = isinstance(rows, slice)
         cells = self.sealed.cells(rows, width) if in_order else np.empty(count, f"V{width}")
@@ -398,7 +394,7 @@ class _Batch:
             heads = np.empty(len(starts), window.dtype)
             heads.setfield(np.array(self.prefix, f"V{PREFIX}"), f"V{PREFIX}", 0)
             if self.ivs is not None:
-                heads.setfield(_voids(self.ivs[rows]), f"V{mode.iv}", PREFIX)
+                heads.setfield(self.ivs[rows], f"V{mode.iv}", PREFIX)
             window[starts] = heads
         ivs = window[starts].getfield(f"V{mode.iv}", PREFIX).tolist()
         views = [self.plain.views(rows), self.sealed.views(rows, lead)]
@@ -449,11 +445,12 @@ def run(
             offsets[1:] += change
             few = few and offsets.min() >= 0  # else rows are too short
             np.cumsum(np.maximum(offsets, 0, out=offsets), out=offsets)
+    given = None if ivs is None else np.ascontiguousarray(ivs).view(f"V{mode.iv}")[:, 0]
     if few:  # numpy's calls, which there are for each batch, would take most of the time
         extra = associated if isinstance(associated, bytes) else Column.of(associated, 0, count)
         bounds, every = cells.offsets, _extras(mode, extra, slice(0, count))
         lengths = [cells.width or 0] * count if bounds is None else (bounds[1:] - bounds[:-1]).tolist()
-        made, failed = _copied(mode, sealing, cells.data, lengths, cells.width, prefix, ivs, every)
+        made, failed = _copied(mode, sealing, cells.data, lengths, cells.width, prefix, given, every)
         done = Cells(np.frombuffer(made, np.uint8), offsets, width, cells.valid)
         return None if failed else done, np.array(failed, np.int64)
     data = np.empty(count * (width or 0) if offsets is None else int(offsets[-1]), np.uint8)
@@ -462,7 +459,7 @@ def run(
         stop = min(start + BATCH, count)
         source, target = Column.of(cells, start, stop), Column.of(done, start, stop)
         plain, sealed = (source, target) if sealing else (target, source)
-        own = None if ivs is None else ivs[start:stop]
+        own = None if given is None else given[start:stop]
         extra = associated if isinstance(associated, bytes) else Column.of(associated, start, stop)
         bad += [start + rows for rows in _Batch(mode, sealing, plain, sealed, prefix, own, extra).work()]
     if any(map(len, bad)):
