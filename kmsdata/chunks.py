@@ -109,7 +109,7 @@ def read_footer(file: pa.NativeFile | _Pieces, path: str) -> Footer:
     if tail[4:] == b"PARE":
         _refuse(path, "has an encrypted footer (Parquet Modular Encryption), which is not read here")
     if tail[4:] != _MAGIC or length > size - 12:
-        _refuse(path, "is not a Parquet file, or was cut short")
+        _refuse(path, "is not a Parquet file, or was cut short (CSV files are known by names in .csv)")
     try:
         fields, used = decode(bytes(file.read_at(length, size - 8 - length)))
         whole = _fits(fields, _FILE)

@@ -297,6 +297,8 @@ def _with_nulls(values: pd.Series[Any], null: np.ndarray[Any, Any]) -> pd.Series
 
     pandas itself would go on in floats, which hold no large integers: so the nullable dtype of that width.
     """
+    if not null.any():
+        return values
     lost = null & ~values.isna().to_numpy()
     if not lost.any():
         return values
@@ -420,7 +422,8 @@ def _encrypted_series(series: pd.Series[Any]) -> _Parts | None:
     if values is None:
         return None
     values = values.to_numpy()
-    if Cell not in set(map(type, values)):  # most columns of objects: so the quick look comes first
+    # Most columns of objects have no cells, most of them text: so the quick looks come first.
+    if pd.api.types.infer_dtype(values) == "string" or Cell not in set(map(type, values)):
         return None
     rows = np.array([type(value) is Cell for value in values], np.bool_)
     dtypes = list(dict.fromkeys(cell.dtype for cell in values[rows]))
