@@ -439,12 +439,13 @@ def run(
     if width is not None and (width := width + change) < 0:
         return None, np.arange(count)
     if not width:
-        width, offsets = None, np.zeros(count + 1, np.int64)
-        if cells.offsets is not None:  # step by step and in place: a column of offsets is no small temporary
-            np.subtract(cells.offsets[1:], cells.offsets[:-1], out=offsets[1:])
-            offsets[1:] += change
-            few = few and offsets.min() >= 0  # else rows are too short
-            np.cumsum(np.maximum(offsets, 0, out=offsets), out=offsets)
+        width, offsets = None, np.arange(count + 1)
+        offsets *= 0 if cells.offsets is None else change  # in place: a column of it is no small temporary
+        if cells.offsets is not None:
+            offsets += cells.offsets
+            if not sealing and (offsets[1:] < offsets[:-1]).any():  # rows that are too short
+                few, steps = False, np.diff(offsets)
+                np.cumsum(np.maximum(steps, 0, out=steps), out=offsets[1:])
     given = None if ivs is None else np.ascontiguousarray(ivs).view(f"V{mode.iv}")[:, 0]
     if few:  # numpy's calls, which there are for each batch, would take most of the time
         extra = associated if isinstance(associated, bytes) else Column.of(associated, 0, count)
