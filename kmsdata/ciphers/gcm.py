@@ -10,6 +10,7 @@ other products are made of masks, so that no secret decides where memory is read
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -159,14 +160,18 @@ class Gcm:
             text ^= stream
         return tags
 
-    def wrap(self, associated: bytes | memoryview) -> Any:
+    def one_shot(
+        self,
+        sealing: bool,
+        ivs: Iterable[bytes],
+        texts: Iterable[Any],
+        associated: bytes | Iterable[Any],
+        *outs: Iterable[memoryview],
+    ) -> Iterator[Any]:
         """See `Mode`."""
-        return associated or None
-
-    def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
-        """See `Mode`."""
-        name = ("encrypt" if sealing else "decrypt") + ("_into" if len(columns) > 3 else "")
-        return map(getattr(self._cipher, name), *columns)
+        extras = repeat(associated or None) if isinstance(associated, bytes) else associated
+        name = ("encrypt" if sealing else "decrypt") + "_into" * len(outs)
+        return map(getattr(self._cipher, name), ivs, texts, extras, *outs)
 
 
 def seal_cells(

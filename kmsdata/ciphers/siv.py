@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -115,13 +116,16 @@ class Siv:
         text ^= self._ctr.stream(first, text.shape[1])  # section 2.5
         return tags if sealing else self._tags(text, length, digests)
 
-    def wrap(self, associated: bytes | memoryview) -> Any:
+    def one_shot(
+        self,
+        sealing: bool,
+        _ivs: Iterable[bytes],
+        texts: Iterable[Any],
+        associated: bytes | Iterable[Any],
+        *outs: Iterable[memoryview],
+    ) -> Iterator[Any]:
         """See `Mode`."""
-        return [associated]
-
-    def one_shot(self, sealing: bool, *columns: Iterable[Any]) -> Iterator[Any]:
-        """See `Mode`."""
-        _, texts, extras, *outs = columns
+        extras = repeat([associated]) if isinstance(associated, bytes) else map(list, zip(associated))
         name = ("encrypt" if sealing else "decrypt") + "_into" * len(outs)
         return map(getattr(self._cipher, name), texts, extras, *outs)
 
