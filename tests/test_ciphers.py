@@ -285,6 +285,17 @@ def test_a_million_random_flips(mode):
     assert np.array_equal(bad, np.arange(count))
 
 
+def test_what_holds_plaintext_or_keys_shows_neither():
+    cells = Cells.of([b"plain", b"texts"])
+    column = aes.Column.of(cells, 0, 2)
+    batch = aes._Batch(gcm.Gcm(KEY[:32], True), True, column, column, PREFIX, None, b"")
+    for thing in (cells, column, batch, batch.mode, siv.Siv(KEY), aes.Aes(KEY[:32], aes.Room())):
+        shown = f"{thing!r} {thing}"
+        assert "plain" not in shown
+        assert "array" not in shown
+        assert repr(KEY[:4])[2:-1] not in shown
+
+
 class Watched:
     """Tables that only `look_up` can read: not arrays, so nothing else knows what to do with them."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,8 @@ Rows: TypeAlias = Ints | slice
 Voids: TypeAlias = npt.NDArray[np.void]  # byte strings of one length as elements
 
 
-class Column(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)  # its bytes may be plaintext
+class Column:
     """Some rows of bytes: ``data`` uint8[B], and int64[n] each, where they begin and how long they are."""
 
     data: Bytes
