@@ -364,6 +364,25 @@ def test_temporaries_stay_small(mode, lengths):
         tracemalloc.stop()
 
 
+@both
+def test_temporaries_stay_small_where_rows_go_one_by_one(mode):
+    """Rows of one byte whose associated data has too many lengths, and a column with a cell that is cut."""
+    count, size = 262_144, mode.overhead + 1
+    cells, extra = texts(np.full(count, 1)), texts(np.arange(count) % 300)
+    ends = np.append(np.arange(count) * size, count * size - 2)
+    cut, ivs = Cells(np.zeros(ends[-1], np.uint8), ends), 12 * count  # drawn within `seal` above
+    output = 8 * (count + 1) + size * count
+    tracemalloc.start()
+    try:
+        for step, column in ((mode.seal, cells), (mode.open, cut)):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            step(column, extra)
+            assert tracemalloc.get_traced_memory()[1] - before - output - ivs < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.newest
 @both
 def test_tink_agrees(mode):

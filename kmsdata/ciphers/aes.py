@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -85,8 +85,10 @@ class Column:
     def views(self, rows: Rows, skip: int = 0) -> Iterator[memoryview]:
         """Rows where they stand, to read from or to write to, without their first bytes."""
         starts = self.starts[rows]
-        stops = (starts + self.lengths[rows]).tolist()
-        return map(self.data.data.__getitem__, map(slice, (starts + skip).tolist(), stops))
+        bounds = starts + skip, starts + self.lengths[rows]
+        steps = range(0, len(starts), 4096)  # integers for all rows at once would take 80 bytes for each
+        slices = (map(slice, *(bound[at : at + 4096].tolist() for bound in bounds)) for at in steps)
+        return map(self.data.data.__getitem__, chain.from_iterable(slices))
 
 
 class Room:
@@ -382,7 +384,7 @@ class _Batch:
         width = int(source.lengths[0]) if (source.lengths == source.lengths[0]).all() else None
         while (start := stop) < count:
             first = int(source.starts[start])
-            stop = int(np.searchsorted(ends, first + RUN, "right"))
+            stop = int(np.searchsorted(ends[: start + RUN // 4], first + RUN, "right"))  # few rows, too
             if stop == start:  # a text that is so long
                 stop += 1
                 yield self.in_place(slice(start, stop))
