@@ -229,6 +229,14 @@ def test_cells_that_are_too_short_are_bad_rows(mode):
 
 
 @both
+def test_no_cells_of_a_width_that_is_too_short_are_no_bad_rows(mode):
+    for valid in (None, np.zeros(3, np.bool_)):
+        plain, bad = mode.open(Cells(np.empty(0, np.uint8), width=20, valid=valid))
+        assert plain.rows() == [None] * (0 if valid is None else 3)
+        assert len(bad) == 0
+
+
+@both
 def test_a_cell_that_is_too_short_does_not_borrow_from_its_neighbour(mode):
     """Of an empty cell and the sealed empty text behind it, the second alone is authentic."""
     for count in (4, 5000):
@@ -262,6 +270,7 @@ def test_sizes_that_do_not_fit():
         lambda: gcm.seal_cells(KEY, PREFIX, cells, nonces(2)),
         lambda: gcm.seal_cells(KEY[:32], b"1234", cells, nonces(2)),
         lambda: gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(3)),
+        lambda: gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(2).astype(np.int64)),
         lambda: gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(2), Cells.of([b"a"])),
         lambda: gcm.seal_cells(KEY[:32], PREFIX, cells, nonces(2), Cells.of([b"a", b"b", None])),
         lambda: gcm.open_cells(KEY, cells),

@@ -447,9 +447,9 @@ def run(
     if not isinstance(associated, bytes) and (associated.valid is not None or associated.count != count):
         raise ValueError("associated data per row: one for each cell that is not null")
     width, offsets, few = cells.width, None, count < mode.setup[0] + mode.least[0] and len(cells.data) <= RUN
-    if width is not None and (width := width + change) < 0:
+    if width is not None and (width := width + change) < 0 and count:
         return None, np.arange(count)
-    if not width:
+    if width is None or width <= 0:
         width, offsets = None, np.arange(count + 1)
         offsets *= 0 if cells.offsets is None else change  # in place: a column of it is no small temporary
         if cells.offsets is not None:

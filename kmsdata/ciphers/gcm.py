@@ -205,7 +205,7 @@ def seal_cells(
         >>> sealed.data.size
         38
     """
-    if len(key) != 32 or len(prefix) != PREFIX or ivs.shape != (cells.count, 12):
+    if len(key) != 32 or len(prefix) != PREFIX or ivs.shape != (cells.count, 12) or ivs.dtype != np.uint8:
         raise ValueError("AES-256-GCM takes a key of 32 bytes, a prefix of 5 and an IV of 12 for each cell")
     sealed, _ = run(Gcm(key, clear), True, cells, associated, prefix, ivs)
     if sealed is None:
