@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kmsdata.errors import FormatError
-from kmsdata.files import whole_file
+from kmsdata.files import naming, whole_file
 from kmsdata.footer import Footer, ending, read_footer
 
 try:
@@ -69,8 +69,9 @@ def append(path: Path, before: os.stat_result, footer: Footer, data: bytes) -> N
             out.write(json.dumps(note).encode())
         try:
             file.seek(before.st_size)
-            _write_all(file, tail)
-            os.fsync(file.fileno())
+            with naming(path):
+                _write_all(file, tail)
+                os.fsync(file.fileno())
         except BaseException:
             file.truncate(before.st_size)
             os.fsync(file.fileno())

@@ -851,12 +851,13 @@ def test_disk_full(tmp_path, verb, kind):
         try:
             kmsdata.{verb}_parquet({str(start)!r}, 'target', {arguments})
         except OSError as error:
-            print(error.errno)
+            print(error.errno, error.filename)
         """,
         tmp_path,
     )
     out, err = done.communicate(timeout=60)
-    assert out.split() == [str(errno.EFBIG)], err
+    full = tmp_path / "target" if kind == "file" else tmp_path / "target" / "a.parquet"
+    assert out.split() == [str(errno.EFBIG), str(full)], err
     after = snapshot(tmp_path)
     assert {name for name in after if not name.startswith("keystore")} == {
         name for name in before if not name.startswith("keystore")
