@@ -21,6 +21,7 @@ from kmsdata.errors import (
     FormatError,
     KeyAccessError,
     KeyNotFoundError,
+    KeyServiceError,
     UnsupportedTypeError,
     WrongKeyError,
 )
@@ -512,9 +513,12 @@ def open_keys(
     for commitment, record in records.items():
         try:
             keys[commitment] = unwrap(record, key)
-        except (KeyAccessError, KeyNotFoundError, WrongKeyError) as error:
-            denied = not isinstance(error, WrongKeyError) or not error.allowed
+        except (KeyServiceError, WrongKeyError) as error:
+            denied = isinstance(error, (KeyAccessError, KeyNotFoundError)) or not getattr(
+                error, "allowed", True
+            )
             if not (keep and denied):
+                error.with_facts(data_key=commitment.hex()[:8])
                 raise
     for name, header in headers:
         if all(item.data_key in keys for item in header.columns):

@@ -646,6 +646,17 @@ def test_a_dataset_that_is_half_done_is_read_whole_and_finished(dataset, frame):
     assert (report.rewrapped, report.already, report.keys) == (20, 20, {NEW: 40})
 
 
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_dataset_that_is_half_done_opens_by_either_key_whichever_file_is_the_first(dataset, half):
+    for part in parts(dataset)[half::2]:
+        kmsdata.rewrap(part, NEW)
+    for key in (OLD, NEW):
+        assert len(kmsdata.read_parquet(dataset, decrypt=True, key=key)) == 160
+        assert len(kmsdata.read_parquet(dataset).kms.decrypt(key=key)) == 160
+        found = kmsdata.read_parquet(dataset, filters=[("email", "==", "b@x.org")], decrypt=True, key=key)
+        assert len(found) == 40
+
+
 def test_files_under_other_keys_or_none_are_left_alone_and_counted(dataset, frame):
     frame.kms.encrypt("ssn", key=MORE).kms.to_parquet(dataset / "part-more.parquet")
     frame.to_parquet(dataset / "part-plain.parquet")
@@ -677,6 +688,7 @@ def test_bad_files_stop_no_others_and_are_named(dataset, frame):
     assert (report.rewrapped, len(report.failed)) == (40, 2)
     assert "cut short" in report.failed[str(dataset / "part-a.parquet")]
     assert "MAC" in report.failed[str(dataset / "part-b.parquet")]
+    assert str(report).count(str(dataset / "part-b.parquet")) == 1
     assert "part-a.parquet" in str(report)
     assert all(opens(part, frame, NEW) for part in good)
 
@@ -861,6 +873,7 @@ def test_a_full_disk_leaves_the_file(tmp_path):
         with pytest.raises(OSError) as caught:
             kmsdata.rewrap(path, NEW)
         assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
+        assert Path(caught.value.filename).samefile(path)
         assert path.read_bytes() == raw
         assert [item.name for item in folder.iterdir()] == ["x.parquet"]
 
