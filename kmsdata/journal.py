@@ -30,13 +30,19 @@ try:
 except ImportError:  # Windows: nothing keeps two from editing one file there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["append", "drop_checksum", "recover", "unchanged"]
+__all__ = ["append", "drop_checksum", "recover", "unchanged", "what_mends"]
 
 _PIECE = 8 << 20  # bytes read at a time
 
 
 def _journal(path: Path) -> Path:
     return path.with_name(f".{path.name}.kmsdata-journal")
+
+
+def what_mends(path: str | os.PathLike[str]) -> str:
+    """What to do about a file that no reader opens, as the end of a sentence: empty where no journal says."""
+    there = _journal(Path(os.path.realpath(path))).exists()
+    return ": a rewrap in place is at work in it, or was stopped: kmsdata.rewrap mends it" if there else ""
 
 
 def append(path: Path, before: os.stat_result, footer: Footer, data: bytes) -> None:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.envelope import ENTRY, DataKeyRecord, Header, file_text, parse_file
 from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError
+from kmsdata.journal import what_mends
 from kmsdata.places import FilePath, Place, from_url, whole
 from kmsdata.search import FileSearch, filter_terms
 from kmsdata.session import Key
@@ -341,7 +342,9 @@ def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[p
         if not re.search("magic|footer|Parquet file size|not a Parquet", str(error)):
             raise
         bad = _unreadable(path, filesystem)
-        raise FormatError(f"{bad} is not a Parquet file, or was cut short", path=bad) from error
+        raise FormatError(
+            f"{bad} is not a Parquet file, or was cut short{what_mends(bad)}", path=bad
+        ) from error
     if not found:
         raise FileNotFoundError(f"no Parquet file in {path}")
     return found if len(found) > 1 else {str(path): next(iter(found.values()))}

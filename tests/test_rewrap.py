@@ -1003,8 +1003,14 @@ def test_the_next_rewrap_mends_what_was_torn(torn, in_place):
     path, raw, tail, note = torn
     path.write_bytes(raw + tail[:100])
     journal._journal(path).write_bytes(note)
-    with pytest.raises((pa.ArrowInvalid, kmsdata.FormatError)):
-        kmsdata.read_parquet(path)
+    for call in (
+        lambda: kmsdata.read_parquet(path),
+        lambda: kmsdata.inspect(path),
+        lambda: kmsdata.decrypt_parquet(path, path.with_name("plain.parquet")),
+    ):
+        with pytest.raises(kmsdata.FormatError, match=r"cut short.*kmsdata\.rewrap mends it"):
+            call()
+    assert "kmsdata.rewrap mends it" in kmsdata.verify(path).json()
     assert kmsdata.rewrap(path, NEW, in_place=in_place).rewrapped == 1
     assert kmsdata.read_parquet(path, decrypt=True, key=NEW)["n"].tolist() == [1, 2]
     assert not journal._journal(path).exists()
