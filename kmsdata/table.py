@@ -289,7 +289,7 @@ class _Place:
             ) from None
 
     def decrypt(self, keys: Mapping[bytes, DataKey]) -> pd.Series[Any]:
-        """The values, of the recorded dtype; objects where cells of several columns stand together."""
+        """The values, of the recorded dtype; objects where cells of several dtypes stand together."""
         if self.whole:
             ((_, array),) = self.parts
             values = open_pandas(array.dtype.header, keys, array.storage, str(self.name))
@@ -302,6 +302,16 @@ class _Place:
             opened.clear()
             raise
         out = np.empty(0, object) if self.others is None else self.others.copy()
+        null, dtype = np.asarray(pd.isna(out)), opened[0].dtype
+        alike = not pd.api.types.is_object_dtype(dtype) and all(values.dtype == dtype for values in opened)
+        if alike and sum(map(len, opened)) == (~null).sum():  # encrypted otherwise, and still of one dtype
+            order = np.zeros(len(out), np.intp)
+            placed = [rows for rows, _ in self.parts if rows is not None]
+            order[np.concatenate(placed)] = np.arange((~null).sum())
+            values = pd.concat(opened, ignore_index=True).iloc[order].reset_index(drop=True)
+            numbers = isinstance(dtype, np.dtype) and dtype.kind in "iub"
+            without_null = numbers or isinstance(dtype, pd.IntervalDtype)
+            return _with_nulls(values, null) if without_null else values.mask(null)
         for (rows, _), values in zip(self.parts, opened, strict=True):
             out[rows] = values.astype(object).to_numpy()
         return pd.Series(out, dtype=object)

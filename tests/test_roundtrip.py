@@ -209,6 +209,33 @@ def test_a_folder_of_files_under_one_and_under_several_data_keys(titanic, tmp_pa
         pd.testing.assert_frame_equal(back.kms.decrypt().reset_index(drop=True), wanted)
 
 
+def test_a_folder_of_files_that_were_encrypted_otherwise_keeps_its_dtypes(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "text": pd.array(["a", None, ""], "string"),
+            "int64": [1, -2, 2**60 + 1],
+            "Int64": pd.array([1, None, 2**60 + 1], "Int64"),
+            "bool": [True, False, True],
+            "when": pd.to_datetime(["2024-01-01", None, "2024-03-01"]).as_unit("us"),
+            "zoned": pd.to_datetime(["2024-01-01", None, "2024-03-01"]).as_unit("us").tz_localize("UTC"),
+            "kind": pd.Categorical(["a", None, "b"], categories=["b", "a", "unused"]),
+            "object": pd.Series([b"x", b"y", b"z"], dtype=object),
+        }
+    )
+    names, folder = list(frame), tmp_path / "folder"
+    folder.mkdir()
+    frame.kms.encrypt(names, key=KEY).kms.to_parquet(folder / "1.parquet")
+    frame.kms.encrypt(deterministic=names, key=KEY).kms.to_parquet(folder / "2.parquet")
+    twice = pd.concat([frame, frame], ignore_index=True)
+    mixed = kmsdata.read_parquet(folder)
+    pd.testing.assert_frame_equal(mixed.kms.decrypt(), twice)
+    pd.testing.assert_frame_equal(mixed[::-1].kms.decrypt(), twice[::-1])
+    shifted = mixed[["int64", "bool", "text"]].shift(1).kms.decrypt()
+    pd.testing.assert_frame_equal(
+        shifted, twice[["int64", "bool", "text"]].astype({"int64": "Int64", "bool": "boolean"}).shift(1)
+    )
+
+
 def test_tables(titanic):
     table = pa.table(
         {
