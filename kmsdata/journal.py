@@ -182,7 +182,7 @@ def unchanged(path: Path, before: os.stat_result) -> None:
     """OSError where the file is not the one that was opened, or has changed since then."""
     now = path.stat()
     if (now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns):
-        raise OSError(errno.EBUSY, "somebody changed the file while it was rewrapped", str(path))
+        raise OSError(errno.EBUSY, "somebody changed the file while it was rewrapped: try again", str(path))
 
 
 def drop_checksum(path: Path) -> None:

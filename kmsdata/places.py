@@ -244,7 +244,10 @@ def _staged(target: Path) -> Iterator[Path]:
         yield staging
         _sync(staging)
         if not exists:
-            staging.rename(target)
+            try:
+                staging.rename(target)
+            except OSError as error:  # somebody made it meanwhile
+                raise OSError(error.errno, error.strerror, str(target)) from None
         else:
             for folder, _, names in os.walk(staging):
                 inside = target / Path(folder).relative_to(staging)
