@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kmsdata.chunks import PART, rewrite
-from kmsdata.column import open_arrow, open_pandas
+from kmsdata.column import open_arrow
 from kmsdata.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.envelope import Header
 from kmsdata.errors import FormatError, KmsDataError, UnsupportedTypeError
@@ -22,7 +19,7 @@ from kmsdata.keys import DataKey
 from kmsdata.parquet import headers_in
 from kmsdata.places import Place
 from kmsdata.replacing import column_batches, edited_metadata, in_parts, open_parquet, replacement, with_type
-from kmsdata.table import check_names, require
+from kmsdata.table import check_names, pandas_entries, require, with_entries
 
 __all__ = ["decrypt_file", "decrypted_types", "headers_wanted"]
 
@@ -165,10 +162,10 @@ def decrypt_file(
                 for name in headers
             }
 
-        was = _pandas_entries(headers, keys)
+        was = pandas_entries(headers, keys)
 
         def edited(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
-            return _with_entries(edited_metadata(metadata, list(headers), rest, back=True), was)
+            return with_entries(edited_metadata(metadata, list(headers), rest, back=True), was)
 
         return rewrite(
             file,
@@ -181,34 +178,6 @@ def decrypt_file(
             edited({key: text for key, text in footer.metadata.items() if key != b"ARROW:schema"}),
             step,
         )
-
-
-def _pandas_entries(
-    headers: Mapping[str, Header], keys: Mapping[bytes, DataKey]
-) -> dict[str, dict[str, Any]]:
-    """What pandas' metadata says of columns that were encrypted in pandas: their headers know it."""
-    entries = {}
-    for name, header in headers.items():
-        if not all("pandas" in item.type for item in header.columns):
-            continue
-        empty = pa.array([], EncryptedDtype(header)._storage_type)
-        with contextlib.suppress(UnsupportedTypeError, pa.ArrowException, TypeError, ValueError):
-            frame = pd.DataFrame({name: open_pandas(header, keys, empty, name)})
-            made = pa.Schema.from_pandas(frame, preserve_index=False).metadata[b"pandas"]
-            entry = json.loads(made)["columns"][0]
-            if entry["pandas_type"] != "empty":  # objects, of which none is at hand
-                entries[name] = entry
-    return entries
-
-
-def _with_entries(metadata: dict[bytes, bytes], entries: Mapping[str, Any]) -> dict[bytes, bytes]:
-    if b"pandas" not in metadata:
-        return metadata
-    document = json.loads(metadata[b"pandas"])
-    for entry in document.get("columns", []):
-        if was := entries.get(entry.get("field_name")):
-            entry |= {key: was[key] for key in ("pandas_type", "numpy_type", "metadata")}
-    return {**metadata, b"pandas": json.dumps(document).encode()}
 
 
 def _as_read(field: pa.Field) -> pa.DataType:

@@ -17,7 +17,20 @@ try:
 except ImportError:  # Windows, where nothing is swept
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["claim", "sweep", "whole_file"]
+__all__ = ["claim", "naming", "sweep", "whole_file"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def naming(target: Path) -> Iterator[None]:
+    """Where the disk is full, the error says for which file: writing to a handle names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = str(target)
+        raise
 
 
 @contextlib.contextmanager
@@ -50,7 +63,7 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
     first = mode if mode is not None else 0o666 if before is None else 0o600
     made: list[Path] = []
     try:
-        with os.fdopen(_beside(target, first, made), "wb") as file:
+        with naming(target), os.fdopen(_beside(target, first, made), "wb") as file:
             (temporary,) = made
             yield file
             file.flush()

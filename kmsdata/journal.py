@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kmsdata.errors import FormatError
-from kmsdata.files import whole_file
+from kmsdata.files import naming, whole_file
 from kmsdata.footer import Footer, ending, read_footer
 
 try:
@@ -30,13 +30,19 @@ try:
 except ImportError:  # Windows: nothing keeps two from editing one file there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["append", "drop_checksum", "recover", "unchanged"]
+__all__ = ["append", "drop_checksum", "recover", "unchanged", "what_mends"]
 
 _PIECE = 8 << 20  # bytes read at a time
 
 
 def _journal(path: Path) -> Path:
     return path.with_name(f".{path.name}.kmsdata-journal")
+
+
+def what_mends(path: str | os.PathLike[str]) -> str:
+    """What to do about a file that no reader opens, as the end of a sentence: empty where no journal says."""
+    there = _journal(Path(os.path.realpath(path))).exists()
+    return ": a rewrap in place is at work in it, or was stopped: kmsdata.rewrap mends it" if there else ""
 
 
 def append(path: Path, before: os.stat_result, footer: Footer, data: bytes) -> None:
@@ -69,8 +75,9 @@ def append(path: Path, before: os.stat_result, footer: Footer, data: bytes) -> N
             out.write(json.dumps(note).encode())
         try:
             file.seek(before.st_size)
-            _write_all(file, tail)
-            os.fsync(file.fileno())
+            with naming(path):
+                _write_all(file, tail)
+                os.fsync(file.fileno())
         except BaseException:
             file.truncate(before.st_size)
             os.fsync(file.fileno())
@@ -175,7 +182,7 @@ def unchanged(path: Path, before: os.stat_result) -> None:
     """OSError where the file is not the one that was opened, or has changed since then."""
     now = path.stat()
     if (now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns):
-        raise OSError(errno.EBUSY, "somebody changed the file while it was rewrapped", str(path))
+        raise OSError(errno.EBUSY, "somebody changed the file while it was rewrapped: try again", str(path))
 
 
 def drop_checksum(path: Path) -> None:

@@ -9,9 +9,10 @@ What stands where in a file::
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import pyarrow.parquet as pq
 
 from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.envelope import ENTRY, DataKeyRecord, Header, file_text, parse_file
-from kmsdata.errors import FormatError
+from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError
+from kmsdata.journal import what_mends
 from kmsdata.places import FilePath, Place, from_url, whole
 from kmsdata.search import FileSearch, filter_terms
 from kmsdata.session import Key
@@ -44,6 +46,7 @@ __all__ = [
     "files_of",
     "fragments_of",
     "headers_in",
+    "naming_the_file",
     "read_headers",
     "read_parquet",
     "settings_for",
@@ -73,10 +76,8 @@ def write_parquet(
 
 def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with one record of each data key: parts of it may have been rewrapped before they met."""
-    records: dict[bytes, DataKeyRecord] = {}
     every = [record for item in encrypted_columns(frame) for record in item.headers[0].records]
-    for record in every:
-        records[record.commitment] = records.get(record.commitment, record).with_wraps(record.wraps)
+    records = _records_of_all(every)
     if all(records[record.commitment] == record for record in every):
         return frame
     return with_headers(frame, lambda header: header.under(records))
@@ -165,19 +166,64 @@ def read_parquet(
                     column=column,
                 )
     if on_cells:
-        frame = _searched(fragments, files, wanted, FileSearch(filters, files.values(), key))
-        return decrypt_frame(frame, key=key) if decrypt else frame
+        with naming_the_file(files):
+            search = FileSearch(filters, files.values(), key)
+        frame = _under_all_wraps(_searched(fragments, files, wanted, search), files)
+        return _decrypted(frame, files, key) if decrypt else frame
     first = next(iter(files.values()))
     # One read where all files agree; else each by itself, since Arrow would put one's cells under the
     # header of another, or refuse.
     if all(_dtypes(headers) == _dtypes(first) for headers in files.values()):
-        frame = _restored(_read(path, wanted, filters, filesystem), first)
+        frame = _under_all_wraps(_restored(_read(path, wanted, filters, filesystem), first), files)
     else:
         frame = _each(fragments, files, wanted, filters)
     for column in asked:
         if column in frame and not isinstance(frame[column].dtype, EncryptedDtype):
             raise FormatError(f"{path}: column {column!r} changed while it was read", column=column)
-    return decrypt_frame(frame, key=key) if decrypt else frame
+    return _decrypted(frame, files, key) if decrypt else frame
+
+
+def _decrypted(
+    frame: pd.DataFrame, files: Mapping[str, Mapping[str, Header]], key: Key | Encrypted | None
+) -> pd.DataFrame:
+    with naming_the_file(files):
+        return decrypt_frame(frame, key=key)
+
+
+@contextlib.contextmanager
+def naming_the_file(files: Mapping[str, Mapping[str, Header]]) -> Iterator[None]:
+    """A data key that is refused, of those of several files: the error says which file is under it."""
+    try:
+        yield
+    except (KeyServiceError, WrongKeyError) as error:
+        under = [
+            name
+            for name, headers in files.items()
+            for header in headers.values()
+            if any(record.commitment.hex()[:8] == vars(error).get("data_key") for record in header.records)
+        ]
+        if len(files) == 1 or not under:
+            raise
+        more = len(set(under)) - 1
+        others = f" and {more:,} more under its data key" if more else ""
+        raise type(error)(f"{under[0]}{others}: {error}", **{**vars(error), "path": under[0]}) from None
+
+
+def _under_all_wraps(frame: pd.DataFrame, files: Mapping[str, Mapping[str, Header]]) -> pd.DataFrame:
+    """The frame with the wraps of all files: where some were rewrapped, Arrow takes those of one."""
+    every = [record for headers in files.values() for header in headers.values() for record in header.records]
+    records = _records_of_all(every)
+    if all(records[record.commitment] == record for record in every):
+        return frame
+    return with_headers(frame, lambda header: header.under(records))
+
+
+def _records_of_all(every: list[DataKeyRecord]) -> dict[bytes, DataKeyRecord]:
+    """One record of each data key, with the wraps of all."""
+    records: dict[bytes, DataKeyRecord] = {}
+    for record in every:
+        records[record.commitment] = records.get(record.commitment, record).with_wraps(record.wraps)
+    return records
 
 
 def read_headers(
@@ -296,7 +342,9 @@ def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[p
         if not re.search("magic|footer|Parquet file size|not a Parquet", str(error)):
             raise
         bad = _unreadable(path, filesystem)
-        raise FormatError(f"{bad} is not a Parquet file, or was cut short", path=bad) from error
+        raise FormatError(
+            f"{bad} is not a Parquet file, or was cut short{what_mends(bad)}", path=bad
+        ) from error
     if not found:
         raise FileNotFoundError(f"no Parquet file in {path}")
     return found if len(found) > 1 else {str(path): next(iter(found.values()))}

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from kmsdata.files import claim, whole_file
+from kmsdata.files import claim, naming, whole_file
 from kmsdata.keys import random_bytes
 
 __all__ = ["FilePath", "Place", "files_at", "from_url", "stamp", "whole", "whole_folder"]
@@ -186,7 +186,7 @@ def whole_folder(place: Place) -> Iterator[Callable[[str], AbstractContextManage
     """
     if place.local:
         with _staged(Path(place.path)) as staging:
-            yield lambda relative: _opened(staging / relative)
+            yield lambda relative: _opened(staging / relative, Path(place.path) / relative)
         return
     existed = place.kind == pafs.FileType.Directory
     new: list[Place] = []
@@ -216,9 +216,9 @@ def whole_folder(place: Place) -> Iterator[Callable[[str], AbstractContextManage
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, target: Path) -> Iterator[Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
+    with naming(target), path.open("xb") as file:
         yield file
 
 
@@ -244,7 +244,10 @@ def _staged(target: Path) -> Iterator[Path]:
         yield staging
         _sync(staging)
         if not exists:
-            staging.rename(target)
+            try:
+                staging.rename(target)
+            except OSError as error:  # somebody made it meanwhile
+                raise OSError(error.errno, error.strerror, str(target)) from None
         else:
             for folder, _, names in os.walk(staging):
                 inside = target / Path(folder).relative_to(staging)

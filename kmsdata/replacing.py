@@ -17,6 +17,7 @@ from kmsdata.csv_blocks import Types, is_csv, open_csv
 from kmsdata.envelope import ENTRY, Header, file_text
 from kmsdata.errors import FormatError
 from kmsdata.job import Job
+from kmsdata.journal import what_mends
 from kmsdata.parquet import headers_in, settings_for
 from kmsdata.places import Place
 from kmsdata.table import in_pandas_metadata
@@ -55,7 +56,10 @@ def open_parquet(place: Place) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile, 
     """A file, its columns to be read, and its footer. FormatError where it is none that can be replaced."""
     path = str(place)
     with place.filesystem.open_input_file(place.path) as file:
-        footer = read_footer(file, path)
+        try:
+            footer = read_footer(file, path)
+        except FormatError as error:
+            raise FormatError(f"{error}{what_mends(path)}", path=path) from None
         with _reading(path):
             # Pages come one by one: a chunk may be larger than memory.
             parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)

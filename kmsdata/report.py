@@ -389,7 +389,8 @@ class RewrapReport:
             calls = "1 call" if self.kms_calls == 1 else f"{self.kms_calls:,} calls"
             lines += [f"{calls} of the key service"]
         lines += [f"{sentence} ({count:,} files)" for sentence, count in self.left.items()]
-        lines += [f"{name}: {why}" for name, why in list(self.failed.items())[:20]]
+        failed = list(self.failed.items())[:20]
+        lines += [why if name in why else f"{name}: {why}" for name, why in failed]
         return lines + ([f"and {len(self.failed) - 20:,} more"] if len(self.failed) > 20 else [])
 
     def __str__(self) -> str:

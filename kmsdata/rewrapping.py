@@ -496,7 +496,7 @@ def _write_remote(
             target.write(ending(data))
         now = filesystem.get_file_info(path)
         if (now.size, now.mtime_ns) != (before.size, before.mtime_ns):
-            raise OSError(errno.EBUSY, "somebody changed the file while it was rewrapped", path)
+            raise OSError(errno.EBUSY, "somebody changed the file while it was rewrapped: try again", path)
         checksum = f"{folder}{'/' if folder else ''}.{name}.crc"
         if filesystem.get_file_info(checksum).type == pafs.FileType.File:
             filesystem.delete_file(checksum)

@@ -26,7 +26,7 @@ from kmsdata.cells import Bools
 from kmsdata.ciphers import siv
 from kmsdata.column import check_key_ids
 from kmsdata.dtype import Cell, EncryptedDtype, EncryptedType
-from kmsdata.envelope import Header
+from kmsdata.envelope import ENTRY, Header, parse_file
 from kmsdata.errors import FormatError
 from kmsdata.keys import DataKey
 from kmsdata.session import Key
@@ -243,8 +243,8 @@ class FileSearch:
         # It is read more than once, so it is opened once: rows of two files must not be put together.
         with fragment.open() as source:
             opened = fragment.format.make_fragment(source, partition_expression=fragment.partition_expression)
-            if not opened.physical_schema.equals(fragment.physical_schema, check_metadata=True):
-                raise FormatError(f"{fragment.path} changed while it was read", path=fragment.path)
+            if not _same(opened.physical_schema, fragment.physical_schema):
+                raise FormatError(f"{fragment.path} changed while it was read: try again", path=fragment.path)
             # Reading ahead is for networks; on a disk it only takes memory, and so time.
             local = isinstance(fragment.filesystem, pafs.LocalFileSystem)
             how = ds.ParquetFragmentScanOptions(pre_buffer=not local)
@@ -387,3 +387,22 @@ def _stored(schema: pa.Schema) -> pa.Schema:
         if isinstance(field.type, EncryptedType):
             schema = schema.set(number, field.with_type(field.type.storage_type))
     return schema
+
+
+def _same(one: pa.Schema, two: pa.Schema) -> bool:
+    """Whether two schemas of a file say the same, but for the wraps: it may be rewrapped meanwhile."""
+    texts = [dict(schema.metadata or {}) for schema in (one, two)]
+    entries = [text.pop(ENTRY, b"") for text in texts]
+    if texts[0] != texts[1] or not one.remove_metadata().equals(two.remove_metadata(), check_metadata=True):
+        return False
+    if entries[0] == entries[1]:
+        return True
+    try:
+        said = [parse_file(entry.decode("utf-8", "surrogateescape")) for entry in entries]
+    except FormatError:
+        return False
+    return all(
+        list(headers) == list(said[0])
+        and all(header.columns == said[0][name].columns for name, header in headers.items())
+        for headers in said
+    )

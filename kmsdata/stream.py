@@ -19,6 +19,7 @@ from kmsdata.encrypting import Sealer, columns_to_encrypt, encrypt_csv, encrypt_
 from kmsdata.envelope import Header, Wrap
 from kmsdata.job import Job, Step
 from kmsdata.keys import DataKey, random_bytes
+from kmsdata.parquet import naming_the_file
 from kmsdata.places import FilePath, Place
 from kmsdata.replacing import Survey, column_batches, open_parquet
 from kmsdata.report import StreamReport
@@ -176,7 +177,8 @@ def decrypt_parquet(
         size = sum(_plain_size(job.files[name], headers) for name, headers in by_file.items())
         return job.report(survey.total, size, names, len(known), dry_run=True)
     before = usage().calls
-    keys = open_keys(list(different), key, context)
+    with naming_the_file({str(job.files[name]): headers for name, headers in by_file.items()}):
+        keys = open_keys(list(different), key, context)
     calls = usage().calls - before
     plain_types = decrypted_types(job, by_file, keys)
 

@@ -16,8 +16,15 @@ import pyarrow as pa
 
 from kmsdata.column import authenticate, open_arrow, open_pandas, plan, seal
 from kmsdata.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
-from kmsdata.envelope import DataKeyRecord, Header
-from kmsdata.errors import FormatError, KeyAccessError, KeyNotFoundError, WrongKeyError
+from kmsdata.envelope import ENTRY, DataKeyRecord, Header, file_text, parse_file
+from kmsdata.errors import (
+    FormatError,
+    KeyAccessError,
+    KeyNotFoundError,
+    KeyServiceError,
+    UnsupportedTypeError,
+    WrongKeyError,
+)
 from kmsdata.keys import DataKey
 from kmsdata.progress import Progress
 from kmsdata.session import Key, new_data_key, pairs, unwrap
@@ -41,9 +48,11 @@ __all__ = [
     "in_pandas_metadata",
     "open_keys",
     "pandas_dtypes",
+    "pandas_entries",
     "require",
     "required_names",
     "the_data_key",
+    "with_entries",
     "with_headers",
 ]
 
@@ -119,11 +128,14 @@ def encrypt_table(
         _refuse_encrypted(name, isinstance(table.schema.field(name).type, EncryptedType))
     data_key = data_key_for(key, context, table.num_rows * len(chosen))
     schema, dtypes = table.schema, pandas_dtypes(table.schema.metadata)
+    new: dict[str, Header] = {}
     for name, scope in chosen.items():
-        array = _encrypt(table.column(name), name, data_key, scope, dtypes.get(name)).__arrow_array__()
+        cells = _encrypt(table.column(name), name, data_key, scope, dtypes.get(name))
+        array, new[name] = cells.__arrow_array__(), cells.dtype.header
         position = schema.get_field_index(name)
         table = table.set_column(position, schema.field(position).with_type(array.type), array)
-    return table.replace_schema_metadata(in_pandas_metadata(schema.metadata, list(chosen)))
+    metadata = in_pandas_metadata(schema.metadata, list(chosen))
+    return table.replace_schema_metadata(_with_columns(metadata, (), new))
 
 
 def decrypt_frame(
@@ -240,7 +252,10 @@ def decrypt_table(
     for name, values in done.items():
         position = table.schema.get_field_index(name)
         table = table.set_column(position, table.schema.field(position).with_type(values.type), values)
-    return table.replace_schema_metadata(in_pandas_metadata(table.schema.metadata, names, back=True))
+    metadata = in_pandas_metadata(table.schema.metadata, names, back=True)
+    if metadata is not None:
+        metadata = with_entries(metadata, pandas_entries({name: headers[name] for name in names}, keys))
+    return table.replace_schema_metadata(_with_columns(metadata, names, {}))
 
 
 @dataclass(frozen=True)
@@ -274,7 +289,7 @@ class _Place:
             ) from None
 
     def decrypt(self, keys: Mapping[bytes, DataKey]) -> pd.Series[Any]:
-        """The values, of the recorded dtype; objects where cells of several columns stand together."""
+        """The values, of the recorded dtype; objects where cells of several dtypes stand together."""
         if self.whole:
             ((_, array),) = self.parts
             values = open_pandas(array.dtype.header, keys, array.storage, str(self.name))
@@ -287,6 +302,16 @@ class _Place:
             opened.clear()
             raise
         out = np.empty(0, object) if self.others is None else self.others.copy()
+        null, dtype = np.asarray(pd.isna(out)), opened[0].dtype
+        alike = not pd.api.types.is_object_dtype(dtype) and all(values.dtype == dtype for values in opened)
+        if alike and sum(map(len, opened)) == (~null).sum():  # encrypted otherwise, and still of one dtype
+            order = np.zeros(len(out), np.intp)
+            placed = [rows for rows, _ in self.parts if rows is not None]
+            order[np.concatenate(placed)] = np.arange((~null).sum())
+            values = pd.concat(opened, ignore_index=True).iloc[order].reset_index(drop=True)
+            numbers = isinstance(dtype, np.dtype) and dtype.kind in "iub"
+            without_null = numbers or isinstance(dtype, pd.IntervalDtype)
+            return _with_nulls(values, null) if without_null else values.mask(null)
         for (rows, _), values in zip(self.parts, opened, strict=True):
             out[rows] = values.astype(object).to_numpy()
         return pd.Series(out, dtype=object)
@@ -501,9 +526,12 @@ def open_keys(
     for commitment, record in records.items():
         try:
             keys[commitment] = unwrap(record, key)
-        except (KeyAccessError, KeyNotFoundError, WrongKeyError) as error:
-            denied = not isinstance(error, WrongKeyError) or not error.allowed
+        except (KeyServiceError, WrongKeyError) as error:
+            denied = isinstance(error, (KeyAccessError, KeyNotFoundError)) or not getattr(
+                error, "allowed", True
+            )
             if not (keep and denied):
+                error.with_facts(data_key=commitment.hex()[:8])
                 raise
     for name, header in headers:
         if all(item.data_key in keys for item in header.columns):
@@ -552,6 +580,51 @@ def in_pandas_metadata(
                 was = {key: entry.get(key) for key in ("pandas_type", "numpy_type", "metadata")}
                 entry |= {"pandas_type": "bytes", "numpy_type": "object", "metadata": None, "kmsdata": was}
     return {**metadata, b"pandas": json.dumps(document).encode()}
+
+
+def pandas_entries(headers: Mapping[str, Header], keys: Mapping[bytes, DataKey]) -> dict[str, dict[str, Any]]:
+    """What pandas' metadata says of columns that were encrypted in pandas: their headers know it."""
+    entries = {}
+    for name, header in headers.items():
+        if not all("pandas" in item.type for item in header.columns):
+            continue
+        empty = pa.array([], EncryptedDtype(header)._storage_type)
+        with contextlib.suppress(UnsupportedTypeError, pa.ArrowException, TypeError, ValueError):
+            frame = pd.DataFrame({name: open_pandas(header, keys, empty, name)})
+            made = pa.Schema.from_pandas(frame, preserve_index=False).metadata[b"pandas"]
+            entry = json.loads(made)["columns"][0]
+            if entry["pandas_type"] != "empty":  # objects, of which none is at hand
+                entries[name] = entry
+    return entries
+
+
+def with_entries(metadata: dict[bytes, bytes], entries: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """Schema metadata in which pandas' own says this of these columns."""
+    if b"pandas" not in metadata:
+        return metadata
+    document = json.loads(metadata[b"pandas"])
+    for entry in document.get("columns", []):
+        if was := entries.get(entry.get("field_name")):
+            entry |= {key: was[key] for key in ("pandas_type", "numpy_type", "metadata")}
+    return {**metadata, b"pandas": json.dumps(document).encode()}
+
+
+def _with_columns(
+    metadata: dict[bytes, bytes] | None, gone: Iterable[str], new: Mapping[str, Header]
+) -> dict[bytes, bytes] | None:
+    """Schema metadata whose entry of a file says which columns are encrypted now.
+
+    Whoever writes the table writes the entry along, and readers take bytes that it names for cells.
+    """
+    if metadata is None or ENTRY not in metadata:
+        return metadata
+    try:
+        before = parse_file(metadata[ENTRY].decode("utf-8", "surrogateescape"))
+    except FormatError:  # no entry of ours: readers say so where they need it
+        return metadata
+    after = {name: header for name, header in before.items() if name not in gone} | dict(new)
+    rest = {key: text for key, text in metadata.items() if key != ENTRY}
+    return rest | ({ENTRY: file_text(after).encode()} if after else {})
 
 
 def pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from kmsdata.column import authenticate, bad_cells
 from kmsdata.dtype import EncryptedArray, EncryptedType
 from kmsdata.envelope import ENTRY, DataKeyRecord, Header, parse_file
 from kmsdata.errors import FormatError, KeyServiceError, KmsDataError
+from kmsdata.journal import what_mends
 from kmsdata.keys import DataKey
 from kmsdata.parquet import FilePath, files_of, headers_in
 from kmsdata.progress import Progress
@@ -293,7 +294,7 @@ def _file(name: str, fragment: Any, work: _Work, bar: Progress) -> int:
         schema, metadata = fragment.physical_schema, fragment.metadata
         _ = schema.names  # read here: they may be no UTF-8
     except (pa.ArrowException, OSError, ValueError):
-        work.fail("no Parquet file, or its footer was damaged or cut off", file=name)
+        work.fail(f"no Parquet file, or its footer was damaged or cut off{what_mends(name)}", file=name)
         return 0
     before = len(work.failures)
     headers = _headers(name, schema, work, metadata.metadata)

@@ -646,6 +646,17 @@ def test_a_dataset_that_is_half_done_is_read_whole_and_finished(dataset, frame):
     assert (report.rewrapped, report.already, report.keys) == (20, 20, {NEW: 40})
 
 
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_dataset_that_is_half_done_opens_by_either_key_whichever_file_is_the_first(dataset, half):
+    for part in parts(dataset)[half::2]:
+        kmsdata.rewrap(part, NEW)
+    for key in (OLD, NEW):
+        assert len(kmsdata.read_parquet(dataset, decrypt=True, key=key)) == 160
+        assert len(kmsdata.read_parquet(dataset).kms.decrypt(key=key)) == 160
+        found = kmsdata.read_parquet(dataset, filters=[("email", "==", "b@x.org")], decrypt=True, key=key)
+        assert len(found) == 40
+
+
 def test_files_under_other_keys_or_none_are_left_alone_and_counted(dataset, frame):
     frame.kms.encrypt("ssn", key=MORE).kms.to_parquet(dataset / "part-more.parquet")
     frame.to_parquet(dataset / "part-plain.parquet")
@@ -677,6 +688,7 @@ def test_bad_files_stop_no_others_and_are_named(dataset, frame):
     assert (report.rewrapped, len(report.failed)) == (40, 2)
     assert "cut short" in report.failed[str(dataset / "part-a.parquet")]
     assert "MAC" in report.failed[str(dataset / "part-b.parquet")]
+    assert str(report).count(str(dataset / "part-b.parquet")) == 1
     assert "part-a.parquet" in str(report)
     assert all(opens(part, frame, NEW) for part in good)
 
@@ -799,7 +811,7 @@ def test_a_file_that_changes_meanwhile_is_left_to_whoever_changed_it(path, vault
     vault.meanwhile = lambda: path.write_bytes(raw + b"more")
     for in_place in (False, True):
         path.write_bytes(raw)
-        with pytest.raises(OSError, match="changed the file") as caught:
+        with pytest.raises(OSError, match=r"changed the file .*: try again") as caught:
             kmsdata.rewrap(path, "vault://new", in_place=in_place)
         assert caught.value.errno == errno.EBUSY
         assert path.read_bytes() == raw + b"more"
@@ -861,6 +873,7 @@ def test_a_full_disk_leaves_the_file(tmp_path):
         with pytest.raises(OSError) as caught:
             kmsdata.rewrap(path, NEW)
         assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
+        assert Path(caught.value.filename).samefile(path)
         assert path.read_bytes() == raw
         assert [item.name for item in folder.iterdir()] == ["x.parquet"]
 
@@ -990,8 +1003,14 @@ def test_the_next_rewrap_mends_what_was_torn(torn, in_place):
     path, raw, tail, note = torn
     path.write_bytes(raw + tail[:100])
     journal._journal(path).write_bytes(note)
-    with pytest.raises((pa.ArrowInvalid, kmsdata.FormatError)):
-        kmsdata.read_parquet(path)
+    for call in (
+        lambda: kmsdata.read_parquet(path),
+        lambda: kmsdata.inspect(path),
+        lambda: kmsdata.decrypt_parquet(path, path.with_name("plain.parquet")),
+    ):
+        with pytest.raises(kmsdata.FormatError, match=r"cut short.*kmsdata\.rewrap mends it"):
+            call()
+    assert "kmsdata.rewrap mends it" in kmsdata.verify(path).json()
     assert kmsdata.rewrap(path, NEW, in_place=in_place).rewrapped == 1
     assert kmsdata.read_parquet(path, decrypt=True, key=NEW)["n"].tolist() == [1, 2]
     assert not journal._journal(path).exists()

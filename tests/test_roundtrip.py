@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import kmsdata
 from kmsdata import column as column_module
+from kmsdata.envelope import parse_file
 
 KEY = "local://demo"
 SECRETS = ["name", "ticket", "age", "fare"]
@@ -208,6 +209,33 @@ def test_a_folder_of_files_under_one_and_under_several_data_keys(titanic, tmp_pa
         pd.testing.assert_frame_equal(back.kms.decrypt().reset_index(drop=True), wanted)
 
 
+def test_a_folder_of_files_that_were_encrypted_otherwise_keeps_its_dtypes(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "text": pd.array(["a", None, ""], "string"),
+            "int64": [1, -2, 2**60 + 1],
+            "Int64": pd.array([1, None, 2**60 + 1], "Int64"),
+            "bool": [True, False, True],
+            "when": pd.to_datetime(["2024-01-01", None, "2024-03-01"]).as_unit("us"),
+            "zoned": pd.to_datetime(["2024-01-01", None, "2024-03-01"]).as_unit("us").tz_localize("UTC"),
+            "kind": pd.Categorical(["a", None, "b"], categories=["b", "a", "unused"]),
+            "object": pd.Series([b"x", b"y", b"z"], dtype=object),
+        }
+    )
+    names, folder = list(frame), tmp_path / "folder"
+    folder.mkdir()
+    frame.kms.encrypt(names, key=KEY).kms.to_parquet(folder / "1.parquet")
+    frame.kms.encrypt(deterministic=names, key=KEY).kms.to_parquet(folder / "2.parquet")
+    twice = pd.concat([frame, frame], ignore_index=True)
+    mixed = kmsdata.read_parquet(folder)
+    pd.testing.assert_frame_equal(mixed.kms.decrypt(), twice)
+    pd.testing.assert_frame_equal(mixed[::-1].kms.decrypt(), twice[::-1])
+    shifted = mixed[["int64", "bool", "text"]].shift(1).kms.decrypt()
+    pd.testing.assert_frame_equal(
+        shifted, twice[["int64", "bool", "text"]].astype({"int64": "Int64", "bool": "boolean"}).shift(1)
+    )
+
+
 def test_tables(titanic):
     table = pa.table(
         {
@@ -271,6 +299,33 @@ def test_frames_and_tables_read_each_other():
     assert table.column("n").to_pylist() == [1, 2, 3]
     assert table.column("s").to_pylist() == ["a", "b", None]
     assert table.column("c").to_pylist() == ["u", "v", "u"]
+
+
+def test_a_frames_file_read_by_arrow_decrypts_to_its_dtypes_and_is_written_as_plain(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "n": pd.array([2**60 + 1, None, 3], "Int64"),
+            "raw": [b"a", None, b"ccc"],
+            "text": pd.array(["a", None, ""], "string"),
+            "kept": [1, 2, 3],
+        }
+    )
+    frame.kms.encrypt(list(frame), key=KEY).kms.to_parquet(tmp_path / "enc.parquet")
+    sealed = pq.read_table(tmp_path / "enc.parquet")
+    back = kmsdata.decrypt_table(sealed)
+    pd.testing.assert_frame_equal(back.to_pandas(), frame)
+    # What others write of it is a plain file: no entry is left that would make its bytes cells.
+    pq.write_table(back, tmp_path / "plain.parquet")
+    pd.testing.assert_frame_equal(kmsdata.read_parquet(tmp_path / "plain.parquet", decrypt=True), frame)
+    assert b"kmsdata" not in back.schema.metadata
+    # In part: the entry names what is encrypted still, and what is encrypted anew.
+    pq.write_table(kmsdata.decrypt_table(sealed, ["raw", "kept"]), tmp_path / "part.parquet")
+    assert kmsdata.verify(tmp_path / "part.parquet", encrypted=["n", "text"]).exit_status == 0
+    again = kmsdata.encrypt_table(pq.read_table(tmp_path / "part.parquet"), ["kept"], key=KEY)
+    pq.write_table(again, tmp_path / "again.parquet")
+    assert list(parse_file(again.schema.metadata[b"kmsdata"].decode())) == ["kept", "n", "text"]
+    for path in ("part.parquet", "again.parquet"):
+        pd.testing.assert_frame_equal(kmsdata.read_parquet(tmp_path / path, decrypt=True), frame)
 
 
 # Joins.

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
+from kmsdata import search
 from kmsdata.envelope import Wrap
 
 KEY = "local://demo"
@@ -537,3 +538,27 @@ def test_objects_of_which_a_file_has_none(tmp_path):
     words.kms.to_parquet(folder / "3.parquet")
     with pytest.raises(TypeError, match="cannot hold"):
         kmsdata.read_parquet(folder / "3.parquet", filters=day)
+
+
+def test_a_file_that_is_rewrapped_meanwhile_is_searched_and_one_that_is_replaced_is_not(
+    tmp_path, monkeypatch
+):
+    frame = pd.DataFrame({"email": ["a", "b", "a"], "age": [1, 2, 3]})
+    path = tmp_path / "people.parquet"
+    frame.kms.encrypt("age", deterministic="email", key=KEY).kms.to_parquet(path)
+    rows = search.FileSearch.rows
+
+    def after(meanwhile):
+        def changed(self, fragment, *rest):
+            meanwhile()
+            return rows(self, fragment, *rest)
+
+        monkeypatch.setattr(search.FileSearch, "rows", changed)
+        return kmsdata.read_parquet(path, filters=[("email", "==", "a")], decrypt=True)
+
+    for in_place, key in ((False, "local://next"), (True, "local://last")):
+        found = after(lambda key=key, in_place=in_place: kmsdata.rewrap(path, key, in_place=in_place))
+        pd.testing.assert_frame_equal(found, frame[frame["email"] == "a"].reset_index(drop=True))
+    other = frame.kms.encrypt("age", deterministic="email", key=KEY)
+    with pytest.raises(kmsdata.FormatError, match="try again"):
+        after(lambda: other.kms.to_parquet(path))

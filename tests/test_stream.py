@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata import chunks, decrypting, encrypting, replacing
+from kmsdata import chunks, decrypting, encrypting, places, replacing
 from kmsdata.thrift import decode, encode
 
 fsspec = pytest.importorskip("fsspec")
@@ -851,18 +851,35 @@ def test_disk_full(tmp_path, verb, kind):
         try:
             kmsdata.{verb}_parquet({str(start)!r}, 'target', {arguments})
         except OSError as error:
-            print(error.errno)
+            print(error.errno, error.filename)
         """,
         tmp_path,
     )
     out, err = done.communicate(timeout=60)
-    assert out.split() == [str(errno.EFBIG)], err
+    full = tmp_path / "target" if kind == "file" else tmp_path / "target" / "a.parquet"
+    assert out.split() == [str(errno.EFBIG), str(full)], err
     after = snapshot(tmp_path)
     assert {name for name in after if not name.startswith("keystore")} == {
         name for name in before if not name.startswith("keystore")
     }
     assert not (tmp_path / "target").exists()
     assert not any(".kmsdata" in path.name for path in tmp_path.rglob("*"))
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_named(tmp_path):
+    target = tmp_path / "out"
+
+    def write_meanwhile():
+        with places.whole_folder(places.Place.of(target)) as opened:
+            with opened("a.parquet") as sink:
+                sink.write(b"mine")
+            target.mkdir()
+            (target / "a.parquet").write_bytes(b"theirs")
+
+    with pytest.raises(OSError) as caught:
+        write_meanwhile()
+    assert caught.value.filename == str(target)
+    assert snapshot(tmp_path) == {"out/a.parquet": b"theirs"}
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -782,6 +782,40 @@ def test_several_master_keys_and_a_region_that_is_down(emulator, make, kms, key)
         enc.kms.decrypt()
 
 
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Fault.error("RequestLimitExceeded"), KeyServiceError),
+        (Fault.error("ResourceUnavailable.CmkDisabled"), KeyAccessError),
+        (Fault.error("AuthFailure.TokenFailure"), CredentialsError),
+        (Fault.reset(), KeyServiceError),
+    ],
+)
+def test_a_dataset_whose_keys_fail_half_way_names_the_file(emulator, kms, key, fault, kind, tmp_path):
+    kmsdata.use(kms)
+    folder = tmp_path / "sealed"
+    for number in range(4):  # each under a data key of its own
+        part = folder / f"n={number}"
+        part.mkdir(parents=True)
+        enc = pd.DataFrame({"a": [1, 2]}).kms.encrypt(deterministic="a", key=key)
+        enc.kms.to_parquet(part / "part.parquet", index=False)
+    plain = tmp_path / "plain"
+    for call in (
+        lambda: kmsdata.decrypt_parquet(folder, plain),
+        lambda: kmsdata.read_parquet(folder, decrypt=True),
+        lambda: kmsdata.read_parquet(folder, filters=[("a", "==", 1)]),
+    ):
+        session._cache.clear()
+        emulator.fail(fault, action="Decrypt", after=2, times=None)
+        with pytest.raises(kind, match=r"n=[0-3]/part\.parquet: tencent-kms://") as caught:
+            call()
+        assert caught.value.path.startswith(str(folder))
+        assert sorted(item.name for item in tmp_path.iterdir() if item.name != "keystore") == ["sealed"]
+        emulator.heal()
+    assert kmsdata.decrypt_parquet(folder, plain).rows == 8
+    assert pd.read_parquet(plain)["a"].tolist() == [1, 2] * 4
+
+
 def test_without_the_session_knowing_anything(emulator, kms, key, monkeypatch, tmp_path):
     """As a pipeline has it: everything from the environment."""
     monkeypatch.setenv("KMSDATA_TENCENT_ENDPOINT", emulator.url)
