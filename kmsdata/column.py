@@ -55,8 +55,7 @@ def plan(
     recorded = dict(described.type)
     if dtype is not None and not pd.api.types.is_object_dtype(dtype):
         was = codec.describe(pd.Series([], dtype=dtype), column=name).type
-        if was.get("arrow") == recorded["arrow"]:  # else its cells would not be that dtype's
-            recorded = was
+        recorded = codec.retyped(recorded, was) or recorded
     if described.categories is not None:
         recorded["categories"] = _seal_categories(described.categories, name, data_key)
     if domain is None:

@@ -1282,7 +1282,7 @@ MALFORMED = [
     {"arrow": "int64", "pandas": {"masked": "Int65"}},
     {"arrow": "large_string", "pandas": {"string": ["python"]}},
     {"arrow": "large_string", "pandas": {"string": ["c", "NA"]}},
-    {"arrow": "string", "pandas": {"string": ["python", "NA"]}},
+    {"arrow": "binary", "pandas": {"string": ["python", "NA"]}},
     {"arrow": "timestamp[ns, tz=UTC]", "pandas": {"datetime": ["ns", ["zoneinfo", "../../etc/passwd"]]}},
     {"arrow": "timestamp[ns, tz=UTC]", "pandas": {"datetime": ["ns", ["dateutil", "/etc/localtime"]]}},
     {"arrow": "timestamp[ns, tz=UTC]", "pandas": {"datetime": ["ns", ["zoneinfo"]]}},

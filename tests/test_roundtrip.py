@@ -535,3 +535,22 @@ def test_duckdb_and_polars_see_bytes_and_what_they_write_back_decrypts(titanic, 
     back = kmsdata.read_parquet(tmp_path / "p.parquet", decrypt=True)
     wanted = titanic[titanic["pclass"] == 1].reset_index(drop=True)
     pd.testing.assert_frame_equal(back[["name", "age", "ticket"]], wanted[["name", "age", "ticket"]])
+
+
+@pytest.mark.parametrize("type_", [pa.string(), pa.large_string()], ids=str)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_strings_of_pandas_in_any_text_type_of_arrow_come_back_in_both(type_, deterministic, tmp_path):
+    """pandas 2 writes its strings as ``string``, pandas 3 as ``large_string``."""
+    frame = pd.DataFrame({"text": pd.Series(["a", None, "ß"], dtype="string")})
+    table = pa.Table.from_pandas(frame)
+    table = table.set_column(0, pa.field("text", type_), table.column("text").cast(type_))
+    sealed = kmsdata.encrypt_table(table, "text", deterministic=deterministic, key=KEY)
+    pq.write_table(sealed, tmp_path / "sealed.parquet")
+    back = kmsdata.read_parquet(tmp_path / "sealed.parquet").kms.decrypt()
+    pd.testing.assert_frame_equal(back, frame)
+    assert kmsdata.decrypt_table(sealed).equals(table)
+    pq.write_table(table, tmp_path / "plain.parquet")
+    kmsdata.encrypt_parquet(tmp_path / "plain.parquet", tmp_path / "file.parquet", ["text"], key=KEY)
+    pd.testing.assert_frame_equal(kmsdata.read_parquet(tmp_path / "file.parquet").kms.decrypt(), frame)
+    kmsdata.decrypt_parquet(tmp_path / "file.parquet", tmp_path / "back.parquet")
+    assert pq.read_schema(tmp_path / "back.parquet").field("text").type == type_

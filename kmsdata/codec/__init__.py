@@ -9,6 +9,17 @@ deterministic cells of values to look for.
 
 from kmsdata.codec.columns import Description, describe, pack, unpack, unpack_arrow
 from kmsdata.codec.literals import literals
-from kmsdata.codec.types import check, label, width
+from kmsdata.codec.types import check, label, retyped, width
 
-__all__ = ["Description", "check", "describe", "label", "literals", "pack", "unpack", "unpack_arrow", "width"]
+__all__ = [
+    "Description",
+    "check",
+    "describe",
+    "label",
+    "literals",
+    "pack",
+    "retyped",
+    "unpack",
+    "unpack_arrow",
+    "width",
+]

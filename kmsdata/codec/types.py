@@ -38,8 +38,9 @@ none. ``pandas`` is the pandas dtype of a column that comes from pandas.
 ==================================================  ==================================================
 
 What is not ArrowDtype has the ``arrow`` that ``arrow_of`` gives it, or none: numpy, masked and datetime
-columns the type of the same name, text ``"large_string"``, bytes ``"large_binary"``, objects that are dates
-``"date32"`` and UUIDs ``"fixed_size_binary[16]"``. Complex numbers, periods, intervals, categories, zones
+columns the type of the same name, text ``"large_string"`` (a string dtype that came through Arrow: any of
+Arrow's three, as their cells are the same), bytes ``"large_binary"``, objects that are dates ``"date32"``
+and UUIDs ``"fixed_size_binary[16]"``. Complex numbers, periods, intervals, categories, zones
 with odd seconds, decimal and tagged objects have none.
 
 A registered extension type comes back as itself; one that is not registered as its storage type, as in Arrow.
@@ -69,6 +70,7 @@ __all__ = [
     "kind_of",
     "label",
     "print_arrow",
+    "retyped",
     "value_type",
     "width",
 ]
@@ -287,6 +289,25 @@ def arrow_of(pandas: dict[str, Any]) -> str | None:
     return None
 
 
+def _fit(arrow: Any, pandas: dict[str, Any]) -> bool:
+    """Whether a column of this ``arrow`` entry and this ``pandas`` entry can be: its cells are both's."""
+    return arrow == arrow_of(pandas) or ("string" in pandas and arrow in ("string", "string_view"))
+
+
+def retyped(arrow: dict[str, Any], pandas: dict[str, Any]) -> dict[str, Any] | None:
+    """The ``type`` of an Arrow column that pandas made of a column of that ``type``; None if it cannot be.
+
+    Example:
+        >>> retyped({"arrow": "string"}, {"arrow": "large_string", "pandas": {"string": ["python", "NA"]}})
+        {'arrow': 'string', 'pandas': {'string': ['python', 'NA']}}
+    """
+    if "pandas" not in pandas or "arrow" not in arrow or "arrow" not in pandas:
+        return None
+    if pandas["arrow"] == arrow["arrow"]:
+        return dict(pandas)
+    return {**pandas, **arrow} if _fit(arrow["arrow"], pandas["pandas"]) else None
+
+
 def _is_dtype(entry: Any) -> bool:
     """Whether this is a ``pandas`` entry (the categories of a category are checked by themselves)."""
     if not isinstance(entry, dict):
@@ -352,7 +373,7 @@ def check(type: dict[str, Any], kind: str | None = None) -> None:  # noqa: A002 
             raise malformed("its pandas dtype")
         if ("arrow" in type) if "arrow" not in pandas and arrow_of(pandas) is None else "arrow" not in type:
             raise malformed("its keys")
-        if "arrow" not in pandas and type.get("arrow") != arrow_of(pandas):
+        if "arrow" not in pandas and not _fit(type.get("arrow"), pandas):
             raise malformed("its Arrow type is not that of its pandas dtype")
         if "category" in pandas:
             check(pandas["category"]["values"], kind)
