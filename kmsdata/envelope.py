@@ -139,8 +139,15 @@ class DataKeyRecord:
             _refuse(f"a context of more than {_MOST_CONTEXT} letters", "context")
 
     def with_wraps(self, wraps: Iterable[Wrap]) -> DataKeyRecord:
-        """The record with these wraps too; those beyond the most that a record holds are left out."""
-        return replace(self, wraps=tuple(dict.fromkeys((*self.wraps, *wraps)))[:_MOST_WRAPS])
+        """The record with these wraps too, up to the most that one holds: each key's first before others.
+
+        Files that were rewrapped one by one have each a wrap of its own under the one new key.
+        """
+        every = list(dict.fromkeys((*self.wraps, *wraps)))
+        if len(every) > _MOST_WRAPS:
+            first = {wrap.key: wrap for wrap in reversed(every)}
+            every.sort(key=lambda wrap: wrap is not first[wrap.key])
+        return replace(self, wraps=tuple(every[:_MOST_WRAPS]))
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON."""

@@ -212,3 +212,14 @@ def test_canonical_json():
     for bad in (1.5, float("nan"), 1 << 53, "\ud800", {1: 2}, b"x", {"a": {1, 2}}):
         with pytest.raises(FormatError):
             canonical(bad)
+
+
+def test_no_key_is_crowded_out_by_many_wraps_of_another():
+    """As of files that were rewrapped one by one: each has a wrap of its own under the new key."""
+    new = [Wrap("local://new", f"n{number}") for number in range(30)]
+    merged = DataKeyRecord(ONE, (), (new[0],))
+    for wrap in [*new[1:20], Wrap("local://old", "o"), *new[20:]]:
+        merged = merged.with_wraps([wrap])
+    assert len(merged.wraps) == 16
+    assert merged.wraps[0] == new[0]
+    assert Wrap("local://old", "o") in merged.wraps
