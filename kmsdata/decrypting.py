@@ -16,10 +16,11 @@ from kmsdata.envelope import Header
 from kmsdata.errors import FormatError, KmsDataError, UnsupportedTypeError
 from kmsdata.job import Job, Step
 from kmsdata.keys import DataKey
+from kmsdata.metadata import pandas_entries, with_entries
 from kmsdata.parquet import headers_in
 from kmsdata.places import Place
 from kmsdata.replacing import column_batches, edited_metadata, in_parts, open_parquet, replacement, with_type
-from kmsdata.table import check_names, pandas_entries, require, with_entries
+from kmsdata.table import check_names, require
 
 __all__ = ["decrypt_file", "decrypted_types", "headers_wanted"]
 

@@ -23,6 +23,7 @@ from kmsdata.envelope import ENTRY, ColumnHeader, Header
 from kmsdata.errors import FormatError
 from kmsdata.job import Job, Step
 from kmsdata.keys import DataKey
+from kmsdata.metadata import pandas_dtypes
 from kmsdata.parquet import headers_in, settings_for
 from kmsdata.places import Place
 from kmsdata.replacing import (
@@ -34,7 +35,7 @@ from kmsdata.replacing import (
     replacement,
     with_type,
 )
-from kmsdata.table import Columns, chosen_columns, pandas_dtypes
+from kmsdata.table import Columns, chosen_columns
 
 __all__ = ["Sealer", "columns_to_encrypt", "encrypt_csv", "encrypt_file", "sealers_for"]
 

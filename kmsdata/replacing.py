@@ -18,9 +18,9 @@ from kmsdata.envelope import ENTRY, Header, file_text
 from kmsdata.errors import FormatError
 from kmsdata.job import Job
 from kmsdata.journal import what_mends
+from kmsdata.metadata import in_pandas_metadata
 from kmsdata.parquet import headers_in, settings_for
 from kmsdata.places import Place
-from kmsdata.table import in_pandas_metadata
 
 __all__ = [
     "Survey",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import json
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +14,16 @@ import pyarrow as pa
 
 from kmsdata.column import authenticate, open_arrow, open_pandas, plan, seal
 from kmsdata.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
-from kmsdata.envelope import ENTRY, DataKeyRecord, Header, file_text, parse_file
+from kmsdata.envelope import DataKeyRecord, Header
 from kmsdata.errors import (
     FormatError,
     KeyAccessError,
     KeyNotFoundError,
     KeyServiceError,
-    UnsupportedTypeError,
     WrongKeyError,
 )
 from kmsdata.keys import DataKey
+from kmsdata.metadata import in_pandas_metadata, pandas_dtypes, pandas_entries, with_columns, with_entries
 from kmsdata.progress import Progress
 from kmsdata.session import Key, new_data_key, pairs, unwrap
 
@@ -45,14 +43,10 @@ __all__ = [
     "encrypted_columns",
     "headers_of",
     "in_extension_dtype",
-    "in_pandas_metadata",
     "open_keys",
-    "pandas_dtypes",
-    "pandas_entries",
     "require",
     "required_names",
     "the_data_key",
-    "with_entries",
     "with_headers",
 ]
 
@@ -135,7 +129,7 @@ def encrypt_table(
         position = schema.get_field_index(name)
         table = table.set_column(position, schema.field(position).with_type(array.type), array)
     metadata = in_pandas_metadata(schema.metadata, list(chosen))
-    return table.replace_schema_metadata(_with_columns(metadata, (), new))
+    return table.replace_schema_metadata(with_columns(metadata, (), new))
 
 
 def decrypt_frame(
@@ -255,7 +249,7 @@ def decrypt_table(
     metadata = in_pandas_metadata(table.schema.metadata, names, back=True)
     if metadata is not None:
         metadata = with_entries(metadata, pandas_entries({name: headers[name] for name in names}, keys))
-    return table.replace_schema_metadata(_with_columns(metadata, names, {}))
+    return table.replace_schema_metadata(with_columns(metadata, names, {}))
 
 
 @dataclass(frozen=True)
@@ -560,81 +554,6 @@ def check_context(
                 column=column,
                 field="context",
             )
-
-
-def in_pandas_metadata(
-    metadata: Mapping[bytes, bytes] | None, columns: Sequence[str], *, back: bool = False
-) -> dict[bytes, bytes] | None:
-    """Schema metadata in which pandas takes these columns for bytes: readers without kmsdata fail else.
-
-    What stood there is kept beside it, and put back where the columns are decrypted.
-    """
-    if metadata is None or b"pandas" not in metadata:
-        return None if metadata is None else dict(metadata)
-    document = json.loads(metadata[b"pandas"])
-    for entry in document.get("columns", []):
-        if entry.get("field_name", entry.get("name")) in columns:
-            if back:
-                entry |= entry.pop("kmsdata", {})
-            else:
-                was = {key: entry.get(key) for key in ("pandas_type", "numpy_type", "metadata")}
-                entry |= {"pandas_type": "bytes", "numpy_type": "object", "metadata": None, "kmsdata": was}
-    return {**metadata, b"pandas": json.dumps(document).encode()}
-
-
-def pandas_entries(headers: Mapping[str, Header], keys: Mapping[bytes, DataKey]) -> dict[str, dict[str, Any]]:
-    """What pandas' metadata says of columns that were encrypted in pandas: their headers know it."""
-    entries = {}
-    for name, header in headers.items():
-        if not all("pandas" in item.type for item in header.columns):
-            continue
-        empty = pa.array([], EncryptedDtype(header)._storage_type)
-        with contextlib.suppress(UnsupportedTypeError, pa.ArrowException, TypeError, ValueError):
-            frame = pd.DataFrame({name: open_pandas(header, keys, empty, name)})
-            made = pa.Schema.from_pandas(frame, preserve_index=False).metadata[b"pandas"]
-            entry = json.loads(made)["columns"][0]
-            if entry["pandas_type"] != "empty":  # objects, of which none is at hand
-                entries[name] = entry
-    return entries
-
-
-def with_entries(metadata: dict[bytes, bytes], entries: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """Schema metadata in which pandas' own says this of these columns."""
-    if b"pandas" not in metadata:
-        return metadata
-    document = json.loads(metadata[b"pandas"])
-    for entry in document.get("columns", []):
-        if was := entries.get(entry.get("field_name")):
-            entry |= {key: was[key] for key in ("pandas_type", "numpy_type", "metadata")}
-    return {**metadata, b"pandas": json.dumps(document).encode()}
-
-
-def _with_columns(
-    metadata: dict[bytes, bytes] | None, gone: Iterable[str], new: Mapping[str, Header]
-) -> dict[bytes, bytes] | None:
-    """Schema metadata whose entry of a file says which columns are encrypted now.
-
-    Whoever writes the table writes the entry along, and readers take bytes that it names for cells.
-    """
-    if metadata is None or ENTRY not in metadata:
-        return metadata
-    try:
-        before = parse_file(metadata[ENTRY].decode("utf-8", "surrogateescape"))
-    except FormatError:  # no entry of ours: readers say so where they need it
-        return metadata
-    after = {name: header for name, header in before.items() if name not in gone} | dict(new)
-    rest = {key: text for key, text in metadata.items() if key != ENTRY}
-    return rest | ({ENTRY: file_text(after).encode()} if after else {})
-
-
-def pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """The pandas dtypes that schema metadata names, by column, where the name alone says the dtype."""
-    document = json.loads((metadata or {}).get(b"pandas", b"{}"))
-    dtypes = {}
-    for entry in document.get("columns", []):
-        with contextlib.suppress(TypeError, ValueError, KeyError):
-            dtypes[entry["field_name"]] = pd.api.types.pandas_dtype(entry["numpy_type"])
-    return dtypes
 
 
 def _encrypt(

@@ -15,7 +15,7 @@ FLOORS = {
     "calls": 1, "codec": 1, "ciphers": 1, "footer": 1, "keys": 1, "progress": 1, "storage": 1, "thrift": 1,
     "cache": 2, "chunks": 2, "journal": 2, "places": 2, "providers": 2, "report": 2,
     "column": 3, "csv_blocks": 3, "dtype": 3, "session": 3,
-    "copies": 4, "job": 4, "table": 4,
+    "copies": 4, "job": 4, "metadata": 4, "table": 4,
     "search": 5, "wraps": 5,
     "parquet": 6,
     "inspection": 7, "migrate": 7, "replacing": 7, "rewrapping": 7, "verification": 7,
@@ -25,6 +25,7 @@ FLOORS = {
 }  # fmt: skip
 PEERS = {  # the steps on one floor
     "errors": {"envelope"},  # what is malformed is a FormatError
+    "metadata": {"table"},  # what a table's says thereafter
     "cli_files": {"cli"},  # some of its commands
     "demo": {"cli", "cli_files"},  # the command that shows it
     "emulator": {"cli"},  # and the command that runs it
