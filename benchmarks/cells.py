@@ -22,8 +22,8 @@ import time
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 
-from kmsdata.cells import Cells
 from kmsdata.ciphers import gcm, siv
+from kmsdata.ciphers.cells import Cells
 
 KEY, PREFIX, ROUNDS = os.urandom(64), b"\x01abcd", 7
 KINDS = {"8 B": (8, 8), "16 B": (16, 16), "20 B": (20, 20), "5-40 B": (5, 40), "20-100 B": (20, 100)}

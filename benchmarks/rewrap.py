@@ -21,8 +21,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 import kmsdata
-from kmsdata import rewrapping
-from kmsdata.files import whole_file
+from kmsdata.atomic_files import whole_file
+from kmsdata.parquet import rewrap as rewrapping
 
 ROUNDS = 5
 KEYS = ("local://one", "local://two")

@@ -8,11 +8,12 @@ from importlib.metadata import version
 
 import pyarrow as pa
 
-from kmsdata.accessor import FrameAccessor, SeriesAccessor
-from kmsdata.api import data_key, export_keyset, new_data_key
-from kmsdata.cache import KeyCache
-from kmsdata.calls import Usage, usage
-from kmsdata.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.api.accessor import FrameAccessor, SeriesAccessor
+from kmsdata.api.inspection import inspect
+from kmsdata.api.key_sharing import data_key, export_keyset, new_data_key
+from kmsdata.api.migrate_guide import migrate_guide_column
+from kmsdata.api.verify import verify
+from kmsdata.display.tables import Inspection, RewrapReport, StreamReport, Verification
 from kmsdata.errors import (
     CredentialsError,
     FormatError,
@@ -24,19 +25,18 @@ from kmsdata.errors import (
     UnsupportedTypeError,
     WrongKeyError,
 )
-from kmsdata.inspection import inspect
-from kmsdata.keys import DataKey, KeyProvider, Keyset
-from kmsdata.migrate import migrate_guide_column
-from kmsdata.parquet import read_parquet
-from kmsdata.providers.local import LocalKeystore
-from kmsdata.providers.tencent import TencentKMS
-from kmsdata.report import Inspection, RewrapReport, StreamReport, Verification
-from kmsdata.rewrapping import rewrap
-from kmsdata.session import use
-from kmsdata.sign_in import login
-from kmsdata.stream import decrypt_parquet, encrypt_parquet
-from kmsdata.table import decrypt_table, encrypt_table
-from kmsdata.verification import verify
+from kmsdata.frames.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.frames.table import decrypt_table, encrypt_table
+from kmsdata.keys.cache import KeyCache
+from kmsdata.keys.data_key import DataKey, KeyProvider, Keyset
+from kmsdata.keys.local.keystore import LocalKeystore
+from kmsdata.keys.session import use
+from kmsdata.keys.tencent.client import TencentKMS
+from kmsdata.keys.usage import Usage, usage
+from kmsdata.notebook.login import login
+from kmsdata.parquet.bulk.stream import decrypt_parquet, encrypt_parquet
+from kmsdata.parquet.read import read_parquet
+from kmsdata.parquet.rewrap import rewrap
 
 __all__ = [
     "Cell",

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 import kmsdata
-from kmsdata import forks, session
-from kmsdata.cli import main
+from kmsdata.cli.app import main
+from kmsdata.keys import fork_lock as forks
+from kmsdata.keys import session
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,7 +12,7 @@ import pytest
 
 import kmsdata
 from kmsdata import EncryptedArray, EncryptedDtype
-from kmsdata.envelope import Header
+from kmsdata.keys.envelope import Header
 
 KEY = "local://demo"
 SURROGATE = pd.Index(["x", "y", "z", "a\ud800"], dtype=object)

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 import kmsdata
-from kmsdata import cache as cache_module
-from kmsdata import session
-from kmsdata.envelope import Wrap
 from kmsdata.errors import KeyAccessError, WrongKeyError
-from kmsdata.keys import DataKey
+from kmsdata.keys import cache as cache_module
+from kmsdata.keys import session
+from kmsdata.keys.data_key import DataKey
+from kmsdata.keys.envelope import Wrap
 
 
 class Service:

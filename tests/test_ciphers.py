@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmsdata.cells import Cells
 from kmsdata.ciphers import aes, gcm, siv
+from kmsdata.ciphers.cells import Cells
 
 KEY = bytes(range(64))
 PREFIX = b"\x01abcd"

@@ -8,8 +8,8 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 
-from kmsdata.cells import Cells
 from kmsdata.ciphers import aes, gcm, siv
+from kmsdata.ciphers.cells import Cells
 
 FOLDER = pathlib.Path(__file__).parent / "vectors" / "ciphers"
 PREFIX = b"\x01abcd"

@@ -136,7 +136,7 @@ def test_as_a_module_without_a_traceback(tmp_path):
 
 def test_an_interruption_is_quiet():
     waiting = (
-        "import time, kmsdata.cli as cli\n"
+        "import time, kmsdata.cli.app as cli\n"
         "cli._demo.run = lambda *_, **__: (print('ready', flush=True), time.sleep(30))\n"
         "cli.main(['demo'])"
     )

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
-from kmsdata import cli_files
+from kmsdata.cli import file_commands as cli_files
 
 ROOT = Path(kmsdata.__file__).parent.parent
 COMMANDS = ["encrypt", "decrypt", "inspect", "verify", "rewrap"]
@@ -211,7 +211,7 @@ def in_terminal(*arguments, before=""):
     """A command's exit code, and what it writes to a terminal of 80 columns."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    code = f"{before}\nfrom kmsdata.cli import main\nmain({list(arguments)!r})"
+    code = f"{before}\nfrom kmsdata.cli.app import main\nmain({list(arguments)!r})"
     environment = {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -241,7 +241,7 @@ def large(path, rows=600_000, **options):
 
 def test_progress_in_a_terminal_stays_on_its_line(here):
     large("big.parquet", row_group_size=10_000)
-    at_once = "import kmsdata.progress as p\np._PATIENCE = p._EVERY = 0.02"
+    at_once = "import kmsdata.display.progress as p\np._PATIENCE = p._EVERY = 0.02"
     code, shown = in_terminal("encrypt", "big.parquet", "out.parquet", "-c", "ssn", *KEY, before=at_once)
     assert code == 0
     bars = re.findall(r"\r(encrypt \[[^\r\x1b]*)\x1b\[K", shown)
@@ -254,8 +254,9 @@ def test_progress_in_a_terminal_stays_on_its_line(here):
 def test_no_progress_in_a_pipe(here):
     large("big.parquet", row_group_size=10_000)
     code = (
-        "import kmsdata.progress as p\np._PATIENCE = p._EVERY = 0.02\n"
-        f"from kmsdata.cli import main\nmain({['encrypt', 'big.parquet', 'o.parquet', '-c', 'ssn', *KEY]!r})"
+        "import kmsdata.display.progress as p\np._PATIENCE = p._EVERY = 0.02\n"
+        f"from kmsdata.cli.app import main\n"
+        f"main({['encrypt', 'big.parquet', 'o.parquet', '-c', 'ssn', *KEY]!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
@@ -509,7 +510,7 @@ def test_the_readme_lines_run(here):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete_commands(here, shell):
-    script = 'import sys, kmsdata.cli as cli; sys.argv[0] = "kmsdata"; cli.main()'
+    script = 'import sys, kmsdata.cli.app as cli; sys.argv[0] = "kmsdata"; cli.main()'
     environment = os.environ | {"PYTHONPATH": str(ROOT), "_KMSDATA_COMPLETE": f"source_{shell}"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
@@ -519,7 +520,7 @@ def test_shells_complete_commands(here, shell):
 
 
 def test_bash_completes_a_command(here):
-    script = "import kmsdata.cli as cli; cli.main()"
+    script = "import kmsdata.cli.app as cli; cli.main()"
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "_KMSDATA_COMPLETE": "complete_bash",

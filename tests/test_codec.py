@@ -23,8 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kmsdata import codec
-from kmsdata.cells import Cells
-from kmsdata.codec import arrow, tags, types, zones
+from kmsdata.ciphers.cells import Cells
+from kmsdata.codec import arrow_arrays as arrow
+from kmsdata.codec import tagged_objects as tags
+from kmsdata.codec import time_zones as zones
+from kmsdata.codec import types
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 PANDAS_3 = hasattr(pd.StringDtype("python"), "_na_value")

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import kmsdata
-from kmsdata import demo
+from kmsdata.cli import demo
 
 TITANIC = files("kmsdata") / "data" / "titanic.csv"
 FILE = "titanic.encrypted.parquet"
@@ -79,7 +79,7 @@ def test_it_says_what_happened(run):
 
 def test_colours_mark_what_is_encrypted():
     screen = io.StringIO()
-    from kmsdata import demo
+    from kmsdata.cli import demo
 
     demo.run(console=Console(file=screen, force_terminal=True, color_system="standard", width=100))
     assert re.search(r"\x1b\[35menc#", screen.getvalue())

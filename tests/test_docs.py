@@ -21,7 +21,9 @@ MODULES = ["kmsdata", *(module.name for module in pkgutil.walk_packages(kmsdata.
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.newest] if name == "kmsdata.widgets" else [])  # ipywidgets
+        pytest.param(
+            name, marks=[pytest.mark.newest] if name == "kmsdata.notebook.login_form" else []
+        )  # ipywidgets
         for name in MODULES
     ],
 )

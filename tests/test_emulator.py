@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import kmsdata
 from kmsdata.emulator import Emulator, Fault, server
-from kmsdata.emulator.actions import ACTIONS, UNSUPPORTED
-from kmsdata.emulator.signature import signature
+from kmsdata.emulator.kms_actions import ACTIONS, UNSUPPORTED
+from kmsdata.emulator.tc3_signature import signature
 
 pytestmark = pytest.mark.newest
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmsdata.envelope import (
+from kmsdata.errors import FormatError
+from kmsdata.keys.envelope import (
     GCM,
     SIV,
     ColumnHeader,
@@ -19,7 +20,6 @@ from kmsdata.envelope import (
     parse_file,
     parse_key,
 )
-from kmsdata.errors import FormatError
 
 ONE, TWO = bytes(32), bytes([7]) * 32
 

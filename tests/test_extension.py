@@ -9,8 +9,8 @@ from pandas.tests.extension import base
 from pandas.tests.extension.conftest import *  # noqa: F403 - the fixtures that pandas has for this
 
 from kmsdata import DataKey
-from kmsdata.dtype import EncryptedArray
-from kmsdata.envelope import Wrap
+from kmsdata.frames.dtype import EncryptedArray
+from kmsdata.keys.envelope import Wrap
 
 PANDAS_2 = pd.__version__.startswith("2.")
 KEY = DataKey(bytes(range(32)), [Wrap("local://demo", "never unwrapped here")])

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
-from kmsdata.envelope import file_text
-from kmsdata.footer import MAGIC, Footer, ending, read_footer
+from kmsdata.keys.envelope import file_text
+from kmsdata.parquet.footer import MAGIC, Footer, ending, read_footer
 
 OLD, NEW = "local://old", "local://new"
 BLOOM_FILTERS = int(pa.__version__.split(".")[0]) >= 24

@@ -13,8 +13,6 @@ import threading
 import pytest
 
 import kmsdata
-from kmsdata import session
-from kmsdata.envelope import GCM, SIV, ColumnHeader, Wrap
 from kmsdata.errors import (
     CredentialsError,
     FormatError,
@@ -23,7 +21,9 @@ from kmsdata.errors import (
     KeyServiceError,
     WrongKeyError,
 )
-from kmsdata.keys import CellKey, DataKey, Keyset
+from kmsdata.keys import session
+from kmsdata.keys.data_key import CellKey, DataKey, Keyset
+from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Wrap
 
 SECRET = bytes(range(32))
 

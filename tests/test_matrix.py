@@ -25,7 +25,7 @@ import pytest
 
 import kmsdata
 from kmsdata import Cell, EncryptedArray, EncryptedDtype, EncryptedType, FormatError, LocalKeystore
-from kmsdata import storage as storage_module
+from kmsdata.frames import arrow_storage as storage_module
 
 KEY = "local://demo"
 DETERMINISTIC = ["city", "zip"]

@@ -84,7 +84,7 @@ def executed(tmp_path, *sources, **options):
 
 WORK = """
 import time
-from kmsdata import progress
+from kmsdata.display import progress
 progress._PATIENCE = 0.05
 def work(seconds, wanted=None, fail=False):
     with progress.Progress("encrypt", 4, "cells", wanted) as bar:

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 import kmsdata
-from kmsdata import session
 from kmsdata.errors import KeyAccessError, KeyNotFoundError, KeyServiceError
-from kmsdata.keys import DataKey
+from kmsdata.keys import session
+from kmsdata.keys.data_key import DataKey
 
 pytestmark = pytest.mark.newest
 

@@ -16,8 +16,8 @@ import pytest
 from rich.cells import cell_len
 
 import kmsdata
-from kmsdata import progress as progress_module
-from kmsdata.progress import Progress
+from kmsdata.display import progress as progress_module
+from kmsdata.display.progress import Progress
 
 
 @pytest.fixture(autouse=True)

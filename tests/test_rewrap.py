@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
-from kmsdata import journal, rewrapping, session
-from kmsdata.copies import copies_in, entry_with
-from kmsdata.envelope import ColumnHeader, DataKeyRecord, Header, Wrap, file_text
-from kmsdata.footer import ending, read_footer
-from kmsdata.keys import DataKey, random_bytes
+from kmsdata.keys import session
+from kmsdata.keys.data_key import DataKey, random_bytes
+from kmsdata.keys.envelope import ColumnHeader, DataKeyRecord, Header, Wrap, file_text
+from kmsdata.parquet import journal
+from kmsdata.parquet import rewrap as rewrapping
+from kmsdata.parquet.footer import ending, read_footer
+from kmsdata.parquet.header_copies import copies_in, entry_with
 
 OLD, NEW, MORE = "local://old", "local://new", "local://more"
 

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata import column as column_module
-from kmsdata.envelope import parse_file
+from kmsdata.frames import column as column_module
+from kmsdata.keys.envelope import parse_file
 
 KEY = "local://demo"
 SECRETS = ["name", "ticket", "age", "fare"]

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata import search
-from kmsdata.envelope import Wrap
+from kmsdata.frames import search
+from kmsdata.keys.envelope import Wrap
 
 KEY = "local://demo"
 D = decimal.Decimal

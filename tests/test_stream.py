@@ -22,8 +22,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata import chunks, decrypting, encrypting, places, replacing
-from kmsdata.thrift import decode, encode
+from kmsdata.parquet import column_chunks as chunks
+from kmsdata.parquet import locations as places
+from kmsdata.parquet.bulk import column_batches as replacing
+from kmsdata.parquet.bulk import decrypt as decrypting
+from kmsdata.parquet.bulk import encrypt as encrypting
+from kmsdata.parquet.thrift import decode, encode
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -947,7 +951,7 @@ def test_killed_at_any_point(tmp_path, how, kind):
     kmsdata.new_data_key(KEY)
     code = f"""
         import time
-        from kmsdata import chunks
+        from kmsdata.parquet import column_chunks as chunks
         original = chunks._Output.write
         count = 0
         def slow(out, data):

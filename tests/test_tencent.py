@@ -31,9 +31,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import kmsdata
-from kmsdata import session
 from kmsdata.emulator import Emulator, Fault
-from kmsdata.envelope import DataKeyRecord, Wrap
 from kmsdata.errors import (
     CredentialsError,
     KeyAccessError,
@@ -41,9 +39,13 @@ from kmsdata.errors import (
     KeyServiceError,
     WrongKeyError,
 )
-from kmsdata.keys import DataKey
-from kmsdata.providers import credentials, service, tencent
-from kmsdata.providers.service import Endpoint, Request
+from kmsdata.keys import session
+from kmsdata.keys.data_key import DataKey
+from kmsdata.keys.envelope import DataKeyRecord, Wrap
+from kmsdata.keys.tencent import client as tencent
+from kmsdata.keys.tencent import credentials
+from kmsdata.keys.tencent import transport as service
+from kmsdata.keys.tencent.transport import Endpoint, Request
 
 pytestmark = pytest.mark.newest
 

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata import verification
-from kmsdata.dtype import EncryptedArray, EncryptedDtype, EncryptedType
-from kmsdata.envelope import Header, Wrap, file_text
-from kmsdata.parquet import headers_in
+from kmsdata.api import verify as verification
+from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.keys.envelope import Header, Wrap, file_text
+from kmsdata.parquet.read import headers_in
 
 KEY = "local://demo"
 V1 = Path(__file__).parent / "vectors" / "v1"

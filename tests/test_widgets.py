@@ -15,16 +15,20 @@ import pyarrow as pa
 import pytest
 
 import kmsdata
-from kmsdata import session
 from kmsdata.errors import CredentialsError
+from kmsdata.keys import session
 
 pytestmark = pytest.mark.newest
 
-w = pytest.importorskip("ipywidgets")  # where it is wanted and missing, test_docs[kmsdata.widgets] fails
-from kmsdata import sign_in, widgets  # noqa: E402
+w = pytest.importorskip(
+    "ipywidgets"
+)  # where it is wanted and missing, test_docs[kmsdata.notebook.login_form] fails
 from kmsdata.emulator import Emulator, Fault  # noqa: E402
-from kmsdata.providers import credentials, service  # noqa: E402
-from kmsdata.widgets import LoginForm, WipingPassword  # noqa: E402
+from kmsdata.keys.tencent import credentials  # noqa: E402
+from kmsdata.keys.tencent import transport as service  # noqa: E402
+from kmsdata.notebook import login as sign_in  # noqa: E402
+from kmsdata.notebook import login_form as widgets  # noqa: E402
+from kmsdata.notebook.login_form import LoginForm, WipingPassword  # noqa: E402
 
 REGION = "ap-guangzhou"
 SECRET = "hV7cX2mQ9tLr4zBn8KpWs3YdJg6FaE1u"
@@ -220,7 +224,7 @@ def test_a_region_by_its_code(form, emulator):
 
 
 def test_regions_are_those_that_have_kms():
-    from kmsdata.emulator.actions import REGIONS
+    from kmsdata.emulator.kms_actions import REGIONS
 
     assert sorted(widgets.REGIONS) == sorted(REGIONS)
     assert len(set(widgets.REGIONS.values())) == len(REGIONS)
@@ -744,7 +748,7 @@ def kernel(tmp_path_factory):
         for name in ("SECRET_ID", "SECRET_KEY", "REGION"):
             patch.delenv(f"TENCENTCLOUD_{name}", raising=False)
         manager, client = start_new_kernel(kernel_name="python3")
-    run_in(client, "import kmsdata.providers.credentials as c; c._METADATA = 'http://127.0.0.1:9/'")
+    run_in(client, "import kmsdata.keys.tencent.credentials as c; c._METADATA = 'http://127.0.0.1:9/'")
     yield client
     client.stop_channels()
     manager.shutdown_kernel(now=True)
@@ -791,7 +795,7 @@ def test_a_kernel_shows_the_form_once_and_stops_what_needs_it(kernel, emulator):
     (error,) = texts(outputs, "error")
     assert error["evalue"] == "not signed in yet: fill in the form above, then run again from here"
     assert "line 1: kmsdata.new_data_key()" in error["traceback"][1]
-    run_in(kernel, "kmsdata.session._held.clear()")
+    run_in(kernel, "kmsdata.keys.session._held.clear()")
 
 
 def test_a_kernel_without_ipywidgets_asks(kernel, emulator):

@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kmsdata.cells import Bytes, Cells, Ints
+from kmsdata.ciphers.cells import Bytes, Cells, Ints
 
 __all__ = ["PREFIX", "Aes", "Blocks", "Column", "Mode", "Room", "field", "keystream", "run", "tiles", "xor"]
 

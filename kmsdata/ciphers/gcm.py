@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kmsdata.cells import Bytes, Cells, Ints
 from kmsdata.ciphers.aes import PREFIX, Aes, Blocks, Column, Room, run, tiles, xor
+from kmsdata.ciphers.cells import Bytes, Cells, Ints
 
 __all__ = ["OVERHEAD", "PREFIX", "open_cells", "seal_cells"]
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.ciphers import algorithms
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.cmac import CMAC
 
-from kmsdata.cells import Cells, Ints
 from kmsdata.ciphers.aes import PREFIX, Aes, Blocks, Column, Room, field, run, tiles, xor
+from kmsdata.ciphers.cells import Cells, Ints
 
 __all__ = ["OVERHEAD", "PREFIX", "open_cells", "seal_cells"]
 

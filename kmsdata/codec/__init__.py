@@ -7,8 +7,8 @@
 deterministic cells of values to look for.
 """
 
-from kmsdata.codec.columns import Description, describe, pack, unpack, unpack_arrow
-from kmsdata.codec.literals import literals
+from kmsdata.codec.pack import Description, describe, pack, unpack, unpack_arrow
+from kmsdata.codec.search_values import literals
 from kmsdata.codec.types import check, label, retyped, width
 
 __all__ = [

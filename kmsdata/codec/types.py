@@ -56,7 +56,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kmsdata.codec.zones import is_zone, malformed, zone_name
+from kmsdata.codec.time_zones import is_zone, malformed, zone_name
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 __all__ = [

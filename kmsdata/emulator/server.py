@@ -20,7 +20,9 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl
 
-from kmsdata.emulator.actions import (
+from kmsdata.emulator.faults import Fault
+from kmsdata.emulator.key_store import Account, Store
+from kmsdata.emulator.kms_actions import (
     ACTIONS,
     REGIONS,
     STS,
@@ -30,10 +32,8 @@ from kmsdata.emulator.actions import (
     checked,
     temporary,
 )
-from kmsdata.emulator.faults import Fault
-from kmsdata.emulator.signature import Authorization
-from kmsdata.emulator.store import Account, Store
-from kmsdata.keys import Secret, random_bytes
+from kmsdata.emulator.tc3_signature import Authorization
+from kmsdata.keys.data_key import Secret, random_bytes
 
 __all__ = ["Emulator", "Request"]
 

@@ -1,0 +1,1 @@
+"""Operations on a frame, a table or a path alike."""

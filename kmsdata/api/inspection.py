@@ -1,0 +1,217 @@
+"""Looking at encrypted data without any key: frames, tables and files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from kmsdata.codec import label
+from kmsdata.display.tables import ColumnReport, DataKeyReport, Inspection
+from kmsdata.errors import FormatError
+from kmsdata.frames.dtype import EncryptedDtype, EncryptedType
+from kmsdata.frames.table import Encrypted, encrypted_columns
+from kmsdata.keys.envelope import Header
+from kmsdata.parquet.read import FilePath, fragments_of, headers_in
+
+__all__ = ["inspect"]
+
+
+def inspect(x: Encrypted | FilePath, *, filesystem: Any = None) -> Inspection:
+    """Say what is encrypted, how, and who can open it. Needs no key, and makes no call of a key service.
+
+    Of a file only the footer is read. What is shown is what the headers say: nothing is verified.
+
+    Args:
+        x: a frame, series, Arrow table, or path of a Parquet file or dataset.
+        filesystem: for a path: pyarrow or fsspec filesystem; else by the path.
+
+    Returns:
+        An object that shows itself as text or HTML, and gives ``.to_dict()`` and ``.json()``.
+
+    Raises:
+        FormatError: no Parquet file, or a header that is malformed.
+
+    Example:
+        >>> import pandas as pd, kmsdata
+        >>> enc = pd.DataFrame({"age": [36, None], "city": ["Ulm", "Ulm"]}).kms.encrypt("age", key="local://demo")
+        >>> found = kmsdata.inspect(enc)
+        >>> found.encrypted, found.columns[0].algorithm, found.columns[0].type, found.columns[0].nulls
+        (['age'], 'AES-256-GCM', 'float64', 1)
+    """
+    if isinstance(x, (str, os.PathLike)):
+        return _path(x, filesystem)
+    if isinstance(x, pa.Table):
+        return _table(x)
+    if isinstance(x, pd.Series):
+        return _frame(x.to_frame(), "series")
+    if isinstance(x, pd.DataFrame):
+        return _frame(x, "frame")
+    raise TypeError("inspect() takes a frame, a series, an Arrow table, or a path")
+
+
+def _frame(frame: pd.DataFrame, what: str) -> Inspection:
+    columns: dict[int, ColumnReport] = {}
+    levels: list[ColumnReport] = []
+    headers: list[Header] = []
+    for item in encrypted_columns(frame):
+        headers += item.headers
+        nbytes = sum(array.nbytes for _, array in item.parts)
+        nulls = sum(int(array.isna().sum()) for _, array in item.parts)
+        if item.others is not None:
+            nulls = int(pd.isna(item.others).sum())
+        if item.level is None:
+            columns[item.position] = _encrypted(str(item.name), item.headers, nbytes, nulls)
+        else:
+            levels.append(_encrypted(f"{item.name} (index)", item.headers, nbytes, nulls))
+    for position, name in enumerate(frame.columns):
+        if position not in columns:
+            series = frame.iloc[:, position]
+            columns[position] = ColumnReport(
+                str(name),
+                False,
+                str(series.dtype),
+                int(series.memory_usage(index=False)),
+                nulls=int(series.isna().sum()),
+            )
+    every = (*(columns[position] for position in sorted(columns)), *levels)
+    return Inspection(what, len(frame), sum(c.bytes for c in every), every, _data_keys(headers))
+
+
+def _table(table: pa.Table) -> Inspection:
+    columns: list[ColumnReport] = []
+    headers: list[Header] = []
+    for field, values in zip(table.schema, table.columns, strict=True):
+        if isinstance(field.type, EncryptedType):
+            header = _header(field.type.dtype, field.name)
+            headers.append(header)
+            columns.append(_encrypted(field.name, [header], values.nbytes, values.null_count))
+        else:
+            columns.append(
+                ColumnReport(field.name, False, str(field.type), values.nbytes, nulls=values.null_count)
+            )
+    return Inspection("table", table.num_rows, table.nbytes, tuple(columns), _data_keys(headers))
+
+
+def _path(path: FilePath, filesystem: Any) -> Inspection:
+    found: dict[str, ColumnReport] = {}
+    every: list[Header] = []
+    notes: list[str] = []
+    rows = total = 0
+    fragments = fragments_of(path, filesystem)
+    first: set[str] = set()
+    for name, (fragment, partition) in fragments.items():
+        headers = headers_in(fragment.physical_schema, name, footer=fragment.metadata.metadata)
+        every += headers.values()
+        sizes, nulls = _chunks(fragment.metadata, fragment.physical_schema.names)
+        rows += fragment.metadata.num_rows
+        total += sum(sizes.values())
+        if first and set(headers) != first:
+            notes.append(f"{name}: other columns are encrypted than in the first file")
+        first = first or set(headers)
+        types = _pandas_types(fragment.physical_schema.metadata)
+        for field in fragment.physical_schema:
+            seen = found.get(field.name)
+            size, null = sizes.get(field.name, 0), nulls.get(field.name)
+            if field.name in headers:
+                report = _encrypted(field.name, [headers[field.name]], size, null)
+            else:
+                report = ColumnReport(
+                    field.name, False, types.get(field.name, str(field.type)), size, nulls=null
+                )
+            found[field.name] = report if seen is None else _both(seen, report)
+        for field in partition:
+            told = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            found.setdefault(field.name, ColumnReport(field.name, False, f"{told} (in folder names)", 0))
+    columns = tuple(found.values())
+    return Inspection(str(path), rows, total, columns, _data_keys(every), len(fragments), tuple(notes[:5]))
+
+
+def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, int | None]]:
+    """Of each column its bytes in the file, and its nulls where the footer counts them."""
+    sizes: dict[str, int] = {}
+    nulls: dict[str, int | None] = {}
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for position in range(group.num_columns):
+            chunk = group.column(position)
+            path = chunk.path_in_schema
+            # A nested column's path begins with its name, which may have dots itself.
+            inside = [name for name in names if path == name or path.startswith(f"{name}.")]
+            name = max(inside, key=len, default=path)
+            sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
+            counted = chunk.statistics.null_count if chunk.is_stats_set and path == name else None
+            before = nulls.get(name, 0)
+            nulls[name] = None if counted is None or before is None else before + counted
+    return sizes, nulls
+
+
+def _pandas_types(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """What pandas called a file's plain columns, so that they read as the encrypted ones beside them do."""
+    types: dict[str, str] = {}
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # it is a hint, and anybody's text
+        for entry in json.loads((metadata or {}).get(b"pandas", b"{}"))["columns"]:
+            if entry["pandas_type"] == "categorical":
+                types[entry["field_name"]] = "category"
+            elif entry["pandas_type"] != "datetimetz":  # its zone stands elsewhere: Arrow's type says it
+                types[entry["field_name"]] = str(entry["numpy_type"])
+    return types
+
+
+def _encrypted(name: str, headers: list[Header], nbytes: int, nulls: int | None) -> ColumnReport:
+    objects = [item for header in headers for item in header.columns]
+    return ColumnReport(
+        name,
+        True,
+        " | ".join(dict.fromkeys(label(item.type) for item in objects)),
+        nbytes,
+        " | ".join(dict.fromkeys(item.algorithm for item in objects)),
+        " | ".join(dict.fromkeys(item.domain for item in objects if item.domain is not None)) or None,
+        nulls,
+        tuple(dict.fromkeys(item.data_key.hex()[:8] for item in objects)),
+    )
+
+
+def _both(one: ColumnReport, two: ColumnReport) -> ColumnReport:
+    """A column of two files."""
+
+    def joined(first: str | None, second: str | None) -> str | None:
+        return (
+            " | ".join(dict.fromkeys(part for text in (first, second) if text for part in text.split(" | ")))
+            or None
+        )
+
+    return ColumnReport(
+        one.name,
+        one.encrypted and two.encrypted,
+        joined(one.type, two.type) or "",
+        one.bytes + two.bytes,
+        joined(one.algorithm, two.algorithm),
+        joined(one.domain, two.domain),
+        None if one.nulls is None or two.nulls is None else one.nulls + two.nulls,
+        tuple(dict.fromkeys((*one.data_keys, *two.data_keys))),
+    )
+
+
+def _data_keys(headers: Iterable[Header]) -> tuple[DataKeyReport, ...]:
+    seen: dict[bytes, DataKeyReport] = {}
+    for header in headers:
+        for record in header.records:
+            keys = tuple(wrap.key for wrap in record.wraps)
+            known = seen.get(record.commitment)
+            if known is not None:
+                keys = tuple(dict.fromkeys((*known.keys, *keys)))
+            seen[record.commitment] = DataKeyReport(record.commitment.hex()[:8], keys, dict(record.context))
+    return tuple(seen.values())
+
+
+def _header(dtype: EncryptedDtype, name: str) -> Header:
+    try:
+        return dtype.header
+    except FormatError as error:
+        raise FormatError(f"column {name!r}: {error}", column=name, field=error.field) from None

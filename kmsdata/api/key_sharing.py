@@ -1,0 +1,101 @@
+"""The functions that take a frame, a table or a path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from kmsdata.frames.table import (
+    Columns,
+    Encrypted,
+    check_names,
+    data_key_for,
+    headers_of,
+    open_keys,
+    the_data_key,
+)
+from kmsdata.keys.data_key import DataKey, Keyset
+from kmsdata.keys.envelope import Header
+from kmsdata.keys.session import Key
+from kmsdata.parquet.read import FilePath, read_headers
+
+__all__ = ["data_key", "export_keyset", "new_data_key"]
+
+
+def new_data_key(key: Key | Encrypted | None = None, *, context: Mapping[str, str] | None = None) -> DataKey:
+    """A new data key, to encrypt several frames with so that they can be joined: one call of the service.
+
+    Args:
+        key: URI of a master key, or several, each of which can open it; None: the session's.
+        context: pairs that stand in clear beside the wrapped key, and that opening it takes.
+
+    Raises:
+        ValueError: no key was named anywhere.
+        KeyServiceError: the key service refused.
+
+    Example:
+        >>> import kmsdata
+        >>> kmsdata.new_data_key("local://demo").wraps[0].key
+        'local://demo'
+    """
+    return data_key_for(key, context)
+
+
+def data_key(x: Encrypted | FilePath, *, key: Key | Encrypted | None = None) -> DataKey:
+    """The data key of encrypted data, unwrapped.
+
+    Args:
+        x: a frame, series, Arrow table, or path of a Parquet file.
+        key: only these may open it; None: as for decryption.
+
+    Raises:
+        ValueError: nothing in it is encrypted, or it is under several data keys: they are listed.
+        KeyServiceError, WrongKeyError, FormatError: as for decryption.
+
+    Example:
+        >>> import pandas as pd, kmsdata
+        >>> one = pd.DataFrame({"id": [1, 2]}).kms.encrypt(deterministic="id", key="local://demo")
+        >>> two = pd.DataFrame({"id": [2, 3]}).kms.encrypt(deterministic="id", key=kmsdata.data_key(one))
+        >>> len(one.merge(two, on="id"))
+        1
+    """
+    return the_data_key(_headers(x), key)
+
+
+def export_keyset(source: Encrypted | FilePath, column: str, *, key: Key | Encrypted | None = None) -> Keyset:
+    """A Tink keyset that opens one column in Tink, BigQuery or Spark, without kmsdata and without KMS.
+
+    Whoever holds it can read, and write, the cells of that randomised column; of a deterministic one, those
+    of its domain and kind in every file under the same data key.
+
+    Args:
+        source: a frame, series, Arrow table, or path of a Parquet file.
+        column: its name.
+        key: only these may open it; None: as for decryption.
+
+    Returns:
+        An object with a hidden repr; its ``.json()`` hands out the secret.
+
+    Raises:
+        KeyError: no such encrypted column.
+        KeyServiceError, WrongKeyError, FormatError: as for decryption.
+
+    Example:
+        >>> import pandas as pd, kmsdata
+        >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
+        >>> kmsdata.export_keyset(enc, "age")
+        <Keyset>
+    """
+    headers = _headers(source, column)
+    if column not in headers:
+        raise KeyError(f"no encrypted column {column!r}")
+    header = headers[column]
+    keys = open_keys([(column, header)], key, None)
+    check_names(headers, path=str(source) if isinstance(source, (str, os.PathLike)) else None)
+    return Keyset([(item.algorithm, keys[item.data_key].cell_key(item)) for item in header.columns])
+
+
+def _headers(x: Encrypted | FilePath, columns: Columns | None = None) -> dict[str, Header]:
+    if isinstance(x, (str, os.PathLike)):
+        return read_headers(x, columns=columns)
+    return headers_of(x, columns)

@@ -1,0 +1,162 @@
+"""Columns that were encrypted the way of the vendor's guide, brought over."""
+
+from __future__ import annotations
+
+import base64
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from kmsdata.ciphers import legacy_ecb as ecb
+from kmsdata.ciphers.cells import Cells
+from kmsdata.errors import FormatError, KeyServiceError
+from kmsdata.frames.table import Encrypted, encrypt_frame
+from kmsdata.keys.data_key import Secret
+from kmsdata.keys.session import Key, pairs, provider_of, session_key
+
+__all__ = ["migrate_guide_column"]
+
+_ROWS_NAMED = 100
+
+
+def migrate_guide_column(
+    series: pd.Series[Any],
+    wrapped: str,
+    *,
+    key: str | None = None,
+    context: Mapping[str, str] | None = None,
+    encrypt: Key | Encrypted | None = None,
+    text: bool = True,
+) -> pd.Series[Any]:
+    """Read a column that was written as the vendor's guide does it: AES-ECB, zero padding, base64.
+
+    Data so written had no integrity: whoever could write it could change, swap or repeat values unnoticed,
+    and equal blocks showed. And its padding is ambiguous: zero bytes at the end of a value cannot be told
+    from padding, and are taken away. A warning says both. The series given stays as it is; nothing is ever
+    written that way.
+
+    Args:
+        series: base64 text, or null.
+        wrapped: the wrapped data key (CiphertextBlob) that was kept aside; AES_128 or AES_256.
+        key: URI of the master key that wrapped it; None: the session's.
+        context: the encryption context that it was wrapped with, if any.
+        encrypt: a key (URI, several, a `DataKey`, encrypted data) to encrypt the values afresh with, so that
+            no plain column is returned; None: return the values.
+        text: whether the values are UTF-8 text; False: bytes.
+
+    Returns:
+        A series of the same index and name: of text or bytes, or encrypted.
+
+    Raises:
+        FormatError: cells that are not base64 of whole blocks, or no UTF-8 text: the message names the rows.
+            So shows a wrong key too, for ECB cannot tell.
+        ValueError: no key was named anywhere.
+        KeyServiceError: the key service refused.
+
+    Example:
+        >>> import pandas as pd, kmsdata
+        >>> old = pd.Series(["h2mN0iU8mmYFgBSBZ2XsLw=="], name="ssn")
+        >>> kmsdata.migrate_guide_column(
+        ...     old, "...", key="tencent-kms://ap-guangzhou/payroll", encrypt="local://demo"
+        ... )  # doctest: +SKIP
+    """
+    uri = key or session_key()
+    if uri is None:
+        raise ValueError("no key: pass key= with the URI of the master key that wrapped the data key")
+    if encrypt is not None and not isinstance(series.name, str):
+        raise TypeError(
+            "the series needs a name that is text: its new key is derived from it (series.rename)"
+        )
+    rows, bad = _decoded(series)
+    if bad:
+        raise _refused(series, bad, "are not base64 of whole AES blocks, as the guide writes them")
+    warnings.warn(
+        f"column {series.name!r} had no integrity: whoever could write it could change or swap values, and "
+        "nothing here can tell. Zero bytes at the end of a value were taken for padding",
+        UserWarning,
+        stacklevel=2,
+    )
+    opened = _opened(_unwrapped(uri, wrapped, context), rows)
+    values, bad = _values(opened, text)
+    if values is None:
+        raise _refused(
+            series, bad, "open to something that is no UTF-8 text: the wrong key, or bytes (text=False)"
+        )
+    values.index, values.name = series.index, series.name
+    if encrypt is None:
+        return values
+    return encrypt_frame(values.to_frame(), str(series.name), key=encrypt).iloc[:, 0]
+
+
+class _Key(Secret):
+    """The guide's data key: 16 or 32 bytes."""
+
+    __slots__ = ("secret",)
+
+    def __init__(self, secret: bytes) -> None:
+        self.secret = secret
+
+
+def _unwrapped(uri: str, wrapped: str, context: Mapping[str, str] | None) -> _Key:
+    provider = provider_of(uri)
+    key = _Key(provider.unwrap(wrapped, uri, pairs(context)))
+    if len(key.secret) not in (16, 32):
+        raise KeyServiceError(
+            f"{uri}: what was unwrapped is no key of AES_128 or AES_256",
+            provider=provider.scheme,
+            operation="unwrap",
+            code="InvalidDataKey",
+        )
+    return key
+
+
+def _decoded(series: pd.Series[Any]) -> tuple[list[bytes | None], list[int]]:
+    """The cells' bytes, and the positions of those that are none."""
+    rows: list[bytes | None] = []
+    bad: list[int] = []
+    for position, (cell, null) in enumerate(zip(series.tolist(), series.isna().tolist(), strict=True)):
+        raw = None if null else _block(cell)
+        if raw is None and not null:
+            bad.append(position)
+        rows.append(raw)
+    return rows, bad
+
+
+def _block(cell: object) -> bytes | None:
+    if not isinstance(cell, (str, bytes)):
+        return None
+    try:
+        raw = base64.b64decode(cell, validate=True)
+    except ValueError:
+        return None
+    return raw if len(raw) % 16 == 0 else None
+
+
+def _opened(key: _Key, rows: list[bytes | None]) -> Cells:
+    return ecb.open_cells(key.secret, Cells.of(rows))
+
+
+def _values(cells: Cells, text: bool) -> tuple[pd.Series[Any] | None, list[int]]:
+    """The values; or None and where they are no text. Never raises, since it holds them."""
+    if not text:
+        return pd.Series(cells.rows(), dtype=object), []
+    values: list[str | None] = []
+    bad: list[int] = []
+    for position, raw in enumerate(cells.rows()):
+        decoded = None if raw is None else raw.decode("utf-8", "surrogateescape")
+        if decoded is not None and any("\udc80" <= letter <= "\udcff" for letter in decoded):
+            bad.append(position)
+        values.append(decoded)
+    return (None, bad) if bad else (pd.Series(values, dtype="str"), [])
+
+
+def _refused(series: pd.Series[Any], bad: list[int], what: str) -> FormatError:
+    some = f"{', '.join(map(str, bad[:5]))}{', ...' if len(bad) > 5 else ''}"
+    name = None if series.name is None else str(series.name)
+    return FormatError(
+        f"column {series.name!r}: {len(bad)} cells (rows {some}) {what}",
+        column=name,
+        rows=tuple(bad[:_ROWS_NAMED]),
+    )

@@ -1,0 +1,34 @@
+"""AES-ECB, to read what the vendor's guide wrote. Nothing is ever written with it: it has no integrity."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from kmsdata.ciphers.cells import Cells
+
+__all__ = ["open_cells"]
+
+_BLOCK = 16
+
+
+def open_cells(key: bytes, cells: Cells) -> Cells:
+    """Decrypt cells of whole blocks (NIST SP 800-38A section 6.1), without the zero bytes at their ends.
+
+    Args:
+        key: 16 or 32 bytes.
+        cells: each a multiple of 16 bytes.
+
+    Returns:
+        The plaintexts. The zero bytes that one ends in may be padding, or part of the value: they are gone.
+
+    Raises:
+        ValueError: a cell that is not a multiple of 16 bytes.
+    """
+    if len(cells.data) % _BLOCK or (cells.bounds() % _BLOCK).any():
+        raise ValueError("a cell is not a multiple of 16 bytes")
+    decryptor = Cipher(algorithms.AES(key), modes.ECB()).decryptor()  # noqa: S305 - to read what is there
+    plain = decryptor.update(cells.data.tobytes()) + decryptor.finalize()
+    bounds = cells.bounds().tolist()
+    rows = [plain[begin:end].rstrip(b"\0") for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    opened = Cells.of([*rows])
+    return Cells(opened.data, opened.offsets, valid=cells.valid)

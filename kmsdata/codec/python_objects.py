@@ -1,0 +1,284 @@
+"""Object columns <-> cells: of one plain type, or tagged.
+
+=========  ==================================================================================
+kind       bytes of a cell
+=========  ==================================================================================
+text       UTF-8
+bytes      the bytes
+bool       1: 0 or 1
+int        8: int64, little-endian; a column with larger ones is tagged
+date       4: int32 days since 1970-01-01, little-endian
+uuid       16, big-endian as RFC 9562 has them
+decimal    ``str(value)``, ASCII: with its zeros and its exponent; a column with NaN is tagged
+tagged     everything else, and mixes (``tags.py``)
+=========  ==================================================================================
+
+Null is None, NaN (the canonical one), NA or NaT, whichever comes first in the column. Any further kind of
+null is a tagged cell, as is what only ``pd.isna`` takes for null, such as ``Decimal("NaN")``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import struct
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from kmsdata.ciphers.cells import Bools, Cells
+from kmsdata.codec import arrow_arrays as arrow
+from kmsdata.codec.tagged_objects import RefusedError, decode, encode
+from kmsdata.errors import UnsupportedTypeError
+
+__all__ = ["exponent_of", "pack", "scan", "text_cells", "unpack"]
+
+_NULLS: dict[str, Any] = {"None": None, "NaN": float("nan"), "NA": pd.NA, "NaT": pd.NaT}
+_NULL_TYPES = {type(None): "None", type(pd.NA): "NA", type(pd.NaT): "NaT"}
+_NAN = struct.pack("<d", float("nan"))
+_PLAIN = {
+    str: "text",
+    bytes: "bytes",
+    bool: "bool",
+    int: "int",
+    dt.date: "date",
+    uuid.UUID: "uuid",
+    decimal.Decimal: "decimal",
+}
+_DAYS = [day.toordinal() - dt.date(1970, 1, 1).toordinal() for day in (dt.date.min, dt.date.max)]
+
+
+def scan(values: np.ndarray[Any, Any]) -> tuple[str, str]:
+    """What an object array holds: (kind, null), as in its ``pandas`` entry; "" for what there is none of.
+
+    Example:
+        >>> scan(np.array(["a", None], object)), scan(np.array(["a", 1], object))
+        (('text', 'None'), ('tagged', ''))
+    """
+    types = set(map(type, values))
+    nulls = {name for made, name in _NULL_TYPES.items() if made in types}
+    if float in types:
+        nan = [struct.pack("<d", v) == _NAN for v in values.tolist() if type(v) is float]
+        nulls |= {"NaN"} if any(nan) else set()
+        types -= {float} if all(nan) else set()
+    types -= set(_NULL_TYPES)
+    kind = (_PLAIN.get(next(iter(types)), "tagged") if len(types) == 1 else "tagged") if types else ""
+    if len(nulls) > 1:  # the first one met is the null; the others are tagged cells
+        return "tagged", next(filter(None, map(_null_name, values.tolist())))
+    if (kind == "int" and not _fits(values)) or (kind == "decimal" and _has_nan(values)):
+        kind = "tagged"
+    return kind, next(iter(nulls), "")
+
+
+def _null_name(value: Any) -> str | None:
+    if type(value) is float:
+        return "NaN" if struct.pack("<d", value) == _NAN else None
+    return _NULL_TYPES.get(type(value))
+
+
+def _fits(values: np.ndarray[Any, Any]) -> bool:
+    ints = [v for v in values.tolist() if type(v) is int]
+    return min(ints) >= -(2**63) and max(ints) < 2**63
+
+
+def _has_nan(values: np.ndarray[Any, Any]) -> bool:
+    return any(type(v) is decimal.Decimal and v.is_nan() for v in values.tolist())
+
+
+def pack(
+    kind: str, null: str, values: np.ndarray[Any, Any], *, column: str, deterministic: bool = False
+) -> Cells:
+    """Cells of an object array whose ``scan`` gave this kind and null.
+
+    Args:
+        kind: kind of its objects.
+        null: the null that has no bytes.
+        values: object[n].
+        column: for messages.
+        deterministic: refuse floats and containers in tagged cells.
+
+    Raises:
+        UnsupportedTypeError: an object outside the closed set, or text with a lone surrogate.
+    """
+    null_at = _nulls(null, values, tagged=kind == "tagged")
+    valid = None if null_at is None else ~null_at
+    present = values if valid is None else values[valid]
+    if kind == "tagged":
+        rows = np.arange(len(values)) if valid is None else np.flatnonzero(valid)
+        return _joined(_encode_all(present, rows, column, deterministic), valid)
+    if kind == "text":
+        return _with(text_cells(present, valid, column), valid)
+    if kind == "bytes":
+        return _with(arrow.pack(pa.array(present, pa.large_binary()), column=column), valid)
+    if kind == "decimal":
+        return _with(arrow.pack(pa.array(list(map(str, present)), pa.large_string()), column=column), valid)
+    if kind == "uuid":
+        raw = b"".join([v.bytes for v in present.tolist()])
+        return Cells(np.frombuffer(raw, np.uint8), width=16, valid=valid)
+    if kind == "date":
+        made = arrow.pack(pa.array(present, pa.date32()), column=column)
+        return Cells(made.data, width=4, valid=valid)
+    data = present.astype("<i8" if kind == "int" else np.bool_)
+    return Cells(data.view(np.uint8), width=data.itemsize, valid=valid)
+
+
+def _nulls(null: str, values: np.ndarray[Any, Any], *, tagged: bool) -> Bools | None:
+    if tagged:  # nulls of other kinds than the recorded one are values
+        mask = np.fromiter((_null_name(v) == null for v in values), np.bool_, len(values))
+    else:
+        mask = np.asarray(pd.isna(values), np.bool_)
+    return mask if mask.any() else None
+
+
+def _with(cells: Cells, valid: Bools | None) -> Cells:
+    return Cells(cells.data, cells.offsets, valid=valid)
+
+
+def _joined(rows: list[bytes], valid: Bools | None) -> Cells:
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
+    return Cells(np.frombuffer(b"".join(rows), np.uint8), offsets, valid=valid)
+
+
+def text_cells(present: np.ndarray[Any, Any], valid: Bools | None, column: str) -> Cells:
+    """Cells of str objects, none of them null; ``valid`` only tells their rows, for the message."""
+    try:
+        made = pa.array(present, pa.large_string())
+    except UnicodeEncodeError:  # the error holds the text, so it must not be chained
+        made = None
+    if made is not None:
+        return arrow.pack(made, column=column, trusted=True)
+    bad = np.flatnonzero([any("\ud800" <= c <= "\udfff" for c in text) for text in present.tolist()])
+    rows = (bad if valid is None else np.flatnonzero(valid)[bad])[:5].tolist()
+    raise UnsupportedTypeError(
+        f"column {column!r} holds text with lone surrogates, which UTF-8 cannot encode, in rows {rows}: "
+        'repair it, or make it bytes first: .str.encode("utf-8", "surrogatepass")',
+        column=column,
+        dtype="text",
+        rows=tuple(rows),
+    )
+
+
+def _encode_all(
+    values: np.ndarray[Any, Any], rows: np.ndarray[Any, Any], column: str, deterministic: bool
+) -> list[bytes]:
+    made: list[bytes] = []
+    failed: tuple[str, str] | None = None
+    try:
+        for value in values:
+            made.append(encode(value, deterministic=deterministic))
+    except RefusedError as error:
+        failed = error.args
+    except UnicodeEncodeError:  # it holds the text: raise outside
+        failed = ("str", "with lone surrogates, which UTF-8 cannot encode: repair it, or make it bytes first")
+    if failed is None:
+        return made
+    name, why = failed
+    row = int(rows[len(made)])
+    raise UnsupportedTypeError(
+        f"column {column!r} (object) holds, in row {row}, a {name} "
+        + (why or "that cannot come back exactly: convert it to a plain Python or numpy value, or to text"),
+        column=column,
+        dtype="object",
+        rows=(row,),
+    )
+
+
+def unpack(kind: str, null: str, cells: Cells, *, column: str) -> np.ndarray[Any, Any]:
+    """The object array of its cells.
+
+    Raises:
+        FormatError: cells that are not of this kind.
+    """
+    if kind == "tagged":
+        found = [_decode_cell(raw, column) for raw in _spans(cells)]
+        made = np.fromiter(found, object, len(found))
+    elif kind in ("text", "bytes"):
+        t = pa.large_string() if kind == "text" else pa.large_binary()
+        whole = arrow.unpack(t, cells, column=column).to_numpy(zero_copy_only=False)
+        if null != "None" and cells.valid is not None:
+            whole[~cells.valid] = _NULLS[null]
+        return _writable(whole)
+    elif kind == "decimal":
+        made = np.fromiter(_decimals(cells, column), object, cells.count)
+    elif kind == "uuid":
+        raw = arrow.sized(cells, 16, column).tobytes()
+        made = np.fromiter(
+            (uuid.UUID(bytes=raw[i : i + 16]) for i in range(0, len(raw), 16)), object, cells.count
+        )
+    elif kind == "date":
+        days = arrow.sized(cells, 4, column).view("<i4")
+        if days.size and (days.min() < _DAYS[0] or days.max() > _DAYS[1]):
+            raise arrow.bad_cells(column, "a date out of range")
+        made = days.astype("M8[D]").astype(object)
+    else:
+        raw_ints = arrow.sized(cells, 8 if kind == "int" else 1, column)
+        if kind == "bool" and raw_ints.size and raw_ints.max() > 1:
+            raise arrow.bad_cells(column, "a boolean that is neither 0 nor 1")
+        made = raw_ints.view("<i8" if kind == "int" else np.bool_).astype(object)
+    if cells.valid is None:
+        return _writable(made)
+    whole = np.full(len(cells), _NULLS[null], object)
+    whole[cells.valid] = made
+    return whole
+
+
+def _decode_cell(raw: bytes, column: str) -> Any:
+    try:
+        return decode(raw)
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, ArithmeticError, struct.error):
+        pass  # those errors may hold values
+    raise arrow.bad_cells(column, "an object that is malformed")
+
+
+def _writable(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return values if values.flags.writeable else values.copy()
+
+
+def _spans(cells: Cells) -> Iterator[bytes]:
+    raw, bounds = cells.data.tobytes(), cells.bounds().tolist()
+    return (raw[a:b] for a, b in zip(bounds, bounds[1:], strict=False))
+
+
+def _decimals(cells: Cells, column: str) -> list[decimal.Decimal]:
+    try:
+        return [decimal.Decimal(raw.decode("ascii")) for raw in _spans(cells)]
+    except (ArithmeticError, ValueError):
+        pass
+    raise arrow.bad_cells(column, "a decimal that is none")
+
+
+def exponent_of(values: np.ndarray[Any, Any], *, column: str) -> int:
+    """The one exponent of an array of finite Decimals (0 if there are none), for deterministic columns.
+
+    Raises:
+        UnsupportedTypeError: they have several, or one is infinite, a negative zero, or beyond 10^±1000.
+    """
+    found: int | None = None
+    why = ""
+    for row, value in enumerate(values.tolist()):
+        if type(value) is not decimal.Decimal:
+            continue
+        exponent = value.as_tuple().exponent
+        if not isinstance(exponent, int):
+            why = "an infinity"
+        elif value.is_zero() and value.is_signed():
+            why = "a negative zero, which joins with zero and could not come back: add 0 to it"
+        elif abs(exponent) > 1000:
+            why = "an exponent beyond 1000"
+        elif found not in (None, exponent):
+            why = "another number of decimal places than those before it: "
+            why += '.map(lambda d: d.quantize(Decimal("0.01")))'
+        if why:
+            raise UnsupportedTypeError(
+                f"deterministic column {column!r} (object of Decimal) holds, in row {row}, {why}",
+                column=column,
+                dtype="object",
+                rows=(row,),
+            )
+        found = int(exponent)
+    return found or 0

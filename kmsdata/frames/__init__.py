@@ -1,0 +1,1 @@
+"""Encrypted columns in pandas and Arrow."""

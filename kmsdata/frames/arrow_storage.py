@@ -1,0 +1,136 @@
+"""Cells in Arrow: binary arrays <-> `Cells`, and the types of binary that Arrow, pandas and files want.
+
+In memory an encrypted column is one array, of fixed-size binary where all of its cells are equally long by
+type, else of large binary (64-bit offsets). What leaves for Arrow or a file has 32-bit offsets, in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from kmsdata.ciphers.cells import Bools, Cells
+from kmsdata.errors import FormatError
+
+__all__ = [
+    "binary",
+    "chunks",
+    "concatenated",
+    "exported",
+    "fitted",
+    "from_storage",
+    "plain_binary",
+    "to_storage",
+]
+
+_MOST_CHUNK = (1 << 31) - 1  # bytes that 32-bit offsets can tell apart
+
+
+def from_storage(storage: pa.Array) -> Cells:
+    """The bytes of a binary array (of any binary type), without copying them where there are no nulls."""
+    if not (pa.types.is_large_binary(storage.type) or pa.types.is_fixed_size_binary(storage.type)):
+        storage = storage.cast(pa.large_binary())
+    valid: Bools | None = None
+    if storage.null_count:
+        valid = storage.is_valid().to_numpy(zero_copy_only=False)
+        storage = storage.drop_null()
+    if pa.types.is_fixed_size_binary(storage.type):
+        width, buffer = storage.type.byte_width, storage.buffers()[1]
+        raw = np.frombuffer(buffer, np.uint8) if buffer is not None else np.empty(0, np.uint8)
+        start = storage.offset * width
+        return Cells(raw[start : start + len(storage) * width], width=width, valid=valid)
+    _, ends, buffer = storage.buffers()
+    raw = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
+    if ends is None or len(storage) == 0:
+        return Cells(raw[:0], np.zeros(1, np.int64), valid=valid)
+    bounds = np.frombuffer(ends, np.int64)[storage.offset : storage.offset + len(storage) + 1]
+    return Cells(raw[bounds[0] : bounds[-1]], bounds - bounds[0], valid=valid)
+
+
+def to_storage(cells: Cells) -> pa.Array:
+    """The cells as fixed-size binary where they have a width, else as large binary; no bytes are copied."""
+    validity = None
+    if cells.valid is not None:
+        validity = pa.py_buffer(np.packbits(cells.valid, bitorder="little"))
+    rows = len(cells)
+    if cells.width is not None:
+        data = cells.data
+        if cells.valid is not None:
+            data = np.zeros((rows, cells.width), np.uint8)
+            data[cells.valid] = cells.data.reshape(-1, cells.width)
+        return pa.Array.from_buffers(pa.binary(cells.width), rows, [validity, pa.py_buffer(data)])
+    bounds = cells.bounds()
+    if cells.valid is not None:
+        bounds = bounds[np.concatenate(([0], np.cumsum(cells.valid)))]
+    buffers = [validity, pa.py_buffer(np.ascontiguousarray(bounds)), pa.py_buffer(cells.data)]
+    return pa.Array.from_buffers(pa.large_binary(), rows, buffers)
+
+
+def fitted(storage: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """Cells in the storage of their type; as they are if they do not fit, for decryption to say so."""
+    if storage.type == wanted:
+        return storage
+    try:
+        return storage.cast(wanted)
+    except pa.ArrowInvalid:
+        return storage
+
+
+def plain_binary(storage: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Any array of cells as one array of large or fixed-size binary."""
+    if isinstance(storage, pa.ChunkedArray):
+        parts = [plain_binary(chunk) for chunk in storage.chunks]
+        if parts:
+            return concatenated(parts)
+        storage = pa.array(
+            [], storage.type.storage_type if isinstance(storage.type, pa.BaseExtensionType) else storage.type
+        )
+    if isinstance(storage.type, pa.BaseExtensionType):
+        storage = storage.storage
+    if pa.types.is_fixed_size_binary(storage.type) or pa.types.is_large_binary(storage.type):
+        return storage
+    if pa.types.is_dictionary(storage.type):
+        storage = storage.dictionary_decode()
+    try:
+        return storage.cast(pa.large_binary())
+    except pa.ArrowNotImplementedError:
+        if "view" not in str(storage.type):
+            raise FormatError(f"an encrypted column holds bytes, not {storage.type}", field="type") from None
+        return pa.array(storage.to_pylist(), pa.large_binary())  # older Arrow cannot cast views
+
+
+def concatenated(parts: Sequence[pa.Array]) -> pa.Array:
+    """Binary arrays end to end, as large binary where their types differ."""
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.type for part in parts}) > 1:
+        parts = [part.cast(pa.large_binary()) for part in parts]
+    return pa.concat_arrays(parts)
+
+
+def binary(cells: list[bytes | None]) -> pa.Array:
+    """Python bytes as large binary; None is null."""
+    return pa.array(cells, pa.large_binary())
+
+
+def chunks(storage: pa.Array) -> list[pa.Array]:
+    """Slices whose offsets fit into 32 bits."""
+    if pa.types.is_fixed_size_binary(storage.type) or not len(storage):
+        return [storage]
+    bounds = np.frombuffer(storage.buffers()[1], np.int64)[storage.offset : storage.offset + len(storage) + 1]
+    if bounds[-1] - bounds[0] <= _MOST_CHUNK:
+        return [storage]
+    found, start = [], 0
+    while start < len(storage):
+        stop = int(np.searchsorted(bounds, bounds[start] + _MOST_CHUNK, side="right")) - 1
+        stop = min(max(stop, start + 1), len(storage))
+        found.append(storage.slice(start, stop - start))
+        start = stop
+    return found
+
+
+def exported(storage: pa.Array) -> pa.Array:
+    """Binary with 32-bit offsets: Arrow's joins crash on an extension type over large binary."""
+    return storage if pa.types.is_fixed_size_binary(storage.type) else storage.cast(pa.binary())

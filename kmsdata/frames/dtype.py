@@ -1,0 +1,805 @@
+"""The encrypted column in pandas (`EncryptedDtype`, `EncryptedArray`, `Cell`) and in Arrow (`EncryptedType`).
+
+The type carries the facts: the header that decryption needs is a parameter of dtype and Arrow type, and so
+goes wherever the column goes. Two types are equal when their column objects are equal.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import builtins
+import hashlib
+import operator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from types import FrameType
+from typing import Any, Literal, NoReturn, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pandas.api.extensions import ExtensionArray, ExtensionDtype, no_default
+from pandas.api.indexers import check_array_indexer
+
+from kmsdata import codec
+from kmsdata.ciphers import gcm, siv
+from kmsdata.errors import FormatError, UnsupportedTypeError
+from kmsdata.frames.arrow_storage import binary, chunks, concatenated, exported, fitted, plain_binary
+from kmsdata.keys.envelope import ColumnHeader, Header, canonical
+
+__all__ = ["Cell", "EncryptedArray", "EncryptedDtype", "EncryptedType"]
+
+_MARK = "enc:"
+
+
+class Cell:
+    """One encrypted value: its bytes, and the dtype that says how to decrypt them.
+
+    Equal and hashed by its bytes. ``str()`` is the whole ciphertext as text, ``enc:`` and base64; ``repr`` is
+    short; ``bytes()`` gives the bytes.
+    """
+
+    __slots__ = ("_data", "dtype")
+
+    def __init__(self, data: bytes, dtype: EncryptedDtype) -> None:
+        self._data = data
+        self.dtype = dtype
+
+    def __bytes__(self) -> bytes:
+        return self._data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __eq__(self, other: object) -> bool:
+        return self._data == other._data if isinstance(other, Cell) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._data)
+
+    def __lt__(self, other: Cell) -> bool:
+        # For pandas alone, which sorts group keys. The order means nothing; the array refuses it.
+        return self._data < other._data if isinstance(other, Cell) else NotImplemented
+
+    def __str__(self) -> str:
+        return _MARK + base64.b64encode(self._data).decode()
+
+    def __repr__(self) -> str:
+        # A fingerprint, so that equal cells look equal, in letters that every terminal can show.
+        return "enc#" + hashlib.blake2b(self._data, digest_size=4).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cell, (self._data, self.dtype)
+
+    def toDict(self) -> dict[str, str]:  # noqa: N802 - pandas' JSON writer asks for this name
+        """What stands in JSON for a cell in a column of objects; an encrypted column is plain text there."""
+        return {"cell": str(self)}
+
+
+class EncryptedDtype(ExtensionDtype):
+    """The dtype of an encrypted column.
+
+    Args:
+        header: the column's header, or its text as it stands in a file. Malformed text is kept, so that one
+            bad column does not make a whole file unreadable; using it raises FormatError.
+    """
+
+    type = Cell
+    kind = "O"
+    na_value = pd.NA
+    _is_numeric = False
+    _is_boolean = False
+
+    def __init__(self, header: Header | str) -> None:
+        self.text = header if isinstance(header, str) else header.text
+
+    @cached_property
+    def header(self) -> Header:
+        """The parsed header; FormatError where it is malformed."""
+        return Header.parse(self.text)
+
+    @cached_property
+    def parsed(self) -> Header | None:
+        """The parsed header; None where it is malformed."""
+        try:
+            return self.header
+        except FormatError:
+            return None
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether equal values have equal cells."""
+        return self.parsed is not None and self.parsed.deterministic
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # the stubs know only dtypes without parameters
+        """What pandas shows, such as ``encrypted[int64]``."""
+        return self._name
+
+    @cached_property
+    def _name(self) -> str:
+        types = ["?"] if self.parsed is None else [codec.label(item.type) for item in self.parsed.columns]
+        return f"encrypted[{' | '.join(dict.fromkeys(types))}]"
+
+    @property
+    def called(self) -> str:
+        """What errors call the column: its dtype, and the name or domain that it was encrypted under."""
+        if self.parsed is None:
+            return self.name
+        _, name, domain = self.parsed.columns[0].place
+        return f"{self.name} {(name if name is not None else domain)!r}"
+
+    def __str__(self) -> str:
+        # pyarrow writes str(dtype) into the file's pandas metadata. A process without kmsdata would not
+        # know the name and could not open the file at all; as "object" it sees bytes.
+        caller = sys._getframe(1).f_globals.get("__name__")
+        return "object" if caller == "pyarrow.pandas_compat" else self.name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @cached_property
+    def _identity(self) -> str:
+        # As text: in Python True == 1, so two JSON objects that differ could be equal.
+        return self.text if self.parsed is None else canonical([c.to_json() for c in self.parsed.columns])
+
+    @cached_property
+    def _storage_type(self) -> pa.DataType:
+        """Decided by type alone: fixed-size binary where all cells are equally long, else large binary."""
+        widths = {_cell_width(item) for item in self.parsed.columns} if self.parsed else set()
+        width = widths.pop() if len(widths) == 1 else None
+        return pa.large_binary() if width is None else pa.binary(width)
+
+    def __eq__(self, other: object) -> bool:
+        # Equal texts need no parsing, which a dataset of many files would feel.
+        return isinstance(other, EncryptedDtype) and (
+            self.text == other.text or self._identity == other._identity
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EncryptedDtype, (self.text,)
+
+    @classmethod
+    def construct_array_type(cls) -> builtins.type[EncryptedArray]:
+        """The array class."""
+        return EncryptedArray
+
+    @classmethod
+    def construct_from_string(cls, string: str) -> NoReturn:
+        """Refused: a name does not hold the header."""
+        if not isinstance(string, str):
+            raise TypeError(f"'construct_from_string' expects a string, got {builtins.type(string)}")
+        raise TypeError(
+            f"Cannot construct a '{cls.__name__}' from '{string}': a name does not hold the header; take the "
+            "dtype of an encrypted column"
+        )
+
+    def __from_arrow__(self, array: pa.Array | pa.ChunkedArray) -> EncryptedArray:
+        return EncryptedArray(array, self)
+
+    def _get_common_dtype(self, dtypes: list[Any]) -> ExtensionDtype | None:
+        _refuse_foreign_meeting()
+        union: Header | None = self.parsed
+        for dtype in dtypes:
+            if not isinstance(dtype, EncryptedDtype):
+                return None
+            if dtype == self:
+                continue
+            if union is None or dtype.parsed is None:
+                return None
+            union = union.union(dtype.parsed)
+        return None if union is None else EncryptedDtype(union)
+
+
+class EncryptedType(pa.ExtensionType):
+    """The Arrow extension type ``kmsdata.encrypted``: binary storage, the column's header as parameter."""
+
+    def __init__(self, storage_type: pa.DataType, dtype: EncryptedDtype) -> None:
+        self.dtype = dtype
+        super().__init__(storage_type, "kmsdata.encrypted")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return self.dtype.text.encode("utf-8", "surrogateescape")
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> EncryptedType:
+        # Must not raise: pyarrow could then read no column of the file.
+        return cls(storage_type, EncryptedDtype(serialized.decode("utf-8", "surrogateescape")))
+
+    def __eq__(self, other: object) -> bool:
+        # By default Arrow compares names only, and would put one file's cells under another one's header.
+        return (
+            isinstance(other, EncryptedType)
+            and self.storage_type == other.storage_type
+            and self.dtype == other.dtype
+        )
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # pyarrow's own does not ask __eq__
+
+    def __hash__(self) -> int:
+        return hash((self.storage_type, self.dtype))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EncryptedType, (self.storage_type, self.dtype)
+
+    def __str__(self) -> str:
+        return self.dtype.name
+
+    __repr__ = __str__
+
+    def to_pandas_dtype(self) -> EncryptedDtype:
+        """The dtype of such a column in pandas."""
+        return self.dtype
+
+
+class EncryptedArray(ExtensionArray):
+    """A column of cells: opaque values that can be moved, compared if deterministic, and nothing else.
+
+    Args:
+        storage: the cells: a pyarrow Array or ChunkedArray of any binary type, or of `EncryptedType`.
+        dtype: an `EncryptedDtype`.
+    """
+
+    __array_priority__ = 1000
+    _readonly = False  # pandas 3 sets it
+
+    def __init__(self, storage: pa.Array | pa.ChunkedArray, dtype: EncryptedDtype) -> None:
+        self._storage = fitted(plain_binary(storage), dtype._storage_type)
+        self._dtype = dtype
+
+    @property
+    def storage(self) -> pa.Array:
+        """The cells in Arrow: large binary, or fixed-size binary."""
+        return self._storage
+
+    # What makes it an array.
+
+    @classmethod
+    def _from_sequence(
+        cls, scalars: Sequence[Any], *, dtype: EncryptedDtype | None = None, copy: bool = False
+    ) -> Self:
+        """Cells and nulls; where a dtype is given also cells as text, as they come from CSV and JSON."""
+        if isinstance(scalars, (pd.Series, pd.Index)):
+            scalars = scalars.array
+        if isinstance(scalars, EncryptedArray):
+            if dtype is not None:
+                scalars._check_fits(dtype)
+            return cls(scalars._storage, dtype or scalars.dtype)
+        cells = list(scalars)
+        if dtype is None:
+            union = {cell.dtype: None for cell in cells if isinstance(cell, Cell)}
+            if not union:
+                raise TypeError("cannot tell how these cells are encrypted: there are only nulls")
+            first, *others = union
+            common = first._get_common_dtype([first, *others])
+            if not isinstance(common, EncryptedDtype):
+                raise TypeError(
+                    "these cells cannot stand in one column: they are of several types under one key"
+                )
+            dtype = common
+        return cls(binary([_bytes_of(cell, dtype, text=True) for cell in cells]), dtype)
+
+    _from_sequence_of_strings = _from_sequence
+
+    @classmethod
+    def _from_scalars(cls, scalars: Sequence[Any], *, dtype: EncryptedDtype) -> Self:
+        # What a function made of cells (map, combine, apply) is a column of cells only if it is cells: text
+        # that a caller made of them must stay text.
+        if not any(isinstance(scalar, Cell) for scalar in scalars):
+            raise TypeError("no cells")
+        return cls(binary([_bytes_of(scalar, dtype) for scalar in scalars]), dtype)
+
+    @classmethod
+    def _from_factorized(cls, values: Any, original: EncryptedArray) -> Self:
+        return cls(pa.array(values, pa.large_binary(), from_pandas=True), original.dtype)
+
+    @property
+    def dtype(self) -> EncryptedDtype:
+        """Its `EncryptedDtype`."""
+        return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cells in memory."""
+        return int(self._storage.nbytes)
+
+    def __len__(self) -> int:
+        return len(self._storage)
+
+    def __getitem__(self, item: Any) -> Any:
+        item = check_array_indexer(self, item)
+        if isinstance(item, slice):
+            start, stop, step = item.indices(len(self))
+            if step == 1:
+                view = type(self)(self._storage.slice(start, max(stop - start, 0)), self._dtype)
+                view._readonly = self._readonly
+                return view
+            return self.take(np.arange(start, stop, step))
+        if isinstance(item, np.ndarray):
+            if item.dtype == np.bool_:
+                return type(self)(self._storage.filter(pa.array(item)), self._dtype)
+            return self.take(item)
+        if item is Ellipsis:
+            return self
+        if isinstance(item, tuple):
+            if len(item) > 1 and item[0] is Ellipsis:
+                return self[item[1:] if len(item) > 2 else item[1]]
+            if len(item) > 1 and item[-1] is Ellipsis:
+                return self[item[:-1] if len(item) > 2 else item[0]]
+            raise IndexError("too many indices: a column has one dimension")
+        try:
+            position = operator.index(item)
+        except TypeError:
+            raise IndexError(
+                "only integers, slices (`:`), ellipsis (`...`), numpy.newaxis (`None`) and integer or "
+                "boolean arrays are valid indices"
+            ) from None
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"index {position} is out of bounds for axis 0 with size {len(self)}")
+        return self._scalar(self._storage[position % len(self)].as_py())
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        # The cells are never changed in place: this array gets others, and whoever shares them keeps them.
+        if self._readonly:
+            raise ValueError("Cannot modify read-only array")
+        key = check_array_indexer(self, key)
+        positions = np.arange(len(self))[key]
+        scalar = np.ndim(positions) == 0
+        new = self._coerced(
+            [value] if isinstance(value, Cell) or not pd.api.types.is_list_like(value) else value
+        )
+        if len(new) != 1 and (scalar or len(new) != len(positions)):
+            raise ValueError("the number of values does not fit the number of rows")
+        source = np.arange(len(self))
+        source[key] = len(self) + (0 if len(new) == 1 else np.arange(len(new)))
+        both = concatenated([self._storage, new._storage])
+        self._storage = fitted(both.take(pa.array(source)), self._dtype._storage_type)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from map(self._scalar, self._storage.to_numpy(zero_copy_only=False))
+
+    def _scalar(self, value: bytes | None) -> Any:
+        return pd.NA if value is None else Cell(value, self._dtype)
+
+    def isna(self) -> npt.NDArray[np.bool_]:
+        """bool[n]: which cells are null."""
+        return self._storage.is_null().to_numpy(zero_copy_only=False)
+
+    def take(self, indices: Any, *, allow_fill: bool = False, fill_value: Any = None) -> Self:
+        """Cells at positions; -1 is null where allow_fill."""
+        indices = np.asarray(indices, np.intp)
+        if not len(self) and len(indices) and not (allow_fill and (indices == -1).all()):
+            raise IndexError("cannot do a non-empty take from an empty axes.")
+        if not allow_fill:
+            if len(indices) and not (-len(self) <= indices.min() and indices.max() < len(self)):
+                raise IndexError("out of bounds value in 'indices'")
+            return type(self)(self._storage.take(pa.array(indices % max(len(self), 1))), self._dtype)
+        if len(indices) and (indices.min() < -1 or indices.max() >= len(self)):
+            if indices.min() < -1:
+                raise ValueError("Invalid value in 'indices': below -1")
+            raise IndexError("out of bounds value in 'indices'")
+        missing = indices == -1
+        if fill_value is None or pd.isna(fill_value):
+            return type(self)(self._storage.take(pa.array(indices, mask=missing)), self._dtype)
+        both = concatenated([self._storage, self._coerced([fill_value])._storage])
+        return type(self)(both.take(pa.array(np.where(missing, len(self), indices))), self._dtype)
+
+    def copy(self) -> Self:
+        """A copy. The cells are shared: they are never changed in place."""
+        return type(self)(self._storage, self._dtype)
+
+    @classmethod
+    def _concat_same_type(cls, to_concat: Sequence[Self]) -> Self:
+        header = to_concat[0].dtype.parsed
+        for array in to_concat[1:]:
+            other = array.dtype.parsed
+            if header is not None and other is not None and other.text != header.text:
+                header = header.union(other) or header  # equal types; the union gathers their wraps
+        dtype = to_concat[0].dtype if header is None else EncryptedDtype(header)
+        return cls(concatenated([array._storage for array in to_concat]), dtype)
+
+    def astype(self, dtype: Any, copy: bool = True) -> Any:
+        """To object (cells), to text (the whole ciphertext), or to a dtype that these cells fit."""
+        dtype = pd.api.types.pandas_dtype(dtype)
+        if isinstance(dtype, EncryptedDtype):
+            if dtype == self._dtype and not copy:
+                return self
+            self._check_fits(dtype)
+            return type(self)(self._storage, dtype)
+        if isinstance(dtype, pd.StringDtype) or (isinstance(dtype, np.dtype) and dtype.kind == "U"):
+            texts = np.array([None if cell is pd.NA else str(cell) for cell in self], object)
+            if isinstance(dtype, pd.StringDtype):
+                return pd.array(texts, dtype=dtype)
+            return np.array([str(cell) for cell in self], object)
+        if dtype == np.dtype(object):
+            if _within("_get_engine_target") and _within("get_indexer", "get_indexer_non_unique"):
+                self._check_factorizable()
+            return self.__array__()
+        raise TypeError(f"{self._dtype.called} cannot become {dtype}: decrypt it first (df.kms.decrypt())")
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if dtype is not None and np.dtype(dtype) != np.dtype(object):
+            raise TypeError(f"{self._dtype.called} holds no numbers: decrypt it first (df.kms.decrypt())")
+        if copy is False:
+            raise ValueError("cells are made of bytes when they are asked for: that is always a copy")
+        _refuse_foreign_meeting()
+        if _within("ranker"):  # DataFrame.rank
+            self._refuse_order()
+        if sys._getframe(1).f_globals.get("__name__") == "pandas.io.json._json":
+            return self._values_for_json()  # pandas 2 asks here for those of a series
+        out = np.empty(len(self), object)
+        out[:] = list(self)
+        return out
+
+    def to_numpy(
+        self, dtype: npt.DTypeLike | None = None, copy: bool = False, na_value: object = no_default
+    ) -> npt.NDArray[Any]:
+        """The cells as objects, with pd.NA, or na_value, for nulls."""
+        out = self.__array__(dtype)
+        if na_value is not no_default:
+            out[self.isna()] = na_value
+        return out
+
+    def __arrow_array__(
+        self,
+        type: pa.DataType | None = None,  # noqa: A002 - pyarrow gives the name
+    ) -> pa.Array | pa.ChunkedArray:
+        if type is not None:
+            wanted = type
+            if not isinstance(type, EncryptedType):
+                # pyarrow asks for the storage of the type that it wants, and then puts that type's header
+                # over it. Which type that is, its caller knows; elsewhere the header would be lost.
+                caller = sys._getframe(1)
+                if caller.f_globals.get("__name__") != "pyarrow.pandas_compat":
+                    raise TypeError(
+                        f"{self._dtype.name} as {type} would lose its header: leave the type out, or take "
+                        "the bytes from series.array.storage"
+                    )
+                wanted = getattr(caller.f_locals.get("field"), "type", None)
+            if isinstance(wanted, EncryptedType) and wanted.dtype != self._dtype:
+                raise TypeError(
+                    "this column is encrypted otherwise than the schema says, whose header would stand over "
+                    "its cells: encrypt both under one data key (key=df), or write files of their own"
+                )
+            if not isinstance(type, EncryptedType):
+                return self._storage.cast(type)
+        parts = [exported(chunk) for chunk in chunks(self._storage)]
+        ext = EncryptedType(parts[0].type, self._dtype)
+        arrays = [pa.ExtensionArray.from_storage(ext, part) for part in parts]
+        return arrays[0] if len(arrays) == 1 else pa.chunked_array(arrays, type=ext)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A slice shares its parent's buffers: taking copies what belongs to it, and no more is pickled.
+        storage = self._storage
+        if storage.get_total_buffer_size() > storage.nbytes + 1024:
+            storage = storage.take(pa.array(np.arange(len(self))))
+        return type(self), (storage, self._dtype)
+
+    # How it looks.
+
+    def _formatter(self, boxed: bool = False) -> Callable[[Any], str]:
+        return lambda cell: "<NA>" if cell is pd.NA else repr(cell)
+
+    def _values_for_json(self) -> npt.NDArray[Any]:
+        return np.array([None if cell is pd.NA else str(cell) for cell in self], object)
+
+    # Equality, where the column is deterministic. No order, no arithmetic.
+
+    def __eq__(self, other: object) -> Any:
+        return self._compared(other, equal=True)
+
+    def __ne__(self, other: object) -> Any:
+        return self._compared(other, equal=False)
+
+    __hash__ = None  # type: ignore[assignment]  # as every array
+
+    def _compared(self, other: object, *, equal: bool) -> Any:
+        if isinstance(other, (pd.Series, pd.Index, pd.DataFrame)):
+            return NotImplemented
+        if isinstance(other, EncryptedArray):
+            if len(other) != len(self):
+                raise ValueError("Lengths must match to compare")
+            cells = other
+        elif isinstance(other, Cell) or other is pd.NA:
+            cells = self._coerced([other], compare=True)
+        else:
+            raise TypeError(
+                f"{self._dtype.called} can be compared with cells of its own column only, not with values: "
+                f"{self._way_to_values}"
+            )
+        if cells.dtype != self._dtype:
+            _check_comparable(self._dtype, cells.dtype)
+        left, right = (array._storage.cast(pa.large_binary()) for array in (self, cells))
+        if cells is not other:
+            right = right[0]
+        result = (pc.equal if equal else pc.not_equal)(left, right)
+        mask = result.is_null().to_numpy(zero_copy_only=False)
+        values = pc.fill_null(result, False).to_numpy(zero_copy_only=False)
+        return pd.arrays.BooleanArray(values.copy(), mask.copy())
+
+    def _refuse_operator(self, other: object = None) -> Any:
+        if isinstance(other, (pd.Series, pd.Index, pd.DataFrame)):
+            return NotImplemented  # they unbox themselves and come again
+        return self._refuse_order()
+
+    def _refuse_order(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(
+            f"{self._dtype.called} has no order and no arithmetic: ciphertext says nothing of its value's "
+            "size. Decrypt it first (df.kms.decrypt())"
+        )
+
+    def _refuse_operation(self, name: str) -> NoReturn:
+        raise TypeError(
+            f"cannot perform {name}: {self._dtype.called} does not support {name} operations. Decrypt it "
+            "first (df.kms.decrypt())"
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse_operator
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse_operator
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuse_operator
+    __pow__ = __rpow__ = __divmod__ = __rdivmod__ = _refuse_operator
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse_operator
+    __invert__ = __neg__ = __abs__ = __pos__ = _refuse_operator
+    searchsorted = _rank = _quantile = _groupby_quantile = _values_for_argsort = _refuse_order
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if any(isinstance(item, (pd.Series, pd.Index, pd.DataFrame)) for item in inputs):
+            return NotImplemented
+        if method == "__call__" and ufunc in (np.equal, np.not_equal):
+            other = inputs[1] if inputs[0] is self else inputs[0]
+            return self._compared(other, equal=ufunc is np.equal)
+        return self._refuse_operation(f"numpy.{ufunc.__name__}")
+
+    def argsort(self, *args: object, **kwargs: object) -> npt.NDArray[np.intp]:
+        """Refused: ciphertext has no order that means anything.
+
+        But for pandas' own sorting of group keys, which must have some order and asks for it without
+        arguments.
+        """
+        if args or kwargs:
+            self._refuse_order()
+        order = pc.array_sort_indices(self._storage.cast(pa.large_binary()))
+        return order.to_numpy(zero_copy_only=False).astype(np.intp)
+
+    def argmin(self, skipna: bool = True) -> NoReturn:
+        """Refused, as every order."""
+        self._refuse_order()
+
+    def argmax(self, skipna: bool = True) -> NoReturn:
+        """Refused, as every order."""
+        self._refuse_order()
+
+    def _reduce(self, name: str, *, skipna: bool = True, keepdims: bool = False, **kwargs: object) -> Any:
+        if name == "count":
+            return len(self) - self._storage.null_count
+        return self._refuse_operation(name)
+
+    def _accumulate(self, name: str, *, skipna: bool = True, **kwargs: object) -> NoReturn:
+        self._refuse_operation(name)
+
+    def interpolate(self, *, method: str = "linear", **kwargs: object) -> NoReturn:
+        """Refused: it would need the values."""
+        self._refuse_operation("interpolate")
+
+    def _groupby_op(self, *, how: str, **kwargs: Any) -> Any:
+        if how in ("first", "last"):
+            return cast(Any, super())._groupby_op(how=how, **kwargs)
+        return self._refuse_operation(how)
+
+    def _mode(self, dropna: bool = True) -> Any:
+        self._check_factorizable()
+        return cast(Any, super())._mode(dropna=dropna)
+
+    def _check_factorizable(self) -> None:
+        header = self._dtype.header
+        if not header.deterministic:
+            several = len(header.columns) > 1 and all(item.deterministic for item in header.columns)
+            raise TypeError(
+                f"{self._dtype.called} holds cells under {len(header.columns)} keys, so equal values are "
+                "unequal cells: decrypt it first (df.kms.decrypt())"
+                if several
+                else f"{self._dtype.called} is randomised: equal values are unequal cells, so it cannot be "
+                "grouped, joined or made unique. Encrypt it with deterministic=[column], or decrypt it first "
+                "(df.kms.decrypt())"
+            )
+
+    def factorize(self, use_na_sentinel: bool = True) -> tuple[npt.NDArray[np.intp], Self]:
+        """Codes and unique cells, of a deterministic column."""
+        if _within("lexsort_indexer"):  # sort_values of several columns
+            self._refuse_order()
+        self._check_factorizable()
+        encoded = self._storage.dictionary_encode("mask" if use_na_sentinel else "encode")
+        codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.intp)
+        return codes, type(self)(encoded.dictionary, self._dtype)
+
+    def unique(self) -> Self:
+        """The unique cells, of a deterministic column."""
+        self._check_factorizable()
+        return type(self)(self._storage.unique(), self._dtype)
+
+    def duplicated(self, keep: Literal["first", "last", False] = "first") -> npt.NDArray[np.bool_]:
+        """bool[n]: which cells stand there already, of a deterministic column."""
+        codes, _ = self.factorize(use_na_sentinel=False)
+        return pd.Series(codes).duplicated(keep=keep).to_numpy()
+
+    def value_counts(self, dropna: bool = True) -> pd.Series[int]:
+        """How often each cell stands there, of a deterministic column."""
+        codes, uniques = self.factorize(use_na_sentinel=dropna)
+        counts = np.bincount(codes[codes >= 0], minlength=len(uniques))
+        index = pd.Index(uniques, dtype=self._dtype)
+        return pd.Series(counts, index=index, name="count", copy=False)
+
+    def isin(self, values: Any) -> npt.NDArray[np.bool_]:
+        """bool[n]: which cells are among these cells."""
+        if isinstance(values, EncryptedArray):
+            dtypes, cells = {values.dtype}, values._storage.cast(pa.large_binary())
+        else:
+            dtypes = self._cells_only(values, "isin")
+            cells = binary([bytes(value) if isinstance(value, Cell) else None for value in values])
+        for dtype in dtypes:
+            _check_comparable(self._dtype, dtype)
+        found = pc.is_in(self._storage.cast(pa.large_binary()), cells)
+        return found.to_numpy(zero_copy_only=False)
+
+    @property
+    def _way_to_values(self) -> str:
+        decrypt = "decrypt it first (df.kms.decrypt())"
+        return (
+            f"look for them by df.kms.isin(column, values), or {decrypt}"
+            if self._dtype.deterministic
+            else decrypt
+        )
+
+    def _cells_only(self, values: Any, operation: str) -> set[EncryptedDtype]:
+        dtypes, plain = _encryptions(values)
+        if plain:
+            raise TypeError(
+                f"{operation} on {self._dtype.called} takes cells of its own column, not values: "
+                f"{self._way_to_values}"
+            )
+        return dtypes
+
+    def _values_for_factorize(self) -> tuple[npt.NDArray[Any], Any]:
+        self._check_factorizable()
+        return self._storage.to_numpy(zero_copy_only=False), None
+
+    def _hash_pandas_object(
+        self, *, encoding: str, hash_key: str, categorize: bool
+    ) -> npt.NDArray[np.uint64]:
+        cells, _ = self._values_for_factorize()
+        return pd.util.hash_array(cells, encoding=encoding, hash_key=hash_key, categorize=categorize)
+
+    # Checks.
+
+    def _coerced(self, values: Any, *, compare: bool = False) -> EncryptedArray:
+        """Cells that may stand in this column; TypeError for any other."""
+        if isinstance(values, (pd.Series, pd.Index)):
+            values = values.array
+        if isinstance(values, EncryptedArray):
+            if not compare:
+                values._check_fits(self._dtype)
+            return values
+        if compare and isinstance(values[0], Cell):
+            return EncryptedArray(binary([bytes(values[0])]), values[0].dtype)
+        return type(self)(binary([_bytes_of(value, self._dtype) for value in values]), self._dtype)
+
+    def _check_fits(self, dtype: EncryptedDtype) -> None:
+        if not _fits(self._dtype, dtype):
+            raise TypeError(
+                f"these cells were encrypted otherwise than {dtype.name}, and could not be decrypted there"
+            )
+
+
+def _fits(inner: EncryptedDtype, outer: EncryptedDtype) -> bool:
+    if inner is outer or inner == outer:
+        return True
+    if inner.parsed is None or outer.parsed is None:
+        return False
+    return set(inner.parsed.columns) <= set(outer.parsed.columns)
+
+
+def _bytes_of(value: Any, dtype: EncryptedDtype, *, text: bool = False) -> bytes | None:
+    if isinstance(value, Cell):
+        if not _fits(value.dtype, dtype):
+            raise TypeError(
+                f"this cell was encrypted otherwise than {dtype.name}, and could not be decrypted there"
+            )
+        return bytes(value)
+    if _is_null(value):
+        return None
+    if text and isinstance(value, str) and value.startswith(_MARK):
+        try:
+            return base64.b64decode(value[len(_MARK) :], validate=True)
+        except (binascii.Error, ValueError):
+            raise TypeError(
+                f"text that begins with {_MARK!r} but is no cell: it was changed or cut short"
+            ) from None
+    raise TypeError(
+        f"a column of {dtype.name} takes cells and nulls only, not {type(value).__name__}: encrypt the "
+        "values first, under the same data key (series.kms.encrypt(key=df))"
+    )
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
+def _check_comparable(left: EncryptedDtype, right: EncryptedDtype) -> None:
+    """Cells of two columns compare only under one key: else equal values would just never be found equal."""
+    a = {item.identity for item in left.header.columns}
+    b = {item.identity for item in right.header.columns}
+    if a == b and len(a) == 1:
+        return
+    if len({item[0] for item in a | b}) > 1:
+        why = "they are under different data keys; encrypt both with key= one DataKey or the other frame"
+    else:
+        why = "they differ in domain, kind or algorithm; encrypt both with deterministic= and one domain="
+    raise TypeError(
+        f"{left.called} and {right.called} cannot be compared or joined: equal values would not be found; "
+        f"{why}"
+    )
+
+
+def _within(*functions: str) -> FrameType | None:
+    """The frame of one of these functions of pandas, if this is called from within it."""
+    frame = sys._getframe(2)
+    for _ in range(16):
+        if frame.f_code.co_name in functions and frame.f_globals.get("__name__", "").startswith("pandas."):
+            return frame
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return None
+
+
+def _refuse_foreign_meeting() -> None:
+    """Refuse to join cells with plain values, or with cells of another key.
+
+    pandas asks nobody before it joins keys or aligns indexes of unequal dtypes: it makes objects of both,
+    which is right for cells of one key, but silently finds nothing for two. So this looks at who is asking.
+    """
+    frame = _within("_maybe_coerce_merge_keys", "_factorize_keys", "_find_common_type_compat")
+    if frame is None:
+        return
+    names = ("self", "target") if frame.f_code.co_name == "_find_common_type_compat" else ("lk", "rk")
+    (left, plain), (right, other) = (_encryptions(frame.f_locals.get(name)) for name in names)
+    if (left and other) or (right and plain):
+        dtype = next(iter(left or right))
+        raise TypeError(
+            f"{dtype.called} cannot be joined with plain values: none would be found. Encrypt both sides "
+            "under one data key (key= the other frame), or decrypt (df.kms.decrypt())"
+        )
+    for one in left:
+        for two in right:
+            _check_comparable(one, two)
+
+
+def _encryptions(values: Any) -> tuple[set[EncryptedDtype], bool]:
+    """How the cells among these values were encrypted; and whether there are plain values among them."""
+    dtype = getattr(values, "dtype", None)
+    if isinstance(dtype, EncryptedDtype):
+        return {dtype}, False
+    items = values if pd.api.types.is_list_like(values) else [values]
+    cells = {item.dtype for item in items if isinstance(item, Cell)}
+    return cells, not all(isinstance(item, Cell) or _is_null(item) for item in items)
+
+
+def _cell_width(item: ColumnHeader) -> int | None:
+    """Bytes of each cell where all are equally long by type."""
+    try:
+        # Nobody has authenticated this header yet: its type may be anything.
+        codec.check({key: value for key, value in item.type.items() if key != "categories"}, item.kind)
+        width = codec.width(item.type, item.kind)
+    except (FormatError, UnsupportedTypeError):
+        return None
+    if width is None:
+        return None
+    return width + (siv.OVERHEAD if item.deterministic else gcm.OVERHEAD)

@@ -1,0 +1,1 @@
+"""Master keys, data keys, and the envelope that holds them."""

@@ -1,0 +1,1 @@
+"""Master keys in a file on this machine."""

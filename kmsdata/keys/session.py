@@ -1,0 +1,429 @@
+"""Which master key is meant, who keeps it, and which of the keys that a file names may be used."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from kmsdata.errors import CredentialsError, FormatError, KeyNotFoundError, KeyServiceError, WrongKeyError
+from kmsdata.keys.cache import KeyCache, forget_keys
+from kmsdata.keys.data_key import DataKey, KeyProvider
+from kmsdata.keys.envelope import DataKeyRecord, KeyURI, Wrap, parse_key
+from kmsdata.keys.fork_lock import Lock
+from kmsdata.keys.local.keystore import LocalKeystore
+from kmsdata.keys.tencent.client import TencentKMS
+from kmsdata.keys.usage import count
+
+__all__ = [
+    "Key",
+    "forget",
+    "hold",
+    "limits",
+    "new_data_key",
+    "provider_of",
+    "resolved",
+    "session_key",
+    "unwrap",
+    "unwrap_by",
+    "use",
+    "wrap_under",
+]
+
+Key: TypeAlias = "str | Iterable[str] | DataKey"
+"""What names a key: a URI, several (one data key, wrapped by each), or a data key."""
+
+
+@dataclass(frozen=True)
+class _State:
+    key: str | None = None
+    providers: tuple[KeyProvider, ...] = ()
+    cache: KeyCache | None = None
+
+    def changed(self, change: _State) -> _State:
+        replaced = {_serves(provider) for provider in change.providers}
+        others = tuple(provider for provider in self.providers if _serves(provider) not in replaced)
+        return _State(change.key or self.key, (*change.providers, *others), change.cache or self.cache)
+
+
+def _serves(provider: KeyProvider) -> tuple[str, str | None]:
+    """The scheme of a provider's keys, and the place that they live in, where it holds those of one only."""
+    return provider.scheme, getattr(provider, "region", None)
+
+
+_process: list[_State] = []  # what was set for the process, in order; the last one counts
+_lock = Lock()
+_keystores: dict[str | None, LocalKeystore] = {}  # by KMSDATA_KEYSTORE: each asks for its passphrase once
+_services: dict[tuple[str, str | None], TencentKMS] = {}  # by region and KMSDATA_TENCENT_ENDPOINT
+_cache = KeyCache()
+_held: list[str] = []  # why keys are not to be had yet: a form that nobody has filled in
+_block: ContextVar[_State | None] = ContextVar("kmsdata", default=None)
+
+
+class use:  # noqa: N801 - reads as a verb, in a with statement too
+    """Set the key, or the provider of keys, that calls use where they name none; or the limits of the cache.
+
+    Args:
+        key_or_provider: a key URI; or a `KeyProvider`, which comes before the built-in ones
+            for the URIs of its scheme (and region, where it has one); or a `KeyCache`.
+
+    As a statement it holds for the process, or for the block that it stands in; as
+    ``with kmsdata.use(...)`` for that block alone.
+
+    Raises:
+        FormatError: not a key URI.
+        TypeError: neither a URI nor a provider.
+
+    Example:
+        >>> import kmsdata
+        >>> with kmsdata.use("local://demo"):
+        ...     pass  # encrypt and decrypt without key=
+    """
+
+    def __init__(self, key_or_provider: str | KeyProvider | KeyCache) -> None:
+        if isinstance(key_or_provider, str):
+            parse_key(key_or_provider)
+            self._change = _State(key=key_or_provider)
+        elif isinstance(key_or_provider, KeyCache):
+            self._change = _State(cache=key_or_provider)
+        elif isinstance(key_or_provider, KeyProvider):
+            self._change = _State(providers=(key_or_provider,))
+            _held.clear()  # whoever has a provider need not wait for a form
+        else:
+            raise TypeError(
+                "use() takes a key URI such as 'local://demo', a provider with scheme, "
+                "generate_data_key, unwrap and wrap, or a KeyCache"
+            )
+        self._tokens: list[Token[_State | None]] = []
+        # A statement and a with block look the same from here: it is set now, and the block takes it back.
+        self._outer = _block.get()
+        if self._outer is None:
+            with _lock:
+                _process.append(self._change)
+        else:
+            _block.set(self._outer.changed(self._change))
+
+    def __enter__(self) -> Self:
+        if self._outer is not None:
+            _block.set(self._outer)
+        with _lock:
+            _process[:] = [change for change in _process if change is not self._change]
+        self._tokens.append(_block.set(_current().changed(self._change)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _block.reset(self._tokens.pop())
+
+    def __repr__(self) -> str:
+        return f"<kmsdata.use({self._change.key or self._change.cache or self._change.providers[0]!r})>"
+
+
+def _current() -> _State:
+    with _lock:
+        return _block.get() or functools.reduce(_State.changed, _process, _State())
+
+
+def forget() -> None:
+    """Forget every data key at hand, and every credential that was found: others are in force from now on."""
+    forget_keys()
+    with _lock:
+        _services.clear()
+        _keystores.clear()
+
+
+def hold(why: str) -> None:
+    """Let nothing look for credentials until a provider is handed to `use`: somebody is being asked for them.
+
+    Args:
+        why: what to do first; it is the message of the `CredentialsError` that is raised meanwhile.
+    """
+    _held[:] = [why]
+
+
+def _require_answer() -> None:
+    if _held:
+        raise CredentialsError(_held[0], provider="tencent-kms", operation="login", code="NotAnswered")
+
+
+def session_key() -> str | None:
+    """The URI that calls use where they name none, or None.
+
+    Raises:
+        FormatError: ``KMSDATA_KEY`` is not a key URI.
+    """
+    if (key := _current().key or os.environ.get("KMSDATA_KEY") or None) is None:
+        return None
+    try:
+        parse_key(key)
+    except FormatError as error:
+        raise FormatError(f"KMSDATA_KEY: {error}", field="key") from None
+    return key
+
+
+def provider_of(uri: str) -> KeyProvider:
+    """The provider of a key: one that was handed to `use`, else a built-in one.
+
+    Raises:
+        KeyNotFoundError: there is none; or those that were handed in hold the keys of other regions.
+        CredentialsError: a form asks for them, and stands unanswered.
+    """
+    scheme, place, _ = parse_key(uri)
+    if scheme == "tencent-kms":
+        _require_answer()
+    of_scheme = [provider for provider in _current().providers if provider.scheme == scheme]
+    for provider in of_scheme:
+        if _serves(provider)[1] in (None, place):
+            return provider
+    # Credentials of the environment must not stand in for those that were handed in for another region.
+    if scheme == "tencent-kms" and not of_scheme:
+        endpoint = os.environ.get("KMSDATA_TENCENT_ENDPOINT") or None
+        with _lock:
+            if (place, endpoint) not in _services:
+                _services[place, endpoint] = TencentKMS(place, endpoint=endpoint)
+            return _services[place, endpoint]
+    if scheme == "local":
+        return _keystores.setdefault(os.environ.get("KMSDATA_KEYSTORE"), LocalKeystore())
+    held = ", ".join(repr(provider) for provider in of_scheme)
+    raise KeyNotFoundError(
+        f"{uri}: no provider for it"
+        + (
+            f" (there is {held}): hand one of {place} to kmsdata.use()"
+            if held
+            else f": hand one of {scheme}:// keys to kmsdata.use(), or name a local:// key"
+        ),
+        provider=scheme,
+        operation="find",
+        key=uri,
+    )
+
+
+def resolved(uri: str) -> str:
+    """The URI that a header may hold: with the id of a key where the service has aliases for them."""
+    resolve = getattr(provider_of(uri), "resolve", None)
+    return uri if resolve is None else resolve(uri)
+
+
+def _held_by(provider: KeyProvider) -> tuple[Any, ...]:
+    """What a cache keeps keys by: the provider, and the credential that it has now."""
+    return provider, getattr(provider, "identity", None)
+
+
+def new_data_key(
+    key: Key | None = None, context: Mapping[str, str] | None = None, cells: int | None = None
+) -> DataKey:
+    """A new data key, by one call of the key's provider; or the data key that was handed in.
+
+    Args:
+        key: URI; several, of which the first makes the data key and the others wrap it too; a `DataKey`,
+            which is returned as it is; or None for the session's key.
+        context: pairs that stand in clear beside the wrapped key, and that opening it takes.
+        cells: how many it will encrypt, where one may do that the session's cache has generated before; None:
+            a new one.
+
+    Raises:
+        ValueError: no key was named anywhere; or a context with a data key, which has its own.
+        TypeError: what names no key, or is no context.
+        KeyServiceError: the provider refused.
+    """
+    given = pairs(context)
+    if isinstance(key, DataKey):
+        if context is not None and tuple(sorted(given.items())) != key.context:
+            raise ValueError("this data key was made with another context: leave context= out")
+        return key
+    uris = _uris(key)
+    if not uris:
+        _require_answer()
+        raise ValueError(
+            "no key: pass key='local://demo' (or tencent-kms://...), call kmsdata.use('local://demo'), or "
+            "set KMSDATA_KEY"
+        )
+    # What no reader would take is refused before any key is made for it.
+    DataKeyRecord(bytes(32), tuple(given.items()), tuple(Wrap(uri, "") for uri in uris))
+    uris = list(dict.fromkeys(resolved(uri) for uri in uris))
+    if cells is None:
+        return _generated(uris, given)
+    by = tuple(_held_by(provider_of(uri)) for uri in uris), tuple(uris), tuple(sorted(given.items()))
+    return _cache_in_force().generated(by, cells, lambda: _generated(uris, given))
+
+
+def _generated(uris: list[str], context: dict[str, str]) -> DataKey:
+    count("generate_data_key")
+    data_key = provider_of(uris[0]).generate_data_key(uris[0], context)
+    wraps = list(data_key.wraps)
+    for uri in uris[1:]:
+        wraps.append(wrap_under(data_key, uri))
+    return data_key.under(wraps)
+
+
+def wrap_under(data_key: DataKey, uri: str) -> Wrap:
+    """The data key, wrapped by another master key as well: one call of that key's provider.
+
+    Raises:
+        KeyServiceError: the provider refused.
+    """
+    count("wrap")
+    return data_key.wrap_by(provider_of(uri), uri)
+
+
+def _cache_in_force() -> KeyCache:
+    return _current().cache or _cache
+
+
+def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
+    """The data key of a record, unwrapped and checked against its commitment.
+
+    Args:
+        record: from a header. It may name any key; what is used is decided here.
+        key: only these may open it: URIs, where ``scheme://*`` or ``scheme://place/*`` stands for all
+            such; or a `DataKey`. None: the session's key's provider and region are the limit,
+            and a session that has none follows the header.
+
+    Raises:
+        WrongKeyError: none of the record's keys may be used, or what they unwrap is another data key.
+        KeyServiceError: the provider refused; where there are several wraps, all did: the first error.
+    """
+    if isinstance(key, DataKey):
+        if key.commits_to(record.commitment):
+            if key.context != record.context:
+                raise FormatError("the context was changed: it is not that of the data key", field="context")
+            return key
+        raise WrongKeyError(
+            f"encrypted under another data key than {key!r}: pass the one that belongs to it, or its "
+            "master key's URI",
+            key=record.wraps[0].key,
+        )
+    allowed = limits(key)
+    refusal: KeyServiceError | None = None
+    tried = False
+    for wrap in record.wraps:
+        if not allowed(parse_key(wrap.key)):
+            continue
+        tried = True
+        try:
+            data_key = unwrap_by(record, wrap)
+        except KeyServiceError as error:
+            refusal = refusal or error
+            continue
+        if data_key is not None:
+            return data_key
+    if refusal is not None:
+        raise refusal
+    named = ", ".join(wrap.key for wrap in record.wraps)
+    if tried:
+        raise WrongKeyError(
+            f"what {named} unwraps is not the data key that this was encrypted under: the header was changed",
+            key=record.wraps[0].key,
+        )
+    raise WrongKeyError(
+        f"encrypted under {named}, which may not be used here: pass key= with that URI, if you trust where "
+        "the data comes from",
+        key=record.wraps[0].key,
+        allowed=False,
+    )
+
+
+def unwrap_by(record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
+    """The data key that one wrap holds, or None where it is another one than the record's.
+
+    Whether the wrap's key may be asked is for the caller to say (`limits`). No error leaves a frame that
+    holds the data key.
+    """
+    provider = provider_of(wrap.key)
+    data_key: DataKey | None
+    if isinstance(provider, LocalKeystore):  # it is at hand already, and may be changed by other processes
+        data_key = _asked(provider, wrap, record.context)
+    else:
+        by = _held_by(provider), wrap, record.context
+        data_key = _cache_in_force().unwrapped(by, lambda: _asked(provider, wrap, record.context))
+    if data_key is None or not data_key.commits_to(record.commitment):
+        return None
+    return data_key.under(record.wraps)
+
+
+def _asked(provider: KeyProvider, wrap: Wrap, context: tuple[tuple[str, str], ...]) -> DataKey:
+    count("unwrap")
+    secret = provider.unwrap(wrap.wrapped, wrap.key, dict(context))
+    if not isinstance(secret, bytes) or len(secret) != 32:
+        del secret
+        raise KeyServiceError(
+            f"{wrap.key}: the provider unwrapped something that is not a data key of 32 bytes",
+            provider=provider.scheme,
+            operation="unwrap",
+            code="InvalidDataKey",
+        )
+    return DataKey(secret, [wrap], context=dict(context))
+
+
+def pairs(context: Mapping[str, str] | None) -> dict[str, str]:
+    """A context as a caller gave it; TypeError if it is none."""
+    if context is None:
+        return {}
+    if not isinstance(context, Mapping):
+        raise TypeError(f"context= takes a mapping of text to text, not {type(context).__name__}")
+    if not all(isinstance(part, str) for pair in context.items() for part in pair):
+        raise TypeError("context= takes a mapping of text to text: a name or a value in it is none")
+    return dict(context)
+
+
+def _listed(key: str | Iterable[str]) -> list[str]:
+    if isinstance(key, str):
+        return [key]
+    if isinstance(key, (bytes, bytearray, memoryview, Mapping)) or not isinstance(key, Iterable):
+        raise TypeError(
+            "key= takes the URI of a master key, such as 'local://demo', several of them, a DataKey, or "
+            f"encrypted data to share its data key, not {type(key).__name__}"
+        )
+    return list(key)
+
+
+def _uris(key: str | Iterable[str] | None) -> list[str]:
+    if key is None:
+        session = session_key()
+        return [] if session is None else [session]
+    uris = _listed(key)
+    if not uris:
+        raise ValueError("key= is an empty list")
+    for uri in uris:
+        parse_key(uri)
+    return uris
+
+
+def limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
+    """Which of the keys that a file names may be used; see `unwrap`."""
+    if key is None:
+        session = session_key()
+        if session is None:
+            return lambda _: True
+        limit = parse_key(session)
+        return lambda uri: uri[:2] == limit[:2]
+    whole: set[tuple[str, str | None]] = set()
+    exact: list[str] = []
+    for uri in _listed(key):
+        scheme, _, rest = uri.partition("://") if isinstance(uri, str) else ("", "", "")
+        if rest == "*" or rest.endswith("/*"):
+            whole.add((scheme, rest[:-2] if rest != "*" else None))
+        else:
+            parse_key(uri)
+            exact.append(uri)
+
+    def allowed(uri: KeyURI) -> bool:
+        if (uri.scheme, uri.place) in whole or (uri.scheme, None) in whole:
+            return True
+        named = [parse_key(text) for text in exact]
+        # A service is asked what an alias stands for only where no name agrees as it is.
+        return uri in named or any(
+            parse_key(resolved(text)) == uri
+            for text, key in zip(exact, named, strict=True)
+            if key[:2] == uri[:2]
+        )
+
+    return allowed

@@ -1,0 +1,1 @@
+"""Master keys in Tencent Cloud KMS."""

@@ -1,0 +1,368 @@
+"""Credentials of Tencent Cloud: where they are looked for, and how temporary ones are renewed.
+
+In this order; the first place that has any is used, and one that has only half of a pair is an error:
+
+1. what was passed in (``credential=``)
+2. ``TENCENTCLOUD_SECRET_ID`` and ``TENCENTCLOUD_SECRET_KEY``, with ``TENCENTCLOUD_SECURITY_TOKEN`` (or
+   ``TENCENTCLOUD_TOKEN``) where they are temporary
+3. the profile file: ``[default]`` with ``secret_id``, ``secret_key`` and optionally ``token`` in
+   ``~/.tencentcloud/credentials``, then ``/etc/tencentcloud/credentials``
+4. the role of the CVM instance
+5. TKE OIDC: ``TKE_REGION``, ``TKE_PROVIDER_ID``, ``TKE_WEB_IDENTITY_TOKEN_FILE`` and ``TKE_ROLE_ARN``
+
+6. Where ``TENCENTCLOUD_ROLE_ARN`` is set, STS AssumeRole turns what was found into credentials of that role.
+"""
+
+from __future__ import annotations
+
+import configparser
+import hmac
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeAlias
+
+from kmsdata.errors import CredentialsError, KeyServiceError
+from kmsdata.keys.data_key import Secret, random_bytes
+from kmsdata.keys.fork_lock import Lock
+from kmsdata.keys.tencent.transport import Answer, Endpoint, Request, Service, apart
+
+__all__ = ["Credentials", "Given", "HasCredentials", "held"]
+
+_METADATA = "http://metadata.tencentyun.com/latest/meta-data/cam/security-credentials/"
+_PROFILES = ("~/.tencentcloud/credentials", "/etc/tencentcloud/credentials")
+_ROLE = "TENCENTCLOUD_ROLE_ARN"
+_PASSED = "passed in"  # where they come from, in words; the others are named in Credentials._places
+_TKE = ("TKE_REGION", "TKE_PROVIDER_ID", "TKE_WEB_IDENTITY_TOKEN_FILE", "TKE_ROLE_ARN")
+_TOKENS = ("TENCENTCLOUD_SECURITY_TOKEN", "TENCENTCLOUD_TOKEN")
+_LIFETIME = 7200  # seconds asked for of a role's credentials: what every role allows
+_MARGIN = 300  # seconds before they run out that they are renewed, or a fifth of their life
+_AGAIN = 10  # seconds before renewing is tried again, where it failed and those there are still do
+_METADATA_SECONDS = 5.0  # for the metadata of an instance: where there are none, a name server may be slow
+_TRIED = (
+    "credential=",
+    "TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY",
+    *_PROFILES,
+    "the CVM instance role",
+    "TKE OIDC (TKE_ROLE_ARN and its kin)",
+    f"STS AssumeRole ({_ROLE})",
+)
+
+
+class HasCredentials(Protocol):
+    """Credentials as the official SDK has them."""
+
+    def get_credential_info(self) -> tuple[str, str, str | None]:
+        """SecretId, SecretKey, and token or None."""
+        ...
+
+
+Given: TypeAlias = "tuple[str, str] | tuple[str, str, str | None] | HasCredentials"
+"""SecretId and SecretKey (and token), or an object of the official SDK."""
+
+
+class _Fixed(Secret):
+    """Credentials that stay as they are: SecretId, SecretKey, and a token or None."""
+
+    __slots__ = ("_info",)
+
+    tried: tuple[str, ...] = _TRIED
+
+    def __init__(self, *info: str | None) -> None:
+        self._info = info
+
+    def ready(self) -> None:
+        """They are."""
+
+    def get_credential_info(self) -> tuple[Any, ...]:
+        """What the SDK signs with."""
+        return self._info
+
+
+def held(given: Given | None) -> Any:
+    """Credentials that were passed in, in an object that shows nothing; False where they are none."""
+    if isinstance(given, (tuple, list)):
+        return _Fixed(*given)
+    return given if given is None or callable(getattr(given, "get_credential_info", None)) else False
+
+
+class _Pair(Secret):
+    """SecretId and SecretKey, with a token and an end of life where they are temporary."""
+
+    __slots__ = ("born", "expires", "secret_id", "secret_key", "token")
+
+    def __init__(self, secret_id: str, secret_key: str, token: str | None, expires: float | None) -> None:
+        self.secret_id, self.secret_key, self.token = secret_id, secret_key, token
+        self.expires, self.born = expires, time.time()
+
+    @property
+    def dead(self) -> bool:
+        """Whether it can be used no more."""
+        return self.expires is not None and time.time() >= self.expires
+
+    @property
+    def old(self) -> bool:
+        """Whether it is time to renew it. What does not run out is looked up each time: it may be changed."""
+        if self.expires is None:
+            return True
+        return time.time() >= self.expires - min(_MARGIN, (self.expires - self.born) / 5)
+
+
+class Credentials(Secret):
+    """The credentials in force: found when first needed, renewed before they run out.
+
+    Args:
+        given: what `held` made of what was passed in, or None to look in the places that the module names.
+        region: for the calls of STS.
+        endpoint: that of KMS; STS is beside it.
+        timeout: seconds for a call of STS.
+    """
+
+    __slots__ = (
+        "_again", "_blind", "_current", "_endpoint", "_given", "_lock", "_region", "_timeout", "source",
+    )  # fmt: skip
+
+    tried = _TRIED
+
+    def __init__(
+        self, given: HasCredentials | None, *, region: str, endpoint: Endpoint, timeout: float
+    ) -> None:
+        self._region, self._endpoint, self._timeout = region, endpoint.of("sts"), timeout
+        self._lock = Lock()
+        self._given = given
+        self._blind = random_bytes(32)
+        self._current: _Pair | None = None
+        self._again = 0.0  # when renewing may be tried again
+        self.source: str | None = None  # where they were found, in words
+
+    def ready(self) -> None:
+        """Find credentials, or renew those that are about to run out.
+
+        Raises:
+            CredentialsError: there are none, or half of a pair, or they cannot be renewed.
+        """
+        with self._lock:
+            if self._current is not None and not self._current.old:
+                return
+            do = self._current is not None and self._current.expires is not None and not self._current.dead
+            if do and time.time() < self._again:
+                return
+            try:
+                found, source = self._find()
+            except KeyServiceError:
+                if not do:
+                    raise
+                self._again = time.time() + _AGAIN  # those there are will do for a while
+                return
+            self._current, self.source = found, source
+
+    def get_credential_info(self) -> tuple[str, str, str | None]:
+        """What the SDK signs with. Only threads whose frames nobody sees call it."""
+        pair = self._current
+        if pair is None:
+            raise CredentialsError("no credentials were found yet", provider="tencent-kms")
+        return pair.secret_id, pair.secret_key, pair.token
+
+    @property
+    def identity(self) -> bytes:
+        """A digest that tells these credentials from others, under a key of this object's; 32 bytes."""
+        self.ready()
+        return _identity(self._current, self._blind)
+
+    @property
+    def masked(self) -> str:
+        """The SecretId for showing: its first and last four letters."""
+        self.ready()
+        return _masked(self._current)
+
+    def _find(self) -> tuple[_Pair, str]:
+        found = self._base()
+        if os.environ.get(_ROLE) and found[1] not in ("TKE OIDC", _PASSED):
+            pair = self._assumed(found[0])
+            return pair, f"{found[1]}, as the role {os.environ[_ROLE]}"
+        return found
+
+    def _base(self) -> tuple[_Pair, str]:
+        if self._given is not None:
+            # What is not ours may ask a network without a deadline.
+            given = self._given
+            pair = _taken(given) if isinstance(given, _Fixed) else apart(lambda: _taken(given), self._timeout)
+            if pair is None:
+                _fail(
+                    "the credential that was passed in has no SecretId or no SecretKey, or did not give them",
+                    "InvalidCredential",
+                )
+            return pair, _PASSED
+        for source, find in self._places().items():
+            if (pair := find()) is not None:
+                return pair, source
+        raise CredentialsError(
+            "no Tencent Cloud credentials: set TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY, write "
+            "~/.tencentcloud/credentials, run on a CVM instance with a role, or call kmsdata.login()",
+            provider="tencent-kms",
+            operation="credentials",
+            code="NoCredentials",
+            tried=_TRIED,
+        )
+
+    def _places(self) -> dict[str, Callable[[], _Pair | None]]:
+        places: dict[str, Callable[[], _Pair | None]] = {"the environment": _environment}
+        for path in _PROFILES:
+            places[path] = lambda path=path: _profile(Path(path).expanduser())  # type: ignore[misc]
+        return places | {
+            "the CVM instance role": lambda: apart(_instance, _METADATA_SECONDS),
+            "TKE OIDC": self._oidc,
+        }
+
+    def _oidc(self) -> _Pair | None:
+        if not os.environ.get("TKE_ROLE_ARN"):
+            return None
+        if missing := [name for name in _TKE if not os.environ.get(name)]:
+            _fail(f"TKE OIDC: {', '.join(missing)} not set, though TKE_ROLE_ARN is", "IncompleteOidc")
+        path = Path(os.environ["TKE_WEB_IDENTITY_TOKEN_FILE"])
+        request = _oidc_request(path)
+        if request is None:
+            _fail(f"TKE OIDC: cannot read the token in {path}", "IncompleteOidc")
+        return self._role(os.environ["TKE_REGION"], None, request)
+
+    def _assumed(self, base: _Pair) -> _Pair:
+        request = Request(
+            "AssumeRole",
+            RoleArn=os.environ[_ROLE],
+            RoleSessionName=os.environ.get("TENCENTCLOUD_ROLE_SESSION_NAME") or "kmsdata",
+            DurationSeconds=_LIFETIME,
+        )
+        region = os.environ.get("TENCENTCLOUD_REGION") or self._region
+        return self._role(region, _Fixed(base.secret_id, base.secret_key, base.token), request)
+
+    def _role(self, region: str, signer: _Fixed | None, request: Request) -> _Pair:
+        """Credentials of a role, from STS."""
+        sts = Service("sts", "2018-08-13", region, self._endpoint, signer, timeout=self._timeout, retries=2)
+        pair = _from_sts(sts.call(request, operation=request.action))
+        if pair is None:
+            _fail("STS answered without credentials that run out", "InvalidAnswer")
+        return pair
+
+
+def _fail(message: str, code: str) -> NoReturn:
+    raise CredentialsError(message, provider="tencent-kms", operation="credentials", code=code, tried=_TRIED)
+
+
+def _identity(pair: _Pair | None, blind: bytes) -> bytes:
+    # Whoever knows the SecretId alone is nobody: the whole of it counts. None of it has a line break.
+    whole = () if pair is None else (pair.secret_id, pair.secret_key, pair.token or "")
+    return hmac.digest(blind, "\n".join(whole).encode(), "sha256")
+
+
+def _masked(pair: _Pair | None) -> str:
+    secret_id = "" if pair is None else pair.secret_id
+    return f"{secret_id[:4]}…{secret_id[-4:]}" if len(secret_id) > 16 else "…"
+
+
+# The functions below never raise with a secret in a frame: what does not do is None.
+
+
+def _made(
+    secret_id: object, secret_key: object, token: object = None, expires: object = None
+) -> _Pair | None:
+    texts = [value.strip() if isinstance(value, str) else "" for value in (secret_id, secret_key, token)]
+    good = all(text.isascii() and text.isprintable() for text in texts) and texts[0] and texts[1]
+    end = float(expires) if isinstance(expires, (int, float)) else None
+    return _Pair(texts[0], texts[1], texts[2] or None, end) if good else None
+
+
+def _taken(given: HasCredentials) -> _Pair | None:
+    try:
+        info = tuple(given.get_credential_info())
+    except Exception:  # noqa: BLE001 - a stranger's code, whose errors may say anything
+        return None
+    return _made(*info[:3]) if len(info) in (2, 3) else None
+
+
+def _environment() -> _Pair | None:
+    names = ("TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY")
+    missing = [name for name in names if not os.environ.get(name)]
+    if len(missing) == 2:
+        return None
+    if missing:
+        other = next(name for name in names if name not in missing)
+        _fail(f"{other} is set and {missing[0]} is not: set both", "HalfPair")
+    pair = _from_environment()
+    if pair is None:
+        _fail("TENCENTCLOUD_SECRET_ID or TENCENTCLOUD_SECRET_KEY holds letters that no key has", "HalfPair")
+    return pair
+
+
+def _from_environment() -> _Pair | None:
+    token = next((os.environ[name] for name in _TOKENS if os.environ.get(name)), None)
+    return _made(os.environ["TENCENTCLOUD_SECRET_ID"], os.environ["TENCENTCLOUD_SECRET_KEY"], token)
+
+
+def _profile(path: Path) -> _Pair | None:
+    if not path.is_file():
+        return None
+    pair = _from_profile(path)
+    if pair is None:
+        _fail(
+            f"{path} has no [default] with secret_id and secret_key, or cannot be read: correct it, or move "
+            "it away",
+            "InvalidProfile",
+        )
+    return pair
+
+
+def _from_profile(path: Path) -> _Pair | None:
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    try:
+        parser.read_string(path.read_text("utf-8"))
+        section = {name: text.strip().strip("\"'") for name, text in parser["default"].items()}
+    except (OSError, ValueError, KeyError, configparser.Error):
+        return None
+    return _made(section.get("secret_id"), section.get("secret_key"), section.get("token"))
+
+
+def _instance() -> _Pair | None:
+    """Of the CVM instance that this runs on; None where it runs on none, or one without a role."""
+    import requests  # the SDK's own part
+
+    session = requests.Session()
+    session.trust_env = False  # neither proxies nor ~/.netrc: the address is the machine's own
+    try:
+        role = session.get(_METADATA, timeout=(1, 3), allow_redirects=False)
+        if role.status_code != 200 or not role.text.strip():
+            return None
+        found = session.get(_METADATA + role.text.strip(), timeout=(1, 3), allow_redirects=False).json()
+        return _made(found["TmpSecretId"], found["TmpSecretKey"], found["Token"], found["ExpiredTime"])
+    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    finally:
+        session.close()
+
+
+def _oidc_request(path: Path) -> Request | None:
+    try:
+        token = path.read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return Request(
+        "AssumeRoleWithWebIdentity",
+        ProviderId=os.environ["TKE_PROVIDER_ID"],
+        WebIdentityToken=token,
+        RoleArn=os.environ["TKE_ROLE_ARN"],
+        RoleSessionName="kmsdata",
+        DurationSeconds=_LIFETIME,
+    )
+
+
+def _from_sts(answer: Answer) -> _Pair | None:
+    found = answer.fields.get("Credentials")
+    if not isinstance(found, dict):
+        return None
+    pair = _made(
+        found.get("TmpSecretId"),
+        found.get("TmpSecretKey"),
+        found.get("Token"),
+        answer.fields.get("ExpiredTime"),
+    )
+    return None if pair is None or pair.expires is None else pair

@@ -1,0 +1,360 @@
+"""One Tencent Cloud API at one endpoint, through the official SDK: deadlines, retries, honest errors.
+
+What the SDK does by itself is kept from doing harm: its retryer throws good answers away, its logger prints
+plaintext keys, errors with a charset in their content type come back as good answers, ``~/.netrc`` replaces
+the signature, and no call of it ever ends by itself. Each try runs `apart`, so that a frame of the SDK, which
+holds SecretKey and plaintext, is never part of an error, and a hung connection holds up nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from kmsdata.errors import CredentialsError, KeyAccessError, KeyNotFoundError, KeyServiceError
+from kmsdata.keys.data_key import Secret, random_bytes
+from kmsdata.keys.fork_lock import Lock
+from kmsdata.keys.tencent.error_messages import meaning, retryable
+from kmsdata.keys.usage import count
+
+__all__ = ["Answer", "Endpoint", "Request", "Service", "Signer", "apart"]
+
+_T = TypeVar("_T")
+
+_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]")
+_HOST = re.compile(r"(?!-)[a-z0-9.-]{1,253}|\[::1\]")
+_CONNECT = 3.05  # seconds for a TCP connection: just over a retransmission
+_PAUSE = 0.1  # seconds: the most before the first retry is twice that, and doubles with each
+_MOST = 1 << 20  # characters of an answer's field
+
+
+class Endpoint(NamedTuple):
+    """Where a service listens: ``https`` or, on loopback, ``http``; and ``host`` or ``host:port``."""
+
+    scheme: str
+    host: str
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """A host, or a URL without path.
+
+        Raises:
+            ValueError: neither; or plain http to another machine, which would send keys in the clear.
+
+        Example:
+            >>> Endpoint.parse("kms.ap-guangzhou.tencentcloudapi.com")
+            Endpoint(scheme='https', host='kms.ap-guangzhou.tencentcloudapi.com')
+        """
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        name, _, _ = parts.netloc.partition(":") if not parts.netloc.startswith("[") else ("[::1]", "", "")
+        host = name.lower() + (f":{port}" if port is not None else "")
+        plain = parts.scheme in ("http", "https") and parts.path in ("", "/")
+        plain = plain and "?" not in text and "#" not in text
+        if not plain or parts.netloc.lower() != host or not _HOST.fullmatch(name.lower()):
+            raise ValueError(
+                "endpoint= is a host, such as 'kms.ap-guangzhou.tencentcloudapi.com', or a URL without a "
+                "path, such as 'http://127.0.0.1:8080'"
+            )
+        if parts.scheme == "http" and not _LOOPBACK.fullmatch(name.lower()):
+            raise ValueError(
+                f"endpoint= {parts.scheme}://{host}: plain http would send keys in the clear, and is for "
+                "loopback alone; use https"
+            )
+        return cls(parts.scheme, host)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it is this machine."""
+        return _LOOPBACK.fullmatch(re.sub(r":\d+$", "", self.host)) is not None
+
+    def of(self, service: str) -> Endpoint:
+        """The same place for another service: its own host at Tencent Cloud, else the same host."""
+        name, dot, rest = self.host.partition(".")
+        return self._replace(host=f"{service}{dot}{rest}") if name == "kms" else self
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.host}"
+
+
+class Signer(Protocol):
+    """What signs requests."""
+
+    def ready(self) -> None:
+        """Find credentials, or renew those that run out; CredentialsError where there are none."""
+
+    def get_credential_info(self) -> tuple[str, str, str | None]:
+        """SecretId, SecretKey and token: what the SDK asks for at each request."""
+        ...
+
+
+class Request(Secret):
+    """An action and its parameters, which may hold a plaintext key."""
+
+    __slots__ = ("action", "parameters")
+
+    def __init__(self, action: str, **parameters: object) -> None:
+        self.action = action
+        self.parameters = {name: value for name, value in parameters.items() if value is not None}
+
+
+class Answer(Secret):
+    """What came back: fields, or an error's code. Shows neither."""
+
+    __slots__ = ("code", "detail", "fields", "refusal", "request_id")
+
+    def __init__(self) -> None:
+        self.fields: Mapping[str, Any] = {}
+        self.code: str | None = "Timeout"  # unless something comes
+        self.detail = ""
+        self.request_id: str | None = None
+
+    def text(self, field: str) -> str | None:
+        """A field that is text, and not empty; else None."""
+        value = self.fields.get(field)
+        return value if isinstance(value, str) and 0 < len(value) <= _MOST else None
+
+
+class Service(Secret):
+    """One API of Tencent Cloud: see the module.
+
+    Args:
+        name: ``"kms"`` or ``"sts"``.
+        version: of the API.
+        region: such as ``"ap-guangzhou"``.
+        endpoint: where it listens.
+        signer: None for calls without a signature.
+        timeout: seconds for a call, all of its tries together; finding or renewing credentials, which is
+            calls of its own, comes before.
+        retries: how often a call is tried again where that may help.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        region: str,
+        endpoint: Endpoint,
+        signer: Signer | None,
+        *,
+        timeout: float,
+        retries: int,
+    ) -> None:
+        self.name, self.version, self.region, self.endpoint = name, version, region, endpoint
+        self.timeout, self.retries = timeout, retries
+        self._signer = signer
+        self._lock = Lock(self._disconnect)  # parent and child must not talk over one socket
+        self._client: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name} in {self.region} at {self.endpoint}>"
+
+    def call(
+        self, request: Request, *, operation: str, key: str | None = None, repeatable: bool = True
+    ) -> Answer:
+        """Send a request until it is answered, refused, or given up.
+
+        Args:
+            request: what to send.
+            operation: what the provider was asked for, for errors.
+            key: URI of the master key it is about, for errors.
+            repeatable: whether it may be sent again though it may have been carried out.
+
+        Raises:
+            KeyServiceError: refused, or not answered in time; its subclasses say what is wrong.
+        """
+        if self._signer is not None:
+            self._signer.ready()
+        client = self._connected()
+        end, retried = time.monotonic() + self.timeout, False
+        for attempt in range(self.retries + 1):
+            if attempt:
+                # Full jitter: a thousand workers that were throttled together do not come back together.
+                pause = min(2.0, _PAUSE * 2**attempt) * int.from_bytes(random_bytes(4), "big") / 2**32
+                if time.monotonic() + pause >= end:
+                    break
+                time.sleep(pause)
+                count("retried")
+                retried = True
+            answer = (
+                apart(
+                    lambda: _send(client, request, self._signer is not None), max(0.0, end - time.monotonic())
+                )
+                or Answer()
+            )  # what comes after the deadline is dropped
+            if answer.code is None:
+                return answer
+            if not retryable(answer.code, answer.detail, repeatable):
+                break
+        raise self._error(answer, request.action, operation, key, retried, repeatable)
+
+    def _connected(self) -> Any:
+        # The SDK reads the clock by a function that Python 3.12 deprecates; the first filter wins, and they
+        # come and go (pytest).
+        if warnings.filters[:1] != [_DEPRECATED]:
+            warnings.filterwarnings("ignore", module="tencentcloud", category=DeprecationWarning)
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _disconnect(self) -> None:
+        self._client = None
+
+    def _connect(self) -> Any:
+        try:
+            from requests import adapters, utils
+            from tencentcloud.common.common_client import CommonClient
+            from tencentcloud.common.profile.client_profile import ClientProfile
+            from tencentcloud.common.profile.http_profile import HttpProfile
+        except ImportError as error:
+            raise ImportError(
+                'tencent-kms:// keys need the official SDK: pip install "kmsdata[tencent]"'
+            ) from error
+        _log.addFilter(_silence)  # a filter that is there already is not added again
+        bundle = next((os.environ[name] for name in _BUNDLES if os.environ.get(name)), None)
+        http = HttpProfile(
+            protocol=self.endpoint.scheme,
+            endpoint=self.endpoint.host,
+            reqTimeout=(min(_CONNECT, self.timeout), max(1.0, self.timeout / 3)),
+            certification=bundle,
+        )
+        client = CommonClient(
+            self.name,
+            self.version,
+            self._signer,
+            self.region,
+            ClientProfile(httpProfile=http, language="en-US"),
+        )
+        url = str(self.endpoint)
+        proxies = {} if self.endpoint.loopback else utils.get_environ_proxies(url)
+        proxy = utils.select_proxy(url, proxies)
+        client.request.conn.proxy = {"http": proxy, "https": proxy} if proxy else None
+        session = client.request.conn._session  # the SDK offers no other way to it
+        session.trust_env = False  # ~/.netrc would replace the signature
+        session.max_redirects = 0  # nobody is sent elsewhere with a plaintext key
+        session.mount(f"{self.endpoint.scheme}://", adapters.HTTPAdapter(pool_maxsize=32))
+        return client
+
+    def _error(
+        self, answer: Answer, action: str, operation: str, key: str | None, retried: bool, repeatable: bool
+    ) -> KeyServiceError:
+        code = answer.code or "InvalidAnswer"
+        what = key or f"{self.name} in {self.region}"
+        kind, sentence = meaning(code, answer.detail)
+        again = retryable(code, answer.detail, repeatable)
+        if not again and retryable(code, answer.detail, repeatable=True):
+            sentence = f"{_MAYBE}: {sentence}"
+        if self.name == "sts" and not again and kind is not CredentialsError:
+            kind, sentence = CredentialsError, _NO_ROLE  # no key is meant
+        facts: dict[str, Any] = {
+            "provider": "tencent-kms",
+            "operation": operation,
+            "code": code,
+            "request_id": answer.request_id,
+            "retryable": again,
+        }
+        if kind in (KeyNotFoundError, KeyAccessError):
+            facts["key"] = key
+        if kind is CredentialsError and self._signer is not None:
+            facts["tried"] = getattr(self._signer, "tried", ())
+        sentence = sentence.format(
+            action=f"{self.name}:{action}",
+            host=self.endpoint.host,
+            region=self.region,
+            key=key or "the key",
+            seconds=f"{self.timeout:g}",
+            again=", also after retries" if retried else "",
+        )
+        request_id = f", request {answer.request_id}" if answer.request_id else ""
+        return kind(f"{what}: {sentence} ({code}{request_id})", **facts)
+
+
+_MAYBE = "look whether it was carried out ('kmsdata keys list {region}') before you try again"
+_NO_ROLE = "{action} was refused: look at the role, and at who may assume it, in CAM"
+
+
+class _Quiet(threading.local):
+    on = False
+
+
+_quiet = _Quiet()
+_log = logging.getLogger("tencentcloud_sdk_common")
+_DEPRECATED = ("ignore", None, DeprecationWarning, re.compile("tencentcloud"), 0)
+_BUNDLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
+
+
+def _silence(_: logging.LogRecord) -> bool:
+    return not _quiet.on
+
+
+def apart(work: Callable[[], _T], seconds: float) -> _T | None:
+    """What ``work`` returns, or None if it takes longer: it runs in a thread that nobody waits for.
+
+    So Ctrl-C is answered at once, whatever ``work`` waits for, and its frames are part of no error of ours.
+    It must not raise.
+    """
+    results: list[_T] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(work())
+        finally:
+            done.set()
+
+    threading.Thread(target=run, name="kmsdata", daemon=True).start()
+    return results[0] if done.wait(seconds) and results else None
+
+
+def _send(client: Any, request: Request, signed: bool) -> Answer:
+    """One try. Never raises, since its frames hold what nobody may see."""
+    answer = Answer()
+    _quiet.on = True  # in this thread, which is this try's own: the SDK's log would print keys
+    try:
+        body = client.call(request.action, dict(request.parameters), None if signed else {"SkipSign": True})
+        response = json.loads(body)["Response"]
+        answer.request_id = _id(response.get("RequestId"))
+        # The SDK looks for errors only where the content type has no charset.
+        if (error := response.get("Error")) is not None:
+            answer.code = _word(error.get("Code"))
+        else:
+            answer.fields, answer.code = response, None
+    except Exception as error:  # noqa: BLE001 - whatever it is, its name is all that may be told of it
+        code = getattr(error, "code", None)
+        answer.code = code if isinstance(code, str) and _CODE.fullmatch(code) else type(error).__name__
+        answer.request_id = _id(getattr(error, "requestId", None))
+        if answer.code == "ClientNetworkError":
+            text = str(getattr(error, "message", ""))
+            answer.detail = next((word for word, pattern in _NETWORK.items() if pattern.search(text)), "")
+    return answer
+
+
+_CODE = re.compile(r"[A-Za-z0-9_.]{1,128}")
+_NETWORK = {
+    "certificate": re.compile(r"certificate|SSLError|TLS CA|CERTIFICATE", re.IGNORECASE),
+    "proxy": re.compile("proxy", re.IGNORECASE),
+    "redirect": re.compile("redirects"),
+    "name": re.compile("NameResolution|getaddrinfo|not known|resolve", re.IGNORECASE),
+    "refused": re.compile("refused", re.IGNORECASE),
+    "time": re.compile("timed out", re.IGNORECASE),
+}
+
+
+def _word(code: object) -> str:
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else "InvalidAnswer"
+
+
+def _id(text: object) -> str | None:
+    return text if isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9-]{1,64}", text) else None

@@ -1,0 +1,1 @@
+"""Files and datasets of any size, encrypted and decrypted column by column."""

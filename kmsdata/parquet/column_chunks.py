@@ -1,0 +1,505 @@
+"""A Parquet file anew with some of its columns replaced; every other column chunk is copied byte for byte.
+
+So plain columns keep what no reader and writer would: encodings, compression, statistics, page indexes,
+bloom filters, types of later versions. And they take no memory, and only a copy's time. Of a replaced column
+nothing is copied: not its statistics, nor its indexes, nor its bloom filter.
+
+The numbers are the field ids of parquet.thrift, in the Parquet format 2.12.
+"""
+
+from __future__ import annotations
+
+import base64
+import bisect
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kmsdata.errors import FormatError
+from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Struct, decode, encode, value
+
+__all__ = ["PART", "Footer", "Replacement", "read_footer", "rewrite"]
+
+PART = 64 << 20  # bytes of a column that are encoded at once; a chunk of more has no dictionary
+_COPY = 8 << 20
+_MAGIC = b"PAR1"
+_OLD = ("parquet-cpp version 1.0", "parquet-cpp version 1.1", "parquet-cpp version 1.2")
+
+
+# What is used of each struct: its fields by type, those first that it must have.
+_KINDS: TypeAlias = "tuple[dict[int, Any], dict[int, Any]]"
+_ELEMENT: _KINDS = {4: BINARY}, {5: I32}
+_SORTING: _KINDS = {1: I32}, {}
+_META: _KINDS = (
+    {2: LIST, 5: I64, 6: I64, 7: I64, 9: I64},
+    {10: I64, 11: I64, 14: I64, 15: I32},
+)
+_CHUNK: _KINDS = {}, {2: I64, 3: _META, 4: I64, 5: I32, 6: I64, 7: I32}
+_GROUP: _KINDS = {1: [_CHUNK], 3: I64}, {2: I64, 4: [_SORTING], 5: I64, 6: I64}
+_ENTRY: _KINDS = {1: BINARY}, {2: BINARY}
+_FILE: _KINDS = {2: [_ELEMENT], 3: I64, 4: [_GROUP]}, {5: [_ENTRY], 6: BINARY, 7: LIST}
+
+
+class Sink(Protocol):
+    """What is written to, from its start to its end."""
+
+    def write(self, data: Any, /) -> Any:
+        """Write these bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What comes in the place of a column.
+
+    Attributes:
+        field: its name and type in Arrow.
+        settings: how it is written: what `pyarrow.parquet.write_table` takes.
+    """
+
+    field: pa.Field
+    settings: Mapping[str, Any]
+
+    @functools.cached_property
+    def _blank(self) -> _Encoded:
+        """The column without rows, for what the schema says of it."""
+        return _encoded(self.field, None, self.settings)
+
+
+@dataclass(frozen=True)
+class Footer:
+    """A Parquet footer.
+
+    Attributes:
+        fields: FileMetaData.
+        columns: of each top-level column its name, and the numbers of its leaves.
+        elements: of each top-level column its part of the schema, as a list of SchemaElement.
+    """
+
+    fields: Struct
+    columns: list[tuple[str, range]]
+    elements: list[list[Struct]]
+
+    @property
+    def groups(self) -> list[Struct]:
+        """The row groups."""
+        found: list[Struct] = value(self.fields, 4, (STRUCT, []))[1]
+        return found
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """Key-value metadata."""
+        entries = value(self.fields, 5, (STRUCT, []))[1]
+        return {value(entry, 1, b""): value(entry, 2, b"") for entry in entries}
+
+
+def read_footer(file: pa.NativeFile | _Pieces, path: str) -> Footer:
+    """The footer of a Parquet file.
+
+    Raises:
+        FormatError: there is none, it is damaged, or it is encrypted or signed.
+    """
+    size = file.size()
+    tail = bytes(file.read_at(8, size - 8)) if size >= 12 else b""
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] == b"PARE":
+        _refuse(path, "has an encrypted footer (Parquet Modular Encryption), which is not read here")
+    if tail[4:] != _MAGIC or length > size - 12:
+        _refuse(path, "is not a Parquet file, or was cut short (CSV files are known by names in .csv)")
+    try:
+        fields, used = decode(bytes(file.read_at(length, size - 8 - length)))
+        whole = _fits(fields, _FILE)
+        footer = _footer(fields if whole else {})
+    except (FormatError, IndexError, TypeError, ValueError):
+        _refuse(path, "is not a Parquet file, or its footer is damaged")
+    if used != length or 8 in fields or 9 in fields:
+        _refuse(path, "is encrypted or signed by Parquet Modular Encryption, which is not read here")
+    if str(value(fields, 6, b""), "utf-8", "replace").startswith(_OLD):
+        _refuse(path, "was written by a parquet-cpp so old that its column sizes are wrong: write it anew")
+    for group in footer.groups:
+        chunks = value(group, 1, (STRUCT, []))[1]
+        if len(chunks) != sum(len(leaves) for _, leaves in footer.columns):
+            _refuse(path, "has a row group with columns that its schema lacks")
+        for chunk in chunks:
+            if 8 in chunk or 9 in chunk:
+                _refuse(path, "has columns under Parquet Modular Encryption, which are not read here")
+            if 1 in chunk or 3 not in chunk:
+                _refuse(path, "keeps its columns in other files, which are not read here")
+            meta = value(chunk, 3)
+            places = [_range(meta), (value(chunk, 4, 0), value(chunk, 5, 0))]
+            places += [(value(chunk, 6, 0), value(chunk, 7, 0)), (value(meta, 14, 0), value(meta, 15, 0))]
+            if any(length and not (4 <= start < start + length <= size) for start, length in places):
+                _refuse(path, "was cut short, or its footer is damaged")
+    return footer
+
+
+def _fits(fields: Struct, kinds: _KINDS) -> bool:
+    """Whether fields are of the types that are known, so that nothing that is damaged is taken for them."""
+    required, optional = kinds
+    if any(number not in fields for number in required):
+        return False
+    for number, wanted in {**required, **optional}.items():
+        if number not in fields:
+            continue
+        kind, item = fields[number]
+        if isinstance(wanted, list):
+            if kind != LIST or (item[1] and item[0] != STRUCT):
+                return False
+            if not all(_fits(one, wanted[0]) for one in item[1]):
+                return False
+        elif isinstance(wanted, tuple):
+            if kind != STRUCT or not _fits(item, wanted):
+                return False
+        elif kind != wanted:
+            return False
+    return True
+
+
+def _refuse(path: str, why: str) -> Any:
+    raise FormatError(f"{path} {why}", path=path)
+
+
+def _footer(fields: Struct) -> Footer:
+    elements: list[Struct] = value(fields, 2)[1]
+    if not elements:
+        raise ValueError("no schema")
+    columns: list[tuple[str, range]] = []
+    grouped: list[list[Struct]] = []
+    at, leaf = 1, 0
+    while at < len(elements):
+        stop, left, leaves = at, 1, 0
+        while left:
+            children = value(elements[stop], 5, 0)
+            left += children - 1
+            leaves += not children
+            stop += 1
+        columns.append((value(elements[at], 4).decode(), range(leaf, leaf + leaves)))
+        grouped.append(elements[at:stop])
+        at, leaf = stop, leaf + leaves
+    return Footer(fields, columns, grouped)
+
+
+def _range(meta: Struct) -> tuple[int, int]:
+    """Where a column chunk's pages start, and how many bytes they take."""
+    starts = [start for start in (value(meta, 9), value(meta, 11)) if start]  # 0: there is none
+    return min(starts, default=0), value(meta, 7)
+
+
+class _Output:
+    def __init__(self, sink: Sink) -> None:
+        self._sink, self.at = sink, 0
+
+    def write(self, data: Any) -> None:
+        self._sink.write(data)
+        self.at += len(data)
+
+    def copy(self, file: pa.NativeFile, start: int, length: int, path: str) -> None:
+        for at in range(start, start + length, _COPY):
+            piece = file.read_at(min(_COPY, start + length - at), at)
+            if len(piece) != min(_COPY, start + length - at):
+                _refuse(path, "was cut short while it was read")
+            self.write(piece)
+
+
+Anew = Callable[[int], Mapping[str, Callable[[], Iterable[Any]]]]
+"""Of a row group: by column a function that makes its values, in arrays of at most some `PART` bytes."""
+
+
+def rewrite(
+    file: pa.NativeFile,
+    path: str,
+    footer: Footer,
+    sink: Sink,
+    replaced: Mapping[str, Replacement],
+    anew: Anew,
+    schema: pa.Schema,
+    metadata: Mapping[bytes, bytes],
+    done: Callable[[int], None],
+) -> int:
+    """Write a Parquet file like another one, but for some columns.
+
+    Args:
+        file: the other one.
+        path: its path, for errors.
+        footer: its footer.
+        sink: what is written to.
+        replaced: by name, what comes in the place of a column.
+        anew: makes the values of a row group's replaced columns.
+        schema: the Arrow schema of the result, with the metadata that Arrow shows.
+        metadata: key-value metadata of the result, but for the Arrow schema.
+        done: is told after each row group how many rows it had.
+
+    Returns:
+        The size of the result, in bytes.
+
+    Raises:
+        FormatError: the file was cut short.
+    """
+    out = _Output(sink)
+    out.write(_MAGIC)
+    blanks = {name: column._blank for name, column in replaced.items()}
+    places: list[list[int | None]] = []  # of each top-level column: its leaves, by their old numbers
+    for name, leaves in footer.columns:
+        places.append([None] * len(blanks[name].leaves) if name in replaced else list(leaves))
+    order = [old for group in places for old in group]
+    groups: list[Struct] = []
+    moved: list[tuple[Struct, Struct]] = []
+    made: list[Struct] = []
+    parts: Mapping[str, Callable[[], Iterable[Any]]] = {}
+    try:
+        for number, group in enumerate(footer.groups):
+            chunks = value(group, 1)[1]
+            parts = anew(number)
+            made = []
+            for (name, leaves), group_places in zip(footer.columns, places, strict=True):
+                if name in replaced:
+                    rows = value(group, 3)
+                    for leaf in range(len(group_places)):
+                        made.append(_write_leaf(out, replaced[name], parts[name], leaf, rows))
+                    continue
+                for leaf in leaves:
+                    chunk = _moved(chunks[leaf], out.at - _range(value(chunks[leaf], 3))[0])
+                    out.copy(file, *_range(value(chunks[leaf], 3)), path)
+                    moved.append((chunks[leaf], chunk))
+                    made.append(chunk)
+            groups.append(_group(group, made, order))
+            parts = {}  # before the next row group is made
+            done(value(group, 3))
+    except BaseException:
+        groups.clear()  # new statistics are plaintext: no error keeps them in its frames
+        made.clear()
+        parts = {}
+        raise
+    for old, chunk in moved:
+        _copy_bloom_filter(out, file, path, value(old, 3), value(chunk, 3))
+    for old, chunk in moved:
+        if 6 in old and 7 in old:  # the column index holds no positions
+            chunk[6] = I64, out.at
+            out.copy(file, value(old, 6), value(old, 7), path)
+    for old, chunk in moved:
+        if 4 in old and 5 in old:
+            _copy_offset_index(out, file, old, chunk, path)
+    body = encode(_file(footer, replaced, blanks, places, groups, schema, metadata))
+    _check(body, schema, path)
+    out.write(body + len(body).to_bytes(4, "little") + _MAGIC)
+    return out.at
+
+
+def _check(body: bytes, schema: pa.Schema, path: str) -> None:
+    """Readers must see the schema that was meant: no file is better than one that nobody can read."""
+    alone = pa.BufferReader(_MAGIC + body + len(body).to_bytes(4, "little") + _MAGIC)
+    try:
+        seen = pq.ParquetFile(alone).schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise FormatError(f"{path}: its footer cannot be written anew", path=path) from error
+    for field, shown in zip(schema, seen, strict=True):
+        if shown.type != field.type:
+            raise FormatError(
+                f"{path}: column {field.name!r} would be {shown.type} for readers, not {field.type}: it "
+                "cannot be written anew",
+                path=path,
+                column=field.name,
+            )
+
+
+def _file(
+    footer: Footer,
+    replaced: Mapping[str, Replacement],
+    blanks: Mapping[str, _Encoded],
+    places: Sequence[Sequence[int | None]],
+    groups: list[Struct],
+    schema: pa.Schema,
+    metadata: Mapping[bytes, bytes],
+) -> Struct:
+    elements: list[Struct] = [value(footer.fields, 2)[1][0]]
+    for (name, _), old in zip(footer.columns, footer.elements, strict=True):
+        if name not in replaced:
+            elements += old
+            continue
+        first, *rest = blanks[name].elements
+        first = {number: item for number, item in first.items() if number != 9}
+        if 9 in old[0]:  # the field id
+            first[9] = old[0][9]
+        elements += [first, *rest]
+    text = base64.b64encode(schema.serialize().to_pybytes())
+    entries = {**metadata, b"ARROW:schema": text}
+    out = {
+        **footer.fields,
+        2: (LIST, (STRUCT, elements)),
+        4: (LIST, (STRUCT, groups)),
+        5: (LIST, (STRUCT, [{1: (BINARY, key), 2: (BINARY, text)} for key, text in entries.items()])),
+    }
+    if 7 in footer.fields:
+        orders: list[Struct] = value(footer.fields, 7)[1]
+        by_type: Struct = {1: (STRUCT, {})}  # TypeDefinedOrder
+        kept = [by_type if old is None else orders[old] for group in places for old in group]
+        out[7] = LIST, (STRUCT, kept)
+    return out
+
+
+def _moved(chunk: Struct, by: int) -> Struct:
+    """A ColumnChunk whose pages stand elsewhere; its indexes and its bloom filter come later."""
+    meta = dict(value(chunk, 3))
+    for field in (9, 10, 11):
+        if value(meta, field):
+            meta[field] = I64, value(meta, field) + by
+    for field in (14, 15):
+        meta.pop(field, None)
+    file_offset = value(chunk, 2, 0)
+    return {2: (I64, file_offset + by if file_offset else 0), 3: (STRUCT, meta)}
+
+
+def _copy_bloom_filter(out: _Output, file: pa.NativeFile, path: str, old: Struct, new: Struct) -> None:
+    start = value(old, 14)
+    if start is None:
+        return
+    length = value(old, 15)
+    if length is None:  # older writers say it only in the filter's own header
+        header, used = decode(bytes(file.read_at(64, start)) + bytes(1))
+        length = used + value(header, 1)
+    new[14] = I64, out.at
+    new[15] = I32, length
+    out.copy(file, start, length, path)
+
+
+def _copy_offset_index(out: _Output, file: pa.NativeFile, old: Struct, chunk: Struct, path: str) -> None:
+    by = _range(value(chunk, 3))[0] - _range(value(old, 3))[0]
+    try:
+        index, _ = decode(bytes(file.read_at(value(old, 5), value(old, 4))))
+        pages = value(index, 1)[1]
+        index[1] = LIST, (STRUCT, [{**page, 1: (I64, value(page, 1) + by)} for page in pages])
+    except (FormatError, TypeError):
+        _refuse(path, "has a page index that is damaged")
+    written = encode(index)
+    chunk[4], chunk[5] = (I64, out.at), (I32, len(written))
+    out.write(written)
+    if 6 in chunk:
+        chunk[7] = old[7]
+
+
+def _group(old: Struct, chunks: list[Struct], order: Sequence[int | None]) -> Struct:
+    """A RowGroup with these column chunks, of which ``order`` says what number each had."""
+    metas = [value(chunk, 3) for chunk in chunks]
+    new = {**old, 1: (LIST, (STRUCT, chunks)), 2: (I64, sum(value(meta, 6) for meta in metas))}
+    if 5 in old and metas:
+        new[5] = I64, _range(metas[0])[0]
+    if 6 in old:
+        new[6] = I64, sum(value(meta, 7) for meta in metas)
+    if 4 in old:
+        # Rows are sorted by the columns up to the first that was replaced, and no further.
+        kept: list[Struct] = []
+        for column in value(old, 4)[1]:
+            if value(column, 1) not in order:
+                break
+            kept.append({**column, 1: (I32, order.index(value(column, 1)))})
+        new[4] = LIST, (STRUCT, kept)
+        if not kept:
+            del new[4]
+    return new
+
+
+# --- new column chunks ----------------------------------------------------------------------------
+
+
+class _Pieces:
+    """A file in memory, in the pieces that it was written in: a buffer that grows is copied."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._ends: list[int] = []
+
+    def write(self, data: Any) -> int:
+        self._pieces.append(bytes(data))
+        self._ends.append(self.size() + len(self._pieces[-1]))
+        return len(self._pieces[-1])
+
+    def size(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    tell = size
+
+    def between(self, start: int, stop: int) -> Iterator[memoryview]:
+        for number in range(bisect.bisect_right(self._ends, start), len(self._pieces)):
+            begin = self._ends[number] - len(self._pieces[number])
+            if begin >= stop:
+                return
+            yield memoryview(self._pieces[number])[max(start - begin, 0) : stop - begin]
+
+    def read_at(self, count: int, start: int) -> bytes:
+        return b"".join(self.between(start, start + count))
+
+    def flush(self) -> None:
+        pass
+
+    close = flush
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A column as pyarrow writes it: its part of the schema, and its leaves with their pages."""
+
+    elements: list[Struct]
+    leaves: list[Struct]
+    data: _Pieces
+
+
+def _encoded(field: pa.Field, values: Any, settings: Mapping[str, Any]) -> _Encoded:
+    """A column in the encoding of a file of its own; None: of no rows."""
+    column = pa.chunked_array([] if values is None else getattr(values, "chunks", [values]), field.type)
+    data = _Pieces()
+    table = pa.Table.from_arrays([column], schema=pa.schema([field]))
+    with pa.PythonFile(data, mode="w") as sink:
+        pq.write_table(table, sink, store_schema=False, row_group_size=max(len(column), 1), **settings)
+    footer = read_footer(data, field.name)
+    ((_, leaves),) = footer.columns
+    metas = [value(chunk, 3) for group in footer.groups for chunk in value(group, 1)[1]]
+    if len(metas) != len(leaves):
+        raise ValueError(f"column {field.name!r}: {len(column)} rows do not go into one row group")
+    return _Encoded(footer.elements[0], metas, data)
+
+
+def _write_leaf(
+    out: _Output, column: Replacement, parts: Callable[[], Iterable[Any]], leaf: int, rows: int
+) -> Struct:
+    """Write the pages of one leaf of a column; several parts stand one after the other in one chunk.
+
+    A chunk has one dictionary or none: so where there are several parts there is none, and no statistics.
+    """
+    iterator: Iterator[Any] = iter(parts())
+    values = next(iterator)
+    settings: Mapping[str, Any] = column.settings
+    if len(values) < rows:
+        settings = {**settings, "use_dictionary": False, "write_statistics": False}
+    began, done = out.at, 0
+    meta: Struct = {}
+    while values is not None:
+        encoded = _encoded(column.field, values, settings)
+        done += len(values)
+        values = None  # before the next one is made
+        one = encoded.leaves[leaf]
+        start, length = _range(one)
+        if not meta:
+            by = out.at - start
+            meta = {**one, **{f: (I64, value(one, f) + by) for f in (9, 11) if value(one, f)}}
+        else:
+            for field in (5, 6, 7):
+                meta[field] = I64, value(meta, field) + value(one, field)
+            inner, known = value(meta, 2)
+            meta[2] = LIST, (inner, sorted({*known, *value(one, 2)[1]}))
+            for field in (12, 13, 16, 17):
+                meta.pop(field, None)
+        for piece in encoded.data.between(start, start + length):
+            out.write(piece)
+        del encoded
+        values = next(iterator, None)
+    if done != rows or out.at - began != value(meta, 7):
+        raise FormatError(
+            f"column {column.field.name!r}: a row group of {rows} rows has {done}", column=column.field.name
+        )
+    return {2: (I64, 0), 3: (STRUCT, meta)}

@@ -1,0 +1,279 @@
+"""Where files lie: paths, folders, patterns and URLs, on any filesystem; and files that appear there whole.
+
+Temporary files and folders are called ``.kmsdata-...``. Readers of datasets pass over such names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from kmsdata.atomic_files import claim, naming, whole_file
+from kmsdata.keys.data_key import random_bytes
+
+__all__ = ["FilePath", "Place", "files_at", "from_url", "stamp", "whole", "whole_folder"]
+
+FilePath: TypeAlias = "str | os.PathLike[str]"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path on a filesystem.
+
+    Attributes:
+        filesystem: pyarrow's.
+        path: in it, without a ``/`` at its end.
+        folder: whether it was written with a ``/`` at its end.
+    """
+
+    filesystem: Any
+    path: str
+    folder: bool = False
+
+    @classmethod
+    def of(cls, path: FilePath, filesystem: Any = None) -> Place:
+        """The place that a path or URL means; a filesystem may be pyarrow's or fsspec's."""
+        text = os.fspath(path)
+        folder = text.endswith("/")
+        if filesystem is None and "://" in text:
+            filesystem, text = from_url(text)
+        elif filesystem is None:
+            filesystem, text = pafs.LocalFileSystem(), str(Path(text).expanduser())
+        elif not isinstance(filesystem, pafs.FileSystem):
+            text = filesystem._strip_protocol(text)
+            filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            text = str(Path(text).absolute())
+        return cls(filesystem, text.rstrip("/") or "/", folder)
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on this machine's own filesystem."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @property
+    def kind(self) -> pafs.FileType:
+        """What there is."""
+        return self.filesystem.get_file_info(self.path).type
+
+    def __truediv__(self, relative: str) -> Place:
+        return replace(self, path=f"{self.path.rstrip('/')}/{relative}", folder=False)
+
+    def holds(self, other: Place) -> bool:
+        """Whether the other one is this one, or inside of it."""
+        if not self.filesystem.equals(other.filesystem):
+            return False
+        mine, its = self.path, other.path
+        if self.local:
+            mine, its = os.path.realpath(mine), os.path.realpath(its)
+        return mine == its or its.startswith(mine.rstrip("/") + "/")
+
+    def __str__(self) -> str:
+        return self.path
+
+
+def from_url(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's."""
+    try:
+        return pafs.FileSystem.from_uri(url)
+    except pa.ArrowInvalid:
+        import fsspec  # pandas users who have such URLs have it
+
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url)
+        except ValueError as error:  # a protocol that it does not know
+            raise ValueError(
+                f"{error}: install the package that has it for fsspec, or pass filesystem="
+            ) from None
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def files_at(place: Place) -> tuple[dict[str, Place], bool]:
+    """The files of a path: itself, those in a folder, or those that match a pattern.
+
+    Names that begin with ``.`` or ``_`` are passed over in folders, as readers of datasets do: what stands
+    in a ``_metadata`` file, statistics among it, is not taken along.
+
+    Args:
+        place: of a file, a folder, or a pattern with ``*``, ``?``, ``[...]`` and ``**``.
+
+    Returns:
+        The files by their path below the folder, in order; and whether it is one file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    kind = place.kind
+    if kind == pafs.FileType.File:
+        return {place.path.rpartition("/")[2]: place}, True
+    base, pattern = place.path, "**"
+    if kind == pafs.FileType.NotFound and any(letter in place.path for letter in "*?["):
+        parts = place.path.split("/")
+        first = next(number for number, part in enumerate(parts) if any(letter in part for letter in "*?["))
+        base, pattern = "/".join(parts[:first]) or "/", "/".join(parts[first:])
+    selector = pafs.FileSelector(base, allow_not_found=True, recursive=True)
+    found = {}
+    start = len(base.rstrip("/")) + 1
+    for info in place.filesystem.get_file_info(selector):
+        relative = info.path[start:]
+        parts = relative.split("/")
+        if info.type != pafs.FileType.File or any(part.startswith((".", "_")) for part in parts):
+            continue
+        if _matches(parts, pattern.split("/")):
+            found[relative] = replace(place, path=info.path, folder=False)
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "there is no file", place.path)
+    return dict(sorted(found.items())), False
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return (len(pattern) == 1 and bool(parts)) or any(
+            _matches(parts[number:], pattern[1:]) for number in range(len(parts))
+        )
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def stamp(place: Place) -> tuple[Any, ...]:
+    """What is different once a file was changed: size and time, or what an fsspec filesystem has for it."""
+    handler = getattr(place.filesystem, "handler", None)
+    if isinstance(handler, pafs.FSSpecHandler):
+        handler.fs.invalidate_cache(handler.fs._parent(place.path))
+        return (handler.fs.ukey(place.path),)
+    info = place.filesystem.get_file_info(place.path)
+    return info.type, info.size, info.mtime_ns
+
+
+@contextlib.contextmanager
+def whole(place: Place) -> Iterator[Any]:
+    """A file to write to, which replaces what is there when the block ends, and vanishes where it raises."""
+    if place.local:
+        with whole_file(place.path) as file:
+            yield file
+        return
+    folder, _, name = place.path.rpartition("/")
+    temporary = f"{folder}{'/' if folder else ''}.kmsdata-{random_bytes(8).hex()}-{name}.tmp"
+    try:
+        with place.filesystem.open_output_stream(temporary) as stream:
+            yield stream
+        place.filesystem.move(temporary, place.path)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to tell
+            if place.filesystem.get_file_info(temporary).type == pafs.FileType.File:
+                place.filesystem.delete_file(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(place: Place) -> Iterator[Callable[[str], AbstractContextManager[Any]]]:
+    """A folder to write files to, by their path below it. On failure what is new in it vanishes.
+
+    On this machine's own filesystem all files appear at once, when the block ends: by one rename of the
+    folder if there was none, else by one for each file. Elsewhere each file appears, whole, as it is done.
+    """
+    if place.local:
+        with _staged(Path(place.path)) as staging:
+            yield lambda relative: _opened(staging / relative, Path(place.path) / relative)
+        return
+    existed = place.kind == pafs.FileType.Directory
+    new: list[Place] = []
+
+    @contextlib.contextmanager
+    def one(relative: str) -> Iterator[Any]:
+        target = place / relative
+        there = target.kind != pafs.FileType.NotFound
+        if "/" in relative or not existed:
+            place.filesystem.create_dir(target.path.rpartition("/")[0], recursive=True)
+        with whole(target) as stream:
+            if not there:
+                new.append(target)
+            yield stream
+
+    try:
+        yield one
+    except BaseException:
+        with contextlib.suppress(Exception):
+            if not existed:
+                place.filesystem.delete_dir(place.path)
+        if existed:
+            for target in new:
+                with contextlib.suppress(Exception):
+                    target.filesystem.delete_file(target.path)
+        raise
+
+
+@contextlib.contextmanager
+def _opened(path: Path, target: Path) -> Iterator[Any]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(target), path.open("xb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A folder beside the target, or in it where it exists: a target may be another disk's own folder."""
+    target = Path(os.path.realpath(target))
+    exists = target.exists()
+    if exists and not target.is_dir():
+        raise FileExistsError(
+            errno.EEXIST, "there is something at this path that is not a folder", str(target)
+        )
+    staging = (target if exists else target.parent) / f".kmsdata-{os.getpid()}-{random_bytes(4).hex()}.tmp"
+    handle = None
+    try:  # around all of it: Ctrl-C may come between any two steps
+        try:
+            staging.mkdir()
+            handle = os.open(staging, os.O_RDONLY) if os.name == "posix" else None
+        except OSError as error:  # it is the target that the caller knows
+            raise OSError(error.errno, error.strerror, str(target)) from None
+        if handle is not None:
+            claim(handle)
+        yield staging
+        _sync(staging)
+        if not exists:
+            try:
+                staging.rename(target)
+            except OSError as error:  # somebody made it meanwhile
+                raise OSError(error.errno, error.strerror, str(target)) from None
+        else:
+            for folder, _, names in os.walk(staging):
+                inside = target / Path(folder).relative_to(staging)
+                inside.mkdir(exist_ok=True)
+                for name in names:
+                    (Path(folder) / name).replace(inside / name)
+            _sync(target, files=False)
+        _sync_one(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _sync(root: Path, *, files: bool = True) -> None:
+    for folder, _, names in os.walk(root):
+        for name in names if files else []:
+            _sync_one(Path(folder) / name)
+        _sync_one(Path(folder))
+
+
+def _sync_one(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

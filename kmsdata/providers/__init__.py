@@ -1,1 +1,0 @@
-"""Where master keys are kept: `local`, a keystore in a file."""
