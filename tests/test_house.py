@@ -1,4 +1,4 @@
-"""The house: imports go down only, and importing kmsdata brings in nothing that was not asked for."""
+"""The import law: which package may import which, and that importing kmsdata loads nothing unasked."""
 
 import ast
 import re
@@ -10,85 +10,157 @@ import kmsdata
 
 ROOT = Path(kmsdata.__file__).parent
 
-FLOORS = {
-    "errors": 0, "cells": 0, "envelope": 0, "files": 0, "forks": 0,
-    "calls": 1, "codec": 1, "ciphers": 1, "footer": 1, "keys": 1, "progress": 1, "storage": 1, "thrift": 1,
-    "cache": 2, "chunks": 2, "journal": 2, "places": 2, "providers": 2, "report": 2,
-    "column": 3, "csv_blocks": 3, "dtype": 3, "session": 3,
-    "copies": 4, "job": 4, "metadata": 4, "table": 4,
-    "search": 5, "wraps": 5,
-    "parquet": 6,
-    "inspection": 7, "migrate": 7, "replacing": 7, "rewrapping": 7, "verification": 7,
-    "accessor": 8, "api": 8, "decrypting": 8, "encrypting": 8,
-    "stream": 9,
-    "cli": 10, "cli_files": 10, "demo": 10, "emulator": 10, "sign_in": 10, "widgets": 10,
-}  # fmt: skip
-PEERS = {  # the steps on one floor
-    "errors": {"envelope"},  # what is malformed is a FormatError
-    "metadata": {"table"},  # what a table's says thereafter
-    "cli_files": {"cli"},  # some of its commands
-    "demo": {"cli", "cli_files"},  # the command that shows it
-    "emulator": {"cli"},  # and the command that runs it
-    "widgets": {"sign_in"},  # the form that it shows
+# What the files of a package may import besides `errors` and each other: packages, or single files of them.
+# A subpackage has a line of its own.
+LAW = {
+    "errors": set(),
+    "atomic_files": set(),
+    "ciphers": set(),
+    "display": set(),
+    "codec": {"ciphers.cells"},
+    "keys": {"atomic_files", "display"},
+    "keys.local": {"atomic_files", "display"},
+    "keys.tencent": {"atomic_files", "display"},
+    "frames": {"keys", "codec", "ciphers", "display"},
+    "parquet": {"frames", "keys", "codec", "display", "atomic_files"},
+    "parquet.bulk": {"parquet", "frames", "keys", "codec", "display", "atomic_files"},
+    "api": {"parquet", "parquet.bulk", "frames", "keys", "codec", "ciphers", "display", "atomic_files"},
+    "notebook": {"keys", "keys.local", "keys.tencent", "display"},  # a form makes providers
+    "emulator": {"keys.data_key", "atomic_files"},
 }
+# What single files may import beyond that.
+PROVIDERS_MAY = {"keys.envelope", "keys.key_uri", "keys.data_key", "keys.fork_lock", "keys.usage"}
+BEYOND = {
+    "keys.session": {"keys.local", "keys.tencent"},  # it makes the built-in providers
+    "keys.unwrap": {"codec.types"},  # a header's type is checked before its key is used
+    "keys.rewrap": {"frames", "parquet"},  # until it is split
+}
+IN_FUNCTIONS = {"api": {"notebook"}}  # imports that may stand inside functions only
+ANYTHING = {"", "cli"}  # the front door; and the command line, which uses it as a user does
+
+MOST_ENTRIES = 12  # per folder
+MOST_AT_THE_ROOT = 18
+NOT_COUNTED = {"__init__.py", "__main__.py", "__pycache__", "py.typed", "data"}
 
 ONLY_IN = {
-    "cryptography": {"ciphers", "emulator", "keys", "providers"},
-    "tencentcloud": {"providers"},
+    "cryptography": {"ciphers", "keys.data_key", "keys.tink_keyset", "keys.local", "notebook", "emulator"},
+    "tencentcloud": {"keys.tencent"},
 }
 
 
-def rooms():
-    for path in ROOT.rglob("*.py"):
-        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if room != "__init__":
-            yield room, path
+def files():
+    """Every file by its dotted name below kmsdata; a package's own ``__init__`` has the package's name."""
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield name.removesuffix("__init__").rstrip("."), path
 
 
-def imported(path):
-    """Every module that a file imports, those inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+NAMES = {name for name, _ in files()}
+PACKAGES = {name for name, path in files() if path.name == "__init__.py" and name}
+
+
+def package_of(name):
+    """The package that a file is in; a file at the root is one by itself."""
+    return name if name in PACKAGES or "." not in name else name.rpartition(".")[0]
+
+
+def imports(path):
+    """Every module that a file imports, and whether inside a function."""
+    tree = ast.parse(path.read_text())
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            for alias in node.names:
+                yield alias.name, id(node) in inside
         elif isinstance(node, ast.ImportFrom):
             if node.level:
-                raise AssertionError(f"{path.name}: relative import")
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+                raise AssertionError(f"{path}: relative import")
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", id(node) in inside
+
+
+def own_imports(path):
+    """Of these, the files of kmsdata; the empty name is the front door."""
+    for name, inside in imports(path):
+        root, _, rest = name.partition(".")
+        if root == "kmsdata":
+            while rest and rest not in NAMES:
+                rest = rest.rpartition(".")[0]
+            yield rest, inside
+
+
+def allowed(name, other, inside):
+    package, its = package_of(name), package_of(other)
+    if package in ANYTHING or other == "errors" or its == package:
+        return True
+    law = LAW[package] | BEYOND.get(name, set()) | (IN_FUNCTIONS.get(package, set()) if inside else set())
+    if package in ("keys.local", "keys.tencent"):
+        law = law | PROVIDERS_MAY
+    return other in law or its in law
 
 
 def test_every_room_has_a_floor():
-    assert {room for room, _ in rooms()} == set(FLOORS)
+    assert {package_of(name) for name in NAMES} - ANYTHING == set(LAW)
 
 
 def test_imports_go_down_only():
-    wrong = []
-    for room, path in rooms():
-        for name in imported(path):
-            parts = name.split(".")
-            if parts[0] != "kmsdata" or parts[1:2] in ([room], []):
-                continue
-            other = parts[1]
-            if other not in FLOORS:
-                if room not in ("cli", "cli_files", "demo"):  # the faces use the public names, as a user does
-                    wrong.append(f"{room} imports {name}: the front door is for users")
-            elif FLOORS[other] >= FLOORS[room] and room not in PEERS.get(other, set()):
-                wrong.append(f"{room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})")
+    wrong = [
+        f"{name} imports {other or 'kmsdata itself'}"
+        for name, path in files()
+        for other, inside in own_imports(path)
+        if not allowed(name, other, inside)
+    ]
     assert wrong == []
+
+
+def test_files_of_a_package_do_not_import_each_other_in_circles():
+    imported = {
+        name: {other for other, _ in own_imports(path) if other != name and other}
+        for name, path in files()
+        if name
+    }
+    circles, done = [], set()
+
+    def visit(name, way):
+        if name in way:
+            circles.append(" -> ".join([*way[way.index(name) :], name]))
+        elif name not in done:
+            for other in sorted(imported[name]):
+                visit(other, [*way, name])
+            done.add(name)
+
+    for name in sorted(imported):
+        visit(name, [])
+    assert circles == []
+
+
+def test_folders_are_small():
+    crowded = {}
+    for folder in [ROOT, *(ROOT / name.replace(".", "/") for name in PACKAGES)]:
+        entries = [path.name for path in folder.iterdir() if path.name not in NOT_COUNTED]
+        if len(entries) > (MOST_AT_THE_ROOT if folder == ROOT else MOST_ENTRIES):
+            crowded[folder.name] = sorted(entries)
+    assert crowded == {}
 
 
 def test_libraries_stay_in_their_rooms():
     wrong = [
-        f"{room} imports {name}"
-        for room, path in rooms()
-        for name in imported(path)
-        if room not in ONLY_IN.get(name.split(".")[0], {room})
+        f"{name} imports {library}"
+        for name, path in files()
+        for library, _ in imports(path)
+        if not {name, package_of(name)} & ONLY_IN.get(library.split(".")[0], {name})
     ]
     assert wrong == []
 
 
 def test_randomness_enters_in_one_place():
     source = re.compile(r"urandom|\bimport secrets|\bimport random\b|\buuid[14]\b|numpy\.random|np\.random")
-    assert {path.name for _, path in rooms() if source.search(path.read_text())} == {"keys.py"}
+    assert {name for name, path in files() if source.search(path.read_text())} == {"keys.data_key"}
 
 
 def test_import_brings_in_nothing_that_was_not_asked_for():
@@ -103,8 +175,8 @@ def test_import_brings_in_nothing_that_was_not_asked_for():
 
 def test_no_assert_guards_input():
     found = [
-        f"{path.name}:{node.lineno}"
-        for _, path in rooms()
+        f"{name}:{node.lineno}"
+        for name, path in files()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Assert)
     ]
