@@ -20,7 +20,7 @@ from kmsdata.keys.envelope import Header, Wrap, file_text
 from kmsdata.parquet.read import headers_in
 
 KEY = "local://demo"
-V1 = Path(__file__).parent / "vectors" / "v1"
+V1 = Path(__file__).parents[1] / "vectors" / "v1"
 
 
 @pytest.fixture

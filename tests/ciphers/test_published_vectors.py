@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from kmsdata.ciphers import aes, gcm, siv
 from kmsdata.ciphers.cells import Cells
 
-FOLDER = pathlib.Path(__file__).parent / "vectors" / "ciphers"
+FOLDER = pathlib.Path(__file__).parents[1] / "vectors" / "ciphers"
 PREFIX = b"\x01abcd"
 
 

@@ -14,9 +14,9 @@ import kmsdata
 from kmsdata import codec
 from kmsdata.parquet.read import read_headers
 
-V1 = Path(__file__).parent / "vectors" / "v1"
+V1 = Path(__file__).parents[1] / "vectors" / "v1"
 FILES = sorted(path.stem for path in V1.glob("*.parquet"))
-READER = Path(__file__).parent / "reader.py"
+READER = Path(__file__).parents[1] / "reader.py"
 FAILURES = {
     "format": kmsdata.FormatError,
     "wrong key": (kmsdata.WrongKeyError, kmsdata.KeyAccessError),  # not unwrapped, or to another key
