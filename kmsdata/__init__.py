@@ -28,10 +28,11 @@ from kmsdata.errors import (
 from kmsdata.frames.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.frames.table import decrypt_table, encrypt_table
 from kmsdata.keys.cache import KeyCache
-from kmsdata.keys.data_key import DataKey, KeyProvider, Keyset
+from kmsdata.keys.data_key import DataKey, KeyProvider
 from kmsdata.keys.local.keystore import LocalKeystore
 from kmsdata.keys.session import use
 from kmsdata.keys.tencent.client import TencentKMS
+from kmsdata.keys.tink_keyset import Keyset
 from kmsdata.keys.usage import Usage, usage
 from kmsdata.notebook.login import login
 from kmsdata.parquet.bulk.stream import decrypt_parquet, encrypt_parquet

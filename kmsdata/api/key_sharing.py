@@ -14,9 +14,10 @@ from kmsdata.frames.table import (
     open_keys,
     the_data_key,
 )
-from kmsdata.keys.data_key import DataKey, Keyset
+from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key
+from kmsdata.keys.tink_keyset import Keyset
 from kmsdata.parquet.read import FilePath, read_headers
 
 __all__ = ["data_key", "export_keyset", "new_data_key"]

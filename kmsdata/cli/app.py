@@ -20,7 +20,7 @@ import kmsdata
 from kmsdata.cli import demo as _demo
 from kmsdata.cli.file_commands import files, in_options
 from kmsdata.emulator import Emulator
-from kmsdata.keys.envelope import parse_key
+from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.session import provider_of
 
 __all__ = ["app", "main"]

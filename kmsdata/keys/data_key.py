@@ -11,10 +11,8 @@ Everything is derived from the 32 bytes of the data key by HKDF-SHA256 (RFC 5869
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
-import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import NoReturn, Protocol, runtime_checkable
@@ -22,10 +20,11 @@ from typing import NoReturn, Protocol, runtime_checkable
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from kmsdata.keys.envelope import ColumnHeader, DataKeyRecord, Wrap, parse_key
+from kmsdata.keys.envelope import ColumnHeader, DataKeyRecord, Wrap
 from kmsdata.keys.fork_lock import Lock
+from kmsdata.keys.key_uri import parse_key
 
-__all__ = ["CellKey", "DataKey", "KeyProvider", "Keyset", "Secret", "random_bytes"]
+__all__ = ["CellKey", "DataKey", "KeyProvider", "Secret", "random_bytes"]
 
 _MOST_CELLS = 1 << 32
 
@@ -166,45 +165,6 @@ class DataKey(Secret):
     def __repr__(self) -> str:
         keys = ", ".join(wrap.key for wrap in self.wraps)
         return f"<DataKey {self.commitment.hex()[:8]} under {keys}>"
-
-
-class Keyset(Secret):
-    """A Tink keyset that reads (and writes) the cells of one column; see `kmsdata.export_keyset`.
-
-    Whoever holds its JSON can read the column for good, whatever KMS later says.
-    """
-
-    __slots__ = ("_keys",)
-
-    def __init__(self, keys: Iterable[tuple[str, CellKey]]) -> None:
-        self._keys = tuple(keys)
-
-    def json(self) -> str:
-        """Hands out the secret: a cleartext Tink keyset in JSON, its first key primary.
-
-        Example:
-            >>> import json
-            >>> keyset = Keyset([("AES-256-GCM", CellKey(bytes(36)))])
-            >>> json.loads(keyset.json())["key"][0]["keyData"]["typeUrl"]
-            'type.googleapis.com/google.crypto.tink.AesGcmKey'
-        """
-        entries = []
-        for algorithm, cell_key in self._keys:
-            # Protocol buffers: AesGcmKey has key_value in field 3, AesSivKey in field 2, both wire type 2.
-            name, tag = ("AesGcmKey", 0x1A) if algorithm == "AES-256-GCM" else ("AesSivKey", 0x12)
-            entries.append(
-                {
-                    "keyData": {
-                        "typeUrl": f"type.googleapis.com/google.crypto.tink.{name}",
-                        "value": base64.b64encode(bytes([tag, len(cell_key.key)]) + cell_key.key).decode(),
-                        "keyMaterialType": "SYMMETRIC",
-                    },
-                    "status": "ENABLED",
-                    "keyId": int.from_bytes(cell_key.prefix[1:], "big"),
-                    "outputPrefixType": "TINK",
-                }
-            )
-        return json.dumps({"primaryKeyId": entries[0]["keyId"], "key": entries})
 
 
 @runtime_checkable

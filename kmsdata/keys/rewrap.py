@@ -23,7 +23,8 @@ from kmsdata.frames.column import authenticate
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.table import encrypted_columns, with_headers
 from kmsdata.keys.data_key import DataKey
-from kmsdata.keys.envelope import DataKeyRecord, Header, Wrap, parse_key
+from kmsdata.keys.envelope import DataKeyRecord, Header, Wrap
+from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.session import limits, resolved, session_key, unwrap, unwrap_by, wrap_under
 from kmsdata.parquet.header_copies import Copy, schema_with
 

@@ -13,8 +13,9 @@ from typing import Any, Self, TypeAlias
 from kmsdata.errors import CredentialsError, FormatError, KeyNotFoundError, KeyServiceError, WrongKeyError
 from kmsdata.keys.cache import KeyCache, forget_keys
 from kmsdata.keys.data_key import DataKey, KeyProvider
-from kmsdata.keys.envelope import DataKeyRecord, KeyURI, Wrap, parse_key
+from kmsdata.keys.envelope import DataKeyRecord, Wrap
 from kmsdata.keys.fork_lock import Lock
+from kmsdata.keys.key_uri import KeyURI, parse_key
 from kmsdata.keys.local.keystore import LocalKeystore
 from kmsdata.keys.tencent.client import TencentKMS
 from kmsdata.keys.usage import count

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from kmsdata.display.progress import _in_notebook
 from kmsdata.errors import CredentialsError
 from kmsdata.keys.data_key import Secret
-from kmsdata.keys.envelope import parse_key
+from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.session import forget, session_key, use
 from kmsdata.keys.tencent.client import TencentKMS
 from kmsdata.keys.tencent.credentials import Credentials

@@ -22,7 +22,7 @@ import traitlets
 
 from kmsdata.errors import CredentialsError, KeyAccessError, KmsDataError
 from kmsdata.keys.data_key import KeyProvider, Secret
-from kmsdata.keys.envelope import parse_key
+from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.local.keystore import LocalKeystore
 from kmsdata.keys.session import forget, hold, session_key, use
 from kmsdata.keys.tencent.client import TencentKMS

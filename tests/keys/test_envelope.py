@@ -18,8 +18,8 @@ from kmsdata.keys.envelope import (
     canonical,
     file_text,
     parse_file,
-    parse_key,
 )
+from kmsdata.keys.key_uri import parse_key
 
 ONE, TWO = bytes(32), bytes([7]) * 32
 

@@ -22,8 +22,9 @@ from kmsdata.errors import (
     WrongKeyError,
 )
 from kmsdata.keys import session
-from kmsdata.keys.data_key import CellKey, DataKey, Keyset
+from kmsdata.keys.data_key import CellKey, DataKey
 from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Wrap
+from kmsdata.keys.tink_keyset import Keyset
 
 SECRET = bytes(range(32))
 

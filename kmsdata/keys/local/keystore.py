@@ -40,8 +40,9 @@ from kmsdata.errors import (
     KeyServiceError,
 )
 from kmsdata.keys.data_key import DataKey, Secret, random_bytes
-from kmsdata.keys.envelope import Wrap, canonical, parse_key
+from kmsdata.keys.envelope import Wrap, canonical
 from kmsdata.keys.fork_lock import Lock
+from kmsdata.keys.key_uri import parse_key
 
 __all__ = ["LocalKeystore"]
 

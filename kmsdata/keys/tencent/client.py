@@ -12,8 +12,9 @@ from typing import Any, NoReturn, Self
 
 from kmsdata.errors import KeyAccessError, KeyNotFoundError, KeyServiceError
 from kmsdata.keys.data_key import DataKey
-from kmsdata.keys.envelope import Wrap, canonical, parse_key
+from kmsdata.keys.envelope import Wrap, canonical
 from kmsdata.keys.fork_lock import Lock
+from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.tencent.credentials import Credentials, Given, held
 from kmsdata.keys.tencent.transport import Answer, Endpoint, Request, Service
 

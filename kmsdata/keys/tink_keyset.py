@@ -1,0 +1,50 @@
+"""A column's key as a Tink keyset, for readers without kmsdata and without KMS."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable
+
+from kmsdata.keys.data_key import CellKey, Secret
+
+__all__ = ["Keyset"]
+
+
+class Keyset(Secret):
+    """A Tink keyset that reads (and writes) the cells of one column; see `kmsdata.export_keyset`.
+
+    Whoever holds its JSON can read the column for good, whatever KMS later says.
+    """
+
+    __slots__ = ("_keys",)
+
+    def __init__(self, keys: Iterable[tuple[str, CellKey]]) -> None:
+        self._keys = tuple(keys)
+
+    def json(self) -> str:
+        """Hands out the secret: a cleartext Tink keyset in JSON, its first key primary.
+
+        Example:
+            >>> import json
+            >>> keyset = Keyset([("AES-256-GCM", CellKey(bytes(36)))])
+            >>> json.loads(keyset.json())["key"][0]["keyData"]["typeUrl"]
+            'type.googleapis.com/google.crypto.tink.AesGcmKey'
+        """
+        entries = []
+        for algorithm, cell_key in self._keys:
+            # Protocol buffers: AesGcmKey has key_value in field 3, AesSivKey in field 2, both wire type 2.
+            name, tag = ("AesGcmKey", 0x1A) if algorithm == "AES-256-GCM" else ("AesSivKey", 0x12)
+            entries.append(
+                {
+                    "keyData": {
+                        "typeUrl": f"type.googleapis.com/google.crypto.tink.{name}",
+                        "value": base64.b64encode(bytes([tag, len(cell_key.key)]) + cell_key.key).decode(),
+                        "keyMaterialType": "SYMMETRIC",
+                    },
+                    "status": "ENABLED",
+                    "keyId": int.from_bytes(cell_key.prefix[1:], "big"),
+                    "outputPrefixType": "TINK",
+                }
+            )
+        return json.dumps({"primaryKeyId": entries[0]["keyId"], "key": entries})
