@@ -12,6 +12,7 @@ from kmsdata.api.accessor import FrameAccessor, SeriesAccessor
 from kmsdata.api.inspection import inspect
 from kmsdata.api.key_sharing import data_key, export_keyset, new_data_key
 from kmsdata.api.migrate_guide import migrate_guide_column
+from kmsdata.api.rewrap import rewrap
 from kmsdata.api.verify import verify
 from kmsdata.display.tables import Inspection, RewrapReport, StreamReport, Verification
 from kmsdata.errors import (
@@ -37,7 +38,6 @@ from kmsdata.keys.usage import Usage, usage
 from kmsdata.notebook.login import login
 from kmsdata.parquet.bulk.stream import decrypt_parquet, encrypt_parquet
 from kmsdata.parquet.read import read_parquet
-from kmsdata.parquet.rewrap import rewrap
 
 __all__ = [
     "Cell",

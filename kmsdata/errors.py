@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import sys
 import traceback
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 __all__ = [
     "CredentialsError",
@@ -17,7 +17,11 @@ __all__ = [
     "TamperedError",
     "UnsupportedTypeError",
     "WrongKeyError",
+    "located",
 ]
+
+
+ErrorT = TypeVar("ErrorT", bound="KmsDataError")
 
 
 class KmsDataError(Exception):
@@ -72,6 +76,16 @@ def _line_of_cell(error: BaseException, shell: Any) -> str | None:
         if (name := getattr(shell.compile, "format_code_name", lambda _: None)(path)) is not None:
             found = f"{name[1]}, line {number}: {linecache.getline(path, number).strip()}"
     return found
+
+
+def located(error: ErrorT, where: str, **facts: Any) -> ErrorT:
+    """Return the error with the place (a path, a column) before its message, and with more facts.
+
+    Example:
+        >>> str(located(FormatError("the header is not JSON"), "a.parquet", path="a.parquet"))
+        'a.parquet: the header is not JSON'
+    """
+    return type(error)(f"{where}: {error}", **{**vars(error), **facts})
 
 
 def _restore(kind: type[KmsDataError], message: str, facts: dict[str, Any]) -> KmsDataError:

@@ -8,12 +8,16 @@ from typing import Any, Literal
 import pandas as pd
 
 from kmsdata.api.inspection import inspect
+from kmsdata.api.rewrap import rewrap_frame
 from kmsdata.display.tables import Inspection
+from kmsdata.frames.arguments import Columns
+from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns
+from kmsdata.frames.frame import decrypt_frame, encrypt_frame
 from kmsdata.frames.search import isin
-from kmsdata.frames.table import Columns, Encrypted, decrypt_frame, encrypt_frame, encrypted_columns
-from kmsdata.keys.rewrap import Change, rewrap_frame
+from kmsdata.keys.rewrap import Change
 from kmsdata.keys.session import Key
-from kmsdata.parquet.read import FilePath, write_parquet
+from kmsdata.parquet.read import FilePath
+from kmsdata.parquet.write import write_parquet
 
 __all__ = ["FrameAccessor", "SeriesAccessor"]
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from kmsdata.codec import label
 from kmsdata.display.tables import ColumnReport, DataKeyReport, Inspection
-from kmsdata.errors import FormatError
-from kmsdata.frames.dtype import EncryptedDtype, EncryptedType
-from kmsdata.frames.table import Encrypted, encrypted_columns
+from kmsdata.frames.dtype import EncryptedType
+from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns, header_of
 from kmsdata.keys.envelope import Header
-from kmsdata.parquet.read import FilePath, fragments_of, headers_in
+from kmsdata.parquet.headers import fragments_of, headers_in
+from kmsdata.parquet.read import FilePath
 
 __all__ = ["inspect"]
 
@@ -88,7 +88,7 @@ def _table(table: pa.Table) -> Inspection:
     headers: list[Header] = []
     for field, values in zip(table.schema, table.columns, strict=True):
         if isinstance(field.type, EncryptedType):
-            header = _header(field.type.dtype, field.name)
+            header = header_of(field.type.dtype, field.name)
             headers.append(header)
             columns.append(_encrypted(field.name, [header], values.nbytes, values.null_count))
         else:
@@ -208,10 +208,3 @@ def _data_keys(headers: Iterable[Header]) -> tuple[DataKeyReport, ...]:
                 keys = tuple(dict.fromkeys((*known.keys, *keys)))
             seen[record.commitment] = DataKeyReport(record.commitment.hex()[:8], keys, dict(record.context))
     return tuple(seen.values())
-
-
-def _header(dtype: EncryptedDtype, name: str) -> Header:
-    try:
-        return dtype.header
-    except FormatError as error:
-        raise FormatError(f"column {name!r}: {error}", column=name, field=error.field) from None

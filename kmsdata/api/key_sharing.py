@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from kmsdata.frames.table import (
-    Columns,
-    Encrypted,
-    check_names,
-    data_key_for,
-    headers_of,
-    open_keys,
-    the_data_key,
-)
+from kmsdata.frames.arguments import Columns
+from kmsdata.frames.encrypted_columns import Encrypted, check_names, headers_of
+from kmsdata.frames.key_argument import data_key_for, resolve_key, the_data_key
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key
 from kmsdata.keys.tink_keyset import Keyset
-from kmsdata.parquet.read import FilePath, read_headers
+from kmsdata.keys.unwrap import open_keys
+from kmsdata.parquet.headers import read_headers
+from kmsdata.parquet.read import FilePath
 
 __all__ = ["data_key", "export_keyset", "new_data_key"]
 
@@ -91,7 +87,7 @@ def export_keyset(source: Encrypted | FilePath, column: str, *, key: Key | Encry
     if column not in headers:
         raise KeyError(f"no encrypted column {column!r}")
     header = headers[column]
-    keys = open_keys([(column, header)], key, None)
+    keys = open_keys([(column, header)], resolve_key(key), None)
     check_names(headers, path=str(source) if isinstance(source, (str, os.PathLike)) else None)
     return Keyset([(item.algorithm, keys[item.data_key].cell_key(item)) for item in header.columns])
 

@@ -12,7 +12,8 @@ import pandas as pd
 from kmsdata.ciphers import legacy_ecb as ecb
 from kmsdata.ciphers.cells import Cells
 from kmsdata.errors import FormatError, KeyServiceError
-from kmsdata.frames.table import Encrypted, encrypt_frame
+from kmsdata.frames.encrypted_columns import Encrypted
+from kmsdata.frames.frame import encrypt_frame
 from kmsdata.keys.data_key import Secret
 from kmsdata.keys.session import Key, pairs, provider_of, session_key
 

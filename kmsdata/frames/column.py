@@ -1,4 +1,4 @@
-"""One column: values and a data key in, header and storage out, and back. Knows no frames and no files."""
+"""One column: values and a data key in, header and cells out, and back. Knows no frames and no files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from kmsdata.ciphers.aes import keystream
 from kmsdata.ciphers.cells import Bools, Cells, Ints
 from kmsdata.errors import FormatError, TamperedError, UnsupportedTypeError, WrongKeyError
 from kmsdata.frames.arrow_storage import from_storage, to_storage
+from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.keys.data_key import CellKey, DataKey, random_bytes
 from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Header
 
-__all__ = ["authenticate", "bad_cells", "check_key_ids", "open_arrow", "open_pandas", "plan", "seal"]
+__all__ = ["bad_cells", "check_key_ids", "encrypt_column", "open_arrow", "open_pandas", "plan", "seal"]
 
 _ROWS_NAMED = 100
 _MOST_CATEGORIES = 1 << 20
@@ -93,28 +94,17 @@ def seal(
     return to_storage(gcm.seal_cells(key.key, key.prefix, plain, ivs))
 
 
-def authenticate(header: Header, data_keys: Mapping[bytes, DataKey], column: str) -> None:
-    """Check every object of a column's header, before any key is derived for its cells.
-
-    Args:
-        header: the column's.
-        data_keys: by commitment, unwrapped and checked against it.
-        column: its name, for errors.
-
-    Raises:
-        FormatError: an object is not as the data key's holder wrote it, or of a type unknown here.
-    """
-    for item in header.columns:
-        if not data_keys[item.data_key].authenticates(item):
-            raise FormatError(
-                f"column {column!r}: its header was changed after it was written (the MAC differs)",
-                column=column,
-                field="mac",
-            )
-        try:
-            codec.check({key: value for key, value in item.type.items() if key != "categories"}, item.kind)
-        except FormatError as error:
-            raise error.with_facts(column=column) from None
+def encrypt_column(
+    values: pd.Series[Any] | pa.ChunkedArray,
+    name: str,
+    data_key: DataKey,
+    domain: str | None = None,
+    dtype: Any = None,
+) -> EncryptedArray:
+    """Encrypt a column, and return its cells with their header; see `plan` and `seal`."""
+    header, described = plan(values, name, data_key, domain=domain, dtype=dtype)
+    storage = seal(header, described, values, name, data_key)
+    return EncryptedArray(storage, EncryptedDtype(Header.of([header], [data_key.record])))
 
 
 def open_pandas(

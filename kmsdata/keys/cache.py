@@ -8,13 +8,60 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from kmsdata.errors import KmsDataError
 from kmsdata.keys.data_key import DataKey, Secret
 from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.usage import count
 
-__all__ = ["KeyCache", "forget_keys"]
+__all__ = ["Flights", "KeyCache", "forget_keys"]
+
+_T = TypeVar("_T")
+
+
+class Flights:
+    """Work that is done once for all threads that ask for it at the same time.
+
+    Args:
+        keep: whether results, and refusals of kmsdata, are kept for those that ask later.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self._keep = keep
+        self._lock = Lock()
+        self._futures: dict[Hashable, Future[Any]] = {}
+
+    def do(self, by: Hashable, work: Callable[[], _T]) -> _T:
+        """Return what ``work`` returns, or raise what it raises, whichever thread came first for ``by``.
+
+        What interrupted another thread (Ctrl-C, a bug) is not raised here: the work is done again.
+        """
+        while True:
+            with self._lock:
+                future: Future[_T] | None = self._futures.get(by)
+                if mine := future is None:
+                    future = self._futures[by] = Future()
+            if mine:
+                return self._fly(by, work, future)
+            error = future.exception()
+            if error is None:
+                return future.result()
+            if isinstance(error, KmsDataError):  # each thread its own, since it adds frames to it
+                raise copy.copy(error) from None
+
+    def _fly(self, by: Hashable, work: Callable[[], _T], future: Future[_T]) -> _T:
+        try:
+            result = work()
+        except BaseException as error:
+            if not (self._keep and isinstance(error, KmsDataError)):
+                self._futures.pop(by, None)
+            future.set_exception(error)
+            raise
+        if not self._keep:
+            self._futures.pop(by, None)
+        future.set_result(result)
+        return result
 
 
 class _Entry(Secret):
@@ -78,7 +125,7 @@ class KeyCache(Secret):
         """Forget every key."""
         with self._lock:
             self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-            self._flights: dict[Hashable, Future[DataKey | None]] = {}
+            self._flights = Flights()
 
     def unwrapped(self, by: Hashable, load: Callable[[], DataKey | None]) -> DataKey | None:
         """The key that was unwrapped for ``by``, or what ``load`` brings; None is not kept."""
@@ -95,53 +142,56 @@ class KeyCache(Secret):
         self, by: Hashable, age: float, most: int | None, use: int, load: Callable[[], DataKey | None]
     ) -> DataKey | None:
         while True:
-            with self._lock:
-                entries, flights = self._entries, self._flights
-                entry = entries.get(by)
-                fresh = entry is not None and time.monotonic() < entry.end
-                if entry is not None and fresh and (most is None or entry.used + use <= most):
-                    entry.used += use
-                    entries.move_to_end(by)
-                    count("cached")
-                    return entry.data_key
-                flight = flights.get(by)
-                if mine := flight is None:
-                    flight = flights[by] = Future()
-            if mine:
-                return self._load(by, age, use, load, flight, entries, flights)
-            error = flight.exception()
-            if isinstance(error, KmsDataError):  # what one thread was told, all that waited for it are
-                raise copy.copy(error) from None
-            if error is None and flight.result() is None:
-                return None
+            data_key, mine = self._looked_up(by, age, most, use, load)
+            if mine or data_key is None:
+                return data_key
+            # Another thread loaded it, and its uses are limited: look again.
 
-    def _load(
-        self,
-        by: Hashable,
-        age: float,
-        use: int,
-        load: Callable[[], DataKey | None],
-        flight: Future[DataKey | None],
-        entries: OrderedDict[Hashable, _Entry],
-        flights: dict[Hashable, Future[DataKey | None]],
-    ) -> DataKey | None:
-        try:
+    def _looked_up(
+        self, by: Hashable, age: float, most: int | None, use: int, load: Callable[[], DataKey | None]
+    ) -> tuple[DataKey | None, bool]:
+        """The key, and whether it was handed out here, and counted; else another thread has loaded it."""
+        with self._lock:  # what is loaded while `clear` is called goes where nobody looks any more
+            entries, flights = self._entries, self._flights
+        if (kept := self._kept(entries, by, most, use)) is not None:
+            return kept, True
+        mine = False
+
+        def loaded() -> DataKey | None:
+            nonlocal mine
+            mine = True
+            # Another thread's work may have ended since the look above.
+            if (kept := self._kept(entries, by, most, use)) is not None:
+                return kept
             data_key = load()
-        except BaseException as error:
-            flights.pop(by, None)
-            flight.set_exception(error)
-            raise
-        with self._lock:  # what was asked for before `clear` goes where nobody looks any more
+            if data_key is not None:
+                self._keep(entries, by, _Entry(data_key, age, use))
+            return data_key
+
+        return flights.do(by, loaded), mine
+
+    def _kept(
+        self, entries: OrderedDict[Hashable, _Entry], by: Hashable, most: int | None, use: int
+    ) -> DataKey | None:
+        with self._lock:
+            entry = entries.get(by)
+            if entry is None or time.monotonic() >= entry.end:
+                return None
+            if most is not None and entry.used + use > most:
+                return None
+            entry.used += use
+            entries.move_to_end(by)
+            count("cached")
+            return entry.data_key
+
+    def _keep(self, entries: OrderedDict[Hashable, _Entry], by: Hashable, new: _Entry) -> None:
+        with self._lock:
             for old in [old for old, entry in entries.items() if time.monotonic() >= entry.end]:
                 del entries[old]
-            if data_key is not None:
-                entries[by] = _Entry(data_key, age, use)
-                entries.move_to_end(by)
+            entries[by] = new
+            entries.move_to_end(by)
             while len(entries) > self.number:
                 entries.popitem(last=False)
-            flights.pop(by, None)
-        flight.set_result(data_key)
-        return data_key
 
 
 _caches: weakref.WeakSet[KeyCache] = weakref.WeakSet()

@@ -38,6 +38,7 @@ __all__ = [
     "Wrap",
     "canonical",
     "file_text",
+    "merged_records",
     "parse_file",
 ]
 
@@ -223,11 +224,7 @@ class Header:
         """A header of these objects, each once, and of those of the records that they name."""
         objects = sorted(dict.fromkeys(columns), key=lambda column: canonical(column.to_json()))
         named = {column.data_key for column in objects}
-        merged: dict[bytes, DataKeyRecord] = {}
-        for record in records:
-            if record.commitment in named:
-                known = merged.get(record.commitment, record)
-                merged[record.commitment] = known.with_wraps(record.wraps)
+        merged = merged_records(record for record in records if record.commitment in named)
         return cls(tuple(objects), tuple(merged[commitment] for commitment in sorted(merged, key=_b64)))
 
     @classmethod
@@ -280,6 +277,15 @@ class Header:
     def deterministic(self) -> bool:
         """Whether equal values have equal cells, throughout: one deterministic object."""
         return len(self.columns) == 1 and self.columns[0].deterministic
+
+
+def merged_records(records: Iterable[DataKeyRecord]) -> dict[bytes, DataKeyRecord]:
+    """One record of each data key by commitment, with the wraps of all: some may have been rewrapped."""
+    merged: dict[bytes, DataKeyRecord] = {}
+    for record in records:
+        known = merged.get(record.commitment, record)
+        merged[record.commitment] = known.with_wraps(record.wraps)
+    return merged
 
 
 def _one_place(columns: Sequence[ColumnHeader]) -> bool:

@@ -6,31 +6,20 @@ data key does not change. So this takes rights from nobody who has the data key,
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import threading
-import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
-
-import pandas as pd
-import pyarrow as pa
 
 from kmsdata.errors import KeyServiceError, KmsDataError, WrongKeyError
-from kmsdata.frames.column import authenticate
-from kmsdata.frames.dtype import EncryptedType
-from kmsdata.frames.table import encrypted_columns, with_headers
+from kmsdata.keys.cache import Flights
 from kmsdata.keys.data_key import DataKey
-from kmsdata.keys.envelope import DataKeyRecord, Header, Wrap
+from kmsdata.keys.envelope import DataKeyRecord, Header, Wrap, merged_records
 from kmsdata.keys.key_uri import parse_key
-from kmsdata.keys.session import limits, resolved, session_key, unwrap, unwrap_by, wrap_under
-from kmsdata.parquet.header_copies import Copy, schema_with
+from kmsdata.keys.session import resolved, session_key, wrap_under
+from kmsdata.keys.unwrap import authenticate, limits, unwrap, unwrap_by
 
-__all__ = ["Change", "Changed", "not_meant", "rewrap_frame", "rewrap_table"]
-
-_T = TypeVar("_T")
+__all__ = ["Change", "Changed", "not_meant"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +89,7 @@ class Change:
         self.dry_run = dry_run
         self._calls: dict[bytes, int] = {}
         self._lock = threading.Lock()
-        self._done: dict[Hashable, Future[object]] = {}
+        self._once = Flights(keep=True)
 
     def __call__(self, headers: Sequence[tuple[str, Header]]) -> Changed:
         """The new wraps of the data keys that these headers, by column, name.
@@ -111,11 +100,7 @@ class Change:
             FormatError: a header was changed after it was written; or more than 16 wraps.
             ValueError: a wrap to be retired is the only one; or it was not said which of several to replace.
         """
-        records: dict[bytes, DataKeyRecord] = {}
-        for _, header in headers:
-            for record in header.records:
-                known = records.setdefault(record.commitment, record)
-                records[record.commitment] = known.with_wraps(record.wraps)
+        records = merged_records(record for _, header in headers for record in header.records)
         already = other = 0
         left: list[str] = []
         keys: dict[bytes, DataKey] = {}
@@ -166,11 +151,11 @@ class Change:
             return ()
         others = tuple(wrap for wrap in record.wraps if wrap.key != self._key)
         if self._source is not None:
-            allowed = self._once("source", lambda: limits(self._source))
+            allowed = self._once.do("source", lambda: limits(self._source))
             # A source that is the new key as well is wrapped anew: by its newest version, after a rotation.
             found = tuple(wrap for wrap in record.wraps if allowed(parse_key(wrap.key)))
         elif (session := session_key()) is not None:
-            allowed = self._once(("session", session), lambda: limits(session))
+            allowed = self._once.do(("session", session), lambda: limits(session))
             found = tuple(wrap for wrap in others if allowed(parse_key(wrap.key)))
         elif len(others) > 1:
             named = ", ".join(wrap.key for wrap in others)
@@ -193,9 +178,9 @@ class Change:
             _check_rest(rest, going)
             # One of those that stay must open, by whoever does this, or nothing goes.
             staying = DataKeyRecord(record.commitment, record.context, rest)
-            return self._once(("unwrap", staying), lambda: unwrap(staying, self._source)), going
+            return self._once.do(("unwrap", staying), lambda: unwrap(staying, self._source)), going
         if self._add:
-            return self._once(("unwrap", record), lambda: unwrap(record, self._source)), ()
+            return self._once.do(("unwrap", record), lambda: unwrap(record, self._source)), ()
         opened: DataKey | None = None
         good: list[Wrap] = []
         refusal: KmsDataError | None = None
@@ -225,14 +210,16 @@ class Change:
                 )
             return data_key
 
-        return self._once(("wrap", record.commitment, record.context, wrap), load)
+        return self._once.do(("wrap", record.commitment, record.context, wrap), load)
 
     def _with_new_wrap(
         self, record: DataKeyRecord, data_key: DataKey, going: tuple[Wrap, ...], left: list[str]
     ) -> DataKeyRecord:
         new: list[Wrap] = []
         if (key := self._key) is not None and not self._has_good(record, going, left):
-            new = [self._once(("new", record.commitment, record.context), lambda: wrap_under(data_key, key))]
+            new = [
+                self._once.do(("new", record.commitment, record.context), lambda: wrap_under(data_key, key))
+            ]
         wraps: list[Wrap] = []
         for wrap in record.wraps:
             if wrap not in going:
@@ -254,23 +241,6 @@ class Change:
                     return True
         return False
 
-    def _once(self, by: Hashable, work: Callable[[], _T]) -> _T:
-        """What ``work`` returns or raises, done once for ``by`` whichever thread comes first."""
-        with self._lock:
-            future = self._done.get(by)
-            if mine := future is None:
-                future = self._done[by] = Future()
-        if mine:
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-                raise
-        refusal = future.exception()
-        if isinstance(refusal, KmsDataError):  # each thread its own, since it adds frames to it
-            raise copy.copy(refusal) from None
-        return cast("_T", future.result())
-
 
 def _check_rest(rest: Sequence[Wrap], going: Sequence[Wrap]) -> None:
     if not rest:
@@ -278,49 +248,6 @@ def _check_rest(rest: Sequence[Wrap], going: Sequence[Wrap]) -> None:
             f"its data key is under {going[0].key} alone, and would never open again: add another "
             "wrap first (add=True)"
         )
-
-
-def rewrap_frame(frame: pd.DataFrame, change: Change) -> pd.DataFrame:
-    """See `kmsdata.api.accessor.FrameAccessor.rewrap`."""
-    headers = [(str(item.name), header) for item in encrypted_columns(frame) for header in item.headers]
-    records = _records(headers, change)
-    return with_headers(frame, lambda header: header.under(records))
-
-
-def rewrap_table(table: pa.Table, change: Change) -> pa.Table:
-    """An Arrow table with other wraps on its data keys, wherever its schema holds them."""
-    copies: list[Copy] = []
-
-    def look(copy: Copy) -> Header:
-        copies.append(copy)
-        return copy.header
-
-    schema_with(table.schema, look)
-    top = [field for field in table.schema if isinstance(field.type, EncryptedType)]
-    if any(copy.nested for copy in copies):
-        raise TypeError(
-            "cells inside of lists, structs or maps: write the table to a Parquet file, and rewrap that"
-        )
-    records = _records([(copy.column or copy.place, copy.header) for copy in copies], change)
-    schema = schema_with(table.schema, lambda copy: copy.header.under(records))
-    for field in top:
-        position = table.schema.get_field_index(field.name)
-        new = schema.field(position)
-        chunks = [pa.ExtensionArray.from_storage(new.type, c.storage) for c in table.column(position).chunks]
-        table = table.set_column(position, new, pa.chunked_array(chunks, type=new.type))
-    return table.replace_schema_metadata(schema.metadata)
-
-
-def _records(headers: Sequence[tuple[str, Header]], change: Change) -> dict[bytes, DataKeyRecord]:
-    """The records that are changed, of data in memory."""
-    if not headers:
-        raise ValueError("nothing in it is encrypted, so there is no wrapped key")
-    changed = change(headers)
-    if changed.other and not changed.records and not changed.already:
-        raise not_meant(headers)
-    for sentence in changed.left:
-        warnings.warn(sentence, stacklevel=4)
-    return changed.records
 
 
 def not_meant(headers: Sequence[tuple[str, Header]]) -> WrongKeyError:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from kmsdata.errors import CredentialsError, FormatError, KeyNotFoundError, KeyServiceError, WrongKeyError
+from kmsdata.errors import CredentialsError, FormatError, KeyNotFoundError
 from kmsdata.keys.cache import KeyCache, forget_keys
 from kmsdata.keys.data_key import DataKey, KeyProvider
 from kmsdata.keys.envelope import DataKeyRecord, Wrap
 from kmsdata.keys.fork_lock import Lock
-from kmsdata.keys.key_uri import KeyURI, parse_key
+from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.local.keystore import LocalKeystore
 from kmsdata.keys.tencent.client import TencentKMS
 from kmsdata.keys.usage import count
@@ -23,14 +23,14 @@ from kmsdata.keys.usage import count
 __all__ = [
     "Key",
     "forget",
+    "from_cache",
     "hold",
-    "limits",
+    "key_list",
     "new_data_key",
+    "pairs",
     "provider_of",
     "resolved",
     "session_key",
-    "unwrap",
-    "unwrap_by",
     "use",
     "wrap_under",
 ]
@@ -275,96 +275,18 @@ def wrap_under(data_key: DataKey, uri: str) -> Wrap:
     return data_key.wrap_by(provider_of(uri), uri)
 
 
+def from_cache(provider: KeyProvider, by: Hashable, load: Callable[[], DataKey | None]) -> DataKey | None:
+    """What ``load`` unwraps, or the session's cache has for ``by`` and the provider's credential."""
+    if isinstance(provider, LocalKeystore):  # it is at hand already, and may be changed by other processes
+        return load()
+    return _cache_in_force().unwrapped((_held_by(provider), by), load)
+
+
 def _cache_in_force() -> KeyCache:
     return _current().cache or _cache
 
 
-def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
-    """The data key of a record, unwrapped and checked against its commitment.
-
-    Args:
-        record: from a header. It may name any key; what is used is decided here.
-        key: only these may open it: URIs, where ``scheme://*`` or ``scheme://place/*`` stands for all
-            such; or a `DataKey`. None: the session's key's provider and region are the limit,
-            and a session that has none follows the header.
-
-    Raises:
-        WrongKeyError: none of the record's keys may be used, or what they unwrap is another data key.
-        KeyServiceError: the provider refused; where there are several wraps, all did: the first error.
-    """
-    if isinstance(key, DataKey):
-        if key.commits_to(record.commitment):
-            if key.context != record.context:
-                raise FormatError("the context was changed: it is not that of the data key", field="context")
-            return key
-        raise WrongKeyError(
-            f"encrypted under another data key than {key!r}: pass the one that belongs to it, or its "
-            "master key's URI",
-            key=record.wraps[0].key,
-        )
-    allowed = limits(key)
-    refusal: KeyServiceError | None = None
-    tried = False
-    for wrap in record.wraps:
-        if not allowed(parse_key(wrap.key)):
-            continue
-        tried = True
-        try:
-            data_key = unwrap_by(record, wrap)
-        except KeyServiceError as error:
-            refusal = refusal or error
-            continue
-        if data_key is not None:
-            return data_key
-    if refusal is not None:
-        raise refusal
-    named = ", ".join(wrap.key for wrap in record.wraps)
-    if tried:
-        raise WrongKeyError(
-            f"what {named} unwraps is not the data key that this was encrypted under: the header was changed",
-            key=record.wraps[0].key,
-        )
-    raise WrongKeyError(
-        f"encrypted under {named}, which may not be used here: pass key= with that URI, if you trust where "
-        "the data comes from",
-        key=record.wraps[0].key,
-        allowed=False,
-    )
-
-
-def unwrap_by(record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
-    """The data key that one wrap holds, or None where it is another one than the record's.
-
-    Whether the wrap's key may be asked is for the caller to say (`limits`). No error leaves a frame that
-    holds the data key.
-    """
-    provider = provider_of(wrap.key)
-    data_key: DataKey | None
-    if isinstance(provider, LocalKeystore):  # it is at hand already, and may be changed by other processes
-        data_key = _asked(provider, wrap, record.context)
-    else:
-        by = _held_by(provider), wrap, record.context
-        data_key = _cache_in_force().unwrapped(by, lambda: _asked(provider, wrap, record.context))
-    if data_key is None or not data_key.commits_to(record.commitment):
-        return None
-    return data_key.under(record.wraps)
-
-
-def _asked(provider: KeyProvider, wrap: Wrap, context: tuple[tuple[str, str], ...]) -> DataKey:
-    count("unwrap")
-    secret = provider.unwrap(wrap.wrapped, wrap.key, dict(context))
-    if not isinstance(secret, bytes) or len(secret) != 32:
-        del secret
-        raise KeyServiceError(
-            f"{wrap.key}: the provider unwrapped something that is not a data key of 32 bytes",
-            provider=provider.scheme,
-            operation="unwrap",
-            code="InvalidDataKey",
-        )
-    return DataKey(secret, [wrap], context=dict(context))
-
-
-def pairs(context: Mapping[str, str] | None) -> dict[str, str]:
+def pairs(context: object) -> dict[str, str]:
     """A context as a caller gave it; TypeError if it is none."""
     if context is None:
         return {}
@@ -375,7 +297,8 @@ def pairs(context: Mapping[str, str] | None) -> dict[str, str]:
     return dict(context)
 
 
-def _listed(key: str | Iterable[str]) -> list[str]:
+def key_list(key: str | Iterable[str]) -> list[str]:
+    """A key URI, or several, as a list; TypeError where it is neither."""
     if isinstance(key, str):
         return [key]
     if isinstance(key, (bytes, bytearray, memoryview, Mapping)) or not isinstance(key, Iterable):
@@ -390,41 +313,9 @@ def _uris(key: str | Iterable[str] | None) -> list[str]:
     if key is None:
         session = session_key()
         return [] if session is None else [session]
-    uris = _listed(key)
+    uris = key_list(key)
     if not uris:
         raise ValueError("key= is an empty list")
     for uri in uris:
         parse_key(uri)
     return uris
-
-
-def limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
-    """Which of the keys that a file names may be used; see `unwrap`."""
-    if key is None:
-        session = session_key()
-        if session is None:
-            return lambda _: True
-        limit = parse_key(session)
-        return lambda uri: uri[:2] == limit[:2]
-    whole: set[tuple[str, str | None]] = set()
-    exact: list[str] = []
-    for uri in _listed(key):
-        scheme, _, rest = uri.partition("://") if isinstance(uri, str) else ("", "", "")
-        if rest == "*" or rest.endswith("/*"):
-            whole.add((scheme, rest[:-2] if rest != "*" else None))
-        else:
-            parse_key(uri)
-            exact.append(uri)
-
-    def allowed(uri: KeyURI) -> bool:
-        if (uri.scheme, uri.place) in whole or (uri.scheme, None) in whole:
-            return True
-        named = [parse_key(text) for text in exact]
-        # A service is asked what an alias stands for only where no name agrees as it is.
-        return uri in named or any(
-            parse_key(resolved(text)) == uri
-            for text, key in zip(exact, named, strict=True)
-            if key[:2] == uri[:2]
-        )
-
-    return allowed

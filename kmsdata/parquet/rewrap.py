@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar, overload
+from typing import Any, BinaryIO, TypeAlias
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -30,17 +29,15 @@ from kmsdata.atomic_files import whole_file
 from kmsdata.display.progress import Progress
 from kmsdata.display.tables import RewrapReport
 from kmsdata.errors import FormatError, KmsDataError
-from kmsdata.frames.table import check_names
+from kmsdata.frames.encrypted_columns import check_names
 from kmsdata.keys.data_key import random_bytes
 from kmsdata.keys.envelope import Header
-from kmsdata.keys.rewrap import Change, not_meant, rewrap_frame, rewrap_table
+from kmsdata.keys.rewrap import Change, not_meant
 from kmsdata.keys.usage import usage
 from kmsdata.parquet.footer import MAGIC, Footer, ending, read_footer
 from kmsdata.parquet.header_copies import Copy, agree, copies_in, entry_with
 from kmsdata.parquet.journal import append, drop_checksum, recover, unchanged
 from kmsdata.parquet.locations import FilePath, from_url
-
-__all__ = ["rewrap"]
 
 _SIDECARS = ("_metadata", "_common_metadata")
 _PIECE = 8 << 20  # bytes copied at a time
@@ -49,103 +46,6 @@ _ABANDONED = 60.0  # seconds for which the temporary file of a process that is g
 _PLANS = 16  # kept for files with the same metadata
 _Entries: TypeAlias = "tuple[tuple[bytes, bytes | None], ...]"
 _Plan: TypeAlias = "Callable[[_Entries], tuple[dict[int, bytes], _Done]]"
-_D = TypeVar("_D", pd.DataFrame, pa.Table)
-
-
-@overload
-def rewrap(
-    x: FilePath,
-    key: str | None = None,
-    *,
-    source: str | Iterable[str] | None = None,
-    add: bool = False,
-    retire: str | Iterable[str] | None = None,
-    in_place: bool = False,
-    dry_run: bool = False,
-    filesystem: Any = None,
-    progress: bool | None = None,
-) -> RewrapReport: ...
-
-
-@overload
-def rewrap(
-    x: _D,
-    key: str | None = None,
-    *,
-    source: str | Iterable[str] | None = None,
-    add: bool = False,
-    retire: str | Iterable[str] | None = None,
-) -> _D: ...
-
-
-def rewrap(
-    x: Any,
-    key: str | None = None,
-    *,
-    source: str | Iterable[str] | None = None,
-    add: bool = False,
-    retire: str | Iterable[str] | None = None,
-    in_place: bool = False,
-    dry_run: bool = False,
-    filesystem: Any = None,
-    progress: bool | None = None,
-) -> Any:
-    """Put data under another master key: the wrapped data keys are exchanged, and no cell is touched.
-
-    Each data key is unwrapped, checked against its commitment and the headers' MACs, and wrapped anew: one
-    call of each key service for all files under it. It takes no right away: whoever has an older copy of the
-    file, or the data key, opens the data for as long as the old master key lives, or for good.
-
-    A run that was stopped, or killed, leaves every file readable with the old or the new key; run it again
-    for the rest. Files that are as they were asked to be are skipped.
-
-    Args:
-        x: path of a Parquet file or of a dataset's folder, with its ``_metadata``; or a frame or Arrow table.
-        key: URI of the new master key.
-        source: URIs of the master keys to be replaced, which must open the data (``"tencent-kms://region/*"``
-            stands for all such); default: the session's key; without one, the only key that a data key is
-            under. Wraps under other keys stay.
-        add: add the new key beside the others, and replace none.
-        retire: in place of ``key``: URIs of master keys whose wraps to remove. Another that stays must
-            open the data.
-        in_place: append the new footer to local files instead of copying them: for huge files. The old
-            wrapped key stays in the file, where no reader looks. Nobody may read the file meanwhile.
-        dry_run: for a path: change nothing, and open nothing, but report what would become of the files.
-        filesystem: for a path: pyarrow or fsspec filesystem; else by the path.
-        progress: show a bar; None: where it takes longer than a second and somebody may be looking.
-
-    Returns:
-        For a path a report; for a frame or table a new one with the same cells.
-
-    Raises:
-        FormatError: no Parquet file, one without encrypted columns, with a signed or encrypted footer, or
-            with a header that was changed, or of which copies disagree.
-        KeyServiceError: a key service refused.
-        WrongKeyError: under other keys than the one to be replaced, or not the key that was committed to.
-        ValueError: arguments that do not go together, a last wrap that would go, or several keys of which
-            none was named.
-        KmsDataError: of a dataset, some files failed, after all others were done; its ``report`` says which.
-        OSError: it cannot be written; it is then as it was.
-
-    Example:
-        >>> import pandas as pd, kmsdata
-        >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
-        >>> enc.kms.to_parquet("ages.parquet")
-        >>> kmsdata.rewrap("ages.parquet", "local://next").keys
-        {'local://next': 1}
-        >>> kmsdata.read_parquet("ages.parquet", decrypt=True, key="local://next")["age"].tolist()
-        [36, 41]
-    """
-    change = Change(key, source=source, add=add, retire=retire, dry_run=dry_run)
-    if dry_run and not isinstance(x, (str, os.PathLike)):
-        raise ValueError("dry_run=True is for paths: in memory nothing is changed in place")
-    if isinstance(x, pd.DataFrame):
-        return rewrap_frame(x, change)
-    if isinstance(x, pa.Table):
-        return rewrap_table(x, change)
-    if isinstance(x, (str, os.PathLike)):
-        return _rewrap_path(x, change, in_place, filesystem, progress)
-    raise TypeError("rewrap() takes a path, a frame, or an Arrow table")
 
 
 @dataclass(frozen=True)
@@ -170,9 +70,10 @@ class _Done:
     headers: list[tuple[str, Header]] = field(default_factory=list, repr=False)
 
 
-def _rewrap_path(
+def rewrap_path(
     path: FilePath, change: Change, in_place: bool, filesystem: Any, progress: bool | None
 ) -> RewrapReport:
+    """Put the files at a path under another master key; see `kmsdata.rewrap`."""
     files, single = _files(path, filesystem)
     if in_place and files[0].filesystem is not None:
         raise ValueError("in_place=True is for files of this machine: elsewhere files are written whole")

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata.api import verify as verification
+from kmsdata.frames import verify as cells_verified
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.keys.envelope import Header, Wrap, file_text
-from kmsdata.parquet.read import headers_in
+from kmsdata.parquet import verify as files_verified
+from kmsdata.parquet.headers import headers_in
 
 KEY = "local://demo"
 V1 = Path(__file__).parents[1] / "vectors" / "v1"
@@ -134,7 +135,8 @@ def test_where_the_bad_cells_are(enc, tmp_path, monkeypatch):
     bad = with_cells(bad, "name", lambda cells: [many["age"].array.storage[0].as_py(), *cells[1:]])
     bad.kms.to_parquet(tmp_path / "f.parquet", row_group_size=50)
     for batch in (1 << 18, 7):
-        monkeypatch.setattr(verification, "_BATCH", batch)
+        monkeypatch.setattr(cells_verified, "BATCH", batch)
+        monkeypatch.setattr(files_verified, "BATCH", batch)
         for x, groups in ((bad, [None] * 4), (tmp_path / "f.parquet", [0, 0, 1, 1])):
             found = kmsdata.verify(x)
             failures = sorted((f.rows[0], f.column, f.row_group, f.rows) for f in found.failures)

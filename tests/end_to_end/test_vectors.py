@@ -12,7 +12,7 @@ import pytest
 
 import kmsdata
 from kmsdata import codec
-from kmsdata.parquet.read import read_headers
+from kmsdata.parquet.headers import read_headers
 
 V1 = Path(__file__).parents[1] / "vectors" / "v1"
 FILES = sorted(path.stem for path in V1.glob("*.parquet"))

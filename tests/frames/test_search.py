@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata.frames import search
 from kmsdata.keys.envelope import Wrap
+from kmsdata.parquet.filters import FileSearch
 
 KEY = "local://demo"
 D = decimal.Decimal
@@ -546,14 +546,14 @@ def test_a_file_that_is_rewrapped_meanwhile_is_searched_and_one_that_is_replaced
     frame = pd.DataFrame({"email": ["a", "b", "a"], "age": [1, 2, 3]})
     path = tmp_path / "people.parquet"
     frame.kms.encrypt("age", deterministic="email", key=KEY).kms.to_parquet(path)
-    rows = search.FileSearch.rows
+    rows = FileSearch.rows
 
     def after(meanwhile):
         def changed(self, fragment, *rest):
             meanwhile()
             return rows(self, fragment, *rest)
 
-        monkeypatch.setattr(search.FileSearch, "rows", changed)
+        monkeypatch.setattr(FileSearch, "rows", changed)
         return kmsdata.read_parquet(path, filters=[("email", "==", "a")], decrypt=True)
 
     for in_place, key in ((False, "local://next"), (True, "local://last")):

@@ -14,6 +14,7 @@ from kmsdata.keys import cache as cache_module
 from kmsdata.keys import session
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Wrap
+from kmsdata.keys.unwrap import unwrap
 
 
 class Service:
@@ -167,8 +168,8 @@ def test_another_context_or_commitment_is_not_served(service, enc):
     (record,) = enc["a"].dtype.header.records
     other = type(record)(bytes(32), record.context, record.wraps)
     with pytest.raises(WrongKeyError):
-        session.unwrap(other)
-    session.unwrap(type(record)(record.commitment, (("x", "y"),), record.wraps))
+        unwrap(other)
+    unwrap(type(record)(record.commitment, (("x", "y"),), record.wraps))
     assert service.calls == ["unwrap", "unwrap"]
 
 

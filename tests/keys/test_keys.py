@@ -25,6 +25,7 @@ from kmsdata.keys import session
 from kmsdata.keys.data_key import CellKey, DataKey
 from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Wrap
 from kmsdata.keys.tink_keyset import Keyset
+from kmsdata.keys.unwrap import unwrap
 
 SECRET = bytes(range(32))
 
@@ -357,10 +358,10 @@ def test_no_data_key_in_any_frame_of_an_error():
     with kmsdata.use(Vault()):
         record = kmsdata.new_data_key("vault://k").record
     with kmsdata.use(Liar()), pytest.raises(WrongKeyError) as caught:
-        session.unwrap(record)
+        unwrap(record)
     assert b"not the data key that it was" not in frames(caught.value)
     with kmsdata.use(Vault(b"short and secret")), pytest.raises(KeyServiceError, match="32 bytes") as caught:
-        session.unwrap(record)
+        unwrap(record)
     assert b"short and secret" not in frames(caught.value)
 
 
@@ -368,20 +369,20 @@ def test_several_keys_each_open():
     key = kmsdata.new_data_key(["local://a", "local://b"])
     assert [wrap.key for wrap in key.wraps] == ["local://a", "local://b"]
     for uri in ("local://a", "local://b"):
-        assert session.unwrap(key.record, uri).commitment == key.commitment
+        assert unwrap(key.record, uri).commitment == key.commitment
 
 
 def test_what_a_file_names_is_not_what_is_obeyed():
     record = kmsdata.new_data_key("local://theirs").record
-    assert session.unwrap(record).commitment == record.commitment  # no session key: the header is followed
+    assert unwrap(record).commitment == record.commitment  # no session key: the header is followed
     for allowed in ("local://*", ["local://x", "local://theirs"]):
-        assert session.unwrap(record, allowed).commitment == record.commitment
+        assert unwrap(record, allowed).commitment == record.commitment
     for allowed in ("local://mine", "tencent-kms://ap-guangzhou/*", ["local://x"]):
         with pytest.raises(WrongKeyError, match="local://theirs"):
-            session.unwrap(record, allowed)
+            unwrap(record, allowed)
     kmsdata.use("tencent-kms://ap-guangzhou/key")
     with pytest.raises(WrongKeyError, match="may not be used here"):
-        session.unwrap(record)
+        unwrap(record)
 
 
 class Vault:
@@ -415,7 +416,7 @@ def test_a_service_that_returns_another_key_is_found_out():
     with kmsdata.use(Vault()):
         record = kmsdata.new_data_key("vault://k").record
     with kmsdata.use(Vault(bytes(32))), pytest.raises(WrongKeyError, match="not the data key"):
-        session.unwrap(record)
+        unwrap(record)
 
 
 def test_the_next_wrap_is_tried(keystore):
@@ -423,8 +424,8 @@ def test_the_next_wrap_is_tried(keystore):
     document = json.loads(keystore.read_text())
     del document["keys"]["a"]
     keystore.write_text(json.dumps(document))
-    assert session.unwrap(key.record).commitment == key.commitment
+    assert unwrap(key.record).commitment == key.commitment
     del document["keys"]["b"]
     keystore.write_text(json.dumps(document))
     with pytest.raises(KeyNotFoundError, match="local://a"):
-        session.unwrap(key.record)
+        unwrap(key.record)

@@ -46,6 +46,7 @@ from kmsdata.keys.tencent import client as tencent
 from kmsdata.keys.tencent import credentials
 from kmsdata.keys.tencent import transport as service
 from kmsdata.keys.tencent.transport import Endpoint, Request
+from kmsdata.keys.unwrap import unwrap
 
 pytestmark = pytest.mark.newest
 
@@ -760,7 +761,7 @@ def test_an_answer_with_another_key_is_refused(emulator, kms, key):
     (record,) = enc["a"].dtype.header.records
     planted = DataKeyRecord(record.commitment, (), (Wrap(key, record.wraps[0].wrapped),))
     with pytest.raises(KeyAccessError, match="KMS used another key"):
-        session.unwrap(planted, key)
+        unwrap(planted, key)
     emulator.fail(Fault.change(KeyId=other.rpartition("/")[2]), action="GenerateDataKey")
     with pytest.raises(KeyAccessError, match="KMS used another key"):
         kms.generate_data_key(key, {})
@@ -887,7 +888,7 @@ def test_a_column_of_the_vendors_guide(emulator, kms, key, spec):
     # A column of today is never encrypted under such a key: it has 16 bytes, or was unwrapped by hand.
     record = DataKeyRecord(bytes(32), (("a", "b"),), (Wrap(key, made["CiphertextBlob"]),))
     with pytest.raises((KeyServiceError, WrongKeyError)):
-        session.unwrap(record, key)
+        unwrap(record, key)
 
 
 # Credentials.
@@ -1277,7 +1278,7 @@ def test_soak(emulator, make, key):
             (wrap,) = data_key.wraps
             record = DataKeyRecord(data_key.commitment, tuple(context.items()), (wrap,))
             try:
-                opened = session.unwrap(record, wrap.key)
+                opened = unwrap(record, wrap.key)
             except (KeyAccessError, WrongKeyError) as error:
                 refused.append(error)
             except BaseException as error:  # noqa: BLE001
@@ -1306,7 +1307,7 @@ def test_ten_thousand_files_cost_one_call(emulator, kms, key):
     calls = emulator.calls["Decrypt"]
     record = enc["a"].dtype.header.records[0]
     for _ in range(10_000):
-        session.unwrap(record)
+        unwrap(record)
     assert emulator.calls["Decrypt"] - calls == 1
 
 
@@ -1319,7 +1320,7 @@ def test_a_hundred_threads_that_need_one_key(emulator, kms, key):
 
     def work():
         ready.wait()
-        opened.append(session.unwrap(record).commitment)
+        opened.append(unwrap(record).commitment)
 
     threads = [threading.Thread(target=work) for _ in range(100)]
     for thread in threads:
@@ -1453,7 +1454,7 @@ def test_login_at_a_real_terminal(emulator, given):
         answers |= {"SecretId": emulator.secret_id, "SecretKey": emulator.secret_key, "Session": ""}
     # The metadata of an instance are looked for nowhere.
     code = (
-        "import kmsdata; from kmsdata.providers import credentials; "
+        "import kmsdata; from kmsdata.keys.tencent import credentials; "
         "credentials._METADATA = 'http://127.0.0.1:9/'; kmsdata.login(); print('done')"
     )
     terminal, theirs = pty.openpty()

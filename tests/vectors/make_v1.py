@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 import kmsdata
 from kmsdata import EncryptedArray, EncryptedDtype, codec
-from kmsdata.parquet.read import read_headers
+from kmsdata.parquet.headers import read_headers
 
 HERE = Path(__file__).parent / "v1"
 KEY = "local://vectors"

@@ -18,9 +18,10 @@ from kmsdata.keys.envelope import ENTRY, Header, file_text
 from kmsdata.parquet.bulk.csv_reader import Types, is_csv, open_csv
 from kmsdata.parquet.bulk.plan import Job
 from kmsdata.parquet.column_chunks import PART, Footer, Replacement, read_footer
+from kmsdata.parquet.headers import headers_in
 from kmsdata.parquet.journal import what_mends
 from kmsdata.parquet.locations import Place
-from kmsdata.parquet.read import headers_in, settings_for
+from kmsdata.parquet.write import settings_for
 
 __all__ = [
     "Survey",

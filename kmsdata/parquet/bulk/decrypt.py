@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError, KmsDataError, UnsupportedTypeError
+from kmsdata.frames.arguments import require
 from kmsdata.frames.column import open_arrow
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
+from kmsdata.frames.encrypted_columns import check_names
 from kmsdata.frames.pandas_metadata import pandas_entries, with_entries
-from kmsdata.frames.table import check_names, require
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 from kmsdata.parquet.bulk.column_batches import (
@@ -26,8 +27,8 @@ from kmsdata.parquet.bulk.column_batches import (
 )
 from kmsdata.parquet.bulk.plan import Job, Step
 from kmsdata.parquet.column_chunks import PART, rewrite
+from kmsdata.parquet.headers import headers_in
 from kmsdata.parquet.locations import Place
-from kmsdata.parquet.read import headers_in
 
 __all__ = ["decrypt_file", "decrypted_types", "headers_wanted"]
 

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from kmsdata.codec import Description
 from kmsdata.errors import FormatError
+from kmsdata.frames.arguments import Columns, chosen_columns
 from kmsdata.frames.column import plan, seal
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.frames.pandas_metadata import pandas_dtypes
-from kmsdata.frames.table import Columns, chosen_columns
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, ColumnHeader, Header
 from kmsdata.parquet.bulk.column_batches import (
@@ -34,8 +34,9 @@ from kmsdata.parquet.bulk.column_batches import (
 from kmsdata.parquet.bulk.csv_reader import CsvFile, Types, open_csv
 from kmsdata.parquet.bulk.plan import Job, Step
 from kmsdata.parquet.column_chunks import PART, rewrite
+from kmsdata.parquet.headers import headers_in
 from kmsdata.parquet.locations import Place
-from kmsdata.parquet.read import headers_in, settings_for
+from kmsdata.parquet.write import settings_for
 
 __all__ = ["Sealer", "columns_to_encrypt", "encrypt_csv", "encrypt_file", "sealers_for"]
 

@@ -12,10 +12,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from kmsdata.display.tables import StreamReport
-from kmsdata.frames.table import Columns, Encrypted, column_names, data_key_for, open_keys
+from kmsdata.frames.arguments import Columns, column_names
+from kmsdata.frames.encrypted_columns import Encrypted
+from kmsdata.frames.key_argument import data_key_for, resolve_key
 from kmsdata.keys.data_key import DataKey, random_bytes
 from kmsdata.keys.envelope import Header, Wrap
 from kmsdata.keys.session import Key, session_key
+from kmsdata.keys.unwrap import open_keys
 from kmsdata.keys.usage import usage
 from kmsdata.parquet.bulk.column_batches import Survey, column_batches, open_parquet
 from kmsdata.parquet.bulk.csv_reader import Types, is_csv, open_csv
@@ -23,8 +26,8 @@ from kmsdata.parquet.bulk.decrypt import decrypt_file, decrypted_types, headers_
 from kmsdata.parquet.bulk.encrypt import Sealer, columns_to_encrypt, encrypt_csv, encrypt_file, sealers_for
 from kmsdata.parquet.bulk.plan import Job, Step
 from kmsdata.parquet.column_chunks import Footer
+from kmsdata.parquet.headers import naming_the_file
 from kmsdata.parquet.locations import FilePath, Place
-from kmsdata.parquet.read import naming_the_file
 
 __all__ = ["decrypt_parquet", "encrypt_parquet"]
 
@@ -178,7 +181,7 @@ def decrypt_parquet(
         return job.report(survey.total, size, names, len(known), dry_run=True)
     before = usage().calls
     with naming_the_file({str(job.files[name]): headers for name, headers in by_file.items()}):
-        keys = open_keys(list(different), key, context)
+        keys = open_keys(list(different), resolve_key(key), context)
     calls = usage().calls - before
     plain_types = decrypted_types(job, by_file, keys)
 

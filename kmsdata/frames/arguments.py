@@ -1,0 +1,115 @@
+"""What callers pass: names of columns, what is deterministic, and domains."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+__all__ = [
+    "Columns",
+    "chosen_columns",
+    "column_names",
+    "refuse_encrypted",
+    "refuse_repeated",
+    "require",
+    "required_names",
+]
+
+Columns: TypeAlias = "str | Iterable[str]"
+
+
+def column_names(columns: Columns) -> list[str]:
+    """A name, or names, as a list. What comes from a generator comes once, so this is called once.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(columns, str):
+        return [columns]
+    if isinstance(columns, (bytes, bytearray, memoryview)) or not isinstance(columns, Iterable):
+        raise TypeError(f"columns are named by a text, or a list of texts, not by {type(columns).__name__}")
+    return list(columns)
+
+
+def required_names(encrypted: Columns | None) -> list[str]:
+    """The columns that must be encrypted.
+
+    Raises:
+        ValueError: an empty list, which would let every file pass: it was hardly meant.
+    """
+    if encrypted is None:
+        return []
+    names = column_names(encrypted)
+    if not names:
+        raise ValueError("encrypted= names no column: name those that must be encrypted, or leave it out")
+    return names
+
+
+def chosen_columns(
+    labels: Iterable[Hashable],
+    columns: Columns,
+    deterministic: Columns | bool,
+    domain: str | Mapping[str, str] | None,
+    levels: Sequence[Hashable],
+) -> dict[str, str | None]:
+    """The columns to encrypt, in the caller's order: None for a randomised one, else its domain."""
+    every = list(labels)
+    names = column_names(columns)
+    exact = names if deterministic is True else [] if deterministic is False else column_names(deterministic)
+    chosen: dict[str, str | None] = dict.fromkeys(names)
+    chosen.update({name: name for name in exact})
+    if not chosen:
+        raise ValueError("no column to encrypt: name some, as columns or as deterministic=")
+    for name in chosen:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"column labels must be text to be encrypted, not {type(name).__name__}: rename it first, "
+                "e.g. df.rename(columns=str)"
+            )
+        if name not in every and name in levels:
+            raise ValueError(f"{name!r} is a level of the index, which is not encrypted: reset_index() first")
+        require(every, name)
+        refuse_repeated(every, name)
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(
+                "a column's label holds a lone surrogate, which is no valid Unicode: rename it first"
+            )
+    if isinstance(domain, str):
+        if len(exact) != 1:
+            raise ValueError(
+                "one domain for one deterministic column: for several, pass domain={column: text}"
+            )
+        domain = {exact[0]: domain}
+    if domain is not None and not isinstance(domain, Mapping):
+        raise TypeError(f"domain= is a text, or a mapping of column to text, not {type(domain).__name__}")
+    for name, text in (domain or {}).items():
+        if chosen.get(name) is None:
+            raise ValueError(f"domain= names {name!r}, which is not among the deterministic columns")
+        if not isinstance(text, str):
+            raise TypeError(f"the domain of {name!r} must be text")
+        chosen[name] = text
+    return chosen
+
+
+def require(labels: Iterable[Hashable], name: Hashable) -> None:
+    """KeyError with the nearest name, where there is no such label."""
+    every = list(labels)
+    if name not in every:
+        close = difflib.get_close_matches(str(name), [label for label in every if isinstance(label, str)], 1)
+        there = f": there are {', '.join(map(repr, every[:10]))}" + (", ..." if len(every) > 10 else "")
+        raise KeyError(f"no column {name!r}" + (f": did you mean {close[0]!r}?" if close else there))
+
+
+def refuse_repeated(labels: Iterable[Hashable], name: Hashable, where: str = "") -> None:
+    """ValueError, beginning with ``where``, if several columns have this name."""
+    if (count := list(labels).count(name)) > 1:
+        raise ValueError(f"{where}{count} columns are called {name!r}: rename them apart first")
+
+
+def refuse_encrypted(name: str, encrypted: bool) -> None:
+    """ValueError if the column of this name is encrypted already."""
+    if encrypted:
+        raise ValueError(
+            f"column {name!r} is encrypted already: decrypt it first, or leave it out of this call"
+        )

@@ -1,0 +1,338 @@
+"""The encrypted columns of frames and Arrow tables, in each of the shapes that pandas gives them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from kmsdata.errors import FormatError, located
+from kmsdata.frames.arguments import (
+    Columns,
+    column_names,
+    refuse_repeated,
+    require,
+)
+from kmsdata.frames.column import open_pandas
+from kmsdata.frames.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.keys.data_key import DataKey
+from kmsdata.keys.envelope import Header
+
+__all__ = [
+    "Encrypted",
+    "EncryptedColumn",
+    "check_names",
+    "encrypted_column",
+    "encrypted_columns",
+    "header_of",
+    "headers_of",
+    "in_extension_dtype",
+    "is_encrypted",
+    "not_encrypted",
+    "table_headers",
+    "with_headers",
+    "with_index_levels",
+]
+
+Encrypted: TypeAlias = "pd.DataFrame | pd.Series[Any] | pa.Table"
+
+
+def not_encrypted(frame: pd.DataFrame, name: str) -> FormatError:
+    """The error for a column that should be encrypted, and is not."""
+    why = "it has no kmsdata header"
+    first = frame[name].dropna().head(1).tolist() if name in frame else []
+    if first and isinstance(first[0], str) and first[0].startswith("enc:"):
+        why = (
+            "it is text of cells, as CSV has it, without their header: read it with "
+            "dtype={column: dtype of the encrypted column}"
+        )
+    elif any(item.level is not None for item in encrypted_columns(frame)):
+        why = "it has no kmsdata header. A level of the index has: name that, or no column"
+    return FormatError(f"column {name!r} is not encrypted: {why}", column=str(name))
+
+
+@dataclass(frozen=True)
+class EncryptedColumn:
+    """Encrypted cells of a frame: a column, or a level of its index."""
+
+    name: Hashable
+    parts: Sequence[tuple[np.ndarray[Any, Any] | None, EncryptedArray]]
+    position: int = -1
+    level: int | None = None
+    others: np.ndarray[Any, Any] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is one column's cells and nothing else."""
+        return len(self.parts) == 1 and self.others is None
+
+    @property
+    def header(self) -> Header | None:
+        """The header of whole columns; None where it is malformed."""
+        return self.parts[0][1].dtype.parsed
+
+    @property
+    def headers(self) -> list[Header]:
+        """The header of each part; FormatError where one is malformed."""
+        return [header_of(array.dtype, self.name) for _, array in self.parts]
+
+    def decrypt(self, keys: Mapping[bytes, DataKey]) -> pd.Series[Any]:
+        """The values, of the recorded dtype; objects where cells of several dtypes stand together."""
+        if self.whole:
+            ((_, array),) = self.parts
+            values = open_pandas(array.dtype.header, keys, array.storage, str(self.name))
+            return _with_nulls(values, array.isna())
+        opened: list[pd.Series[Any]] = []
+        try:
+            for _, array in self.parts:
+                opened.append(open_pandas(array.dtype.header, keys, array.storage, str(self.name)))
+        except BaseException:
+            opened.clear()
+            raise
+        out = np.empty(0, object) if self.others is None else self.others.copy()
+        null, dtype = np.asarray(pd.isna(out)), opened[0].dtype
+        alike = not pd.api.types.is_object_dtype(dtype) and all(values.dtype == dtype for values in opened)
+        if alike and sum(map(len, opened)) == (~null).sum():  # encrypted otherwise, and still of one dtype
+            order = np.zeros(len(out), np.intp)
+            placed = [rows for rows, _ in self.parts if rows is not None]
+            order[np.concatenate(placed)] = np.arange((~null).sum())
+            values = pd.concat(opened, ignore_index=True).iloc[order].reset_index(drop=True)
+            numbers = isinstance(dtype, np.dtype) and dtype.kind in "iub"
+            without_null = numbers or isinstance(dtype, pd.IntervalDtype)
+            return _with_nulls(values, null) if without_null else values.mask(null)
+        for (rows, _), values in zip(self.parts, opened, strict=True):
+            out[rows] = values.astype(object).to_numpy()
+        return pd.Series(out, dtype=object)
+
+
+def _with_nulls(values: pd.Series[Any], null: np.ndarray[Any, Any]) -> pd.Series[Any]:
+    """Values whose dtype has no null (int64, bool), where a join, shift or the like has since made nulls.
+
+    pandas itself would go on in floats, which hold no large integers: so the nullable dtype of that width.
+    """
+    if not null.any():
+        return values
+    lost = null & ~values.isna().to_numpy()
+    if not lost.any():
+        return values
+    dtype = values.dtype
+    nullable: Any = object
+    if isinstance(dtype, np.dtype) and dtype.kind in "iu":
+        nullable = f"{'Int' if dtype.kind == 'i' else 'UInt'}{8 * dtype.itemsize}"
+    elif dtype == np.bool_:
+        nullable = "boolean"
+    return values.astype(nullable).mask(lost)
+
+
+def encrypted_columns(frame: pd.DataFrame) -> list[EncryptedColumn]:
+    """The encrypted columns of a frame, then the encrypted levels of its index."""
+    found = []
+    for position, label in enumerate(frame.columns):
+        if (parts := _cells_of_series(frame.iloc[:, position])) is not None:
+            found.append(EncryptedColumn(label, parts.arrays, position, others=parts.others))
+    for level in range(frame.index.nlevels):
+        values = frame.index.get_level_values(level)
+        if (parts := _cells_of_series(values.to_series())) is not None:
+            found.append(
+                EncryptedColumn(frame.index.names[level], parts.arrays, level=level, others=parts.others)
+            )
+    return found
+
+
+def encrypted_column(frame: pd.DataFrame, name: Hashable) -> EncryptedColumn:
+    """The encrypted column of this name, else the encrypted level of the index.
+
+    Raises:
+        KeyError: there is neither. FormatError: it is not encrypted.
+        ValueError: several columns have the name.
+    """
+    require([*frame.columns, *frame.index.names], name)
+    found = [item for item in encrypted_columns(frame) if item.name == name]
+    if not found:
+        raise not_encrypted(frame, str(name))
+    if len(found) > 1 and found[1].level is None:
+        refuse_repeated([item.name for item in found], name)
+    return found[0]
+
+
+def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every encrypted column in `EncryptedDtype`, whatever shape pandas gave it."""
+    out = frame.copy(deep=False)
+    for item in encrypted_columns(frame):
+        if not item.whole:
+            raise TypeError(
+                f"column {item.name!r} mixes cells that were encrypted otherwise with each other or with "
+                "plain values, and has no one header: decrypt it first"
+            )
+        if item.level is None:
+            out.isetitem(item.position, item.parts[0][1])
+        else:
+            level = pd.Index(item.parts[0][1], name=frame.index.names[item.level])
+            out.index = with_index_levels(out.index, {item.level: level})
+    return out
+
+
+def with_headers(frame: pd.DataFrame, change: Callable[[Header], Header]) -> pd.DataFrame:
+    """The frame with the same cells under other headers.
+
+    Args:
+        frame: any frame; columns and index levels that are encrypted are changed.
+        change: what becomes of a header; its column objects must stay.
+    """
+    out = frame.assign()
+    for item in encrypted_columns(frame):
+        arrays = [
+            EncryptedArray(array.storage, EncryptedDtype(change(header)))
+            for (_, array), header in zip(item.parts, item.headers, strict=True)
+        ]
+        values: Any = arrays[0]
+        if not item.whole:
+            values = np.empty(0, object) if item.others is None else item.others.copy()
+            for (rows, _), array in zip(item.parts, arrays, strict=True):
+                values[rows] = list(array)
+        if item.level is None:
+            out.isetitem(item.position, values)
+        else:
+            level = pd.Index(values, name=frame.index.names[item.level])
+            out.index = with_index_levels(out.index, {item.level: level})
+    return out
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """What is encrypted of a column: the rows of each part, None for all; and what else is in it."""
+
+    arrays: list[tuple[np.ndarray[Any, Any] | None, EncryptedArray]]
+    others: np.ndarray[Any, Any] | None = None
+
+
+def is_encrypted(series: pd.Series[Any]) -> bool:
+    """Whether there are cells in a column."""
+    return _cells_of_series(series) is not None
+
+
+def _cells_of_series(series: pd.Series[Any]) -> _Cells | None:
+    """What is encrypted of a column, in each of the shapes that pandas may have given it."""
+    dtype = series.dtype
+    if isinstance(dtype, EncryptedDtype):
+        return _Cells([(None, series.array)])
+    if isinstance(dtype, pd.ArrowDtype) and isinstance(dtype.pyarrow_dtype, EncryptedType):
+        return _Cells(
+            [
+                (
+                    None,
+                    EncryptedArray(
+                        pa.chunked_array(series.array.__arrow_array__()), dtype.pyarrow_dtype.dtype
+                    ),
+                )
+            ]
+        )
+    values: Any = series
+    if isinstance(dtype, pd.CategoricalDtype):
+        values = series.astype(object) if _cells_of_series(dtype.categories.to_series()) else None
+    elif not pd.api.types.is_object_dtype(dtype):
+        values = None
+    if values is None:
+        return None
+    values = values.to_numpy()
+    # Most columns of objects have no cells, most of them text: so the quick looks come first.
+    if pd.api.types.infer_dtype(values) == "string" or Cell not in set(map(type, values)):
+        return None
+    rows = np.array([type(value) is Cell for value in values], np.bool_)
+    dtypes = list(dict.fromkeys(cell.dtype for cell in values[rows]))
+    if len(dtypes) == 1 and pd.isna(values[~rows]).all():
+        return _Cells([(None, EncryptedArray._from_sequence(values, dtype=dtypes[0]))])
+    arrays: list[tuple[np.ndarray[Any, Any] | None, EncryptedArray]] = []
+    for one in dtypes:
+        own = np.flatnonzero([type(value) is Cell and value.dtype == one for value in values])
+        arrays.append((own, EncryptedArray._from_sequence(values[own], dtype=one)))
+    return _Cells(arrays, values)
+
+
+def check_names(headers: Mapping[Any, Header], *, path: str | None = None) -> None:
+    """Compare labels with the names that randomised columns were encrypted under.
+
+    Raises:
+        FormatError: a label is the name of another of these columns: two were exchanged; or, in a file
+            (path given), it is any other name.
+    """
+    names = {
+        label: [item.name for item in header.columns if item.name is not None]
+        for label, header in headers.items()
+    }
+    for label, own in names.items():
+        for name in own:
+            if name == label:
+                continue
+            if any(label in others for other, others in names.items() if other != label):
+                raise FormatError(
+                    f"column {label!r} was encrypted as {name!r}, and another column as {label!r}: their "
+                    "contents were exchanged. If you renamed them, rename them back before decrypting",
+                    column=str(label),
+                    field="name",
+                    path=path,
+                )
+            if path is not None:
+                raise FormatError(
+                    f"column {label!r} was encrypted as {name!r}: rename it back",
+                    column=str(label),
+                    field="name",
+                    path=path,
+                )
+            warnings.warn(
+                f"column {label!r} was encrypted as {name!r}; its cells are authentic, its label is not",
+                stacklevel=4,
+            )
+
+
+def header_of(dtype: EncryptedDtype, column: Hashable) -> Header:
+    """The header of a column's dtype; FormatError that names the column where it is malformed."""
+    try:
+        return dtype.header
+    except FormatError as error:
+        raise located(error, f"column {column!r}", column=str(column)) from None
+
+
+def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Header]:
+    """The headers of encrypted data, by column; of these columns where some are named."""
+    wanted = None if columns is None else column_names(columns)
+    if isinstance(data, pa.Table):
+        return table_headers(data, wanted)
+    if not isinstance(data, (pd.DataFrame, pd.Series)):
+        raise TypeError(
+            f"encrypted data is a frame, a series, an Arrow table, or the path of a Parquet file, not "
+            f"{type(data).__name__}"
+        )
+    frame = data.to_frame() if isinstance(data, pd.Series) else data
+    out: dict[str, Header] = {}
+    for item in encrypted_columns(frame):
+        if wanted is not None and item.name not in wanted:
+            continue
+        if len(item.headers) != 1 or str(item.name) in out:
+            raise ValueError(
+                f"{item.name!r} holds cells of several columns: name one column of the frame they come from"
+            )
+        (out[str(item.name)],) = item.headers
+    return out
+
+
+def table_headers(table: pa.Table, wanted: list[str] | None = None) -> dict[str, Header]:
+    """The headers of an Arrow table, by column; of these columns where some are named."""
+    headers = {}
+    for field in table.schema:
+        if isinstance(field.type, EncryptedType) and (wanted is None or field.name in wanted):
+            headers[field.name] = header_of(field.type.dtype, field.name)
+    return headers
+
+
+def with_index_levels(index: pd.Index[Any], levels: Mapping[int, pd.Index[Any]]) -> pd.Index[Any]:
+    """The index with these levels, by position, in place of its own."""
+    if not isinstance(index, pd.MultiIndex):
+        return levels[0]
+    arrays = [levels.get(level, index.get_level_values(level)) for level in range(index.nlevels)]
+    return pd.MultiIndex.from_arrays(arrays, names=index.names)

@@ -1,0 +1,179 @@
+"""Every cell of encrypted columns authenticated, and what was found; releases no plaintext."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kmsdata.display.progress import Progress
+from kmsdata.display.tables import ColumnCheck, Failure, Verification
+from kmsdata.errors import FormatError, KeyServiceError, KmsDataError
+from kmsdata.frames.column import bad_cells
+from kmsdata.frames.dtype import EncryptedArray
+from kmsdata.frames.encrypted_columns import check_names
+from kmsdata.keys.data_key import DataKey
+from kmsdata.keys.envelope import Header
+from kmsdata.keys.unwrap import DataKeys
+
+BATCH = 1 << 18  # cells that are looked at together
+_ROWS_NAMED = 100
+NO_HEADER = "it must be encrypted, but has no kmsdata header"
+
+
+@dataclass
+class _Counts:
+    algorithm: str | None = None
+    cells: int = 0
+    nulls: int = 0
+    bad: int = 0
+    failed: bool = False
+    denied: bool = False
+
+
+@dataclass
+class Findings:
+    """What was found so far."""
+
+    keys: DataKeys
+    wanted: list[str]
+    columns: dict[str, _Counts] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+    def column(self, name: str, header: Header | None = None) -> _Counts:
+        """Return the counts of a column, which begin here where it was not met before."""
+        counts = self.columns.setdefault(name, _Counts())
+        if header is not None:
+            counts.algorithm = counts.algorithm or header.columns[0].algorithm
+        return counts
+
+    def fail(
+        self,
+        what: str,
+        column: str | None = None,
+        *,
+        file: str | None = None,
+        denied: bool = False,
+        **at: Any,
+    ) -> None:
+        """Record something that does not hold."""
+        # What errors say of the place stands beside them already.
+        what = what.removeprefix(f"{file}: ").removeprefix(f"column {column!r}: ")
+        self.failures.append(Failure(what, file, column, **at))
+        if column is not None:
+            counts = self.column(column)
+            counts.failed, counts.denied = counts.failed or not denied, counts.denied or denied
+
+    def open(self, header: Header, column: str, file: str | None) -> Mapping[bytes, DataKey] | None:
+        """The keys of a column's cells; None, and a failure, where there are none or the header is bad."""
+        self.column(column, header)
+        try:
+            return self.keys.authenticated(header, column)
+        except KmsDataError as error:
+            denied = isinstance(error, KeyServiceError) or getattr(error, "allowed", True) is False
+            self.fail(f"not verified: {error}" if denied else str(error), column, file=file, denied=denied)
+        return None
+
+    def look(
+        self,
+        header: Header,
+        keys: Mapping[bytes, DataKey],
+        storage: pa.Array,
+        column: str,
+        rows: Any,
+        **where: Any,
+    ) -> None:
+        """Authenticate cells that stand in these rows."""
+        counts = self.column(column, header)
+        tampered, strange = bad_cells(header, keys, storage)
+        counts.nulls += storage.null_count
+        counts.bad += len(tampered) + len(strange)
+        counts.cells += len(storage) - storage.null_count - len(tampered) - len(strange)
+        for bad, what in (
+            (tampered, "authentication fails: changed, cut short, or moved here from elsewhere"),
+            (strange, "of a key that the header does not name: moved here from elsewhere, or changed"),
+        ):
+            if len(bad):
+                named = tuple(np.asarray(rows)[bad[:_ROWS_NAMED]].tolist())
+                self.fail(what, column, rows=named, count=len(bad), **where)
+
+    def result(self, what: str, rows: int, files: int = 0) -> Verification:
+        """Return the report of all that was found."""
+        if not self.columns and not self.failures:
+            self.fail("nothing is encrypted: there is no kmsdata header")
+        checks = [
+            ColumnCheck(
+                name,
+                "failed" if c.failed else "not verified" if c.denied else "authentic",
+                c.algorithm,
+                c.cells,
+                c.nulls,
+                c.bad,
+            )
+            for name, c in self.columns.items()
+        ]
+        return Verification(what, rows, tuple(checks), tuple(_merged(self.failures)), files)
+
+
+def _merged(failures: Iterable[Failure]) -> Iterator[Failure]:
+    """Failures of one kind in one place as one, which batches have cut."""
+    by_place: dict[tuple[Any, ...], Failure] = {}
+    for one in failures:
+        place = (one.what, one.file, one.column, one.row_group)
+        if (seen := by_place.get(place)) is not None:
+            rows = (*seen.rows, *one.rows)[:_ROWS_NAMED]
+            one = replace(one, rows=rows, count=seen.count + one.count)
+        by_place[place] = one
+    yield from by_place.values()
+
+
+# --- in memory ------------------------------------------------------------------------------------
+
+
+def verify_cells(
+    what: str,
+    rows: int,
+    columns: Mapping[str, Iterable[tuple[Any, EncryptedArray]]],
+    labels: Iterable[str],
+    findings: Findings,
+    progress: bool | None,
+) -> Verification:
+    """Authenticate the cells of columns in memory.
+
+    Args:
+        what: what they are of, such as ``"frame"``.
+        rows: how many rows it has.
+        columns: of each column its parts: their rows (None for all), and their cells.
+        labels: of all columns, encrypted or not.
+        findings: where to record what is found.
+        progress: show a bar; see `kmsdata.verify`.
+    """
+    headers: dict[str, Header] = {}
+    for name in findings.wanted:
+        if name not in columns:
+            findings.fail(
+                NO_HEADER if name in labels else "it must be encrypted, but there is no such column", name
+            )
+    with Progress("verify", rows * len(columns), "cells", progress) as bar:
+        for name, parts in columns.items():
+            for positions, array in parts:
+                try:
+                    header = headers[name] = array.dtype.header
+                except FormatError as error:
+                    findings.fail(str(error), name)
+                    continue
+                if (keys := findings.open(header, name, None)) is None:
+                    continue
+                at = np.arange(len(array)) if positions is None else np.asarray(positions)
+                for start in range(0, len(array), BATCH):
+                    storage = array.storage.slice(start, BATCH)
+                    findings.look(header, keys, storage, name, at[start : start + BATCH])
+            bar.step(rows)
+    try:
+        check_names(headers)
+    except FormatError as error:
+        findings.fail(str(error), error.column)
+    return findings.result(what, rows)

@@ -1,0 +1,271 @@
+"""Data keys unwrapped, and headers authenticated under them.
+
+The order of SPEC.md section 4: unwrap, compare the commitment, compare the MAC of every column object used;
+only then is any key derived for cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from kmsdata.codec import types
+from kmsdata.errors import (
+    FormatError,
+    KeyAccessError,
+    KeyNotFoundError,
+    KeyServiceError,
+    KmsDataError,
+    WrongKeyError,
+)
+from kmsdata.keys.data_key import DataKey, KeyProvider
+from kmsdata.keys.envelope import DataKeyRecord, Header, Wrap, merged_records
+from kmsdata.keys.key_uri import KeyURI, parse_key
+from kmsdata.keys.session import Key, from_cache, key_list, pairs, provider_of, resolved, session_key
+from kmsdata.keys.usage import count
+
+__all__ = ["DataKeys", "authenticate", "limits", "open_keys", "unwrap", "unwrap_by"]
+
+
+def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
+    """The data key of a record, unwrapped and checked against its commitment.
+
+    Args:
+        record: from a header. It may name any key; what is used is decided here.
+        key: only these may open it: URIs, where ``scheme://*`` or ``scheme://place/*`` stands for all
+            such; or a `DataKey`. None: the session's key's provider and region are the limit,
+            and a session that has none follows the header.
+
+    Raises:
+        WrongKeyError: none of the record's keys may be used, or what they unwrap is another data key.
+        KeyServiceError: the provider refused; where there are several wraps, all did: the first error.
+    """
+    if isinstance(key, DataKey):
+        if key.commits_to(record.commitment):
+            if key.context != record.context:
+                raise FormatError("the context was changed: it is not that of the data key", field="context")
+            return key
+        raise WrongKeyError(
+            f"encrypted under another data key than {key!r}: pass the one that belongs to it, or its "
+            "master key's URI",
+            key=record.wraps[0].key,
+        )
+    allowed = limits(key)
+    refusal: KeyServiceError | None = None
+    tried = False
+    for wrap in record.wraps:
+        if not allowed(parse_key(wrap.key)):
+            continue
+        tried = True
+        try:
+            data_key = unwrap_by(record, wrap)
+        except KeyServiceError as error:
+            refusal = refusal or error
+            continue
+        if data_key is not None:
+            return data_key
+    if refusal is not None:
+        raise refusal
+    named = ", ".join(wrap.key for wrap in record.wraps)
+    if tried:
+        raise WrongKeyError(
+            f"what {named} unwraps is not the data key that this was encrypted under: the header was changed",
+            key=record.wraps[0].key,
+        )
+    raise WrongKeyError(
+        f"encrypted under {named}, which may not be used here: pass key= with that URI, if you trust where "
+        "the data comes from",
+        key=record.wraps[0].key,
+        allowed=False,
+    )
+
+
+def unwrap_by(record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
+    """The data key that one wrap holds, or None where it is another one than the record's.
+
+    Whether the wrap's key may be asked is for the caller to say (`limits`). No error leaves a frame that
+    holds the data key.
+    """
+    provider = provider_of(wrap.key)
+    data_key = from_cache(provider, (wrap, record.context), lambda: _asked(provider, wrap, record.context))
+    if data_key is None or not data_key.commits_to(record.commitment):
+        return None
+    return data_key.under(record.wraps)
+
+
+def _asked(provider: KeyProvider, wrap: Wrap, context: tuple[tuple[str, str], ...]) -> DataKey:
+    count("unwrap")
+    secret = provider.unwrap(wrap.wrapped, wrap.key, dict(context))
+    if not isinstance(secret, bytes) or len(secret) != 32:
+        del secret
+        raise KeyServiceError(
+            f"{wrap.key}: the provider unwrapped something that is not a data key of 32 bytes",
+            provider=provider.scheme,
+            operation="unwrap",
+            code="InvalidDataKey",
+        )
+    return DataKey(secret, [wrap], context=dict(context))
+
+
+def limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
+    """Which of the keys that a file names may be used; see `unwrap`."""
+    if key is None:
+        session = session_key()
+        if session is None:
+            return lambda _: True
+        limit = parse_key(session)
+        return lambda uri: uri[:2] == limit[:2]
+    whole: set[tuple[str, str | None]] = set()
+    exact: list[str] = []
+    for uri in key_list(key):
+        scheme, _, rest = uri.partition("://") if isinstance(uri, str) else ("", "", "")
+        if rest == "*" or rest.endswith("/*"):
+            whole.add((scheme, rest[:-2] if rest != "*" else None))
+        else:
+            parse_key(uri)
+            exact.append(uri)
+
+    def allowed(uri: KeyURI) -> bool:
+        if (uri.scheme, uri.place) in whole or (uri.scheme, None) in whole:
+            return True
+        named = [parse_key(text) for text in exact]
+        # A service is asked what an alias stands for only where no name agrees as it is.
+        return uri in named or any(
+            parse_key(resolved(text)) == uri
+            for text, key in zip(exact, named, strict=True)
+            if key[:2] == uri[:2]
+        )
+
+    return allowed
+
+
+def authenticate(header: Header, data_keys: Mapping[bytes, DataKey], column: str) -> None:
+    """Check every object of a column's header, before any key is derived for its cells.
+
+    Args:
+        header: the column's.
+        data_keys: by commitment, unwrapped and checked against it.
+        column: its name, for errors.
+
+    Raises:
+        FormatError: an object is not as the data key's holder wrote it, or of a type unknown here.
+    """
+    for item in header.columns:
+        if not data_keys[item.data_key].authenticates(item):
+            raise FormatError(
+                f"column {column!r}: its header was changed after it was written (the MAC differs)",
+                column=column,
+                field="mac",
+            )
+        try:
+            types.check({key: value for key, value in item.type.items() if key != "categories"}, item.kind)
+        except FormatError as error:
+            raise error.with_facts(column=column) from None
+
+
+def _check_context(header: Header, data_keys: Mapping[bytes, DataKey], context: object, column: str) -> None:
+    """Check that each record's context is its data key's, and holds these pairs.
+
+    Raises:
+        FormatError: a context was changed, or lacks a pair that was asked for.
+    """
+    asked = pairs(context)
+    for record in header.records:
+        data_key = data_keys[record.commitment]
+        if record.context != data_key.context:
+            raise FormatError(
+                f"column {column!r}: its context was changed: it is not that of its data key",
+                column=column,
+                field="context",
+            )
+        actual = dict(data_key.context)
+        for name, text in asked.items():
+            if actual.get(name) != text:
+                raise FormatError(
+                    f"column {column!r}: its context does not say {name!r}: {text!r}; "
+                    + (f"it says {actual}" if actual else "it has none"),
+                    column=column,
+                    field="context",
+                )
+
+
+class DataKeys:
+    """The data keys of headers: each unwrapped once, whether its provider gives it or refuses.
+
+    Args:
+        key: what may open them; see `unwrap`.
+        context: pairs that each data key's authenticated context must hold.
+    """
+
+    def __init__(self, key: Key | None, context: Mapping[str, str] | None) -> None:
+        self._key, self._context = key, context
+        self._known: dict[DataKeyRecord, DataKey | KmsDataError] = {}
+
+    def unwrap(self, record: DataKeyRecord) -> DataKey:
+        """Return the data key of a record; raise again what refused it before."""
+        if record not in self._known:
+            try:
+                self._known[record] = unwrap(record, self._key)
+            except KmsDataError as error:
+                self._known[record] = error
+        found = self._known[record]
+        if isinstance(found, KmsDataError):
+            raise found
+        return found
+
+    def authenticated(
+        self, header: Header, column: str, data_keys: Mapping[bytes, DataKey] | None = None
+    ) -> Mapping[bytes, DataKey]:
+        """Authenticate a column's header, and return its data keys by commitment.
+
+        Args:
+            header: the column's.
+            column: its name, for errors.
+            data_keys: those that were unwrapped already; None: they are unwrapped here.
+
+        Raises:
+            KeyServiceError, WrongKeyError: they could not be unwrapped.
+            FormatError: the header was changed, or its context is not the one that is asked for.
+        """
+        if data_keys is None:
+            data_keys = {record.commitment: self.unwrap(record) for record in header.records}
+        authenticate(header, data_keys, column)
+        _check_context(header, data_keys, self._context, column)
+        return data_keys
+
+
+def open_keys(
+    headers: Sequence[tuple[str, Header]],
+    key: Key | None,
+    context: Mapping[str, str] | None,
+    *,
+    keep: bool = False,
+) -> dict[bytes, DataKey]:
+    """Unwrap the data keys of these columns, one call for each, and authenticate the headers under them.
+
+    Args:
+        headers: by column.
+        key: what may open them; see `unwrap`.
+        context: pairs that each data key's authenticated context must hold.
+        keep: leave out the data keys that their service refuses instead of raising.
+
+    Returns:
+        The data keys by commitment.
+    """
+    data_keys = DataKeys(key, context)
+    keys: dict[bytes, DataKey] = {}
+    for commitment, record in merged_records(
+        record for _, header in headers for record in header.records
+    ).items():
+        try:
+            keys[commitment] = data_keys.unwrap(record)
+        except (KeyServiceError, WrongKeyError) as error:
+            denied = isinstance(error, (KeyAccessError, KeyNotFoundError)) or not getattr(
+                error, "allowed", True
+            )
+            if not (keep and denied):
+                error.with_facts(data_key=commitment.hex()[:8])
+                raise
+    for name, header in headers:
+        if all(item.data_key in keys for item in header.columns):
+            data_keys.authenticated(header, name, keys)
+    return keys

@@ -1,0 +1,156 @@
+"""The headers of Parquet files and datasets; needs no key."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError
+from kmsdata.frames.arguments import Columns, column_names
+from kmsdata.frames.dtype import EncryptedType
+from kmsdata.keys.envelope import ENTRY, Header, parse_file
+from kmsdata.parquet.journal import what_mends
+from kmsdata.parquet.locations import FilePath, from_url
+
+__all__ = ["files_of", "fragments_of", "headers_in", "naming_the_file", "read_headers"]
+
+
+@contextlib.contextmanager
+def naming_the_file(files: Mapping[str, Mapping[str, Header]]) -> Iterator[None]:
+    """A data key that is refused, of those of several files: the error says which file is under it."""
+    try:
+        yield
+    except (KeyServiceError, WrongKeyError) as error:
+        under = [
+            name
+            for name, headers in files.items()
+            for header in headers.values()
+            if any(record.commitment.hex()[:8] == vars(error).get("data_key") for record in header.records)
+        ]
+        if len(files) == 1 or not under:
+            raise
+        more = len(set(under)) - 1
+        others = f" and {more:,} more under its data key" if more else ""
+        raise type(error)(f"{under[0]}{others}: {error}", **{**vars(error), "path": under[0]}) from None
+
+
+def read_headers(
+    path: FilePath, filesystem: Any = None, *, columns: Columns | None = None
+) -> dict[str, Header]:
+    """The headers of a file or dataset, by column; needs no key.
+
+    Args:
+        path: file, or folder of a dataset.
+        filesystem: pyarrow or fsspec filesystem; else by the path.
+        columns: names of those to look at; None for all.
+
+    Raises:
+        FormatError: a header that is malformed, or headers that do not go together.
+    """
+    merged: dict[str, Header] = {}
+    names = None if columns is None else set(column_names(columns))
+    for name, (fragment, _) in fragments_of(path, filesystem).items():
+        entries = fragment.metadata.metadata
+        for column, header in headers_in(fragment.physical_schema, name, names, footer=entries).items():
+            both = merged.get(column, header).union(header)
+            if both is None:
+                raise FormatError(
+                    f"{name}: column {column!r} was encrypted otherwise than in other files: read it alone",
+                    path=name,
+                    column=column,
+                )
+            merged[column] = both
+    return merged
+
+
+def files_of(path: FilePath, filesystem: Any) -> list[tuple[str, Any]]:
+    """The files of a dataset by path, none of them opened yet: whatever is wrong with one is its own."""
+    if filesystem is None and "://" in str(path):
+        filesystem, path = from_url(str(path))
+    elif filesystem is None:
+        path = Path(path).expanduser()
+    dataset = ds.dataset(path, pa.schema([]), format="parquet", filesystem=filesystem)
+    found = [(fragment.path, fragment) for fragment in dataset.get_fragments()]
+    if not found:
+        raise FileNotFoundError(f"no Parquet file in {path}")
+    return found if len(found) > 1 else [(str(path), found[0][1])]
+
+
+def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[pa.Field]]]:
+    """The files of a dataset by path, each with the fields that its folders' names say."""
+    hive = ds.HivePartitioning.discover(infer_dictionary=True)  # as pandas reads it
+    try:
+        if filesystem is None and "://" in str(path):
+            filesystem, path = from_url(str(path))
+        elif filesystem is None:
+            path = Path(path).expanduser()
+        dataset = ds.dataset(path, format="parquet", filesystem=filesystem, partitioning=hive)
+        found = {}
+        for fragment in dataset.get_fragments():
+            inside = fragment.physical_schema.names
+            keys = [key for key in ds.get_partition_keys(fragment.partition_expression) if key not in inside]
+            found[fragment.path] = fragment, [dataset.schema.field(key) for key in keys]
+    except pa.ArrowInvalid as error:
+        if not re.search("magic|footer|Parquet file size|not a Parquet", str(error)):
+            raise
+        bad = _unreadable(path, filesystem)
+        raise FormatError(
+            f"{bad} is not a Parquet file, or was cut short{what_mends(bad)}", path=bad
+        ) from error
+    if not found:
+        raise FileNotFoundError(f"no Parquet file in {path}")
+    return found if len(found) > 1 else {str(path): next(iter(found.values()))}
+
+
+def _unreadable(path: FilePath, filesystem: Any) -> str:
+    """The first file of a dataset that cannot be read."""
+    for name, fragment in files_of(path, filesystem):
+        try:
+            fragment.physical_schema  # noqa: B018 - read here
+        except (pa.ArrowException, OSError):
+            return name
+    return str(path)
+
+
+def headers_in(
+    schema: pa.Schema,
+    path: str,
+    columns: set[str] | None = None,
+    *,
+    footer: Mapping[bytes, bytes] | None = None,
+) -> dict[str, Header]:
+    """The headers of these columns (None: all), by the columns' own types, else by the file's entry.
+
+    Arrow shows the entry where the Arrow schema holds it; other writers put it in the footer alone.
+    """
+    headers: dict[str, Header] = {}
+    fields = [field for field in schema if columns is None or field.name in columns]
+    try:
+        for field in fields:
+            if isinstance(field.type, EncryptedType):
+                try:
+                    headers[field.name] = field.type.dtype.header
+                except FormatError as error:
+                    raise error.with_facts(column=field.name) from None
+        entry = (schema.metadata or {}).get(ENTRY) or (footer or {}).get(ENTRY)
+        lost = [field.name for field in fields if _is_binary(field.type)]
+        if entry is not None and lost:
+            recorded = parse_file(entry.decode("utf-8", "surrogateescape"))
+            headers |= {name: header for name, header in recorded.items() if name in lost}
+    except FormatError as error:
+        column = error.column
+        where = f"{path}: column {column!r}: " if column else f"{path}: "
+        raise FormatError(f"{where}{error}", path=path, column=column, field=error.field) from None
+    return headers
+
+
+def _is_binary(dtype: pa.DataType) -> bool:
+    return (
+        pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_fixed_size_binary(dtype)
+    )

@@ -1,0 +1,162 @@
+"""Parquet files verified: every cell, and the copies of the headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from kmsdata.display.progress import Progress
+from kmsdata.display.tables import Verification
+from kmsdata.errors import FormatError
+from kmsdata.frames.arrow_storage import plain_binary
+from kmsdata.frames.dtype import EncryptedType
+from kmsdata.frames.encrypted_columns import check_names
+from kmsdata.frames.verify import BATCH, NO_HEADER, Findings
+from kmsdata.keys.data_key import DataKey
+from kmsdata.keys.envelope import ENTRY, Header, parse_file
+from kmsdata.parquet.headers import files_of, headers_in
+from kmsdata.parquet.journal import what_mends
+from kmsdata.parquet.read import FilePath
+
+_NOT_THERE = "it must be encrypted, but there is no such column in the file"
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def verify_path(path: FilePath, filesystem: Any, findings: Findings, progress: bool | None) -> Verification:
+    """Authenticate every cell of a Parquet file or dataset; see `kmsdata.verify`."""
+    files = files_of(path, filesystem)
+    sizes = [fragment.filesystem.get_file_info(fragment.path).size or 0 for _, fragment in files]
+    rows = 0
+    with Progress("verify", sum(sizes), "bytes", progress) as bar:
+        for (name, fragment), size in zip(files, sizes, strict=True):
+            before = bar.done
+            rows += _file(name, fragment, findings, bar)
+            bar.step(before + size - bar.done)
+    return findings.result(str(path), rows, len(files))
+
+
+def _file(name: str, fragment: Any, findings: Findings, bar: Progress) -> int:
+    """Look at one file; how many rows it has."""
+    try:
+        schema, metadata = fragment.physical_schema, fragment.metadata
+        _ = schema.names  # read here: they may be no UTF-8
+    except (pa.ArrowException, OSError, ValueError):
+        findings.fail(f"no Parquet file, or its footer was damaged or cut off{what_mends(name)}", file=name)
+        return 0
+    before = len(findings.failures)
+    headers = _headers(name, schema, findings, metadata.metadata)
+    malformed = {failure.column for failure in findings.failures[before:]}
+    for column in findings.wanted:
+        if column not in headers and column not in malformed:
+            findings.fail(NO_HEADER if column in schema.names else _NOT_THERE, column, file=name)
+    if not headers and len(findings.failures) == before:
+        findings.fail("nothing in it is encrypted: it has no kmsdata header", file=name)
+    _compare(name, schema, metadata, headers, findings)
+    try:
+        check_names(headers, path=name)
+    except FormatError as error:
+        findings.fail(str(error), error.column, file=name)
+    opened = {column: findings.open(header, column, name) for column, header in headers.items()}
+    start = 0
+    for number, group in enumerate(fragment.split_by_row_group()):
+        size = metadata.row_group(number).num_rows
+        for column, keys in opened.items():
+            if keys is not None:
+                where = {"file": name, "row_group": number}
+                _group(group, headers[column], keys, column, findings, range(start, start + size), where)
+        start += size
+        bar.step(metadata.row_group(number).total_byte_size)
+    return start
+
+
+def _group(
+    group: Any,
+    header: Header,
+    keys: Mapping[bytes, DataKey],
+    column: str,
+    findings: Findings,
+    rows: range,
+    where: Mapping[str, Any],
+) -> None:
+    """Look at one column of a row group, a batch at a time."""
+    done = 0
+    try:
+        for batch in group.to_batches(columns=[column], batch_size=BATCH, batch_readahead=1):
+            cells = plain_binary(batch.column(0))
+            findings.look(header, keys, cells, column, rows[done : done + len(cells)], **where)
+            done += len(cells)
+    except (pa.ArrowException, OSError, ValueError):
+        findings.fail(f"{len(rows) - done:,} rows cannot be read: their pages are damaged", column, **where)
+    else:
+        if done != len(rows):
+            findings.fail(f"{len(rows):,} rows are promised, and {done:,} are there", column, **where)
+
+
+def _headers(
+    name: str, schema: pa.Schema, findings: Findings, entries: Mapping[bytes, bytes] | None
+) -> dict[str, Header]:
+    """The headers that a reader would obey; a malformed one is a failure of its column alone."""
+    headers: dict[str, Header] = {}
+    for column in dict.fromkeys(schema.names):
+        try:
+            headers |= headers_in(schema, name, {column}, footer=entries)
+        except FormatError as error:
+            findings.fail(str(error), column, file=name)
+    return headers
+
+
+def _compare(
+    name: str, schema: pa.Schema, metadata: Any, headers: Mapping[str, Header], findings: Findings
+) -> None:
+    """Compare what the columns' types say with what the file's key-value metadata says, for other readers."""
+    raw = (metadata.metadata or {}).get(ENTRY)
+    inner = (schema.metadata or {}).get(ENTRY)
+    if raw is None and inner is None:
+        return  # other writers of the type leave it out
+    if None not in (raw, inner) and raw != inner:
+        findings.fail(
+            "the copies of its entry kmsdata differ: in the key-value metadata, and in ARROW:schema",
+            file=name,
+        )
+    entry: dict[str, Header] = {}
+    for text in {raw, inner}:
+        if text is None:
+            continue
+        try:
+            entry |= parse_file(text.decode("utf-8", "surrogateescape"))
+        except FormatError as error:
+            findings.fail(f"its entry kmsdata: {error}", file=name)
+    typed = {
+        field.name: headers[field.name]
+        for field in schema
+        if isinstance(field.type, EncryptedType) and field.name in headers
+    }
+    for column in entry.keys() & set(schema.names) - headers.keys():
+        stored = schema.field(column).type
+        if not isinstance(stored, EncryptedType):
+            findings.fail(
+                f"the file's entry says that it is encrypted, but it is stored as {stored}", column, file=name
+            )
+    if not entry:
+        return
+    said, meant = _wraps(entry.values()), _wraps(typed.values())
+    for column, header in typed.items():
+        if column not in entry:
+            findings.fail("the file's entry kmsdata lacks it", column, file=name)
+        elif entry[column].columns != header.columns:
+            findings.fail("its type and the file's entry say different things of it", column, file=name)
+        elif any(said[item.data_key] != meant[item.data_key] for item in header.columns):
+            findings.fail("its type and the file's entry hold different wrapped keys", column, file=name)
+
+
+def _wraps(headers: Iterable[Header]) -> dict[bytes, set[Any]]:
+    """The wraps of each data key, with its context."""
+    found: dict[bytes, set[Any]] = {}
+    for header in headers:
+        for record in header.records:
+            found.setdefault(record.commitment, set()).update((record.context, wrap) for wrap in record.wraps)
+    return found

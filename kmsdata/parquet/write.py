@@ -1,0 +1,100 @@
+"""Parquet files with encrypted columns, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kmsdata.frames.dtype import EncryptedType
+from kmsdata.frames.encrypted_columns import (
+    check_names,
+    encrypted_columns,
+    in_extension_dtype,
+    with_headers,
+)
+from kmsdata.keys.envelope import ENTRY, file_text, merged_records
+from kmsdata.parquet.locations import FilePath, Place, whole
+
+__all__ = ["settings_for", "write_parquet"]
+
+
+def write_parquet(
+    frame: pd.DataFrame, path: FilePath, *, index: bool | None = None, filesystem: Any = None, **options: Any
+) -> None:
+    """See `kmsdata.api.accessor.FrameAccessor.to_parquet`."""
+    _check_options(options)
+    frame = _in_agreement(in_extension_dtype(frame))
+    headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
+    check_names(headers, path=str(path))
+    table = pa.Table.from_pandas(frame, preserve_index=index, schema=options.pop("schema", None))
+    metadata = dict(table.schema.metadata or {})
+    if frame.attrs:
+        metadata[b"PANDAS_ATTRS"] = json.dumps(frame.attrs).encode()  # as DataFrame.to_parquet does
+    if headers:
+        metadata[ENTRY] = file_text(headers).encode()
+    table = table.replace_schema_metadata(metadata)
+    settings = settings_for(table.schema, options)
+    with whole(Place.of(path, filesystem)) as file:
+        pq.write_table(table, file, **settings)
+
+
+def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with one record of each data key: parts of it may have been rewrapped before they met."""
+    every = [record for item in encrypted_columns(frame) for record in item.headers[0].records]
+    records = merged_records(every)
+    if all(records[record.commitment] == record for record in every):
+        return frame
+    return with_headers(frame, lambda header: header.under(records))
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what would write no file of ours, or one that nobody could ever decrypt."""
+    if unknown := options.keys() & {"partition_cols", "engine", "path"}:
+        raise TypeError(
+            f"to_parquet writes one file by pyarrow and takes no {min(unknown)}: for a partitioned dataset "
+            "call df.to_parquet(), which keeps encrypted columns too"
+        )
+    if not options.get("store_schema", True):
+        raise ValueError("store_schema=False would leave out the headers: nobody could decrypt the file")
+    if options.get("flavor") == "spark":
+        raise ValueError(
+            "flavor='spark' renames columns, and a column is bound to its name: rename them before "
+            "encrypting, and leave it out"
+        )
+
+
+def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
+    """How to write encrypted columns: no dictionary, no codec, no statistics; and plain ones as usual.
+
+    Random bytes neither compress nor repeat. Statistics of an extension type would also break every dataset
+    filter of Arrow that meets them.
+    """
+    sealed = {field.name: field.type.dtype for field in schema if isinstance(field.type, EncryptedType)}
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    written = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    leaves = [written.column(number).path for number in range(len(written.names))]
+    plain = [leaf for leaf in leaves if leaf not in sealed]
+
+    def chosen(option: str) -> list[str]:
+        given = options.get(option, True)
+        return plain if given is True else [] if given is False else [leaf for leaf in given if leaf in plain]
+
+    repeating = [name for name, dtype in sealed.items() if dtype.deterministic]
+    codec = options.get("compression", "snappy")
+    by_leaf = codec if isinstance(codec, dict) else dict.fromkeys(plain, codec or "none")
+    level = options.get("compression_level")
+    if isinstance(level, int):
+        options = options | {"compression_level": dict.fromkeys(plain, level)}
+    if options.get("use_byte_stream_split") is True:
+        options = options | {"use_byte_stream_split": plain}
+    return options | {
+        "use_dictionary": chosen("use_dictionary") + repeating,
+        "write_statistics": chosen("write_statistics"),
+        "compression": by_leaf | dict.fromkeys(sealed, "none"),
+    }
