@@ -42,7 +42,7 @@ class Writing:
 
     def __init__(self):
         self.clock = self.cpu = 0.0
-        write = rewrapping._write_local
+        write = rewrapping._replace
 
         def timed(*arguments):
             clock, cpu = time.perf_counter(), time.process_time()
@@ -52,7 +52,7 @@ class Writing:
                 self.clock += time.perf_counter() - clock
                 self.cpu += time.process_time() - cpu
 
-        rewrapping._write_local = timed
+        rewrapping._replace = timed
 
     def take(self):
         """The seconds since it was last asked: of the clock, and of the process."""
@@ -64,7 +64,7 @@ def copied(path):
     """The file replaced by a copy of itself, whole or not at all: what no rewrap can go below."""
     size = path.stat().st_size
     with path.open("rb") as source, whole_file(path) as target:
-        rewrapping._copy(source, target, size)
+        rewrapping._copy(source, target, size, str(path))
 
 
 def rewritten(path):
@@ -106,8 +106,6 @@ def one_file(folder, megabytes):
         timed(times, "rewrap", lambda key=key: kmsdata.rewrap(path, key))
         (clock, cpu), (all_clock, all_cpu) = writing.take(), times["rewrap"][-1]
         times["  of that, the edit, and letting the old file go"].append((all_clock - clock, all_cpu - cpu))
-        key = other(path)
-        timed(times, "rewrap in place", lambda key=key: kmsdata.rewrap(path, key, in_place=True))
         timed(times, "read and write with Arrow", lambda: rewritten(path))
         shutil.copy(clean, path)
     size = path.stat().st_size / 1e6

@@ -33,7 +33,6 @@ def rewrap(
     source: str | Iterable[str] | None = None,
     add: bool = False,
     retire: str | Iterable[str] | None = None,
-    in_place: bool = False,
     dry_run: bool = False,
     filesystem: Any = None,
     progress: bool | None = None,
@@ -58,7 +57,6 @@ def rewrap(
     source: str | Iterable[str] | None = None,
     add: bool = False,
     retire: str | Iterable[str] | None = None,
-    in_place: bool = False,
     dry_run: bool = False,
     filesystem: Any = None,
     progress: bool | None = None,
@@ -68,6 +66,9 @@ def rewrap(
     Each data key is unwrapped, checked against its commitment and the headers' MACs, and wrapped anew: one
     call of each key service for all files under it. It takes no right away: whoever has an older copy of the
     file, or the data key, opens the data for as long as the old master key lives, or for good.
+
+    A file is replaced by a copy of itself under another footer: at once where the filesystem has reflinks,
+    otherwise a full copy, which needs as much space on the disk as the file takes.
 
     A run that was stopped, or killed, leaves every file readable with the old or the new key; run it again
     for the rest. Files that are as they were asked to be are skipped.
@@ -81,8 +82,6 @@ def rewrap(
         add: add the new key beside the others, and replace none.
         retire: in place of ``key``: URIs of master keys whose wraps to remove. Another that stays must
             open the data.
-        in_place: append the new footer to local files instead of copying them: for huge files. The old
-            wrapped key stays in the file, where no reader looks. Nobody may read the file meanwhile.
         dry_run: for a path: change nothing, and open nothing, but report what would become of the files.
         filesystem: for a path: pyarrow or fsspec filesystem; else by the path.
         progress: show a bar; None: where it takes longer than a second and somebody may be looking.
@@ -117,7 +116,7 @@ def rewrap(
     if isinstance(x, pa.Table):
         return rewrap_table(x, change)
     if isinstance(x, (str, os.PathLike)):
-        return rewrap_path(x, change, in_place, filesystem, progress)
+        return rewrap_path(x, change, filesystem, progress)
     raise TypeError("rewrap() takes a path, a frame, or an Arrow table")
 
 

@@ -261,13 +261,6 @@ def rewrap(
         list[str] | None,
         typer.Option("--retire", metavar="KEY", help="Let KEY open it no more. Repeatable."),
     ] = None,
-    in_place: Annotated[
-        bool,
-        typer.Option(
-            "--in-place",
-            help="Append to huge local files instead of copying them. Nobody may read them meanwhile.",
-        ),
-    ] = False,
     dry_run: _DryRun = False,
     as_json: _Json = False,
 ) -> None:
@@ -290,7 +283,6 @@ def rewrap(
                 source=_uris(source),
                 add=add,
                 retire=_uris(retire),
-                in_place=in_place,
                 dry_run=dry_run,
             )
     except kmsdata.KmsDataError as error:
@@ -337,7 +329,6 @@ _OPTIONS = {
     "add=True": "--add",
     "types=": "--type",
     **{f"{name}=": f"--{name}" for name in ("source", "retire", "deterministic", "domain", "context", "key")},
-    "in_place=True": "--in-place",
     "encrypted=": "--encrypted",
 }
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError
+from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
-from kmsdata.parquet.journal import what_mends
-from kmsdata.parquet.locations import FilePath, from_url
+from kmsdata.parquet.locations import FilePath, Place, dataset_files
 
 __all__ = ["files_of", "fragments_of", "headers_in", "naming_the_file", "read_headers"]
 
@@ -37,7 +35,7 @@ def naming_the_file(files: Mapping[str, Mapping[str, Header]]) -> Iterator[None]
             raise
         more = len(set(under)) - 1
         others = f" and {more:,} more under its data key" if more else ""
-        raise type(error)(f"{under[0]}{others}: {error}", **{**vars(error), "path": under[0]}) from None
+        raise located(error, f"{under[0]}{others}", path=under[0]) from None
 
 
 def read_headers(
@@ -71,41 +69,34 @@ def read_headers(
 
 def files_of(path: FilePath, filesystem: Any) -> list[tuple[str, Any]]:
     """The files of a dataset by path, none of them opened yet: whatever is wrong with one is its own."""
-    if filesystem is None and "://" in str(path):
-        filesystem, path = from_url(str(path))
-    elif filesystem is None:
-        path = Path(path).expanduser()
-    dataset = ds.dataset(path, pa.schema([]), format="parquet", filesystem=filesystem)
-    found = [(fragment.path, fragment) for fragment in dataset.get_fragments()]
-    if not found:
-        raise FileNotFoundError(f"no Parquet file in {path}")
-    return found if len(found) > 1 else [(str(path), found[0][1])]
+    files, _ = dataset_files(path, filesystem)
+    parquet = ds.ParquetFileFormat()
+    return [(name, parquet.make_fragment(file.path, file.filesystem)) for name, file in files.items()]
 
 
 def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[pa.Field]]]:
     """The files of a dataset by path, each with the fields that its folders' names say."""
+    files, single = dataset_files(path, filesystem)
     hive = ds.HivePartitioning.discover(infer_dictionary=True)  # as pandas reads it
+    found = {}
     try:
-        if filesystem is None and "://" in str(path):
-            filesystem, path = from_url(str(path))
-        elif filesystem is None:
-            path = Path(path).expanduser()
-        dataset = ds.dataset(path, format="parquet", filesystem=filesystem, partitioning=hive)
-        found = {}
-        for fragment in dataset.get_fragments():
+        dataset = ds.dataset(
+            [file.path for file in files.values()],
+            format="parquet",
+            filesystem=next(iter(files.values())).filesystem,
+            partitioning=hive,
+            partition_base_dir=None if single else Place.of(path, filesystem).path,
+        )
+        for name, fragment in zip(files, dataset.get_fragments(), strict=True):
             inside = fragment.physical_schema.names
             keys = [key for key in ds.get_partition_keys(fragment.partition_expression) if key not in inside]
-            found[fragment.path] = fragment, [dataset.schema.field(key) for key in keys]
+            found[name] = fragment, [dataset.schema.field(key) for key in keys]
     except pa.ArrowInvalid as error:
         if not re.search("magic|footer|Parquet file size|not a Parquet", str(error)):
             raise
         bad = _unreadable(path, filesystem)
-        raise FormatError(
-            f"{bad} is not a Parquet file, or was cut short{what_mends(bad)}", path=bad
-        ) from error
-    if not found:
-        raise FileNotFoundError(f"no Parquet file in {path}")
-    return found if len(found) > 1 else {str(path): next(iter(found.values()))}
+        raise FormatError(f"{bad} is not a Parquet file, or was cut short", path=bad) from error
+    return found
 
 
 def _unreadable(path: FilePath, filesystem: Any) -> str:
@@ -144,9 +135,8 @@ def headers_in(
             recorded = parse_file(entry.decode("utf-8", "surrogateescape"))
             headers |= {name: header for name, header in recorded.items() if name in lost}
     except FormatError as error:
-        column = error.column
-        where = f"{path}: column {column!r}: " if column else f"{path}: "
-        raise FormatError(f"{where}{error}", path=path, column=column, field=error.field) from None
+        where = f"{path}: column {error.column!r}" if error.column else path
+        raise located(error, where, path=path) from None
     return headers
 
 

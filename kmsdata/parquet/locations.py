@@ -22,7 +22,19 @@ import pyarrow.fs as pafs
 from kmsdata.atomic_files import claim, naming, whole_file
 from kmsdata.keys.data_key import random_bytes
 
-__all__ = ["FilePath", "Place", "files_at", "from_url", "stamp", "whole", "whole_folder"]
+__all__ = [
+    "FilePath",
+    "Place",
+    "dataset_files",
+    "files_at",
+    "folders_at",
+    "is_sidecar",
+    "stamp",
+    "whole",
+    "whole_folder",
+]
+
+_SIDECARS = ("_metadata", "_common_metadata")
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 
@@ -47,7 +59,7 @@ class Place:
         text = os.fspath(path)
         folder = text.endswith("/")
         if filesystem is None and "://" in text:
-            filesystem, text = from_url(text)
+            filesystem, text = _from_url(text)
         elif filesystem is None:
             filesystem, text = pafs.LocalFileSystem(), str(Path(text).expanduser())
         elif not isinstance(filesystem, pafs.FileSystem):
@@ -83,7 +95,7 @@ class Place:
         return self.path
 
 
-def from_url(url: str) -> tuple[Any, str]:
+def _from_url(url: str) -> tuple[Any, str]:
     """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's."""
     try:
         return pafs.FileSystem.from_uri(url)
@@ -99,14 +111,16 @@ def from_url(url: str) -> tuple[Any, str]:
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
-def files_at(place: Place) -> tuple[dict[str, Place], bool]:
-    """The files of a path: itself, those in a folder, or those that match a pattern.
+def files_at(place: Place, *, patterns: bool = True, sidecars: bool = False) -> tuple[dict[str, Place], bool]:
+    """List the files of a path: itself, those in a folder, or those that match a pattern.
 
     Names that begin with ``.`` or ``_`` are passed over in folders, as readers of datasets do: what stands
     in a ``_metadata`` file, statistics among it, is not taken along.
 
     Args:
         place: of a file, a folder, or a pattern with ``*``, ``?``, ``[...]`` and ``**``.
+        patterns: whether it may be a pattern.
+        sidecars: list ``_metadata`` and ``_common_metadata`` too.
 
     Returns:
         The files by their path below the folder, in order; and whether it is one file.
@@ -118,23 +132,62 @@ def files_at(place: Place) -> tuple[dict[str, Place], bool]:
     if kind == pafs.FileType.File:
         return {place.path.rpartition("/")[2]: place}, True
     base, pattern = place.path, "**"
-    if kind == pafs.FileType.NotFound and any(letter in place.path for letter in "*?["):
+    if patterns and kind == pafs.FileType.NotFound and any(letter in place.path for letter in "*?["):
         parts = place.path.split("/")
         first = next(number for number, part in enumerate(parts) if any(letter in part for letter in "*?["))
         base, pattern = "/".join(parts[:first]) or "/", "/".join(parts[first:])
-    selector = pafs.FileSelector(base, allow_not_found=True, recursive=True)
-    found = {}
-    start = len(base.rstrip("/")) + 1
-    for info in place.filesystem.get_file_info(selector):
-        relative = info.path[start:]
-        parts = relative.split("/")
-        if info.type != pafs.FileType.File or any(part.startswith((".", "_")) for part in parts):
-            continue
-        if _matches(parts, pattern.split("/")):
-            found[relative] = replace(place, path=info.path, folder=False)
+    found = {
+        relative: other
+        for relative, other in _inside(replace(place, path=base), pafs.FileType.File)
+        if not any(_is_hidden(part, sidecars) for part in relative.split("/"))
+        and _matches(relative.split("/"), pattern.split("/"))
+    }
     if not found:
         raise FileNotFoundError(errno.ENOENT, "there is no file", place.path)
     return dict(sorted(found.items())), False
+
+
+def folders_at(place: Place) -> list[Place]:
+    """List a folder and every folder in it, hidden ones too."""
+    return [place, *(folder for _, folder in _inside(place, pafs.FileType.Directory))]
+
+
+def dataset_files(
+    path: FilePath, filesystem: Any, *, sidecars: bool = False
+) -> tuple[dict[str, Place], bool]:
+    """List the files of a dataset by the name that messages give them; and whether it is one file.
+
+    Local files are named from the path as it was given, others by their path in the filesystem.
+    """
+    place = Place.of(path, filesystem)
+    shown = place.path
+    if place.local and "://" not in str(path):
+        shown = str(Path(path).expanduser())
+    try:
+        files, single = files_at(place, patterns=False, sidecars=sidecars)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+    if single:
+        return {shown: place}, True
+    return {f"{shown.rstrip('/')}/{relative}": file for relative, file in files.items()}, False
+
+
+def _inside(place: Place, kind: pafs.FileType) -> Iterator[tuple[str, Place]]:
+    """What there is of a kind in a folder, however deep, by the path below it."""
+    start = len(place.path.rstrip("/")) + 1
+    selector = pafs.FileSelector(place.path, allow_not_found=True, recursive=True)
+    for info in place.filesystem.get_file_info(selector):
+        if info.type == kind:
+            yield info.path[start:], replace(place, path=info.path, folder=False)
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a path is that of a dataset's ``_metadata`` or ``_common_metadata``."""
+    return name.rpartition("/")[2] in _SIDECARS
+
+
+def _is_hidden(part: str, sidecars: bool) -> bool:
+    return part.startswith((".", "_")) and not (sidecars and part in _SIDECARS)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -149,6 +202,10 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def stamp(place: Place) -> tuple[Any, ...]:
     """What is different once a file was changed: size and time, or what an fsspec filesystem has for it."""
+    if place.local:  # a file that was replaced by one of the same size has another number
+        with contextlib.suppress(FileNotFoundError):
+            now = os.stat(place.path)  # noqa: PTH116 - Path("") would be the current folder
+            return now.st_ino, now.st_size, now.st_mtime_ns
     handler = getattr(place.filesystem, "handler", None)
     if isinstance(handler, pafs.FSSpecHandler):
         handler.fs.invalidate_cache(handler.fs._parent(place.path))

@@ -1,7 +1,7 @@
 """Other master keys for files: only their footers are written anew, the pages are copied as they are.
 
 A file is replaced whole (copy, fsync, rename), so that whoever opens it, at any time, after any crash, sees
-the old one or the new one. Or, on request, the new footer is appended in place (`kmsdata.parquet.journal`).
+the old one or the new one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import contextvars
 import errno
 import functools
 import os
-import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,39 +23,23 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from kmsdata.atomic_files import whole_file
+from kmsdata.atomic_files import sweep
 from kmsdata.display.progress import Progress
 from kmsdata.display.tables import RewrapReport
-from kmsdata.errors import FormatError, KmsDataError
+from kmsdata.errors import FormatError, KmsDataError, located
 from kmsdata.frames.encrypted_columns import check_names
-from kmsdata.keys.data_key import random_bytes
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.rewrap import Change, not_meant
 from kmsdata.keys.usage import usage
 from kmsdata.parquet.footer import MAGIC, Footer, ending, read_footer
 from kmsdata.parquet.header_copies import Copy, agree, copies_in, entry_with
-from kmsdata.parquet.journal import append, drop_checksum, recover, unchanged
-from kmsdata.parquet.locations import FilePath, from_url
+from kmsdata.parquet.locations import FilePath, Place, dataset_files, folders_at, is_sidecar, stamp, whole
 
-_SIDECARS = ("_metadata", "_common_metadata")
 _PIECE = 8 << 20  # bytes copied at a time
 _SHORTEST = 16  # letters of a wrapped key that are looked for as they stand
-_ABANDONED = 60.0  # seconds for which the temporary file of a process that is gone was not written to
 _PLANS = 16  # kept for files with the same metadata
 _Entries: TypeAlias = "tuple[tuple[bytes, bytes | None], ...]"
 _Plan: TypeAlias = "Callable[[_Entries], tuple[dict[int, bytes], _Done]]"
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file: a path, and where it is one; None for this machine's own files."""
-
-    path: str
-    filesystem: pafs.FileSystem | None = None
-
-    @property
-    def sidecar(self) -> bool:
-        return self.path.rpartition("/")[2] in _SIDECARS
 
 
 @dataclass(frozen=True)
@@ -70,40 +52,35 @@ class _Done:
     headers: list[tuple[str, Header]] = field(default_factory=list, repr=False)
 
 
-def rewrap_path(
-    path: FilePath, change: Change, in_place: bool, filesystem: Any, progress: bool | None
-) -> RewrapReport:
+def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool | None) -> RewrapReport:
     """Put the files at a path under another master key; see `kmsdata.rewrap`."""
-    files, single = _files(path, filesystem)
-    if in_place and files[0].filesystem is not None:
-        raise ValueError("in_place=True is for files of this machine: elsewhere files are written whole")
+    files, single = dataset_files(path, filesystem, sidecars=True)
     # The files of a dataset often have the same metadata: it is read, checked and changed once.
     plan: _Plan = functools.lru_cache(_PLANS)(functools.partial(_planned, change))
     before = usage().calls
     if single:
-        done = _rewrap_file(files[0], plan, in_place, change.dry_run)
+        ((name, place),) = files.items()
+        done = _rewrap_file(name, place, plan)
         if done.state == "plain":
             raise FormatError(f"{path}: nothing in it is encrypted: it has no kmsdata header", path=str(path))
         if done.state == "other":
             raise not_meant(done.headers)
         return _counted(_report(str(path), [done], {}), change, before)
+    _prepare(path, Place.of(path, filesystem), dry_run=change.dry_run)
     results: list[_Done] = []
     failed: dict[str, Exception] = {}
     with Progress("rewrap", len(files), "files", progress) as bar, ThreadPoolExecutor() as threads:
         # A context of its own for each: kmsdata.use() in a with block holds for them too.
         running = {
-            threads.submit(
-                contextvars.copy_context().run, _rewrap_file, file, plan, in_place, change.dry_run
-            ): file
-            for file in files
+            threads.submit(contextvars.copy_context().run, _rewrap_file, name, files[name], plan): name
+            for name in sorted(files, key=lambda name: (is_sidecar(name), name))
         }
         try:
             for future in as_completed(running):
-                file = running[future]
                 try:
                     results.append(future.result())
                 except (KmsDataError, OSError, ValueError, pa.ArrowException) as error:
-                    failed[file.path] = error
+                    failed[running[future]] = error
                 bar.step(1)
         except BaseException:
             threads.shutdown(wait=True, cancel_futures=True)
@@ -163,99 +140,32 @@ def _report(path: str, results: Sequence[_Done], failed: dict[str, str]) -> Rewr
     )
 
 
-def _files(path: FilePath, filesystem: Any) -> tuple[list[_File], bool]:
-    """The files at a path, sidecars last; and whether the path is that of one file."""
-    name = str(path)
-    if filesystem is None and "://" in name:
-        filesystem, name = from_url(name)
-    if filesystem is None or isinstance(filesystem, pafs.LocalFileSystem):
-        root = Path(name).expanduser()
-        if not root.is_dir():
-            return [_File(str(root))], True
-        found = [_File(str(file)) for file in _walk(root)]
-    else:
-        if not isinstance(filesystem, pafs.FileSystem):
-            filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
-        if filesystem.get_file_info(name).type != pafs.FileType.Directory:
-            return [_File(name, filesystem)], True
-        infos = filesystem.get_file_info(pafs.FileSelector(name, recursive=True))
-        base = len(name.rstrip("/")) + 1
-        found = [
-            _File(info.path, filesystem)
-            for info in infos
-            if info.type == pafs.FileType.File and _is_data(info.path[base:].split("/"))
-        ]
-        _refuse_table_format(name, [info.path for info in infos])
-    if not found:
-        raise FileNotFoundError(errno.ENOENT, "no Parquet file in this folder", str(path))
-    return sorted(found, key=lambda file: (file.sidecar, file.path)), False
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """The files of a local dataset, as Arrow finds them; what killed runs left behind is removed."""
-    for folder, folders, names in os.walk(root):
-        _refuse_table_format(folder, folders)
-        folders[:] = [name for name in folders if _is_data([name])]
-        for name in names:
-            if _is_data([name]):
-                yield Path(folder, name)
-            elif match := re.fullmatch(r"\.kmsdata-(\d+)-\d+\.tmp", name):
-                _sweep(Path(folder, name), int(match[1]))
-
-
-def _is_data(parts: Sequence[str]) -> bool:
-    """Whether Arrow takes a file for one of the dataset; and its sidecars."""
-    return not any(part.startswith((".", "_")) and part not in _SIDECARS for part in parts)
-
-
-def _refuse_table_format(folder: str, inside: Iterable[str]) -> None:
-    if any(name.rpartition("/")[2] == "_delta_log" for name in inside):
+def _prepare(path: FilePath, folder: Place, *, dry_run: bool) -> None:
+    """Refuse a folder that is no plain dataset, and remove what killed runs have left in it."""
+    folders = folders_at(folder)
+    if any(inside.path.rpartition("/")[2] == "_delta_log" for inside in folders):
         raise ValueError(
-            f"{folder} is a Delta table, whose log records the size of each file, and readers go by it: "
+            f"{path} is a Delta table, whose log records the size of each file, and readers go by it: "
             "rewrap a copy of its files, or write the table anew"
         )
+    if folder.local and not dry_run:
+        for inside in folders:
+            sweep(inside.path)
 
 
-def _sweep(temporary: Path, process: int) -> None:
-    """Remove a temporary file whose process was killed."""
-    if os.name != "posix":
-        return
-    with contextlib.suppress(OSError):
-        if time.time() - temporary.stat().st_mtime < _ABANDONED:
-            return
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            temporary.unlink()
-
-
-def _rewrap_file(file: _File, plan: _Plan, in_place: bool, dry_run: bool) -> _Done:
-    if file.filesystem is not None:
-        return _rewrap_remote(file.path, file.filesystem, plan)
-    path = Path(file.path)
-    if not dry_run:
-        recover(path)
-    with path.open("rb") as source:
-        before = os.fstat(source.fileno())
-        footer, start = read_footer(source, before.st_size, file.path)
-        data, done = _edited(footer, plan, file.path)
-        if data and in_place:
-            append(path, before, footer, data)
-        elif data:
-            _write_local(path, before, source, start, data)
-    return done
-
-
-def _rewrap_remote(path: str, filesystem: pafs.FileSystem, plan: _Plan) -> _Done:
-    before = filesystem.get_file_info(path)
-    if before.type == pafs.FileType.NotFound:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    with filesystem.open_input_file(path) as source:
-        footer, start = read_footer(source, source.size(), path)
-        data, done = _edited(footer, plan, path)
+def _rewrap_file(name: str, place: Place, plan: _Plan) -> _Done:
+    before = stamp(place)
+    with _opened(place) as source:
+        footer, start = read_footer(source, source.seek(0, os.SEEK_END), name)
+        data, done = _edited(footer, plan, name)
         if data:
-            _write_remote(filesystem, path, before, source, start, data)
+            _replace(name, place, before, source, start, data)
     return done
+
+
+def _opened(place: Place) -> Any:
+    """The file, open for reading; a local one in a way in which the kernel can copy it."""
+    return Path(place.path).open("rb") if place.local else place.filesystem.open_input_file(place.path)
 
 
 def _edited(footer: Footer, plan: _Plan, path: str) -> tuple[bytes, _Done]:
@@ -267,8 +177,10 @@ def _edited(footer: Footer, plan: _Plan, path: str) -> tuple[bytes, _Done]:
             return b"", done
         data = footer.edited(values)
         _check(footer.data, data, [(key, values.get(n, value)) for n, (key, value) in enumerate(entries)])
-    except (KmsDataError, ValueError) as error:
-        raise _located(error, path) from None
+    except KmsDataError as error:
+        raise located(error, path, path=path) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return data, done
 
 
@@ -314,13 +226,6 @@ def _check_gone(entries: Iterable[tuple[bytes, bytes | None]], old: list[bytes])
             )
 
 
-def _located(error: Exception, path: str) -> Exception:
-    """The same error, with the file in its words and facts."""
-    if isinstance(error, KmsDataError):
-        return type(error)(f"{path}: {error}", **{**vars(error), "path": path})
-    return ValueError(f"{path}: {error}")
-
-
 def _check(before: bytes, after: bytes, entries: list[tuple[bytes, bytes | None]]) -> None:
     """Hold a new footer against what it should be, before anything is written."""
     if [(entry.key, entry.value) for entry in Footer.parse(after).entries] != entries:
@@ -333,39 +238,62 @@ def _check(before: bytes, after: bytes, entries: list[tuple[bytes, bytes | None]
         raise FormatError("the footer is damaged: it reads otherwise afterwards")
 
 
-# Files of this machine.
+def _replace(name: str, place: Place, before: tuple[Any, ...], source: Any, start: int, data: bytes) -> None:
+    """Replace a file by its pages under another footer, whole or not at all.
 
+    Args:
+        name: what messages call the file.
+        place: where it is.
+        before: its stamp when it was opened.
+        source: the file, open for reading.
+        start: how many bytes of it to keep.
+        data: the new FileMetaData.
 
-def _write_local(path: Path, before: os.stat_result, source: BinaryIO, start: int, data: bytes) -> None:
-    """Replace a file by its pages under another footer."""
-    with whole_file(path) as target:
-        _copy(source, target, start)
+    Raises:
+        OSError: it cannot be written, or somebody changed it meanwhile; it is then as it was.
+    """
+    with whole(place) as target:
+        _copy(source, target, start, name)
         target.write(ending(data))
-        target.flush()
-        os.fsync(target.fileno())
-        _keep_owner(target, before)
-        unchanged(path, before)
-        drop_checksum(path)
+        if (
+            place.local
+        ):  # synced before the last look at the file, which leaves others little time to change it
+            target.flush()
+            os.fsync(target.fileno())
+            _keep_owner(target, os.fstat(source.fileno()))
+        if stamp(place) != before:
+            raise OSError(errno.EBUSY, "somebody changed the file while it was rewrapped: try again", name)
+        _drop_checksum(place)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
+def _copy(source: Any, target: Any, count: int, name: str) -> None:
     """Copy the first bytes of a file: in the kernel, and by reference where the filesystem can."""
     done = 0
     if hasattr(os, "copy_file_range"):
-        with contextlib.suppress(OSError):  # between filesystems, or of a kind that has no such call
+        with contextlib.suppress(OSError):  # not local, between filesystems, or of a kind without such a call
             while done < count:
                 moved = os.copy_file_range(source.fileno(), target.fileno(), count - done, done, done)
                 if moved == 0:
                     break
                 done += moved
     source.seek(done)
-    target.seek(done)
+    if done:
+        target.seek(done)
     while done < count:
         piece = source.read(min(_PIECE, count - done))
         if not piece:
-            raise OSError(errno.EIO, "the file became shorter while it was read", str(source.name))
+            raise OSError(errno.EIO, "the file became shorter while it was read", name)
         target.write(piece)
         done += len(piece)
+
+
+def _drop_checksum(place: Place) -> None:
+    """Remove the checksum that Hadoop keeps beside a file before it is wrong; none is no error."""
+    path = os.path.realpath(place.path) if place.local else place.path
+    folder, slash, name = path.rpartition("/")
+    checksum = replace(place, path=f"{folder}{slash}.{name}.crc")
+    if checksum.kind == pafs.FileType.File:
+        place.filesystem.delete_file(checksum.path)
 
 
 def _keep_owner(target: BinaryIO, before: os.stat_result) -> None:
@@ -374,36 +302,3 @@ def _keep_owner(target: BinaryIO, before: os.stat_result) -> None:
     if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid) and hasattr(os, "fchown"):
         with contextlib.suppress(PermissionError):
             os.fchown(target.fileno(), before.st_uid, before.st_gid)
-
-
-# Files elsewhere.
-
-
-def _write_remote(
-    filesystem: pafs.FileSystem, path: str, before: Any, source: Any, start: int, data: bytes
-) -> None:
-    """Copy a file under another footer beside itself, and move it there."""
-    folder, _, name = path.rpartition("/")
-    temporary = f"{folder}{'/' if folder else ''}.kmsdata-{random_bytes(8).hex()}-{name}.tmp"
-    try:
-        with filesystem.open_output_stream(temporary) as target:
-            source.seek(0)
-            left = start
-            while left:
-                if not (piece := source.read(min(_PIECE, left))):
-                    raise OSError(errno.EIO, "the file became shorter while it was read", path)
-                target.write(piece)
-                left -= len(piece)
-            target.write(ending(data))
-        now = filesystem.get_file_info(path)
-        if (now.size, now.mtime_ns) != (before.size, before.mtime_ns):
-            raise OSError(errno.EBUSY, "somebody changed the file while it was rewrapped: try again", path)
-        checksum = f"{folder}{'/' if folder else ''}.{name}.crc"
-        if filesystem.get_file_info(checksum).type == pafs.FileType.File:
-            filesystem.delete_file(checksum)
-        filesystem.move(temporary, path)
-    except BaseException:
-        with contextlib.suppress(Exception):  # what went wrong first is what is told
-            if filesystem.get_file_info(temporary).type == pafs.FileType.File:
-                filesystem.delete_file(temporary)
-        raise

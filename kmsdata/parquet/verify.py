@@ -17,7 +17,6 @@ from kmsdata.frames.verify import BATCH, NO_HEADER, Findings
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.headers import files_of, headers_in
-from kmsdata.parquet.journal import what_mends
 from kmsdata.parquet.read import FilePath
 
 _NOT_THERE = "it must be encrypted, but there is no such column in the file"
@@ -45,7 +44,7 @@ def _file(name: str, fragment: Any, findings: Findings, bar: Progress) -> int:
         schema, metadata = fragment.physical_schema, fragment.metadata
         _ = schema.names  # read here: they may be no UTF-8
     except (pa.ArrowException, OSError, ValueError):
-        findings.fail(f"no Parquet file, or its footer was damaged or cut off{what_mends(name)}", file=name)
+        findings.fail("no Parquet file, or its footer was damaged or cut off", file=name)
         return 0
     before = len(findings.failures)
     headers = _headers(name, schema, findings, metadata.metadata)

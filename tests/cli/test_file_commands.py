@@ -393,7 +393,7 @@ def test_rewrap_adds_and_retires(run, sealed):
     assert kmsdata.inspect(sealed).data_keys[0].keys == ("local://payroll", "local://next")
     assert run("rewrap", sealed, "--retire", "payroll")[0] == 0
     assert kmsdata.inspect(sealed).data_keys[0].keys == ("local://next",)
-    assert run("rewrap", sealed, "--key", "payroll", "--source", "next", "--in-place")[0] == 0
+    assert run("rewrap", sealed, "--key", "payroll", "--source", "next")[0] == 0
     assert kmsdata.inspect(sealed).data_keys[0].keys == ("local://payroll",)
 
 

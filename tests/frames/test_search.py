@@ -556,8 +556,8 @@ def test_a_file_that_is_rewrapped_meanwhile_is_searched_and_one_that_is_replaced
         monkeypatch.setattr(FileSearch, "rows", changed)
         return kmsdata.read_parquet(path, filters=[("email", "==", "a")], decrypt=True)
 
-    for in_place, key in ((False, "local://next"), (True, "local://last")):
-        found = after(lambda key=key, in_place=in_place: kmsdata.rewrap(path, key, in_place=in_place))
+    for key in ("local://next", "local://last"):
+        found = after(lambda key=key: kmsdata.rewrap(path, key))
         pd.testing.assert_frame_equal(found, frame[frame["email"] == "a"].reset_index(drop=True))
     other = frame.kms.encrypt("age", deterministic="email", key=KEY)
     with pytest.raises(kmsdata.FormatError, match="try again"):

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
+from kmsdata.atomic_files import whole_file
 from kmsdata.keys import session
 from kmsdata.keys.data_key import DataKey, random_bytes
 from kmsdata.keys.envelope import ColumnHeader, DataKeyRecord, Header, Wrap, file_text
-from kmsdata.parquet import journal
 from kmsdata.parquet import rewrap as rewrapping
 from kmsdata.parquet.footer import ending, read_footer
 from kmsdata.parquet.header_copies import copies_in, entry_with
@@ -316,8 +316,7 @@ def test_a_report_says_what_became_of_the_files(path):
 
 @pytest.mark.newest
 @pytest.mark.parametrize("writer", ["kmsdata", "pandas"])
-@pytest.mark.parametrize("in_place", [False, True])
-def test_all_readers_see_the_new_wrap_alone(enc, frame, tmp_path, writer, in_place):
+def test_all_readers_see_the_new_wrap_alone(enc, frame, tmp_path, writer):
     import duckdb
     import fastparquet
     import polars as pl
@@ -326,7 +325,7 @@ def test_all_readers_see_the_new_wrap_alone(enc, frame, tmp_path, writer, in_pla
     text = enc["ssn"].dtype.text
     enc.attrs = {"note": text, "deep": {"list": [json.dumps({"quoted": text})], "plain": json.loads(text)}}
     enc.kms.to_parquet(path) if writer == "kmsdata" else enc.to_parquet(path)
-    kmsdata.rewrap(path, NEW, in_place=in_place)
+    kmsdata.rewrap(path, NEW)
 
     seen = {}
     back = pd.read_parquet(path)
@@ -811,27 +810,27 @@ def test_copies_are_whole_whether_or_not_the_kernel_makes_them(tmp_path, monkeyp
 def test_a_file_that_changes_meanwhile_is_left_to_whoever_changed_it(path, vault):
     raw = path.read_bytes()
     vault.meanwhile = lambda: path.write_bytes(raw + b"more")
-    for in_place in (False, True):
-        path.write_bytes(raw)
-        with pytest.raises(OSError, match=r"changed the file .*: try again") as caught:
-            kmsdata.rewrap(path, "vault://new", in_place=in_place)
-        assert caught.value.errno == errno.EBUSY
-        assert path.read_bytes() == raw + b"more"
-        assert {item.name for item in path.parent.iterdir()} == {"keystore", "people.parquet"}
+    with pytest.raises(OSError, match=r"changed the file .*: try again") as caught:
+        kmsdata.rewrap(path, "vault://new")
+    assert caught.value.errno == errno.EBUSY
+    assert path.read_bytes() == raw + b"more"
+    assert {item.name for item in path.parent.iterdir()} == {"keystore", "people.parquet"}
 
 
 def test_what_a_killed_run_left_behind_is_removed(dataset):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    gone = dataset / f".kmsdata-{process.pid}-0.tmp"
-    young = dataset / f".kmsdata-{process.pid}-1.tmp"
-    alive = dataset / f".kmsdata-{os.getpid()}-0.tmp"
-    for temporary in (gone, young, alive):
+    inside = dataset / "inside"
+    inside.mkdir()
+    gone = [folder / f".kmsdata-{process.pid}-0.tmp" for folder in (dataset, inside)]
+    for temporary in gone:
         temporary.write_bytes(b"half")
-        if temporary != young:
-            os.utime(temporary, (1, 1))
-    kmsdata.rewrap(dataset, NEW)
-    assert [temporary.exists() for temporary in (gone, young, alive)] == [False, True, True]
+    with whole_file(dataset / "x"):  # somebody is at work
+        kmsdata.rewrap(dataset, NEW, dry_run=True)
+        assert [temporary.exists() for temporary in gone] == [True, True]
+        kmsdata.rewrap(dataset, NEW)
+        assert [temporary.exists() for temporary in gone] == [False, False]
+        assert len(list(dataset.glob(".kmsdata-*.tmp"))) == 1
 
 
 @contextlib.contextmanager
@@ -898,10 +897,9 @@ def test_a_folder_that_may_not_be_written_to_leaves_the_file():
             else:
                 folder.chmod(0o555)
             try:
-                for in_place in (False, True):
-                    with pytest.raises(PermissionError) as caught:
-                        kmsdata.rewrap(path, "vault://new", in_place=in_place and root)
-                    assert str(path) in str(caught.value)
+                with pytest.raises(PermissionError) as caught:
+                    kmsdata.rewrap(path, "vault://new")
+                assert str(path) in str(caught.value)
             finally:
                 if root:
                     os.seteuid(0)
@@ -914,15 +912,14 @@ def test_a_folder_that_may_not_be_written_to_leaves_the_file():
 KILLED = """
 import sys, kmsdata
 print("ready", flush=True)
-kmsdata.rewrap(sys.argv[1], sys.argv[2], in_place=sys.argv[3] == "True")
+kmsdata.rewrap(sys.argv[1], sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("in_place", [False, True])
 def test_a_run_that_is_killed_anywhere_leaves_every_file_readable_and_is_finished_by_the_next(
-    enc, frame, tmp_path, keystore, in_place
+    enc, frame, tmp_path, keystore
 ):
-    rng = random.Random(in_place)  # noqa: S311 - the same every time
+    rng = random.Random(0)  # noqa: S311 - the same every time
     kmsdata.new_data_key(NEW)
     folder = tmp_path / "many"
     folder.mkdir()
@@ -940,7 +937,7 @@ def test_a_run_that_is_killed_anywhere_leaves_every_file_readable_and_is_finishe
         known = {part: part.stat().st_ino for part in parts(folder)}
         goal, process = rng.randrange(20), None
         process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(folder), NEW, str(in_place)],
+            [sys.executable, "-c", KILLED, str(folder), NEW],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(Path(kmsdata.__file__).parent.parent)},
         )
@@ -953,118 +950,12 @@ def test_a_run_that_is_killed_anywhere_leaves_every_file_readable_and_is_finishe
         process.stdout.close()
         killed += process.returncode != 0
         for part in parts(folder):
-            if not journal._journal(part).exists():
-                assert opens(part, frame, NEW) or opens(part, frame, OLD)
-    report = kmsdata.rewrap(folder, NEW, in_place=in_place)
+            assert opens(part, frame, NEW) or opens(part, frame, OLD)
+    report = kmsdata.rewrap(folder, NEW)
     assert report.keys == {NEW: 50}
     assert killed
     assert all(opens(part, frame, NEW) for part in parts(folder))
-    assert not list(folder.glob(".*.kmsdata-journal"))
-
-
-# In place.
-
-
-def test_a_footer_is_appended_and_nothing_else(path, frame):
-    raw, inode = path.read_bytes(), path.stat().st_ino
-    kmsdata.rewrap(path, NEW, in_place=True)
-    assert path.read_bytes()[: len(raw)] == raw
-    assert path.stat().st_ino == inode
-    assert opens(path, frame, NEW)
-    assert [item.name for item in path.parent.iterdir() if item.name != "keystore"] == ["people.parquet"]
-
-
-@pytest.fixture
-def torn(tmp_path, monkeypatch):
-    """A small file, what it was, what is appended, and the journal that is there meanwhile."""
-    path = tmp_path / "small.parquet"
-    pq.write_table(kmsdata.encrypt_table(pa.table({"n": [1, 2]}), "n", key=OLD), path)
-    raw, kept = path.read_bytes(), []
-    remove = journal._remove
-    monkeypatch.setattr(journal, "_remove", lambda file: (kept.append(file.read_bytes()), remove(file)))
-    kmsdata.rewrap(path, NEW, in_place=True)
-    monkeypatch.setattr(journal, "_remove", remove)
-    return path, raw, path.read_bytes()[len(raw) :], kept[0]
-
-
-def test_every_torn_state_is_mended(torn, monkeypatch):
-    path, raw, tail, note = torn
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # thousands of times over
-    place = journal._journal(path)
-    for size in range(len(tail) + 1):
-        for rest in (b"", bytes(len(tail) - size)):  # not there yet, or there but never written to disk
-            path.write_bytes(raw + tail[:size] + rest)
-            place.write_bytes(note)
-            journal.recover(path)
-            assert path.read_bytes() == (raw + tail if size == len(tail) else raw)
-            assert not place.exists()
-
-
-@pytest.mark.parametrize("in_place", [False, True])
-def test_the_next_rewrap_mends_what_was_torn(torn, in_place):
-    path, raw, tail, note = torn
-    path.write_bytes(raw + tail[:100])
-    journal._journal(path).write_bytes(note)
-    for call in (
-        lambda: kmsdata.read_parquet(path),
-        lambda: kmsdata.inspect(path),
-        lambda: kmsdata.decrypt_parquet(path, path.with_name("plain.parquet")),
-    ):
-        with pytest.raises(kmsdata.FormatError, match=r"cut short.*kmsdata\.rewrap mends it"):
-            call()
-    assert "kmsdata.rewrap mends it" in kmsdata.verify(path).json()
-    assert kmsdata.rewrap(path, NEW, in_place=in_place).rewrapped == 1
-    assert kmsdata.read_parquet(path, decrypt=True, key=NEW)["n"].tolist() == [1, 2]
-    assert not journal._journal(path).exists()
-
-
-def test_a_journal_of_another_file_is_not_obeyed(torn, tmp_path, frame):
-    path, raw, tail, note = torn
-    place = journal._journal(path)
-    frame.kms.encrypt("ssn", key=OLD).kms.to_parquet(path)  # somebody wrote the file anew, whole
-    whole = path.read_bytes()
-    for state in (whole, whole + bytes(len(raw)) + path.read_bytes()):
-        path.write_bytes(state)
-        place.write_bytes(note)
-        journal.recover(path)
-        assert path.read_bytes() == state
-        assert not place.exists()
-    for state in (raw[:-100], raw + tail + b"more", bytes(len(raw) + 10)):
-        path.write_bytes(state)
-        place.write_bytes(note)
-        with pytest.raises(kmsdata.FormatError, match="cannot mend it"):
-            journal.recover(path)
-        assert path.read_bytes() == state
-        assert place.exists()
-    for text in (b"", b"{}", b"[]", note.replace(b'"size": ', b'"size": -'), note.replace(b"1", b"2", 1)):
-        place.write_bytes(text)
-        with pytest.raises(kmsdata.FormatError, match="not a journal"):
-            journal.recover(path)
-
-
-def test_an_append_that_fails_is_taken_back(path, monkeypatch):
-    raw = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    kmsdata.new_data_key(NEW)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(raw) + 100, limits[1]))
-    try:
-        with pytest.raises(OSError) as caught:
-            kmsdata.rewrap(path, NEW, in_place=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert caught.value.errno == errno.EFBIG
-    assert path.read_bytes() == raw
-    assert not journal._journal(path).exists()
-
-
-def test_two_do_not_edit_one_file_in_place(path):
-    fcntl = pytest.importorskip("fcntl")
-    raw = path.read_bytes()
-    with path.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="another rewrap"):
-            kmsdata.rewrap(path, NEW, in_place=True)
-    assert path.read_bytes() == raw
+    assert not list(folder.glob(".kmsdata-*"))
 
 
 # Files elsewhere.
@@ -1091,8 +982,6 @@ def test_pyarrow_and_fsspec_filesystems(enc, frame, tmp_path):
     assert kmsdata.rewrap("/rewrap", MORE, filesystem=memory).already == 5
     assert opens("memory://rewrap/p=3/x.parquet", frame, MORE)
     assert len(memory.find("/rewrap")) == 6
-    with pytest.raises(ValueError, match="in_place"):
-        kmsdata.rewrap("memory://rewrap", OLD, in_place=True)
     with pytest.raises(FileNotFoundError):
         kmsdata.rewrap("memory://rewrap/none.parquet", OLD)
     assert kmsdata.rewrap(f"file://{tmp_path}/a.parquet", OLD).rewrapped == 1

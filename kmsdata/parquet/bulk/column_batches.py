@@ -19,7 +19,6 @@ from kmsdata.parquet.bulk.csv_reader import Types, is_csv, open_csv
 from kmsdata.parquet.bulk.plan import Job
 from kmsdata.parquet.column_chunks import PART, Footer, Replacement, read_footer
 from kmsdata.parquet.headers import headers_in
-from kmsdata.parquet.journal import what_mends
 from kmsdata.parquet.locations import Place
 from kmsdata.parquet.write import settings_for
 
@@ -57,10 +56,7 @@ def open_parquet(place: Place) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile, 
     """A file, its columns to be read, and its footer. FormatError where it is none that can be replaced."""
     path = str(place)
     with place.filesystem.open_input_file(place.path) as file:
-        try:
-            footer = read_footer(file, path)
-        except FormatError as error:
-            raise FormatError(f"{error}{what_mends(path)}", path=path) from None
+        footer = read_footer(file, path)
         with _reading(path):
             # Pages come one by one: a chunk may be larger than memory.
             parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
