@@ -85,6 +85,15 @@ __all__ = [
 
 __version__ = version("kmsdata")
 
+for _name in __all__:
+    if isinstance(_public := globals()[_name], type):
+        _public.__module__ = "kmsdata"  # pickles and tracebacks name no private file
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 try:
     pa.register_extension_type(EncryptedType(pa.binary(), EncryptedDtype("")))
 except pa.ArrowKeyError:  # the module was reloaded: Arrow still holds the old class

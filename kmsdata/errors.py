@@ -42,7 +42,7 @@ class KmsDataError(Exception):
         self.__dict__.update(facts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), str(self.args[0]), dict(self.__dict__))
+        return type(self), (str(self.args[0]),), dict(self.__dict__)
 
     def with_facts(self, **facts: Any) -> Self:
         """The same error with more facts (a path, say), for callers that know more."""
@@ -86,10 +86,6 @@ def located(error: ErrorT, where: str, **facts: Any) -> ErrorT:
         'a.parquet: the header is not JSON'
     """
     return type(error)(f"{where}: {error}", **{**vars(error), **facts})
-
-
-def _restore(kind: type[KmsDataError], message: str, facts: dict[str, Any]) -> KmsDataError:
-    return kind(message, **facts)
 
 
 class KeyServiceError(KmsDataError):

@@ -1,5 +1,6 @@
 """The examples of docstrings and README run, and the README names what there is."""
 
+import ast
 import doctest
 import importlib
 import os
@@ -31,8 +32,19 @@ def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     assert module.__doc__
-    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert failed == 0
+    finder = doctest.DocTestFinder(recurse=name != "kmsdata")  # what it hands on is tested where it is
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    found = finder.find(module)
+    # Public classes call themselves kmsdata's, so doctest does not take them for this module's.
+    for node in ast.parse(Path(module.__file__).read_text()).body:
+        if isinstance(node, ast.ClassDef) and getattr(module, node.name).__module__ == "kmsdata":
+            found += finder.find(
+                getattr(module, node.name), node.name, module=False, globs=vars(module).copy()
+            )
+    for test in found:
+        runner.run(test)
+    assert runner.failures == 0
+    assert name != "kmsdata.keys.session" or runner.tries > 0  # an example of a class that says kmsdata
 
 
 def test_public_functions_have_examples():
