@@ -16,7 +16,7 @@ from kmsdata.display.tables import ColumnReport, DataKeyReport, Inspection
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns, header_of
 from kmsdata.keys.envelope import Header
-from kmsdata.parquet.headers import fragments_of, headers_in
+from kmsdata.parquet.headers import dataset_headers
 from kmsdata.parquet.read import FilePath
 
 __all__ = ["inspect"]
@@ -103,10 +103,10 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
     every: list[Header] = []
     notes: list[str] = []
     rows = total = 0
-    fragments = fragments_of(path, filesystem)
+    files = dataset_headers(path, filesystem)
     first: set[str] = set()
-    for name, (fragment, partition) in fragments.items():
-        headers = headers_in(fragment.physical_schema, name, footer=fragment.metadata.metadata)
+    for name, file in files.items():
+        fragment, headers = file.fragment, file.headers
         every += headers.values()
         sizes, nulls = _chunks(fragment.metadata, fragment.physical_schema.names)
         rows += fragment.metadata.num_rows
@@ -125,11 +125,11 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
                     field.name, False, types.get(field.name, str(field.type)), size, nulls=null
                 )
             found[field.name] = report if seen is None else _both(seen, report)
-        for field in partition:
+        for field in file.partition:
             told = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
             found.setdefault(field.name, ColumnReport(field.name, False, f"{told} (in folder names)", 0))
     columns = tuple(found.values())
-    return Inspection(str(path), rows, total, columns, _data_keys(every), len(fragments), tuple(notes[:5]))
+    return Inspection(str(path), rows, total, columns, _data_keys(every), len(files), tuple(notes[:5]))
 
 
 def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, int | None]]:

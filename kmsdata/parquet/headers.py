@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.locations import FilePath, Place, dataset_files
 
-__all__ = ["files_of", "fragments_of", "headers_in", "naming_the_file", "read_headers"]
+__all__ = ["DataFile", "dataset_headers", "files_of", "headers_in", "naming_the_file", "read_headers"]
 
 
 @contextlib.contextmanager
@@ -53,9 +54,8 @@ def read_headers(
     """
     merged: dict[str, Header] = {}
     names = None if columns is None else set(column_names(columns))
-    for name, (fragment, _) in fragments_of(path, filesystem).items():
-        entries = fragment.metadata.metadata
-        for column, header in headers_in(fragment.physical_schema, name, names, footer=entries).items():
+    for name, file in dataset_headers(path, filesystem, names).items():
+        for column, header in file.headers.items():
             both = merged.get(column, header).union(header)
             if both is None:
                 raise FormatError(
@@ -74,29 +74,64 @@ def files_of(path: FilePath, filesystem: Any) -> list[tuple[str, Any]]:
     return [(name, parquet.make_fragment(file.path, file.filesystem)) for name, file in files.items()]
 
 
-def fragments_of(path: FilePath, filesystem: Any) -> dict[str, tuple[Any, list[pa.Field]]]:
-    """The files of a dataset by path, each with the fields that its folders' names say."""
+@dataclass(frozen=True)
+class DataFile:
+    """A file of a dataset, of which the footer alone was read.
+
+    Attributes:
+        fragment: the file, of a pyarrow dataset.
+        partition: the fields that its folders' names say.
+        headers: of its encrypted columns.
+    """
+
+    fragment: Any
+    partition: list[pa.Field]
+    headers: dict[str, Header]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its columns, without those that its folders' names say."""
+        return self.fragment.physical_schema
+
+
+def dataset_headers(
+    path: FilePath, filesystem: Any, columns: Collection[str] | None = None
+) -> dict[str, DataFile]:
+    """The files of a dataset by name, with the headers of these columns (None: all).
+
+    Raises:
+        FileNotFoundError: there is none.
+        FormatError: a file that is no Parquet file, or a header that is malformed.
+    """
     files, single = dataset_files(path, filesystem)
     hive = ds.HivePartitioning.discover(infer_dictionary=True)  # as pandas reads it
+    names = {file.path: name for name, file in files.items()}
     found = {}
     try:
         dataset = ds.dataset(
-            [file.path for file in files.values()],
+            list(names),
             format="parquet",
             filesystem=next(iter(files.values())).filesystem,
             partitioning=hive,
             partition_base_dir=None if single else Place.of(path, filesystem).path,
         )
-        for name, fragment in zip(files, dataset.get_fragments(), strict=True):
+        for fragment in dataset.get_fragments():
             inside = fragment.physical_schema.names
             keys = [key for key in ds.get_partition_keys(fragment.partition_expression) if key not in inside]
-            found[name] = fragment, [dataset.schema.field(key) for key in keys]
+            found[names[fragment.path]] = fragment, [dataset.schema.field(key) for key in keys]
     except pa.ArrowInvalid as error:
         if not re.search("magic|footer|Parquet file size|not a Parquet", str(error)):
             raise
         bad = _unreadable(path, filesystem)
         raise FormatError(f"{bad} is not a Parquet file, or was cut short", path=bad) from error
-    return found
+    return {
+        name: DataFile(
+            fragment,
+            partition,
+            headers_in(fragment.physical_schema, name, columns, footer=fragment.metadata.metadata),
+        )
+        for name, (fragment, partition) in found.items()
+    }
 
 
 def _unreadable(path: FilePath, filesystem: Any) -> str:
@@ -112,7 +147,7 @@ def _unreadable(path: FilePath, filesystem: Any) -> str:
 def headers_in(
     schema: pa.Schema,
     path: str,
-    columns: set[str] | None = None,
+    columns: Collection[str] | None = None,
     *,
     footer: Mapping[bytes, bytes] | None = None,
 ) -> dict[str, Header]:

@@ -1,17 +1,10 @@
-"""Parquet files with encrypted columns: written whole or not at all, read without any key.
-
-What stands where in a file::
-
-    schema   ARROW:extension:name = kmsdata.encrypted, ARROW:extension:metadata = the column's header
-    footer   key-value metadata "kmsdata" = the headers of all encrypted columns
-    pages    cells as byte arrays (of fixed length where all are equally long by type), no statistics
-"""
+"""Parquet files and datasets with encrypted columns, read without any key."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -31,7 +24,7 @@ from kmsdata.frames.frame import decrypt_frame
 from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.parquet.filters import FileSearch, filter_terms
-from kmsdata.parquet.headers import fragments_of, headers_in, naming_the_file
+from kmsdata.parquet.headers import DataFile, dataset_headers, naming_the_file
 from kmsdata.parquet.locations import FilePath
 
 __all__ = ["FilePath", "read_parquet"]
@@ -79,65 +72,58 @@ def read_parquet(
     """
     wanted = None if columns is None else column_names(columns)
     asked = required_names(encrypted)
-    fragments = fragments_of(path, filesystem)
     looked_at = None
     if wanted is not None and not isinstance(filters, ds.Expression):
         filtered = [] if filters is None else [term[0] for group in filter_terms(filters) for term in group]
         looked_at = {*wanted, *asked, *filtered}
-    files = {
-        name: headers_in(
-            fragment.physical_schema,
-            name,
-            looked_at,
-            footer=fragment.metadata.metadata,
-        )
-        for name, (fragment, _) in fragments.items()
-    }
-    on_cells = _on_cells(filters, {column for headers in files.values() for column in headers})
-    for name, headers in files.items():
-        check_names(headers, path=name)
+    files = dataset_headers(path, filesystem, looked_at)
+    on_cells = _on_cells(filters, {column for file in files.values() for column in file.headers})
+    for name, file in files.items():
+        check_names(file.headers, path=name)
         for column in asked:
-            if column not in headers:
+            if column not in file.headers:
                 raise FormatError(
                     f"{name}: column {column!r} must be encrypted, but has no kmsdata header",
                     path=name,
                     column=column,
                 )
+    headers = {name: file.headers for name, file in files.items()}
     if on_cells:
-        with naming_the_file(files):
-            search = FileSearch(filters, files.values(), key)
-        frame = _under_all_wraps(_searched(fragments, files, wanted, search), files)
-        return _decrypted(frame, files, key) if decrypt else frame
-    first = next(iter(files.values()))
+        with naming_the_file(headers):
+            search = FileSearch(filters, headers.values(), key)
+        frame = _searched(files, wanted, search)
     # One read where all files agree; else each by itself, since Arrow would put one's cells under the
     # header of another, or refuse.
-    if all(_dtypes(headers) == _dtypes(first) for headers in files.values()):
-        frame = _under_all_wraps(_restored(_read(path, wanted, filters, filesystem), first), files)
+    elif _all_alike(_dtypes(file) for file in files.values()):
+        frame = _restored(_read(path, files, wanted, filters, filesystem), next(iter(headers.values())))
     else:
-        frame = _each(fragments, files, wanted, filters)
+        frame = _each(files, wanted, filters)
     for column in asked:
         if column in frame and not isinstance(frame[column].dtype, EncryptedDtype):
             raise FormatError(f"{path}: column {column!r} changed while it was read", column=column)
-    return _decrypted(frame, files, key) if decrypt else frame
-
-
-def _decrypted(
-    frame: pd.DataFrame, files: Mapping[str, Mapping[str, Header]], key: Key | Encrypted | None
-) -> pd.DataFrame:
-    with naming_the_file(files):
+    frame = _under_all_wraps(frame, files.values())
+    if not decrypt:
+        return frame
+    with naming_the_file(headers):
         return decrypt_frame(frame, key=key)
 
 
-def _under_all_wraps(frame: pd.DataFrame, files: Mapping[str, Mapping[str, Header]]) -> pd.DataFrame:
+def _under_all_wraps(frame: pd.DataFrame, files: Iterable[DataFile]) -> pd.DataFrame:
     """The frame with the wraps of all files: where some were rewrapped, Arrow takes those of one."""
-    every = [record for headers in files.values() for header in headers.values() for record in header.records]
+    every = [record for file in files for header in file.headers.values() for record in header.records]
     records = merged_records(every)
     if all(records[record.commitment] == record for record in every):
         return frame
     return with_headers(frame, lambda header: header.under(records))
 
 
-def _read(path: FilePath, columns: list[str] | None, filters: Any, filesystem: Any) -> pd.DataFrame:
+def _read(
+    path: FilePath,
+    files: Mapping[str, DataFile],
+    columns: list[str] | None,
+    filters: Any,
+    filesystem: Any,
+) -> pd.DataFrame:
     try:
         return pd.read_parquet(
             path, columns=columns, filters=filters, filesystem=filesystem, engine="pyarrow"
@@ -145,29 +131,24 @@ def _read(path: FilePath, columns: list[str] | None, filters: Any, filesystem: A
     except pa.ArrowInvalid as error:
         if columns is None or "FieldRef" not in str(error):
             raise
-        for fragment, partition in fragments_of(path, filesystem).values():
+        for file in files.values():
             for name in columns:
-                require([*fragment.physical_schema.names, *(field.name for field in partition)], name)
+                require([*file.schema.names, *(field.name for field in file.partition)], name)
         raise
 
 
-def _each(
-    fragments: Mapping[str, Any],
-    files: Mapping[str, Mapping[str, Header]],
-    columns: list[str] | None,
-    filters: Any,
-) -> pd.DataFrame:
+def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any) -> pd.DataFrame:
     """Files whose headers differ: each is read by itself, and their columns are united."""
     condition = None if filters is None else pq.filters_to_expression(filters)
     parts = []
-    for name, (fragment, partition) in fragments.items():
-        schema = fragment.physical_schema
+    for file in files.values():
+        schema = file.schema
         index = _index_levels(schema)
-        for field in partition:
+        for field in file.partition:
             schema = schema.append(field)
         chosen = None if columns is None else list(dict.fromkeys([*columns, *index]))
-        table = fragment.to_table(schema=schema, columns=chosen, filter=condition)
-        parts.append(_framed(table, files[name]))
+        table = file.fragment.to_table(schema=schema, columns=chosen, filter=condition)
+        parts.append(_framed(table, file.headers))
     return _united(parts)
 
 
@@ -193,8 +174,13 @@ def _united(parts: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=default)
 
 
-def _dtypes(headers: Mapping[str, Header]) -> dict[str, EncryptedDtype]:
-    return {name: EncryptedDtype(header) for name, header in headers.items()}
+def _dtypes(file: DataFile) -> dict[str, EncryptedDtype]:
+    return {name: EncryptedDtype(header) for name, header in file.headers.items()}
+
+
+def _all_alike(items: Iterable[object]) -> bool:
+    first, *others = items
+    return all(item == first for item in others)
 
 
 def _restored(frame: pd.DataFrame, headers: Mapping[str, Header]) -> pd.DataFrame:
@@ -206,39 +192,30 @@ def _restored(frame: pd.DataFrame, headers: Mapping[str, Header]) -> pd.DataFram
     return frame
 
 
-def _searched(
-    fragments: Mapping[str, Any],
-    files: Mapping[str, Mapping[str, Header]],
-    columns: list[str] | None,
-    search: FileSearch,
-) -> pd.DataFrame:
+def _searched(files: Mapping[str, DataFile], columns: list[str] | None, search: FileSearch) -> pd.DataFrame:
     """The rows that match filters on encrypted columns: of one read where all files agree, else united."""
-    first = next(iter(fragments.values()))[0].physical_schema
-    kinds = [
-        {
-            column: (EncryptedDtype(header), fragments[name][0].physical_schema.field(column).type)
-            for column, header in headers.items()
-        }
-        for name, headers in files.items()
-    ]
-    agree = all(kind == kinds[0] for kind in kinds)
+    first = next(iter(files.values())).schema
+    agree = _all_alike(
+        {name: (dtype, file.schema.field(name).type) for name, dtype in _dtypes(file).items()}
+        for file in files.values()
+    )
     tables = []
-    for name, (fragment, partition) in fragments.items():
-        own = fragment.physical_schema
-        kept = own.names if not agree else files[name]
+    for file in files.values():
+        own = file.schema
+        kept = own.names if not agree else file.headers
         fields = [own.field(field.name) if field.name in kept else field for field in first]
         schema = pa.schema(fields, metadata=own.metadata)
-        for field in (*(() if agree else own), *partition):
+        for field in (*(() if agree else own), *file.partition):
             if field.name not in schema.names:
                 schema = schema.append(field)
         levels = _index_levels(own)
         chosen = schema.names if columns is None else list(dict.fromkeys([*columns, *levels]))
         for column in (*chosen, *search.columns):
             require(schema.names, column)
-        tables.append(search.rows(fragment, schema, files[name], chosen))
+        tables.append(search.rows(file.fragment, schema, file.headers, chosen))
     if agree:
-        return _framed(pa.concat_tables(tables), next(iter(files.values())))
-    return _united([_framed(table, files[name]) for table, name in zip(tables, files, strict=True)])
+        return _framed(pa.concat_tables(tables), next(iter(files.values())).headers)
+    return _united([_framed(table, file.headers) for table, file in zip(tables, files.values(), strict=True)])
 
 
 def _on_cells(filters: Any, encrypted: set[str]) -> bool:

@@ -1,4 +1,11 @@
-"""Parquet files with encrypted columns, written whole or not at all."""
+"""Parquet files with encrypted columns, written whole or not at all.
+
+What stands where in a file::
+
+    schema   ARROW:extension:name = kmsdata.encrypted, ARROW:extension:metadata = the column's header
+    footer   key-value metadata "kmsdata" = the headers of all encrypted columns
+    pages    cells as byte arrays (of fixed length where all are equally long by type), no statistics
+"""
 
 from __future__ import annotations
 
