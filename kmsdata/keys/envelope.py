@@ -265,10 +265,6 @@ class Header:
         both = Header.of(self.columns + other.columns, self.records + other.records)
         return both if _one_place(both.columns) and len(both.records) <= _MOST_RECORDS else None
 
-    def record(self, column: ColumnHeader) -> DataKeyRecord:
-        """The record of the data key of one of the objects."""
-        return next(item for item in self.records if item.commitment == column.data_key)
-
     def under(self, records: Mapping[bytes, DataKeyRecord]) -> Header:
         """The header with these records, by commitment, in place of its own of the same data keys."""
         return Header(self.columns, tuple(records.get(item.commitment, item) for item in self.records))
