@@ -625,11 +625,11 @@ def test_an_error_is_one_block(ran):
 def test_the_traceback_is_there_on_request(ran):
     ran("import kmsdata\nkmsdata.LocalKeystore().describe_key('local://nobody')")
     verbose = ran("%tb Verbose")
-    assert "local.py" in verbose
+    assert "keystore.py" in verbose
     assert "describe_key(" in verbose
-    assert "local.py" not in ran("%tb")
-    assert "local.py" in ran("%xmode Verbose\nkmsdata.LocalKeystore().describe_key('local://nobody')")
-    assert "local.py" in ran("%xmode Plain\nkmsdata.LocalKeystore().describe_key('local://nobody')")
+    assert "keystore.py" not in ran("%tb")
+    assert "keystore.py" in ran("%xmode Verbose\nkmsdata.LocalKeystore().describe_key('local://nobody')")
+    assert "keystore.py" in ran("%xmode Plain\nkmsdata.LocalKeystore().describe_key('local://nobody')")
 
 
 def test_a_block_without_ipython(monkeypatch):
