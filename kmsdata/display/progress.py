@@ -10,8 +10,9 @@ import shutil
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any, Self
+
+from kmsdata.display.ipython import in_notebook, show
 
 __all__ = ["Progress"]
 
@@ -40,7 +41,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, unit: str, wanted: bool | None = None) -> None:
         self._title, self._total, self._unit = title, total, unit
-        self._notebook = _in_notebook() and wanted is not False
+        self._notebook = in_notebook() and wanted is not False
         terminal = sys.stderr is not None and sys.stderr.isatty()
         self._terminal = not self._notebook and (wanted is True or (wanted is None and terminal))
         self._patience = 0.0 if wanted else _PATIENCE
@@ -58,12 +59,7 @@ class Progress:
             self._clock.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self._clock is None:
             return
         self._over.set()
@@ -91,12 +87,7 @@ class Progress:
     def _show(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # a terminal that was closed does not stop the work
             if self._notebook:
-                from IPython.display import display
-
-                if self._handle is None:
-                    self._handle = display(self, display_id=True)  # type: ignore[no-untyped-call]
-                else:
-                    self._handle.update(self)
+                self._handle = show(self, self._handle)
             else:
                 # A line that is longer than the terminal would not be overwritten by the next one.
                 most = shutil.get_terminal_size().columns - 1
@@ -135,10 +126,3 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return f"{number:.0f}"
-
-
-def _in_notebook() -> bool:
-    """Whether this runs in a kernel, whose output is a page. IPython is never loaded to find out."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and getattr(shell, "kernel", None) is not None

@@ -9,7 +9,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, NoReturn
 
-from kmsdata.display.progress import _in_notebook
+from kmsdata.display.ipython import in_notebook, takes_input
 from kmsdata.errors import CredentialsError
 from kmsdata.keys.data_key import Secret
 from kmsdata.keys.key_uri import parse_key
@@ -66,7 +66,7 @@ def login(
             found = _account(TencentKMS("ap-guangzhou", endpoint=endpoint))
         if not _somebody():
             _nobody(found)
-        if _in_notebook():
+        if in_notebook():
             if importlib.util.find_spec("ipywidgets") is not None:
                 from kmsdata.notebook.login_form import LoginForm
 
@@ -114,9 +114,8 @@ def _account(kms: TencentKMS) -> str | None:
 
 def _somebody() -> bool:
     """Whether there is anybody to ask: not in cells that nbconvert, nbclient or papermill run."""
-    if _in_notebook():
-        kernel = sys.modules["IPython"].get_ipython().kernel
-        return bool(getattr(kernel, "_allow_stdin", True))
+    if in_notebook():
+        return takes_input()
     return sys.stdin is not None and sys.stdin.isatty()
 
 
@@ -130,7 +129,7 @@ def _nobody(found: str | None) -> NoReturn:
         provider="tencent-kms",
         operation="login",
         code="NoCredentials",
-        tried=(*Credentials.tried, "the notebook" if _in_notebook() else "the terminal"),
+        tried=(*Credentials.tried, "the notebook" if in_notebook() else "the terminal"),
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import ipywidgets as w
 import traitlets
 
+from kmsdata.display.ipython import cell_number, show_bundle
 from kmsdata.errors import CredentialsError, KeyAccessError, KmsDataError
 from kmsdata.keys.data_key import KeyProvider, Secret
 from kmsdata.keys.key_uri import parse_key
@@ -245,12 +246,9 @@ class LoginForm(w.VBox):
 
     def _ipython_display_(self) -> None:
         """Show it, once in a cell: `login` does so, and a cell that ends with what it returns would too."""
-        from IPython import get_ipython
-        from IPython.display import display
-
-        cell = getattr(get_ipython(), "execution_count", None)
+        cell = cell_number()
         if cell is None or cell != self._cell:
-            display(self._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
+            show_bundle(self._repr_mimebundle_())
         self._cell = cell
 
     def _fill_in(self, region: str | None, endpoint: str | None) -> None:

@@ -520,7 +520,7 @@ def test_the_key_of_another_account_is_not_kept(form, emulator, keys):
 def notebook(monkeypatch):
     """As if this were a notebook; what it shows."""
     displayed = []
-    monkeypatch.setattr(sign_in, "_in_notebook", lambda: True)
+    monkeypatch.setattr(sign_in, "in_notebook", lambda: True)
     monkeypatch.setattr(sign_in, "_somebody", lambda: True)
     monkeypatch.setattr("IPython.display.display", lambda bundle, **_: displayed.append(bundle))
     return displayed
