@@ -14,7 +14,9 @@ from kmsdata.api.key_sharing import data_key, export_keyset, new_data_key
 from kmsdata.api.migrate_guide import migrate_guide_column
 from kmsdata.api.rewrap import rewrap
 from kmsdata.api.verify import verify
-from kmsdata.display.tables import Inspection, RewrapReport, StreamReport, Verification
+from kmsdata.display.file_reports import RewrapReport, StreamReport
+from kmsdata.display.inspection import Inspection
+from kmsdata.display.verification import Verification
 from kmsdata.errors import (
     CredentialsError,
     FormatError,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from kmsdata.api.inspection import inspect
 from kmsdata.api.rewrap import rewrap_frame
-from kmsdata.display.tables import Inspection
+from kmsdata.display.inspection import Inspection
 from kmsdata.frames.arguments import Columns
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns
 from kmsdata.frames.frame import decrypt_frame, encrypt_frame

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kmsdata.codec import label
-from kmsdata.display.tables import ColumnReport, DataKeyReport, Inspection
+from kmsdata.display.inspection import ColumnReport, DataKeyReport, Inspection
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns, header_of
 from kmsdata.keys.envelope import Header

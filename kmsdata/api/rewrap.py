@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 import pandas as pd
 import pyarrow as pa
 
-from kmsdata.display.tables import RewrapReport
+from kmsdata.display.file_reports import RewrapReport
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import encrypted_columns, with_headers
 from kmsdata.keys.envelope import DataKeyRecord, Header

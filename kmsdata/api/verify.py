@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from kmsdata.display.tables import Verification
+from kmsdata.display.verification import Verification
 from kmsdata.frames.arguments import Columns, required_names
 from kmsdata.frames.dtype import EncryptedArray, EncryptedType
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns

@@ -18,7 +18,8 @@ from rich.text import Text
 
 import kmsdata
 from kmsdata.cli.demo import Refusal
-from kmsdata.display.tables import RewrapReport, StreamReport, printable, size
+from kmsdata.display.file_reports import RewrapReport, StreamReport
+from kmsdata.display.tables import printable, size
 from kmsdata.keys.session import session_key
 
 __all__ = ["files", "in_options"]

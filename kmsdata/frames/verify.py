@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from kmsdata.display.progress import Progress
-from kmsdata.display.tables import ColumnCheck, Failure, Verification
+from kmsdata.display.verification import ColumnCheck, Failure, Verification
 from kmsdata.errors import FormatError, KeyServiceError, KmsDataError
 from kmsdata.frames.column import bad_cells
 from kmsdata.frames.dtype import EncryptedArray

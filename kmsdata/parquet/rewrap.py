@@ -24,8 +24,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.atomic_files import sweep
+from kmsdata.display.file_reports import RewrapReport
 from kmsdata.display.progress import Progress
-from kmsdata.display.tables import RewrapReport
 from kmsdata.errors import FormatError, KmsDataError, located
 from kmsdata.frames.encrypted_columns import check_names
 from kmsdata.keys.envelope import Header

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from kmsdata.display.progress import Progress
-from kmsdata.display.tables import Verification
+from kmsdata.display.verification import Verification
 from kmsdata.errors import FormatError
 from kmsdata.frames.arrow_storage import plain_binary
 from kmsdata.frames.dtype import EncryptedType

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from kmsdata.atomic_files import sweep
+from kmsdata.display.file_reports import StreamReport
 from kmsdata.display.progress import Progress
-from kmsdata.display.tables import StreamReport
 from kmsdata.parquet.bulk.csv_reader import is_csv
 from kmsdata.parquet.locations import FilePath, Place, files_at, stamp, whole, whole_folder
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from kmsdata.display.tables import StreamReport
+from kmsdata.display.file_reports import StreamReport
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.key_argument import data_key_for, resolve_key

@@ -1,0 +1,149 @@
+"""What can be read from encrypted data without a key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kmsdata.display.report import Report
+from kmsdata.display.tables import escaped, in_files, size
+
+__all__ = ["ColumnReport", "DataKeyReport", "Inspection"]
+
+_UNVERIFIED = "As the headers say; nothing was decrypted or verified."
+_EQUAL = "AES-256-SIV is deterministic: equal values are equal cells, within a domain under one data key."
+_NOT_JOINED = "Columns under different data keys cannot be joined: give the second key= the first frame."
+
+_HOW = {"AES-256-GCM": " randomised", "AES-256-SIV": " deterministic"}
+
+
+@dataclass(frozen=True)
+class ColumnReport:
+    """One column.
+
+    Attributes:
+        name: its label.
+        encrypted: whether it is.
+        algorithm: ``AES-256-GCM`` (randomised), ``AES-256-SIV`` (deterministic), or None.
+        domain: of a deterministic column: what it may be joined across.
+        type: the original type, as pandas or Arrow write it.
+        nulls: how many cells are null; None where that was not counted.
+        bytes: what its cells take, in memory or in the file.
+        data_keys: ids of the data keys that it is under.
+    """
+
+    name: str
+    encrypted: bool
+    type: str
+    bytes: int
+    algorithm: str | None = None
+    domain: str | None = None
+    nulls: int | None = None
+    data_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataKeyReport:
+    """One data key.
+
+    Attributes:
+        id: the first eight hexadecimal digits of its commitment.
+        keys: URIs of the master keys, any one of which opens it.
+        context: the pairs that opening it takes, which stand in clear.
+    """
+
+    id: str
+    keys: tuple[str, ...]
+    context: dict[str, str]
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection(Report):
+    """What can be said of a frame, a table or a file without any key; see `kmsdata.inspect`.
+
+    Shows itself as a table: text in a terminal, HTML in a notebook.
+
+    Attributes:
+        what: what was looked at, such as a path.
+        rows: how many.
+        bytes: what the columns take in memory, or the files on disk.
+        columns: every column, in order.
+        data_keys: every data key.
+        files: how many files; 0 for what is in memory.
+        notes: what is odd, in sentences.
+    """
+
+    what: str
+    rows: int
+    bytes: int
+    columns: tuple[ColumnReport, ...]
+    data_keys: tuple[DataKeyReport, ...]
+    files: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def encrypted(self) -> list[str]:
+        """Names of the encrypted columns."""
+        return [column.name for column in self.columns if column.encrypted]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain Python, for programs."""
+        return super().to_dict() | {"verified": False}
+
+    @property
+    def _title(self) -> str:
+        return (
+            f"{self.what}: {self.rows:,} rows{in_files(self.files)}, {size(self.bytes)}; "
+            f"{len(self.encrypted)} of {len(self.columns)} columns encrypted"
+        )
+
+    def _rows(self) -> list[dict[str, str]]:
+        return [
+            {
+                "column": column.name,
+                "state": _state(column),
+                "type": column.type,
+                "algorithm": column.algorithm or "",
+                "domain": column.domain or "",
+                "nulls": "not counted" if column.nulls is None else f"{column.nulls:,}",
+                "size": size(column.bytes),
+                "data key": " ".join(column.data_keys) if len(self.data_keys) > 1 else "",
+            }
+            for column in self.columns
+        ]
+
+    def _html_rows(self) -> list[dict[str, str]]:
+        return [
+            row | {"algorithm": row["algorithm"] + _HOW.get(row["algorithm"], "")} for row in self._rows()
+        ]
+
+    def _text_items(self) -> list[str]:
+        lines: list[str] = []
+        for key in self.data_keys:
+            lines += [*([""] if lines else []), f"data key {key.id}", f"  opened by  {' or '.join(key.keys)}"]
+            lines += [f"  context    {_pairs(key.context)}"] if key.context else []
+        return lines
+
+    def _html_items(self) -> list[str]:
+        items = []
+        for key in self.data_keys:
+            opened = " or ".join(f"<code>{escaped(uri)}</code>" for uri in key.keys)
+            said = f"; context <code>{escaped(_pairs(key.context))}</code>" if key.context else ""
+            items.append(f"data key <code>{escaped(key.id)}</code>, opened by {opened}{said}")
+        return items
+
+    def _notes(self) -> list[str]:
+        more = [_EQUAL] if any(column.domain is not None for column in self.columns) else []
+        more += [_NOT_JOINED] if len(self.data_keys) > 1 else []
+        return [*self.notes, *more, _UNVERIFIED]
+
+
+def _state(column: ColumnReport) -> str:
+    if column.encrypted:
+        return "encrypted"
+    return "plain" if column.algorithm is None else "partly plain"
+
+
+def _pairs(context: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={text}" for name, text in context.items())
