@@ -20,26 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 import kmsdata
+from kmsdata.cli.errors import Refusal
+from kmsdata.cli.output import clean
 
-__all__ = ["Refusal", "run"]
+__all__ = ["run"]
 
 _T = TypeVar("_T")
 _KEY = "local://demo"
 _COLOURS = {"plain": "", "encrypted": "magenta", "deterministic": "cyan"}
-
-
-class Refusal(Exception):  # noqa: N818 - it is no fault of the program's
-    """What was asked for cannot be done, in one sentence.
-
-    Attributes:
-        hint: what to do about it, or empty.
-        usage: whether the command line is wrong, rather than the data.
-    """
-
-    def __init__(self, message: str, hint: str = "", *, usage: bool = False) -> None:
-        super().__init__(_clean(message))
-        self.hint = _clean(hint)
-        self.usage = usage
 
 
 @dataclass(frozen=True)
@@ -170,7 +158,7 @@ def _own(path: Path, columns: Sequence[str], deterministic: Sequence[str]) -> _S
             raise Refusal(f"no column {name!r} in {path.name}", hint, usage=True)
     target = Path(f"{path.stem}.encrypted.parquet")
     return _Source(
-        _clean(f"{path.name}, {_shape(frame)}"),
+        clean(f"{path.name}, {_shape(frame)}"),
         frame,
         [name for name in dict.fromkeys(columns) if name not in deterministic],
         list(dict.fromkeys(deterministic)),
@@ -236,7 +224,7 @@ def _preview(source: _Source, encrypted: pd.DataFrame, width: int) -> Table:
     indent = 9 if width >= 100 else 2
     room, chosen = width - indent, []
     for name in wanted:
-        wide = max(map(len, [*texts[name], _clean(name, 14), source.word(name)])) + 2
+        wide = max(map(len, [*texts[name], clean(name, 14), source.word(name)])) + 2
         if wide <= room:
             chosen.append(name)
             room -= wide
@@ -245,7 +233,7 @@ def _preview(source: _Source, encrypted: pd.DataFrame, width: int) -> Table:
     chosen.sort(key=list(texts).index)
     for name in chosen:
         word, colour = source.word(name), _COLOURS[source.word(name)]
-        header = Text.assemble((_clean(name, 14), f"bold {colour}"), "\n", (word, colour or "dim"))
+        header = Text.assemble((clean(name, 14), f"bold {colour}"), "\n", (word, colour or "dim"))
         table.add_column(header, style=colour, no_wrap=True)
     for row in range(min(4, len(encrypted))):
         table.add_row("", *(Text(texts[name][row]) for name in chosen))
@@ -276,7 +264,7 @@ def _use(screen: _Screen, source: _Source, encrypted: pd.DataFrame) -> None:
     values = top.to_frame("rows").kms.decrypt(key=_KEY).index
     screen.step("", _code(f"enc[{_quoted(name)}].value_counts().head(3)", "no key used; right: decrypted"))
     for cell, count, value in zip(top.index, top, values, strict=True):
-        proof = _clean(str(value), 40)
+        proof = clean(str(value), 40)
         screen.step("", Text.assemble("  ", (repr(cell), "cyan"), f"  {count:>6,}  ", (proof, "dim")))
 
 
@@ -319,7 +307,7 @@ def _tamper(screen: _Screen, source: _Source, encrypted: pd.DataFrame) -> None:
         try:
             kmsdata.read_parquet(copy).kms.decrypt(key=_KEY)
         except kmsdata.TamperedError as error:
-            said = Text.assemble(("TamperedError: ", "red"), _clean(str(error)))
+            said = Text.assemble(("TamperedError: ", "red"), clean(str(error)))
         else:
             raise Refusal("a changed bit went unnoticed: please report this as a bug")
     screen.step("Tamper", f"one bit of {name} flipped in a copy of the file, which is then decrypted:", said)
@@ -338,7 +326,7 @@ class _Screen:
 
     def step(self, verb: str, *lines: str | Text) -> None:
         for line in lines:
-            text = Text(_clean(line)) if isinstance(line, str) else line
+            text = Text(clean(line)) if isinstance(line, str) else line
             for part in text.wrap(self.console, self.width):
                 part.rstrip()
                 self.console.print(Text.assemble((f"{verb:9}", "bold green"), part))
@@ -370,18 +358,12 @@ def _shown(value: Any) -> str:
     return (
         "<NA>"
         if value is pd.NA
-        else _clean(repr(value) if isinstance(value, kmsdata.Cell) else str(value), 14)
+        else clean(repr(value) if isinstance(value, kmsdata.Cell) else str(value), 14)
     )
 
 
-def _clean(text: str, most: int | None = None) -> str:
-    """Text for the terminal: no control letters, and no longer than that."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if most is None or len(text) <= most else text[: most - 2] + ".."
-
-
 def _quoted(text: str) -> str:
-    return json.dumps(_clean(text), ensure_ascii=False)
+    return json.dumps(clean(text), ensure_ascii=False)
 
 
 def _listed(names: list[str]) -> str:
@@ -389,7 +371,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _code(text: str, note: str = "") -> Text:
-    return Text.assemble((_clean(text), "bold"), (f"   {note}" if note else "", "dim"))
+    return Text.assemble((clean(text), "bold"), (f"   {note}" if note else "", "dim"))
 
 
 def _shortened(path: Path) -> str:

@@ -2,63 +2,40 @@
 
 from __future__ import annotations
 
-import csv
-import dis
-import re
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 import kmsdata
-from kmsdata.cli.demo import Refusal
+from kmsdata.cli.errors import Refusal, guarded_call, in_options
+from kmsdata.cli.options import (
+    AllowedKeys,
+    ContextPairs,
+    DataPath,
+    DryRun,
+    Force,
+    Json,
+    SourcePath,
+    TargetPath,
+    examples,
+    key_uri,
+    key_uris,
+    names,
+    pairs,
+)
+from kmsdata.cli.output import say, show_report
 from kmsdata.display.file_reports import RewrapReport, StreamReport
-from kmsdata.display.tables import printable, size
+from kmsdata.display.report import Report
+from kmsdata.display.tables import in_files, printable, size
 from kmsdata.keys.session import session_key
 
-__all__ = ["files", "in_options"]
+__all__ = ["files"]
 
 files = typer.Typer(rich_markup_mode="rich")
 
 
-def _examples(*lines: str) -> str:
-    return "\n\n".join(["[bold]Examples[/bold]", *lines])
-
-
-_Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE", help="A Parquet file, a folder, a pattern such as 'data/**/*.parquet', or a URL."
-    ),
-]
-_Target = Annotated[
-    str, typer.Argument(metavar="TARGET", help="The file to write; for a folder or pattern, the folder.")
-]
-_Path = Annotated[str, typer.Argument(metavar="PATH", help="A Parquet file, a dataset's folder, or a URL.")]
-_Context = Annotated[
-    list[str] | None,
-    typer.Option("--context", metavar="NAME=TEXT", help="What the context must say. Repeatable."),
-]
-_Allowed = Annotated[
-    list[str] | None,
-    typer.Option("--key", "-k", metavar="KEY", help="Only this master key may open it. Repeatable."),
-]
-_Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that are there.")]
-_DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", "-n", help="Write nothing, call no key service; say what would happen."),
-]
-_Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-
-
 @files.command(
-    epilog=_examples(
+    epilog=examples(
         "kmsdata encrypt people.parquet sealed.parquet -c name,ssn -k local://payroll",
         "kmsdata encrypt people.csv sealed.parquet -c ssn -d email --type ssn=string",
         "kmsdata encrypt data/ sealed/ -c name --context purpose=payroll --dry-run",
@@ -71,7 +48,7 @@ def encrypt(
             metavar="SOURCE", help="A Parquet or CSV file, a folder, a pattern such as 'data/*', or a URL."
         ),
     ],
-    target: _Target,
+    target: TargetPath,
     columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,15 +93,15 @@ def encrypt(
             "--type", metavar="A=TYPE", help="Of a CSV column, such as string or int64. Repeatable."
         ),
     ] = None,
-    force: _Force = False,
-    dry_run: _DryRun = False,
-    as_json: _Json = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Encrypt columns of a file or dataset of any size into another one.
 
     The other columns are copied as they are. TARGET appears whole or not at all.
     """
-    keys = _uris(key)
+    keys = key_uris(key)
     if keys is None and session_key() is None:
         raise Refusal(
             "no key to encrypt under",
@@ -134,16 +111,16 @@ def encrypt(
         )
     if not columns and not deterministic:
         raise Refusal("no column to encrypt", "name some: --columns A,B, or --deterministic C,D", usage=True)
-    with _about_input():
+    with guarded_call():
         report = kmsdata.encrypt_parquet(
             source,
             target,
-            _names(columns) or (),
-            deterministic=_names(deterministic) or (),
+            names(columns) or (),
+            deterministic=names(deterministic) or (),
             key=keys,
-            domain=_pairs(domain, "--domain") or None,
-            context=_pairs(context, "--context") or None,
-            types=_pairs(types, "--type") or None,
+            domain=pairs(domain, "--domain") or None,
+            context=pairs(context, "--context") or None,
+            types=pairs(types, "--type") or None,
             overwrite=force,
             dry_run=dry_run,
         )
@@ -151,54 +128,51 @@ def encrypt(
 
 
 @files.command(
-    epilog=_examples(
+    epilog=examples(
         "kmsdata decrypt sealed.parquet plain.parquet",
         "kmsdata decrypt sealed/ plain/ -c name -k local://payroll --dry-run",
     )
 )
 def decrypt(
-    source: _Source,
-    target: _Target,
+    source: SourcePath,
+    target: TargetPath,
     columns: Annotated[
         list[str] | None,
         typer.Option("--columns", "-c", metavar="A,B", help="Only these columns. Repeatable."),
     ] = None,
-    key: _Allowed = None,
-    context: _Context = None,
-    force: _Force = False,
-    dry_run: _DryRun = False,
-    as_json: _Json = False,
+    key: AllowedKeys = None,
+    context: ContextPairs = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Decrypt columns of a file or dataset of any size into another one.
 
     A cell that is not authentic fails all of it. TARGET appears whole or not at all.
     """
-    with _about_input():
+    with guarded_call():
         report = kmsdata.decrypt_parquet(
             source,
             target,
-            _names(columns),
-            key=_uris(key),
-            context=_pairs(context, "--context") or None,
+            names(columns),
+            key=key_uris(key),
+            context=pairs(context, "--context") or None,
             overwrite=force,
             dry_run=dry_run,
         )
     _show_stream(report, "Decrypted", as_json=as_json)
 
 
-@files.command(epilog=_examples("kmsdata inspect sealed.parquet", "kmsdata inspect sealed/ --json"))
-def inspect(path: _Path, as_json: _Json = False) -> None:
+@files.command(epilog=examples("kmsdata inspect sealed.parquet", "kmsdata inspect sealed/ --json"))
+def inspect(path: DataPath, as_json: Json = False) -> None:
     """Say what is encrypted, how, and which keys open it. Takes no key, verifies nothing."""
-    with _about_input():
+    with guarded_call():
         report = kmsdata.inspect(path)
-    if as_json:
-        typer.echo(report.json())
-    else:
-        _show(str(report))
+    _show(report, as_json=as_json)
 
 
 @files.command(
-    epilog=_examples(
+    epilog=examples(
         "kmsdata verify sealed.parquet --encrypted name,ssn",
         "kmsdata verify sealed/ -k local://payroll --json",
     )
@@ -206,7 +180,7 @@ def inspect(path: _Path, as_json: _Json = False) -> None:
     "refused; 2 wrong usage; 3 not authentic; 130 interrupted"
 )
 def verify(
-    path: _Path,
+    path: DataPath,
     encrypted: Annotated[
         list[str] | None,
         typer.Option(
@@ -216,27 +190,24 @@ def verify(
             help="Columns that must be encrypted: else one whose header was removed passes for a plain one.",
         ),
     ] = None,
-    key: _Allowed = None,
-    context: _Context = None,
-    as_json: _Json = False,
+    key: AllowedKeys = None,
+    context: ContextPairs = None,
+    as_json: Json = False,
 ) -> None:
     """Authenticate every cell of every encrypted column. No plaintext is shown or kept."""
-    with _about_input():
+    with guarded_call():
         report = kmsdata.verify(
             path,
-            encrypted=_names(encrypted),
-            key=_uris(key),
-            context=_pairs(context, "--context") or None,
+            encrypted=names(encrypted),
+            key=key_uris(key),
+            context=pairs(context, "--context") or None,
         )
-    if as_json:
-        typer.echo(report.json())
-    else:
-        _show(str(report), report.ok)
+    _show(report, as_json=as_json, good=report.ok)
     raise typer.Exit(report.exit_status)
 
 
 @files.command(
-    epilog=_examples(
+    epilog=examples(
         "kmsdata rewrap sealed.parquet -k local://next",
         "kmsdata rewrap sealed/ -k local://next --source local://payroll --dry-run",
         "kmsdata rewrap sealed/ -k local://recovery --add",
@@ -244,7 +215,7 @@ def verify(
     )
 )
 def rewrap(
-    path: _Path,
+    path: DataPath,
     key: Annotated[
         str | None,
         typer.Option("--key", "-k", metavar="NEW", help="The master key that is to open it from now on."),
@@ -262,8 +233,8 @@ def rewrap(
         list[str] | None,
         typer.Option("--retire", metavar="KEY", help="Let KEY open it no more. Repeatable."),
     ] = None,
-    dry_run: _DryRun = False,
-    as_json: _Json = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Put files under another master key. Only their footers change; no cell is touched.
 
@@ -277,153 +248,41 @@ def rewrap(
             usage=True,
         )
     try:
-        with _about_input():
+        with guarded_call():
             report = kmsdata.rewrap(
                 path,
-                None if key is None else _uri(key),
-                source=_uris(source),
+                None if key is None else key_uri(key),
+                source=key_uris(source),
                 add=add,
-                retire=_uris(retire),
+                retire=key_uris(retire),
                 dry_run=dry_run,
             )
     except kmsdata.KmsDataError as error:
         if isinstance(partial := getattr(error, "report", None), RewrapReport):
-            _show_rewrap(partial, as_json=as_json)
+            _show(partial, as_json=as_json, good=not partial.failed)
         raise
-    _show_rewrap(report, as_json=as_json)
+    _show(report, as_json=as_json, good=not report.failed)
 
 
-# --- options ------------------------------------------------------------------------------------------
-
-
-def _uri(key: str) -> str:
-    return key if "://" in key else f"local://{key}"
-
-
-def _uris(keys: list[str] | None) -> list[str] | None:
-    return [_uri(key) for key in keys] if keys else None
-
-
-def _names(texts: list[str] | None) -> list[str] | None:
-    """Names from lists with commas, as CSV has them."""
-    if not texts:
-        return None
-    return [
-        name for text in texts for row in csv.reader([text], skipinitialspace=True) for name in row if name
-    ]
-
-
-def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise Refusal(f"{option} takes NAME=TEXT", f"such as {option} {name or 'name'}=text", usage=True)
-        if name in pairs:
-            raise Refusal(f"{option} names {name!r} twice", usage=True)
-        pairs[name] = value
-    return pairs
-
-
-_OPTIONS = {
-    "overwrite=True": "--force",
-    "add=True": "--add",
-    "types=": "--type",
-    **{f"{name}=": f"--{name}" for name in ("source", "retire", "deterministic", "domain", "context", "key")},
-    "encrypted=": "--encrypted",
-}
-
-
-def in_options(message: str) -> str:
-    """A sentence of the library, with options in place of Python's arguments."""
-    message = message.replace(", or pass filesystem=", "")
-    message = re.sub(r"types=\{'([^']*)': '(\w+)'\}", r"--type \1=\2", message)
-    message = re.sub(r"\bdomain=\{column: text\}", "--domain COLUMN=TEXT", message)
-    return re.sub(
-        r"(?<![\w.-])(?:" + "|".join(map(re.escape, _OPTIONS)) + r")(?=[\s,.;:)]|$)",
-        lambda found: _OPTIONS[found[0]],
-        message,
-    )
-
-
-# --- what goes wrong ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _about_input() -> Iterator[None]:
-    """What the library refuses is one sentence, a bug keeps its traceback; and being stopped leaves nothing.
-
-    KeyError, TypeError and ValueError are both: of the library's own ``raise`` statements they are about the
-    input, out of anything else they are a bug.
-    """
-
-    def stop(number: int, _: FrameType | None) -> None:
-        sys.exit(128 + number)  # an exception, so that temporary files go, as they do after Ctrl-C
-
-    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in stops if signal.getsignal(number) == 0}
-    try:
-        yield
-    except kmsdata.KmsDataError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        if not _raised_here(error):
-            raise
-        raise Refusal(in_options(str(error.args[0]))) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether a ``raise`` statement of kmsdata has raised it."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None or not str(last.tb_frame.f_globals.get("__name__")).startswith("kmsdata."):
-        return False
-    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
-
-
-# --- what is shown ------------------------------------------------------------------------------------
-
-
-def _say(label: str, text: str, colour: str = "green") -> None:
-    Console(highlight=False).print(Text.assemble((f"{label:9}", f"bold {colour}"), " ", text), soft_wrap=True)
+def _show(report: Report, *, as_json: bool, good: bool = True) -> None:
+    if as_json:
+        typer.echo(report.json())
+    else:
+        show_report(in_options(str(report)), good=good)
 
 
 def _show_stream(report: StreamReport, done: str, *, as_json: bool) -> None:
     if as_json:
         typer.echo(report.json())
         return
-    about = "about " if report.dry_run else ""
-    in_files = f" in {report.files:,} files" if report.files > 1 else ""
+    dry = report.dry_run
+    about = "about " if dry else ""
     calls = "1 call" if report.kms_calls == 1 else f"{report.kms_calls:,} calls"
-    _say(
-        "Dry run" if report.dry_run else done,
-        printable(", ".join(report.columns)),
-        "yellow" if report.dry_run else "green",
-    )
-    _say(
-        "Would be" if report.dry_run else "Wrote",
-        f"{about}{report.rows:,} rows{in_files}, {about}{size(report.bytes)}",
-    )
-    _say("To", report.target)
-    _say("Cost", f"{calls} of the key service{', at most' if report.dry_run else ''}")
-
-
-def _show(text: str, good: bool = True) -> None:
-    """A report's own text, which is no wider than the terminal; and colours."""
-    console = Console(highlight=False)
-    title, *lines = in_options(text).split("\n")
-    console.print(Text(title, "bold green" if good else "bold red"), soft_wrap=True)
-    for line in lines:
-        style = "red" if line.startswith(("[!]", "- ")) else "magenta" if line.startswith("[x]") else ""
-        console.print(Text(line, style), soft_wrap=True)
-
-
-def _show_rewrap(report: RewrapReport, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(report.json())
-    else:
-        _show(str(report), not report.failed)
+    written = f"{about}{report.rows:,} rows{in_files(report.files)}, {about}{size(report.bytes)}"
+    for label, text, colour in (
+        ("Dry run" if dry else done, printable(", ".join(report.columns)), "yellow" if dry else "green"),
+        ("Would be" if dry else "Wrote", written, "green"),
+        ("To", report.target, "green"),
+        ("Cost", f"{calls} of the key service{', at most' if dry else ''}", "green"),
+    ):
+        say(label, f" {text}", width=9, colour=colour)

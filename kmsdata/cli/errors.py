@@ -1,0 +1,109 @@
+"""Errors on the command line: one sentence, a hint what to do, and an exit code."""
+
+from __future__ import annotations
+
+import dis
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import kmsdata
+from kmsdata.cli.output import clean
+
+__all__ = ["Refusal", "explain", "guarded_call", "in_options"]
+
+_HINTS = {
+    "KeyExists": "keys are never overwritten: choose another name; 'kmsdata keys list' shows those there are",
+}
+
+
+class Refusal(Exception):  # noqa: N818 - it is no fault of the program's
+    """What was asked for cannot be done, in one sentence.
+
+    Attributes:
+        hint: what to do about it, or empty.
+        usage: whether the command line is wrong, rather than the data.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, usage: bool = False) -> None:
+        super().__init__(clean(message))
+        self.hint = clean(hint)
+        self.usage = usage
+
+
+def explain(error: Exception) -> tuple[str, str, int]:
+    """Return the sentence, the hint (or an empty text) and the exit code of an error."""
+    if isinstance(error, Refusal):
+        return str(error), error.hint, 2 if error.usage else 1
+    if isinstance(error, kmsdata.KmsDataError):
+        hint = _HINTS.get(getattr(error, "code", None) or "", "")
+        if isinstance(error, kmsdata.CredentialsError) and error.code == "NoCredentials":
+            hint = f"looked for, in this order: {'; '.join(error.tried[1:])}"
+        return in_options(str(error)), hint, 1
+    if isinstance(error, FileNotFoundError):
+        text = in_options(str(error)) if error.filename is None else f"there is no file: {error.filename}"
+        return text if " " in text else f"there is no file: {text}", "", 1
+    if isinstance(error, OSError):
+        named = f": {error.filename}" if error.filename else ""
+        return in_options(f"{error.strerror or str(error) or type(error).__name__}{named}"), "", 1
+    return str(error), "", 1
+
+
+_OPTIONS = {
+    "overwrite=True": "--force",
+    "add=True": "--add",
+    "types=": "--type",
+    **{f"{name}=": f"--{name}" for name in ("source", "retire", "deterministic", "domain", "context", "key")},
+    "encrypted=": "--encrypted",
+}
+
+
+def in_options(message: str) -> str:
+    """Replace Python's arguments in a sentence of the library by options."""
+    message = message.replace(", or pass filesystem=", "")
+    message = re.sub(r"types=\{'([^']*)': '(\w+)'\}", r"--type \1=\2", message)
+    message = re.sub(r"\bdomain=\{column: text\}", "--domain COLUMN=TEXT", message)
+    return re.sub(
+        r"(?<![\w.-])(?:" + "|".join(map(re.escape, _OPTIONS)) + r")(?=[\s,.;:)]|$)",
+        lambda found: _OPTIONS[found[0]],
+        message,
+    )
+
+
+@contextmanager
+def guarded_call() -> Iterator[None]:
+    """Guard a call of the library: bad input is refused in one sentence, and a stopped call cleans up.
+
+    A bug keeps its traceback. KeyError, TypeError and ValueError may be either: they are about the input if a
+    ``raise`` statement of the library raised them, otherwise they are a bug.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        sys.exit(128 + number)  # an exception, so that temporary files go, as they do after Ctrl-C
+
+    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in stops if signal.getsignal(number) == 0}
+    try:
+        yield
+    except kmsdata.KmsDataError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        if not _raised_here(error):
+            raise
+        raise Refusal(in_options(str(error.args[0]))) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Tell whether a ``raise`` statement of kmsdata has raised an error."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or not str(last.tb_frame.f_globals.get("__name__")).startswith("kmsdata."):
+        return False
+    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"

@@ -1,0 +1,92 @@
+"""Options that several commands share, and how their texts are read: names, key URIs, pairs."""
+
+from __future__ import annotations
+
+import csv
+from typing import Annotated
+
+import typer
+
+from kmsdata.cli.errors import Refusal
+
+__all__ = [
+    "AllowedKeys",
+    "ContextPairs",
+    "DataPath",
+    "DryRun",
+    "Force",
+    "Json",
+    "SourcePath",
+    "TargetPath",
+    "examples",
+    "key_uri",
+    "key_uris",
+    "names",
+    "pairs",
+]
+
+SourcePath = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="A Parquet file, a folder, a pattern such as 'data/**/*.parquet', or a URL."
+    ),
+]
+TargetPath = Annotated[
+    str, typer.Argument(metavar="TARGET", help="The file to write; for a folder or pattern, the folder.")
+]
+DataPath = Annotated[
+    str, typer.Argument(metavar="PATH", help="A Parquet file, a dataset's folder, or a URL.")
+]
+ContextPairs = Annotated[
+    list[str] | None,
+    typer.Option("--context", metavar="NAME=TEXT", help="What the context must say. Repeatable."),
+]
+AllowedKeys = Annotated[
+    list[str] | None,
+    typer.Option("--key", "-k", metavar="KEY", help="Only this master key may open it. Repeatable."),
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that are there.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", "-n", help="Write nothing, call no key service; say what would happen."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+def examples(*lines: str) -> str:
+    """Return the examples at the end of a command's help."""
+    return "\n\n".join(["[bold]Examples[/bold]", *lines])
+
+
+def key_uri(key: str) -> str:
+    """Return the URI of a key; a name alone is one of the local keystore."""
+    return key if "://" in key else f"local://{key}"
+
+
+def key_uris(keys: list[str] | None) -> list[str] | None:
+    """Return the URIs of keys; None for no keys."""
+    return [key_uri(key) for key in keys] if keys else None
+
+
+def names(texts: list[str] | None) -> list[str] | None:
+    """Return the names in lists with commas, as CSV has them; None for no lists."""
+    if not texts:
+        return None
+    try:
+        rows = [row for text in texts for row in csv.reader([text], skipinitialspace=True)]
+    except csv.Error:
+        raise Refusal("a name contains a line break", "put the name in quotes", usage=True) from None
+    return [name for row in rows for name in row if name]
+
+
+def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """Return the pairs that an option gives as NAME=TEXT."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise Refusal(f"{option} takes NAME=TEXT", f"such as {option} {name or 'name'}=text", usage=True)
+        if name in found:
+            raise Refusal(f"{option} names {name!r} twice", usage=True)
+        found[name] = value
+    return found

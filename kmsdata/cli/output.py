@@ -1,0 +1,57 @@
+"""Printing for every command: labelled lines, tables, reports and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["clean", "say", "show_error", "show_report", "show_table"]
+
+
+def say(label: str, text: str, *, width: int = 5, colour: str = "green") -> None:
+    """Print a line: a label in bold, padded to a width, and a text."""
+    line = Text.assemble((f"{label:{width}}", f"bold {colour}"), text)
+    Console(highlight=False).print(line, soft_wrap=True)
+
+
+def show_table(fields: Sequence[str], fold: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table of 80 columns: one field is folded where it is long, and times are cut to days."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for field in fields:
+        table.add_column(field, overflow="fold", no_wrap=field != fold)
+    for row in rows:
+        table.add_row(
+            Text(row[fields[0]], "bold"),
+            *(row[field][: 10 if field == "created" else None] for field in fields[1:]),
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:  # in a pipe nothing is folded: a program reads it
+        console = Console(highlight=False, width=400)
+    console.print(table)
+
+
+def show_report(text: str, *, good: bool = True) -> None:
+    """Print a report's own text, which is no wider than the terminal, in colours."""
+    console = Console(highlight=False)
+    title, *lines = text.split("\n")
+    console.print(Text(title, "bold green" if good else "bold red"), soft_wrap=True)
+    for line in lines:
+        style = "red" if line.startswith(("[!]", "- ")) else "magenta" if line.startswith("[x]") else ""
+        console.print(Text(line, style), soft_wrap=True)
+
+
+def show_error(message: str, hint: str) -> None:
+    """Print an error, and what to do about it, to standard error."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), message))
+    if hint:
+        console.print(Text.assemble(("hint: ", "bold"), hint))
+
+
+def clean(text: str, most: int | None = None) -> str:
+    """Return text for the terminal: no control characters, and no longer than a limit."""
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if most is None or len(text) <= most else text[: most - 2] + ".."
