@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Fault"]
+from kmsdata.keys.data_key import random_bytes
+
+__all__ = ["Fault", "Rule"]
 
 Kind: TypeAlias = Literal[
     "error", "latency", "hang", "stall", "truncate", "drip", "reset", "hang_up", "lost", "status", "charset",
@@ -134,3 +137,32 @@ class Fault:
     def gzip(cls) -> Fault:
         """The answer is compressed, which is no fault."""
         return cls("gzip")
+
+
+@dataclass
+class Rule:
+    """A fault, and the calls that it happens to."""
+
+    fault: Fault
+    action: str | None
+    region: str | None
+    times: int | None
+    after: int
+    probability: float
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def takes(self, action: str, region: str) -> bool:
+        """Tell whether the fault happens to a call, and count that call."""
+        if (self.action or action, self.region or region) != (action, region):
+            return False
+        with self.lock:
+            if self.after > 0:
+                self.after -= 1
+                return False
+            if self.times == 0:
+                return False
+            if self.probability < 1 and int.from_bytes(random_bytes(4), "big") >= self.probability * 2**32:
+                return False
+            if self.times is not None:
+                self.times -= 1
+            return True

@@ -1,4 +1,4 @@
-"""What the service can do: the actions with their fields, limits, states and error codes."""
+"""The actions of KMS, with their fields, limits, states and error codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 from kmsdata.emulator.key_store import Account, MasterKey, Store
 from kmsdata.keys.data_key import random_bytes
 
-__all__ = ["ACTIONS", "REGIONS", "STS", "UNSUPPORTED", "Call", "Refusal", "checked", "temporary"]
+__all__ = ["ACTIONS", "REGIONS", "UNSUPPORTED", "Action", "Call", "Refusal", "checked"]
 
 REGIONS = [
     "ap-bangkok", "ap-beijing", "ap-chengdu", "ap-chongqing", "ap-guangzhou", "ap-hongkong", "ap-jakarta",
@@ -391,34 +391,3 @@ UNSUPPORTED = {  # actions of the real service that this one does not have
     "PostQuantumCryptoSign", "PostQuantumCryptoVerify", "ScheduleDataKeyDeletion", "SignByAsymmetricKey",
     "UnbindCloudResource", "UpdateDataKeyDescription", "UpdateDataKeyName", "VerifyByAsymmetricKey",
 }  # fmt: skip
-
-
-# STS, which lives beside KMS: temporary credentials.
-
-
-def _assumed(call: Call) -> dict[str, Any]:
-    return temporary(
-        call.store, call.account.uin, call.account.allow, call.params.get("DurationSeconds", 7200)
-    )
-
-
-def temporary(store: Store, uin: str, allow: frozenset[str] | None, seconds: float) -> dict[str, Any]:
-    """Credentials that run out, as STS gives them."""
-    secret_id, secret_key = f"AKID{random_bytes(24).hex()}", random_bytes(16).hex()
-    token, end = random_bytes(32).hex(), store.now + seconds
-    store.accounts[secret_id] = Account(secret_key, token=token, uin=uin, allow=allow, expires=end)
-    return {
-        "Credentials": {"Token": token, "TmpSecretId": secret_id, "TmpSecretKey": secret_key},
-        "ExpiredTime": int(end), "Expiration": "",
-    }  # fmt: skip
-
-
-_ROLE: dict[str, type] = {"RoleArn": str, "RoleSessionName": str, "DurationSeconds": int, "Policy": str}
-STS: dict[str, Action] = {
-    "AssumeRole": (_assumed, _ROLE | {"ExternalId": str}, {"RoleArn", "RoleSessionName"}),
-    "AssumeRoleWithWebIdentity": (
-        _assumed,
-        _ROLE | {"ProviderId": str, "WebIdentityToken": str},
-        {"ProviderId", "WebIdentityToken", "RoleArn", "RoleSessionName"},
-    ),
-}

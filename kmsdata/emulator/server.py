@@ -1,4 +1,4 @@
-"""The emulator: HTTP on loopback, the order of checks of the service, and faults on request."""
+"""The emulator: the service by HTTP on loopback, with faults on request."""
 
 from __future__ import annotations
 
@@ -9,39 +9,22 @@ import os
 import socket
 import struct
 import threading
-import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qsl
 
-from kmsdata.emulator.faults import Fault
-from kmsdata.emulator.key_store import Account, Store
-from kmsdata.emulator.kms_actions import (
-    ACTIONS,
-    REGIONS,
-    STS,
-    UNSUPPORTED,
-    Call,
-    Refusal,
-    checked,
-    temporary,
-)
-from kmsdata.emulator.tc3_signature import Authorization
-from kmsdata.keys.data_key import Secret, random_bytes
+from kmsdata.emulator.faults import Fault, Rule
+from kmsdata.emulator.kms_actions import Refusal
+from kmsdata.emulator.kms_service import Service, parameters
+from kmsdata.keys.data_key import random_bytes
 
 __all__ = ["Emulator", "Request"]
 
-_SKEW = 300  # seconds that a client's clock may be off
 _MOST_BODY = 1 << 20
 _MOST_REQUESTS = 10_000  # that are kept to be looked at
-_VERSIONS = {"kms": "2019-01-18", "sts": "2018-08-13"}
-_METADATA = "/latest/meta-data/cam/security-credentials/"
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,35 +41,7 @@ class Request:
         return f"<{self.action} in {self.region}>"
 
 
-@dataclass
-class _Rule:
-    """A fault, and the calls that it happens to."""
-
-    fault: Fault
-    action: str | None
-    region: str | None
-    times: int | None
-    after: int
-    probability: float
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def takes(self, action: str, region: str) -> bool:
-        if (self.action or action, self.region or region) != (action, region):
-            return False
-        with self.lock:
-            if self.after > 0:
-                self.after -= 1
-                return False
-            if self.times == 0:
-                return False
-            if self.probability < 1 and int.from_bytes(random_bytes(4), "big") >= self.probability * 2**32:
-                return False
-            if self.times is not None:
-                self.times -= 1
-            return True
-
-
-class Emulator(Secret):
+class Emulator(Service):
     """Tencent Cloud KMS on loopback; it listens from its making until `close`, or to the end of a with block.
 
     Args:
@@ -122,21 +77,13 @@ class Emulator(Secret):
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, port: int = 0) -> None:
-        self._store = Store(None if path is None else Path(path))
-        self._rules: list[_Rule] = []
-        self._lock = threading.Lock()
+        super().__init__(path)
+        self._rules: list[Rule] = []
         self._closing = threading.Event()
         self._open: set[socket.socket] = set()
-        self._buckets: dict[str, tuple[float, float]] = {}
-        self.secret_id, self.secret_key = self._store.secret_id, self._store.secret_key
-        self.uin = self._store.accounts[self.secret_id].uin
         self.requests: list[Request] = []
         self.calls: Counter[str] = Counter()
         self.connections = 0
-        self.qps: dict[str, float] = {}
-        self.instance_role: str | None = None
-        self.role_seconds = 7200.0
-        self.web_identity_token = random_bytes(16).hex()
         self.port = port
         self._server: _Server | None = None
         try:
@@ -153,12 +100,7 @@ class Emulator(Secret):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -197,40 +139,7 @@ class Emulator(Secret):
         self.stop_listening()
         self._store.close()
 
-    # Accounts, clock and faults.
-
-    def add_account(
-        self,
-        secret_id: str,
-        secret_key: str,
-        *,
-        token: str | None = None,
-        uin: str | None = None,
-        allow: set[str] | None = None,
-        expires: float | None = None,
-    ) -> None:
-        """Let in another SecretId.
-
-        Args:
-            secret_id: letters and digits.
-            secret_key: its key.
-            token: that it must give, where it is temporary.
-            uin: whose it is: accounts of one uin share keys; None: the first account's.
-            allow: names of the actions that it may do, or ``"Action@KeyId"``; None: all.
-            expires: seconds from now, by the emulator's clock.
-        """
-        end = None if expires is None else self._store.now + expires
-        permitted = None if allow is None else frozenset(allow)
-        account = Account(secret_key, token=token, uin=uin or self.uin, allow=permitted, expires=end)
-        self._store.accounts[secret_id] = account
-
-    def remove_account(self, secret_id: str) -> None:
-        """Let a SecretId in no longer."""
-        del self._store.accounts[secret_id]
-
-    def advance(self, seconds: float) -> None:
-        """Set its clock forward; clients whose clock stays are off by that much."""
-        self._store.offset += seconds
+    # Faults.
 
     def fail(
         self,
@@ -253,114 +162,17 @@ class Emulator(Secret):
             probability: how likely each such call fails.
         """
         with self._lock:
-            self._rules.append(_Rule(fault, action, region, times, after, probability))
+            self._rules.append(Rule(fault, action, region, times, after, probability))
 
     def heal(self) -> None:
         """Let nothing go wrong any more."""
         with self._lock:
             self._rules.clear()
 
-    # One request.
-
     def _fault(self, action: str, region: str) -> Fault | None:
         with self._lock:
             rules = list(self._rules)
         return next((rule.fault for rule in rules if rule.takes(action, region)), None)
-
-    def _throttled(self, action: str) -> bool:
-        rate = self.qps.get(action)
-        if rate is None:
-            return False
-        with self._lock:
-            now = time.monotonic()
-            tokens, since = self._buckets.get(action, (rate, now))
-            tokens = min(rate, tokens + (now - since) * rate)
-            self._buckets[action] = (max(0.0, tokens - 1), now)
-            return tokens < 1
-
-    def _answer(self, method: str, query: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
-        """The response to a request: fields, or a Refusal."""
-        account = self._authenticated(method, query, headers, body)
-        action, region = headers.get("x-tc-action", ""), headers.get("x-tc-region", "")
-        actions = ACTIONS if headers.get("x-tc-version") == _VERSIONS["kms"] else STS
-        if headers.get("x-tc-version") not in _VERSIONS.values():
-            raise Refusal("NoSuchVersion")
-        if action in UNSUPPORTED:
-            raise Refusal("UnsupportedOperation", "The emulator does not have this action.")
-        if action not in actions:
-            raise Refusal("InvalidAction", f"The action {action[:64]!r} is not found.")
-        if actions is ACTIONS and not region:
-            raise Refusal("MissingParameter", "The request is missing a required parameter `X-TC-Region`.")
-        if actions is ACTIONS and region not in REGIONS:
-            raise Refusal("UnsupportedRegion")
-        if self._throttled(action):
-            rate = self.qps[action]
-            raise Refusal(
-                "RequestLimitExceeded",
-                f"Your current request times equals to `{rate + 1:g}` in a second, which exceeds the "
-                f"frequency limit `{rate:g}` for a second. Please reduce the frequency of calls.",
-            )
-        carry_out, fields, required = actions[action]
-        params = checked(action, fields, required, _params(method, query, body))
-        if account is None:  # a pod, which signs nothing
-            if action != "AssumeRoleWithWebIdentity" or params["WebIdentityToken"] != self.web_identity_token:
-                raise Refusal("AuthFailure.InvalidAuthorization")
-            account = self._store.accounts[self.secret_id]
-        with self._store.lock:
-            answer = carry_out(Call(self._store, account, region, action, params))
-            self._store.save()
-        return answer
-
-    def _authenticated(
-        self, method: str, query: str, headers: Mapping[str, str], body: bytes
-    ) -> Account | None:
-        if headers.get("authorization") == "SKIP":
-            return None
-        given = Authorization.parse(headers.get("authorization", ""))
-        if given is None:
-            raise Refusal("AuthFailure.InvalidAuthorization")
-        account = self._store.accounts.get(given.secret_id)
-        if account is None:
-            raise Refusal("AuthFailure.SecretIdNotFound")
-        ended = account.expires is not None and self._store.now >= account.expires
-        if (headers.get("x-tc-token") or None) != account.token or ended:
-            raise Refusal("AuthFailure.TokenFailure")
-        timestamp = headers.get("x-tc-timestamp", "")
-        if not timestamp.isdigit() or abs(self._store.now - int(timestamp[:12])) > _SKEW:
-            raise Refusal("AuthFailure.SignatureExpire")
-        service = "sts" if headers.get("x-tc-version") == _VERSIONS["sts"] else "kms"
-        if given.service != service or not given.good(account.secret_key, method, query, headers, body):
-            raise Refusal("AuthFailure.SignatureFailure")
-        return account
-
-    def _metadata(self, path: str) -> bytes | None:
-        """What the metadata service of a CVM instance says of its role; None: nothing there."""
-        if self.instance_role is None or not path.startswith(_METADATA):
-            return None
-        if path == _METADATA:
-            return self.instance_role.encode()
-        if path != _METADATA + self.instance_role:
-            return None
-        made = temporary(self._store, self.uin, None, self.role_seconds)
-        return json.dumps(
-            {**made["Credentials"], "ExpiredTime": made["ExpiredTime"], "Code": "Success"}
-        ).encode()
-
-
-def _params(method: str, query: str, body: bytes) -> object:
-    if method == "POST":
-        try:
-            return json.loads(body)
-        except ValueError:
-            return None
-    found: dict[str, Any] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        head, _, number = name.partition(".")
-        if number:
-            found.setdefault(head, []).append(text)
-        else:
-            found[name] = int(text) if text.isdigit() else text
-    return found
 
 
 class _Server(ThreadingHTTPServer):
@@ -418,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): text for name, text in self.headers.items()}
         path, _, query = self.path.partition("?")
         action, region = headers.get("x-tc-action", ""), headers.get("x-tc-region", "")
-        params = _params(method, query, body)
+        params = parameters(method, query, body)
         request = Request(action, region, headers, params if isinstance(params, dict) else {}, self.number)
         with emulator._lock:
             emulator.requests.append(request)

@@ -1,0 +1,172 @@
+"""The emulated service without HTTP: accounts, clock, quotas, and the checks of a request in their order."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from kmsdata.emulator.key_store import Account, Store
+from kmsdata.emulator.kms_actions import ACTIONS, REGIONS, UNSUPPORTED, Call, Refusal, checked
+from kmsdata.emulator.sts_actions import STS, temporary
+from kmsdata.emulator.tc3_signature import Authorization
+from kmsdata.keys.data_key import Secret, random_bytes
+
+__all__ = ["Service", "parameters"]
+
+_SKEW = 300  # seconds that a client's clock may be off
+_VERSIONS = {"kms": "2019-01-18", "sts": "2018-08-13"}
+_METADATA = "/latest/meta-data/cam/security-credentials/"
+
+
+class Service(Secret):
+    """What answers requests: KMS, STS, and the metadata of a CVM instance; `Emulator` brings them by HTTP."""
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self._store = Store(None if path is None else Path(path))
+        self._lock = threading.Lock()
+        self._buckets: dict[str, tuple[float, float]] = {}
+        self.secret_id, self.secret_key = self._store.secret_id, self._store.secret_key
+        self.uin = self._store.accounts[self.secret_id].uin
+        self.qps: dict[str, float] = {}
+        self.instance_role: str | None = None
+        self.role_seconds = 7200.0
+        self.web_identity_token = random_bytes(16).hex()
+
+    # Accounts and clock.
+
+    def add_account(
+        self,
+        secret_id: str,
+        secret_key: str,
+        *,
+        token: str | None = None,
+        uin: str | None = None,
+        allow: set[str] | None = None,
+        expires: float | None = None,
+    ) -> None:
+        """Let in another SecretId.
+
+        Args:
+            secret_id: letters and digits.
+            secret_key: its key.
+            token: that it must give, where it is temporary.
+            uin: whose it is: accounts of one uin share keys; None: the first account's.
+            allow: names of the actions that it may do, or ``"Action@KeyId"``; None: all.
+            expires: seconds from now, by the emulator's clock.
+        """
+        end = None if expires is None else self._store.now + expires
+        permitted = None if allow is None else frozenset(allow)
+        account = Account(secret_key, token=token, uin=uin or self.uin, allow=permitted, expires=end)
+        self._store.accounts[secret_id] = account
+
+    def remove_account(self, secret_id: str) -> None:
+        """Let a SecretId in no longer."""
+        del self._store.accounts[secret_id]
+
+    def advance(self, seconds: float) -> None:
+        """Set its clock forward; clients whose clock stays are off by that much."""
+        self._store.offset += seconds
+
+    # One request.
+
+    def _throttled(self, action: str) -> bool:
+        rate = self.qps.get(action)
+        if rate is None:
+            return False
+        with self._lock:
+            now = time.monotonic()
+            tokens, since = self._buckets.get(action, (rate, now))
+            tokens = min(rate, tokens + (now - since) * rate)
+            self._buckets[action] = (max(0.0, tokens - 1), now)
+            return tokens < 1
+
+    def _answer(self, method: str, query: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+        """The response to a request: fields, or a Refusal."""
+        account = self._authenticated(method, query, headers, body)
+        action, region = headers.get("x-tc-action", ""), headers.get("x-tc-region", "")
+        actions = ACTIONS if headers.get("x-tc-version") == _VERSIONS["kms"] else STS
+        if headers.get("x-tc-version") not in _VERSIONS.values():
+            raise Refusal("NoSuchVersion")
+        if action in UNSUPPORTED:
+            raise Refusal("UnsupportedOperation", "The emulator does not have this action.")
+        if action not in actions:
+            raise Refusal("InvalidAction", f"The action {action[:64]!r} is not found.")
+        if actions is ACTIONS and not region:
+            raise Refusal("MissingParameter", "The request is missing a required parameter `X-TC-Region`.")
+        if actions is ACTIONS and region not in REGIONS:
+            raise Refusal("UnsupportedRegion")
+        if self._throttled(action):
+            rate = self.qps[action]
+            raise Refusal(
+                "RequestLimitExceeded",
+                f"Your current request times equals to `{rate + 1:g}` in a second, which exceeds the "
+                f"frequency limit `{rate:g}` for a second. Please reduce the frequency of calls.",
+            )
+        carry_out, fields, required = actions[action]
+        params = checked(action, fields, required, parameters(method, query, body))
+        if account is None:  # a pod, which signs nothing
+            if action != "AssumeRoleWithWebIdentity" or params["WebIdentityToken"] != self.web_identity_token:
+                raise Refusal("AuthFailure.InvalidAuthorization")
+            account = self._store.accounts[self.secret_id]
+        with self._store.lock:
+            answer = carry_out(Call(self._store, account, region, action, params))
+            self._store.save()
+        return answer
+
+    def _authenticated(
+        self, method: str, query: str, headers: Mapping[str, str], body: bytes
+    ) -> Account | None:
+        if headers.get("authorization") == "SKIP":
+            return None
+        given = Authorization.parse(headers.get("authorization", ""))
+        if given is None:
+            raise Refusal("AuthFailure.InvalidAuthorization")
+        account = self._store.accounts.get(given.secret_id)
+        if account is None:
+            raise Refusal("AuthFailure.SecretIdNotFound")
+        ended = account.expires is not None and self._store.now >= account.expires
+        if (headers.get("x-tc-token") or None) != account.token or ended:
+            raise Refusal("AuthFailure.TokenFailure")
+        timestamp = headers.get("x-tc-timestamp", "")
+        if not timestamp.isdigit() or abs(self._store.now - int(timestamp[:12])) > _SKEW:
+            raise Refusal("AuthFailure.SignatureExpire")
+        service = "sts" if headers.get("x-tc-version") == _VERSIONS["sts"] else "kms"
+        if given.service != service or not given.good(account.secret_key, method, query, headers, body):
+            raise Refusal("AuthFailure.SignatureFailure")
+        return account
+
+    def _metadata(self, path: str) -> bytes | None:
+        """What the metadata service of a CVM instance says of its role; None: nothing there."""
+        if self.instance_role is None or not path.startswith(_METADATA):
+            return None
+        if path == _METADATA:
+            return self.instance_role.encode()
+        if path != _METADATA + self.instance_role:
+            return None
+        made = temporary(self._store, self.uin, None, self.role_seconds)
+        return json.dumps(
+            {**made["Credentials"], "ExpiredTime": made["ExpiredTime"], "Code": "Success"}
+        ).encode()
+
+
+def parameters(method: str, query: str, body: bytes) -> object:
+    """Return the parameters of a request: of the body, or of the query. None where the body is not JSON."""
+    if method == "POST":
+        try:
+            return json.loads(body)
+        except ValueError:
+            return None
+    found: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        head, _, number = name.partition(".")
+        if number:
+            found.setdefault(head, []).append(text)
+        else:
+            found[name] = int(text) if text.isdigit() else text
+    return found
