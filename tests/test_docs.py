@@ -17,16 +17,12 @@ import kmsdata
 
 README = Path(__file__).parent.parent / "README.md"
 MODULES = ["kmsdata", *(module.name for module in pkgutil.walk_packages(kmsdata.__path__, "kmsdata."))]
+NEED_IPYWIDGETS = {f"kmsdata.notebook.{name}" for name in ("form_layout", "login_form", "password_field")}
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(
-            name, marks=[pytest.mark.newest] if name == "kmsdata.notebook.login_form" else []
-        )  # ipywidgets
-        for name in MODULES
-    ],
+    [pytest.param(name, marks=[pytest.mark.newest] if name in NEED_IPYWIDGETS else []) for name in MODULES],
 )
 def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

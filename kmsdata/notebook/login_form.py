@@ -17,106 +17,22 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-import ipywidgets as w
-import traitlets
-
 from kmsdata.display.ipython import cell_number, show_bundle
 from kmsdata.errors import CredentialsError, KeyAccessError, KmsDataError
-from kmsdata.keys.data_key import KeyProvider, Secret
+from kmsdata.keys.data_key import KeyProvider
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.local.keystore import LocalKeystore
 from kmsdata.keys.session import forget, hold, session_key, use
 from kmsdata.keys.tencent.client import TencentKMS
+from kmsdata.notebook.form_layout import DOT, OTHER, REGIONS, FormLayout, key_choices, show, status_html
 
-__all__ = ["LoginForm", "WipingPassword"]
+__all__ = ["LoginForm"]
 
-REGIONS = {
-    "ap-guangzhou": "Guangzhou 广州",
-    "ap-shanghai": "Shanghai 上海",
-    "ap-beijing": "Beijing 北京",
-    "ap-nanjing": "Nanjing 南京",
-    "ap-chengdu": "Chengdu 成都",
-    "ap-chongqing": "Chongqing 重庆",
-    "ap-hongkong": "Hong Kong 中国香港",
-    "ap-singapore": "Singapore 新加坡",
-    "ap-bangkok": "Bangkok 曼谷",
-    "ap-jakarta": "Jakarta 雅加达",
-    "ap-mumbai": "Mumbai 孟买",
-    "ap-seoul": "Seoul 首尔",
-    "ap-tokyo": "Tokyo 东京",
-    "eu-frankfurt": "Frankfurt 法兰克福",
-    "na-ashburn": "Virginia 弗吉尼亚",
-    "na-siliconvalley": "Silicon Valley 硅谷",
-    "sa-saopaulo": "São Paulo 圣保罗",
-}
-"""Regions that have KMS, with their names in English and Chinese."""
-
-_OTHER = "*"  # the choice that opens a field for one's own text
 _LATE = 0.3  # seconds within which what was typed last arrives, though Enter or Connect came before it
 _UNANSWERED = "not signed in yet: fill in the form above, then run again from here"
-_INVISIBLE = "\u200b\u2060\ufeff"  # pasted along from web pages; `strip` knows the other blanks
 
 
-class _Typed(Secret):
-    """What was typed. A frame may hold it, since it shows nothing."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str = "") -> None:
-        self.text = text
-
-    @property
-    def plausible(self) -> bool:
-        """Whether it holds nothing but what keys are made of."""
-        return self.text.isascii() and self.text.isprintable()
-
-    def equals(self, other: _Typed) -> bool:
-        """Whether the same was typed."""
-        return self.text == other.text
-
-
-class WipingPassword(w.Password):
-    """A field whose value is moved out as it comes; what the notebook could save of it is always empty.
-
-    Args:
-        exact: whether blanks around it are part of it, as in a passphrase; pasted ones are none of a key.
-        named: whether its first and last four letters are shown, so that one sees which it was.
-        options: of `ipywidgets.Password`.
-    """
-
-    value = traitlets.Unicode("").tag(sync=True, echo_update=False)  # nor is it sent to other windows
-
-    def __init__(self, *, exact: bool = False, named: bool = False, **options: Any) -> None:
-        # With every letter sent by itself, half a secret would be on its way whenever somebody saves.
-        super().__init__(continuous_update=False, **options)
-        self._exact, self._named, self._hint = exact, named, options.get("placeholder", "")
-        self.typed = _Typed()
-        self.observe(self._take, "value")
-
-    def _take(self, change: dict[str, Any]) -> None:
-        if not change["new"]:
-            return
-        typed = _Typed(change["new"])
-        self.value = change["new"] = ""
-        stripped = typed.text.strip().strip(_INVISIBLE).strip()
-        if not (self._exact and stripped):  # nothing but blanks takes back what was typed before
-            typed.text = stripped
-        del stripped
-        self.typed = typed
-        self._show()
-
-    def clear(self) -> None:
-        """Forget what was typed."""
-        self.typed = _Typed()
-        self._show()
-
-    def _show(self) -> None:
-        text = self.typed.text
-        mask = f": {text[:4]}…{text[-4:]}" if self._named and len(text) > 16 else ""
-        self.placeholder = f"received{mask} (type to replace it, a blank to clear it)" if text else self._hint
-
-
-class LoginForm(w.VBox):
+class LoginForm(FormLayout):
     """The form; `kmsdata.login` makes one for a process, and shows it again where it stands.
 
     ``await form`` waits until it is answered: connected, and a key chosen where the session has none. It
@@ -155,44 +71,7 @@ class LoginForm(w.VBox):
         self._cell: object = None  # the one that it was shown in last
         self._place = ""  # who is connected, and where, in words
 
-        self.service = w.ToggleButtons(
-            options=[("Tencent Cloud KMS", "tencent"), ("Local keystore", "local")],
-            style={"button_width": "auto"},
-            layout=w.Layout(margin="2px 0 2px 4px"),
-        )
-        self.secret_id = WipingPassword(named=True, **_field("SecretId", "AKID…"))
-        self.secret_key = WipingPassword(**_field("SecretKey", ""))
-        self.token = WipingPassword(**_field("Session token", "only for temporary credentials"))
-        self.region = w.Dropdown(
-            options=[("choose a region", ""), *_regions(), ("another: its code …", _OTHER)],
-            **_field("Region"),
-        )
-        self.other_region = w.Text(**_field("Region's code", "such as ap-guangzhou"))
-        self.endpoint = w.Text(placeholder="kms.tencentcloudapi.com", layout=_wide())
-        self.more = w.Accordion([self.endpoint], titles=["Endpoint"], selected_index=None, layout=_wide())
-        self.passphrase = WipingPassword(exact=True, **_field("Passphrase", "empty where the file has none"))
-        self.repeated = WipingPassword(exact=True, **_field("Once more", "the same passphrase"))
-        self.file = w.HTML(**_field("File"))
-        self.connect = w.Button(description="Connect", button_style="primary", layout=_button())
-        self.status = w.HTML(layout=_wide())
-        self.keys_there = w.Select(**_field("Key"))
-        self.other_key = w.Text(**_field("Key's name"))
-        self.choose = w.Button(description="Make this my key", button_style="primary", layout=_button())
-        self.go_on = w.Button(description="Go on without", layout=_button())
-        self.again = w.Button(description="Sign in again", layout=_button())
-
-        self._cloud = w.VBox(
-            [self.secret_id, self.secret_key, self.token, self.region, self.other_region, self.more]
-        )
-        self._local = w.VBox([self.file, self.passphrase, self.repeated])
-        label = w.Label(
-            "Keys are in", layout=w.Layout(width=_LABELS, display="flex", justify_content="flex-end")
-        )
-        self._asking = w.VBox([w.HBox([label, self.service]), self._cloud, self._local, _row(self.connect)])
-        self._connected = w.VBox([self.keys_there, self.other_key, _row(self.choose, self.go_on, self.again)])
-        super().__init__([w.HTML(_HEAD), self._asking, self.status, self._connected])
-        self.add_class("kmsdata-login")
-
+        super().__init__()
         self.service.observe(lambda _: self._explain(), "value")
         self.region.observe(lambda _: self._arrange(), "value")
         self.keys_there.observe(lambda _: self._arrange(), "value")
@@ -200,7 +79,7 @@ class LoginForm(w.VBox):
         self.choose.on_click(lambda _: self._start(self._choose))
         self.go_on.on_click(lambda _: self._start(self._settle))
         self.again.on_click(lambda _: self._start(self._ask))
-        for field in (self.secret_id, self.secret_key, self.token, self.passphrase, self.repeated):
+        for field in self._secrets:
             field.on_msg(self._entered)
         self._fill_in(region, endpoint)
         self._ask()
@@ -255,7 +134,7 @@ class LoginForm(w.VBox):
         if region is not None and region in REGIONS:
             self.region.value = region
         elif region is not None:
-            self.region.value, self.other_region.value = _OTHER, region
+            self.region.value, self.other_region.value = OTHER, region
         if endpoint := endpoint or os.environ.get("KMSDATA_TENCENT_ENDPOINT"):
             self.endpoint.value = endpoint
             self.more.set_title(0, f"Endpoint: {endpoint}")
@@ -263,25 +142,21 @@ class LoginForm(w.VBox):
     def _arrange(self) -> None:
         """Show what belongs to the state and to what was chosen."""
         cloud, connected = self.service.value == "tencent", self.provider is not None
-        _show(self._asking, not connected)
-        _show(self._cloud, cloud)
-        _show(self._local, not cloud)
-        _show(self.other_region, self.region.value == _OTHER)
-        _show(self._connected, connected)
-        _show(self.other_key, self.keys_there.value in (None, _OTHER))
-        _show(self.keys_there, len(self.keys_there.options) > 0)
-        _show(self.go_on, not self._settled)
+        show(self._asking, not connected)
+        show(self._cloud, cloud)
+        show(self._local, not cloud)
+        show(self.other_region, self.region.value == OTHER)
+        show(self._connected, connected)
+        show(self.other_key, self.keys_there.value in (None, OTHER))
+        show(self.keys_there, len(self.keys_there.options) > 0)
+        show(self.go_on, not self._settled)
         if not connected:
-            _show(self.repeated, bool(self.repeated.typed.text))
+            show(self.repeated, bool(self.repeated.typed.text))
             path = html.escape(str(LocalKeystore().path))
             self.file.value = f'<code class="kmsdata-file">{path}</code>'
 
     def _say(self, kind: str, text: str) -> None:
-        mark, colour = _MARKS[kind]
-        self.status.value = (
-            f'<div role="status" aria-live="polite" class="kmsdata-status" style="border-color:{colour}">'
-            f'<b style="color:{colour}">{mark}</b> {html.escape(text)}</div>'
-        )
+        self.status.value = status_html(kind, text)
 
     # Waiting for it.
 
@@ -336,8 +211,7 @@ class LoginForm(w.VBox):
             self._worker.start()
 
     def _carry_out(self, step: Callable[[], None], late: float) -> None:
-        buttons = (self.connect, self.choose, self.go_on, self.again)
-        for button in buttons:
+        for button in self._buttons:
             button.disabled = True
         try:
             time.sleep(late)
@@ -347,7 +221,7 @@ class LoginForm(w.VBox):
         except Exception as error:  # noqa: BLE001 - the text of a stranger's error may hold anything
             self._say("bad", f"this failed ({type(error).__name__}): try again")
         finally:
-            for button in buttons:
+            for button in self._buttons:
                 button.disabled = False
 
     def _ask(self) -> None:
@@ -380,7 +254,7 @@ class LoginForm(w.VBox):
         pair = {"the SecretId": self.secret_id, "the SecretKey": self.secret_key}
         missing = [name for name, field in pair.items() if not field.typed.text]
         found = self._found is not None and len(missing) == 2
-        region = self.region.value if self.region.value != _OTHER else self.other_region.value.strip()
+        region = self.region.value if self.region.value != OTHER else self.other_region.value.strip()
         if (missing and not found) or not region:
             wanted = [*([] if found else missing), *([] if region else ["the region"])]
             self._say("bad", f"Enter {' and '.join(wanted)}.")
@@ -422,7 +296,7 @@ class LoginForm(w.VBox):
         ):
             first = not self.repeated.typed.text
             self.repeated.clear()
-            _show(self.repeated, True)
+            show(self.repeated, True)
             self._say(
                 "ask" if first else "bad",
                 "this makes a new keystore: enter its passphrase once more, and connect"
@@ -442,10 +316,10 @@ class LoginForm(w.VBox):
         use(provider)
         if self._key is not None:
             use(self._key)
-        for field in (self.secret_id, self.secret_key, self.token, self.passphrase, self.repeated):
+        for field in self._secrets:
             field.clear()
         mine = _mine(provider, keys)
-        self.keys_there.options = _listed(keys)
+        self.keys_there.options = key_choices(keys)
         self.keys_there.rows = min(max(len(keys) + 1, 2), 8)
         if keys:
             enabled = [about["key"] for about in keys if about["state"] == "Enabled"]
@@ -468,7 +342,7 @@ class LoginForm(w.VBox):
         if provider is None:
             return
         uri = self.keys_there.value
-        if uri in (None, _OTHER):
+        if uri in (None, OTHER):
             uri = self.other_key.value.strip()
             if not uri:
                 self._say("bad", "enter the key's name, or choose one of the list")
@@ -483,7 +357,7 @@ class LoginForm(w.VBox):
             self._say("bad", f"{uri} is not a key of {provider!r}")
             return
         label = next((label for label, listed in self.keys_there.options if listed == uri), "")
-        alias, _, state = label.partition(_DOT)
+        alias, _, state = label.partition(DOT)
         use(uri)
         note = "" if state in ("", "Enabled") else f". It is {state}: it cannot encrypt until it is enabled"
         named = "" if alias in ("", uri.rpartition("/")[2]) else f"{alias}, "
@@ -505,66 +379,6 @@ def _finish(future: asyncio.Future[None]) -> None:
 
 
 _of_process: list[LoginForm] = []
-_LABELS = "110px"
-_DOT = "  ·  "
-_MARKS = {
-    "ask": ("ⓘ", "var(--jp-info-color1, #0277bd)"),
-    "busy": ("⋯", "var(--jp-info-color1, #0277bd)"),
-    "good": ("✓", "var(--jp-success-color1, #2e7d32)"),
-    "bad": ("✗", "var(--jp-error-color1, #c62828)"),
-}
-_HEAD = """<style>
-.kmsdata-login { border: 1px solid var(--jp-border-color1, #bdbdbd); border-radius: 6px;
-  padding: 12px 16px 14px; max-width: 640px; color: var(--jp-content-font-color1, inherit); }
-.kmsdata-login .kmsdata-status { border-left: 3px solid; padding: 2px 0 2px 10px; margin: 6px 2px;
-  line-height: 1.45; color: var(--jp-content-font-color1, inherit); overflow-wrap: anywhere; }
-.kmsdata-login .kmsdata-head { line-height: 1.45; margin-bottom: 4px;
-  color: var(--jp-content-font-color1, inherit); }
-.kmsdata-login .jupyter-widget-Collapse { margin-left: 110px; }
-.kmsdata-login .jupyter-widget-Collapse-header, .kmsdata-login .jupyter-widget-Collapse-contents {
-  background: none; border: none; padding: 2px 4px; font-weight: normal; }
-.kmsdata-login .kmsdata-file { display: inline-block; line-height: 1.45; overflow-wrap: anywhere;
-  color: var(--jp-content-font-color1, inherit); background: none; }
-.kmsdata-login .kmsdata-head small { color: var(--jp-content-font-color2, inherit); }
-</style>
-<div class="kmsdata-head"><b>Sign in to a key service</b><br>
-<small>What you type stays in this kernel's memory; the notebook and its outputs never keep it.</small>
-</div>"""
-
-
-def _field(name: str, hint: str | None = None) -> dict[str, Any]:
-    """What makes a field one of a column: label and box, each as wide as those above."""
-    options = {"description": name, "style": {"description_width": _LABELS}, "layout": _wide()}
-    return options if hint is None else options | {"placeholder": hint}
-
-
-def _wide() -> w.Layout:
-    return w.Layout(width="auto", max_width="560px")
-
-
-def _button() -> w.Layout:
-    return w.Layout(width="auto", min_width="120px")
-
-
-def _row(*buttons: w.Button) -> w.HBox:
-    return w.HBox(buttons, layout=w.Layout(flex_flow="row wrap", margin=f"4px 0 4px calc({_LABELS} + 6px)"))
-
-
-def _show(widget: w.DOMWidget, shown: bool) -> None:
-    widget.layout.display = None if shown else "none"
-
-
-def _regions() -> list[tuple[str, str]]:
-    return [(f"{name} ({code})", code) for code, name in REGIONS.items()]
-
-
-def _listed(keys: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Labels of a list of keys: alias (a local key's name, or a KeyId where there is none), and state."""
-    listed = [
-        (f"{about.get('alias') or about['key'].rpartition('/')[2]}{_DOT}{about['state']}", about["key"])
-        for about in keys
-    ]
-    return [*listed, ("another …", _OTHER)] if listed else []
 
 
 def _mine(provider: KeyProvider, keys: list[dict[str, str]]) -> str | None:

@@ -28,7 +28,8 @@ from kmsdata.keys.tencent import credentials  # noqa: E402
 from kmsdata.keys.tencent import transport as service  # noqa: E402
 from kmsdata.notebook import login as sign_in  # noqa: E402
 from kmsdata.notebook import login_form as widgets  # noqa: E402
-from kmsdata.notebook.login_form import LoginForm, WipingPassword  # noqa: E402
+from kmsdata.notebook.login_form import LoginForm  # noqa: E402
+from kmsdata.notebook.password_field import WipingPassword  # noqa: E402
 
 REGION = "ap-guangzhou"
 SECRET = "hV7cX2mQ9tLr4zBn8KpWs3YdJg6FaE1u"
