@@ -635,7 +635,7 @@ def test_the_traceback_is_there_on_request(ran):
 
 def test_a_block_without_ipython(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython", None)
-    assert kmsdata.KmsDataError("no")._render_traceback_() == ["kmsdata.errors.KmsDataError: no\n"]
+    assert kmsdata.KmsDataError("no")._render_traceback_() == ["kmsdata.KmsDataError: no\n"]
 
 
 PLAINTEXT = "Grace-Hopper-1906"
