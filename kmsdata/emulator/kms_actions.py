@@ -47,10 +47,7 @@ class Call(NamedTuple):
         if not _KEY_ID.fullmatch(key_id):
             raise Refusal("InvalidParameterValue.InvalidKeyId")
         found = [key for key in self.keys if key.key_id == key_id]
-        if not self.account.may(self.action, key_id):
-            raise Refusal(
-                "UnauthorizedOperation", f"you are not authorized to perform operation ({self.action})"
-            )
+        self.allowed(key_id)
         if not found:
             raise Refusal("ResourceUnavailable.CmkNotFound")
         if states and found[0].state not in states:
@@ -62,9 +59,9 @@ class Call(NamedTuple):
         """The account's keys in this region."""
         return self.store.of(self.account.uin, self.region)
 
-    def allowed(self) -> None:
-        """Refuse where the account may not do this at all."""
-        if not self.account.may(self.action, ""):
+    def allowed(self, key_id: str = "") -> None:
+        """Refuse where the account may not do this: with a key, or without one at all."""
+        if not self.account.may(self.action, key_id):
             raise Refusal(
                 "UnauthorizedOperation", f"you are not authorized to perform operation ({self.action})"
             )
