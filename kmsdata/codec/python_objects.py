@@ -10,7 +10,7 @@ int        8: int64, little-endian; a column with larger ones is tagged
 date       4: int32 days since 1970-01-01, little-endian
 uuid       16, big-endian as RFC 9562 has them
 decimal    ``str(value)``, ASCII: with its zeros and its exponent; a column with NaN is tagged
-tagged     everything else, and mixes (``tags.py``)
+tagged     everything else, and mixes (``tagged_objects.py``)
 =========  ==================================================================================
 
 Null is None, NaN (the canonical one), NA or NaT, whichever comes first in the column. Any further kind of
