@@ -18,8 +18,9 @@ from kmsdata.frames.arguments import (
     refuse_repeated,
     require,
 )
+from kmsdata.frames.cell import MARK, Cell
 from kmsdata.frames.column import open_pandas
-from kmsdata.frames.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 
@@ -46,7 +47,7 @@ def not_encrypted(frame: pd.DataFrame, name: str) -> FormatError:
     """The error for a column that should be encrypted, and is not."""
     why = "it has no kmsdata header"
     first = frame[name].dropna().head(1).tolist() if name in frame else []
-    if first and isinstance(first[0], str) and first[0].startswith("enc:"):
+    if first and isinstance(first[0], str) and first[0].startswith(MARK):
         why = (
             "it is text of cells, as CSV has it, without their header: read it with "
             "dtype={column: dtype of the encrypted column}"
