@@ -9,7 +9,6 @@ What stands where in a file::
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +27,7 @@ from kmsdata.frames.encrypted_columns import (
     with_headers,
 )
 from kmsdata.frames.frame import decrypt_frame
+from kmsdata.frames.pandas_metadata import frame_attrs, index_columns
 from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.parquet.filters import FileSearch, filter_terms
@@ -162,7 +162,7 @@ def _each(
     parts = []
     for name, (fragment, partition) in fragments.items():
         schema = fragment.physical_schema
-        index = _index_levels(schema)
+        index = index_columns(schema.metadata)
         for field in partition:
             schema = schema.append(field)
         chosen = None if columns is None else list(dict.fromkeys([*columns, *index]))
@@ -171,18 +171,10 @@ def _each(
     return _united(parts)
 
 
-def _index_levels(schema: pa.Schema) -> list[str]:
-    """The columns that hold the index, as pandas' metadata says."""
-    stored = (schema.metadata or {}).get(b"pandas")
-    if not stored:
-        return []
-    return [level for level in json.loads(stored)["index_columns"] if isinstance(level, str)]
-
-
 def _framed(table: pa.Table, headers: Mapping[str, Header]) -> pd.DataFrame:
     """A table that was read from a file, as pandas makes a frame of it."""
     frame = _restored(table.to_pandas(), headers)
-    frame.attrs = json.loads((table.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
+    frame.attrs = frame_attrs(table.schema.metadata)
     return frame
 
 
@@ -231,7 +223,7 @@ def _searched(
         for field in (*(() if agree else own), *partition):
             if field.name not in schema.names:
                 schema = schema.append(field)
-        levels = _index_levels(own)
+        levels = index_columns(own.metadata)
         chosen = schema.names if columns is None else list(dict.fromkeys([*columns, *levels]))
         for column in (*chosen, *search.columns):
             require(schema.names, column)
