@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
@@ -20,7 +19,7 @@ from kmsdata.errors import FormatError, TamperedError, UnsupportedTypeError, Wro
 from kmsdata.frames.arrow_storage import from_storage, to_storage
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.keys.data_key import CellKey, DataKey, random_bytes
-from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Header
+from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Header, base64_bytes, base64_text
 
 __all__ = ["bad_cells", "check_key_ids", "encrypt_column", "open_arrow", "open_pandas", "plan", "seal"]
 
@@ -302,7 +301,7 @@ def _seal_categories(plain: bytes, name: str, data_key: DataKey) -> str:
         )
     key = data_key.categories_key()
     sealed = siv.seal_cells(key.key, key.prefix, Cells.of([padded]))
-    return base64.b64encode(sealed.data[siv.PREFIX :].tobytes()).decode()
+    return base64_text(sealed.data[siv.PREFIX :].tobytes())
 
 
 def _categories(item: ColumnHeader, data_keys: Mapping[bytes, DataKey], column: str) -> bytes | None:
@@ -310,10 +309,7 @@ def _categories(item: ColumnHeader, data_keys: Mapping[bytes, DataKey], column: 
     if text is None:
         return None
     key = data_keys[item.data_key].categories_key()
-    try:
-        sealed = base64.b64decode(text, validate=True)
-    except (TypeError, ValueError):
-        sealed = b""
+    sealed = base64_bytes(text, any_spelling=True) or b""
     plain, _ = siv.open_cells(key.key, Cells.of([key.prefix + sealed]))
     padded = b"" if plain is None else plain.data.tobytes()
     size = int.from_bytes(padded[:8], "little")

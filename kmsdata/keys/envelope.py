@@ -39,6 +39,7 @@ __all__ = [
     "base64_text",
     "canonical",
     "file_text",
+    "has_lone_surrogate",
     "merged_records",
     "parse_file",
 ]
@@ -86,7 +87,7 @@ class DataKeyRecord:
             _refuse("the context is not a mapping of text to text", "context")
         for name, text in self.context:
             for part in (name, text):
-                if not part.isascii() and any("\ud800" <= letter <= "\udfff" for letter in part):
+                if has_lone_surrogate(part):
                     _refuse("the context holds a lone surrogate, which is no valid Unicode", "context")
         if sum(len(name) + len(text) for name, text in self.context) > _MOST_CONTEXT:
             _refuse(f"a context of more than {_MOST_CONTEXT} letters", "context")
@@ -362,7 +363,7 @@ def _walk(data: object, depth: int = 0) -> None:
     if depth > _DEEPEST:
         _refuse(f"nested more than {_DEEPEST} deep")
     if isinstance(data, str):
-        if not data.isascii() and any("\ud800" <= letter <= "\udfff" for letter in data):
+        if has_lone_surrogate(data):
             _refuse("text with a lone surrogate")
     elif isinstance(data, dict):
         for key, value in data.items():
@@ -378,6 +379,11 @@ def _walk(data: object, depth: int = 0) -> None:
             _refuse("an integer of 2^53 or more")
     elif data is not None:
         _refuse("a number that is not an integer, or no JSON at all")
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text is not valid Unicode: UTF-8 cannot encode it."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def base64_text(raw: bytes) -> str:
