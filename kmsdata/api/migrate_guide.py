@@ -11,6 +11,7 @@ import pandas as pd
 from kmsdata.ciphers import legacy_ecb as ecb
 from kmsdata.ciphers.cells import Cells
 from kmsdata.errors import FormatError, KeyServiceError
+from kmsdata.frames.column import ROWS_NAMED
 from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.frame import encrypt_frame
 from kmsdata.keys.data_key import Secret
@@ -18,8 +19,6 @@ from kmsdata.keys.envelope import base64_bytes, has_lone_surrogate
 from kmsdata.keys.session import Key, pairs, provider_of, session_key
 
 __all__ = ["migrate_guide_column"]
-
-_ROWS_NAMED = 100
 
 
 def migrate_guide_column(
@@ -154,5 +153,5 @@ def _refused(series: pd.Series[Any], bad: list[int], what: str) -> FormatError:
     return FormatError(
         f"column {series.name!r}: {len(bad)} cells (rows {some}) {what}",
         column=name,
-        rows=tuple(bad[:_ROWS_NAMED]),
+        rows=tuple(bad[:ROWS_NAMED]),
     )

@@ -21,9 +21,18 @@ from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.keys.data_key import CellKey, DataKey, random_bytes
 from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Header, base64_bytes, base64_text
 
-__all__ = ["bad_cells", "check_key_ids", "encrypt_column", "open_arrow", "open_pandas", "plan", "seal"]
+__all__ = [
+    "ROWS_NAMED",
+    "bad_cells",
+    "check_key_ids",
+    "encrypt_column",
+    "open_arrow",
+    "open_pandas",
+    "plan",
+    "seal",
+]
 
-_ROWS_NAMED = 100
+ROWS_NAMED = 100  # the most rows that an error lists; it may count more
 _MOST_CATEGORIES = 1 << 20
 _T = TypeVar("_T")
 
@@ -127,8 +136,7 @@ def open_pandas(
     """
 
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pd.Series[Any]:
-        recorded = {key: value for key, value in item.type.items() if key != "categories"}
-        values = codec.unpack(recorded, cells, kind=item.kind, categories=categories, column=column)
+        values = codec.unpack(item.codec_type, cells, kind=item.kind, categories=categories, column=column)
         # The dtype is said, since pandas 3 would make str of objects that are text.
         return pd.Series(values, dtype=values.dtype, copy=False)
 
@@ -147,8 +155,9 @@ def open_arrow(
     """
 
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pa.Array | pa.ChunkedArray:
-        recorded = {key: value for key, value in item.type.items() if key != "categories"}
-        return codec.unpack_arrow(recorded, cells, kind=item.kind, categories=categories, column=column)
+        return codec.unpack_arrow(
+            item.codec_type, cells, kind=item.kind, categories=categories, column=column
+        )
 
     def join(parts: list[pa.Array | pa.ChunkedArray], order: Ints) -> pa.Array | pa.ChunkedArray:
         types = {part.type for part in parts}
@@ -333,7 +342,7 @@ def _tampered(column: str, rows: Ints) -> NoReturn:
         f"column {column!r}: {_some(rows)} {verb} authentication: changed, cut short, or moved here from "
         "elsewhere. Nothing of the column was decrypted: restore it from a copy",
         column=column,
-        rows=tuple(rows[:_ROWS_NAMED].tolist()),
+        rows=tuple(rows[:ROWS_NAMED].tolist()),
         count=len(rows),
     )
 
@@ -343,5 +352,5 @@ def _wrong_key(column: str, rows: Ints) -> NoReturn:
         f"column {column!r}: {_some(rows)} with the id of a key that its header does not name: from another "
         "column or file, or changed in the first bytes. Nothing of the column was decrypted",
         column=column,
-        rows=tuple(rows[:_ROWS_NAMED].tolist()),
+        rows=tuple(rows[:ROWS_NAMED].tolist()),
     )

@@ -665,7 +665,7 @@ def _cell_width(item: ColumnHeader) -> int | None:
     """Bytes of each cell where all are equally long by type."""
     try:
         # Nobody has authenticated this header yet: its type may be anything.
-        codec.check({key: value for key, value in item.type.items() if key != "categories"}, item.kind)
+        codec.check(item.codec_type, item.kind)
         width = codec.width(item.type, item.kind)
     except (FormatError, UnsupportedTypeError):
         return None

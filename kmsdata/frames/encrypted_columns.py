@@ -170,11 +170,7 @@ def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
                 f"column {item.name!r} mixes cells that were encrypted otherwise with each other or with "
                 "plain values, and has no one header: decrypt it first"
             )
-        if item.level is None:
-            out.isetitem(item.position, item.parts[0][1])
-        else:
-            level = pd.Index(item.parts[0][1], name=frame.index.names[item.level])
-            out.index = with_index_levels(out.index, {item.level: level})
+        _put(out, item, item.parts[0][1])
     return out
 
 
@@ -196,12 +192,17 @@ def with_headers(frame: pd.DataFrame, change: Callable[[Header], Header]) -> pd.
             values = np.empty(0, object) if item.others is None else item.others.copy()
             for (rows, _), array in zip(item.parts, arrays, strict=True):
                 values[rows] = list(array)
-        if item.level is None:
-            out.isetitem(item.position, values)
-        else:
-            level = pd.Index(values, name=frame.index.names[item.level])
-            out.index = with_index_levels(out.index, {item.level: level})
+        _put(out, item, values)
     return out
+
+
+def _put(frame: pd.DataFrame, item: EncryptedColumn, values: Any) -> None:
+    """Replace an encrypted column, or level of the index, of a frame that is not shared."""
+    if item.level is None:
+        frame.isetitem(item.position, values)
+    else:
+        level = pd.Index(values, name=frame.index.names[item.level])
+        frame.index = with_index_levels(frame.index, {item.level: level})
 
 
 @dataclass(frozen=True)

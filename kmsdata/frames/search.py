@@ -71,8 +71,7 @@ def literals(header: Header, data_keys: Mapping[bytes, DataKey], values: Any, co
     made: list[pa.Array] = [binary([])]
     misfits: list[dict[int, str]] = []
     for item in header.columns:
-        recorded = {key: value for key, value in item.type.items() if key != "categories"}
-        plain, wrong = codec.literals(recorded, str(item.kind), wanted, null=null)
+        plain, wrong = codec.literals(item.codec_type, str(item.kind), wanted, null=null)
         key = data_keys[item.data_key].cell_key(item)
         made.append(to_storage(siv.seal_cells(key.key, key.prefix, plain)).cast(pa.large_binary()))
         misfits.append(wrong)

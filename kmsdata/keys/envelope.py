@@ -157,6 +157,11 @@ class ColumnHeader:
         return self.algorithm == SIV
 
     @property
+    def codec_type(self) -> dict[str, Any]:
+        """The type as the codec wrote it: without the sealed category list that is stored beside it."""
+        return {key: value for key, value in self.type.items() if key != "categories"}
+
+    @property
     def identity(self) -> tuple[bytes, str, str | None, str | None, str | None]:
         """What the cells' key is derived from: two objects with one identity have one key."""
         return (self.data_key, self.algorithm, self.name, self.domain, self.kind)
