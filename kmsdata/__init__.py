@@ -28,7 +28,8 @@ from kmsdata.errors import (
     UnsupportedTypeError,
     WrongKeyError,
 )
-from kmsdata.frames.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.frames.cell import Cell
+from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.frames.table import decrypt_table, encrypt_table
 from kmsdata.keys.cache import KeyCache
 from kmsdata.keys.data_key import DataKey, KeyProvider

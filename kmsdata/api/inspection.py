@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -15,6 +13,7 @@ from kmsdata.codec import label
 from kmsdata.display.inspection import ColumnReport, DataKeyReport, Inspection
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns, header_of
+from kmsdata.frames.pandas_metadata import dtype_names
 from kmsdata.keys.envelope import Header
 from kmsdata.parquet.headers import dataset_headers
 from kmsdata.parquet.read import FilePath
@@ -114,7 +113,7 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
         if first and set(headers) != first:
             notes.append(f"{name}: other columns are encrypted than in the first file")
         first = first or set(headers)
-        types = _pandas_types(fragment.physical_schema.metadata)
+        types = dtype_names(fragment.physical_schema.metadata)
         for field in fragment.physical_schema:
             seen = found.get(field.name)
             size, null = sizes.get(field.name, 0), nulls.get(field.name)
@@ -149,18 +148,6 @@ def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, 
             before = nulls.get(name, 0)
             nulls[name] = None if counted is None or before is None else before + counted
     return sizes, nulls
-
-
-def _pandas_types(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    """What pandas called a file's plain columns, so that they read as the encrypted ones beside them do."""
-    types: dict[str, str] = {}
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # it is a hint, and anybody's text
-        for entry in json.loads((metadata or {}).get(b"pandas", b"{}"))["columns"]:
-            if entry["pandas_type"] == "categorical":
-                types[entry["field_name"]] = "category"
-            elif entry["pandas_type"] != "datetimetz":  # its zone stands elsewhere: Arrow's type says it
-                types[entry["field_name"]] = str(entry["numpy_type"])
-    return types
 
 
 def _encrypted(name: str, headers: list[Header], nbytes: int, nulls: int | None) -> ColumnReport:

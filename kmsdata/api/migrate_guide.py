@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +11,14 @@ import pandas as pd
 from kmsdata.ciphers import legacy_ecb as ecb
 from kmsdata.ciphers.cells import Cells
 from kmsdata.errors import FormatError, KeyServiceError
+from kmsdata.frames.column import ROWS_NAMED
 from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.frame import encrypt_frame
 from kmsdata.keys.data_key import Secret
+from kmsdata.keys.envelope import base64_bytes, has_lone_surrogate
 from kmsdata.keys.session import Key, pairs, provider_of, session_key
 
 __all__ = ["migrate_guide_column"]
-
-_ROWS_NAMED = 100
 
 
 def migrate_guide_column(
@@ -126,13 +125,8 @@ def _decoded(series: pd.Series[Any]) -> tuple[list[bytes | None], list[int]]:
 
 
 def _block(cell: object) -> bytes | None:
-    if not isinstance(cell, (str, bytes)):
-        return None
-    try:
-        raw = base64.b64decode(cell, validate=True)
-    except ValueError:
-        return None
-    return raw if len(raw) % 16 == 0 else None
+    raw = base64_bytes(cell, any_spelling=True)
+    return raw if raw is not None and len(raw) % 16 == 0 else None
 
 
 def _opened(key: _Key, rows: list[bytes | None]) -> Cells:
@@ -147,7 +141,7 @@ def _values(cells: Cells, text: bool) -> tuple[pd.Series[Any] | None, list[int]]
     bad: list[int] = []
     for position, raw in enumerate(cells.rows()):
         decoded = None if raw is None else raw.decode("utf-8", "surrogateescape")
-        if decoded is not None and any("\udc80" <= letter <= "\udcff" for letter in decoded):
+        if decoded is not None and has_lone_surrogate(decoded):
             bad.append(position)
         values.append(decoded)
     return (None, bad) if bad else (pd.Series(values, dtype="str"), [])
@@ -159,5 +153,5 @@ def _refused(series: pd.Series[Any], bad: list[int], what: str) -> FormatError:
     return FormatError(
         f"column {series.name!r}: {len(bad)} cells (rows {some}) {what}",
         column=name,
-        rows=tuple(bad[:_ROWS_NAMED]),
+        rows=tuple(bad[:ROWS_NAMED]),
     )

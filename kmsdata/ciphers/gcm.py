@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kmsdata.ciphers.aes import PREFIX, Aes, Blocks, Column, Room, run, tiles, xor
+from kmsdata.ciphers.aes import Aes, Blocks, Room, xor
+from kmsdata.ciphers.batches import PREFIX, Column, run, tiles
 from kmsdata.ciphers.cells import Bytes, Cells, Ints
 
 __all__ = ["OVERHEAD", "PREFIX", "open_cells", "seal_cells"]
@@ -76,7 +77,7 @@ def look_up(products: Blocks, index: Bytes, out: Blocks) -> None:
 
 
 class Gcm:
-    """AES-256-GCM under one key; see `kmsdata.ciphers.aes.Mode`. ``clear``: see `seal_cells`."""
+    """AES-256-GCM under one key; see `kmsdata.ciphers.batches.Mode`. ``clear``: see `seal_cells`."""
 
     iv, tag_first, longest, least, setup = 12, False, 128, (150, 10), (900, 250)
 

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.ciphers import algorithms
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.cmac import CMAC
 
-from kmsdata.ciphers.aes import PREFIX, Aes, Blocks, Column, Room, field, run, tiles, xor
+from kmsdata.ciphers.aes import Aes, Blocks, Room, field, xor
+from kmsdata.ciphers.batches import PREFIX, Column, run, tiles
 from kmsdata.ciphers.cells import Cells, Ints
 
 __all__ = ["OVERHEAD", "PREFIX", "open_cells", "seal_cells"]
@@ -41,7 +42,7 @@ def double(blocks: Blocks) -> Blocks:
 
 
 class Siv:
-    """AES-256-SIV under one key; see `kmsdata.ciphers.aes.Mode`."""
+    """AES-256-SIV under one key; see `kmsdata.ciphers.batches.Mode`."""
 
     iv, tag_first, longest, least, setup = 0, True, 512, (80, 1), (80, 5)
 

@@ -1,10 +1,20 @@
 """Values <-> bytes, exactly: what a column is (``type``), and each of its values as bytes of its own.
 
 ``describe`` says what a column is, without its data; ``pack`` makes cells of it; ``unpack`` and
-``unpack_arrow`` bring back what was there: dtype, bits, and which null. The grammar of ``type`` stands in
-``types.py`` and ``zones.py``, the bytes of a cell in ``frames.py`` (pandas), ``arrow.py`` (Arrow),
-``objects.py`` and ``tags.py`` (Python objects) and ``kinds.py`` (deterministic columns). ``literals`` makes
-deterministic cells of values to look for.
+``unpack_arrow`` bring back what was there: dtype, bits, and which null. ``literals`` makes deterministic
+cells of values to search for.
+
+==============================================  ======================================================
+file                                            contents
+==============================================  ======================================================
+``pack.py``                                     ``describe``, ``pack``, ``unpack``, ``unpack_arrow``
+``types.py``, ``arrow_types.py``,               the grammar of ``type``: pandas dtypes, Arrow types,
+``time_zones.py``                               time zones
+``pandas_arrays.py``, ``arrow_arrays.py``       the bytes of a cell, for pandas and for Arrow columns
+``python_objects.py``, ``tagged_objects.py``    the bytes of a cell, for columns of Python objects
+``deterministic.py``                            the bytes of a cell, for deterministic columns
+``search_values.py``                            ``literals``
+==============================================  ======================================================
 """
 
 from kmsdata.codec.pack import Description, describe, pack, unpack, unpack_arrow

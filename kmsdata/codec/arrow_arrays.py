@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kmsdata.ciphers.cells import Bools, Bytes, Cells, Ints
-from kmsdata.codec.types import inner, is_rows
+from kmsdata.codec.arrow_types import inner, is_rows
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 __all__ = [

@@ -13,7 +13,7 @@ date         4: int32 days since 1970-01-01, little-endian
 decimal      ASCII, shortest: no exponent, no zeros at the end of the decimal places, no point without
              places, no "-0"
 uuid         16
-tagged       a tagged object (``tags.py``), of the form that its dtype has:
+tagged       a tagged object (``tagged_objects.py``), of the form that its dtype has:
              durations ``q`` in nanoseconds; times of day ``t`` without fold and zone; periods ``r``;
              intervals ``v`` of ``i``, of ``P`` in nanoseconds without zone, or of ``q`` in nanoseconds;
              mixed objects as they are, where neither floats nor containers are among them: equal in
@@ -34,7 +34,8 @@ import pyarrow.compute as pc
 
 from kmsdata.ciphers.cells import Cells
 from kmsdata.codec import arrow_arrays as arrow
-from kmsdata.codec.types import arrow_of, arrow_type, label, value_type
+from kmsdata.codec.arrow_types import arrow_type, value_type
+from kmsdata.codec.types import arrow_of, label
 from kmsdata.errors import UnsupportedTypeError
 
 __all__ = ["canonical", "plain_decimal", "restore"]

@@ -14,7 +14,8 @@ from kmsdata.codec import arrow_arrays as arrow
 from kmsdata.codec import deterministic as kinds
 from kmsdata.codec import pandas_arrays as frames
 from kmsdata.codec import python_objects as objects
-from kmsdata.codec.types import arrow_type, core, kind_of, label, print_arrow, width
+from kmsdata.codec.arrow_types import arrow_type, core, print_arrow
+from kmsdata.codec.types import kind_of, label, width
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 __all__ = ["Description", "describe", "pack", "unpack", "unpack_arrow"]
@@ -26,7 +27,7 @@ class Description:
 
     Attributes:
         type: the header's ``type`` (grammar: ``types.py``); holds nothing secret.
-        kind: the kind of a deterministic column (``kinds.py``), None for a randomised one.
+        kind: the kind of a deterministic column (``deterministic.py``), None for a randomised one.
         categories: the category list of a categorical or an Arrow dictionary, in the clear: the caller
             encrypts it. None for other columns.
     """

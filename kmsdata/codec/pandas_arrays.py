@@ -14,10 +14,10 @@ datetime with zone          int64 in the unit since 1970-01-01 UTC; NaT
 period                      int64, pandas' ordinal; NaT
 interval                    left ‖ right, each as its own dtype; null where both ends are
 category                    the category itself, by its dtype, never its code; code -1 is null
-arrow                       as ``arrow.py`` has it; Arrow's nulls
+arrow                       as ``arrow_arrays.py`` has it; Arrow's nulls
 object                      text UTF-8, bytes as they are, bool 1, int int64, date int32 days, uuid 16 bytes,
-                            decimal ``str(value)``, else tagged (``tags.py``); null as ``pd.isna`` has it,
-                            of the one kind that the entry names (others are tagged cells)
+                            decimal ``str(value)``, otherwise tagged (``tagged_objects.py``); null as
+                            ``pd.isna`` has it, of the one kind that the entry names (others are tagged cells)
 ==========================  =============================================================================
 
 Where the running pandas lacks a dtype, the nearest one comes back:
@@ -43,8 +43,9 @@ import pyarrow as pa
 from kmsdata.ciphers.cells import Bools, Cells, Ints
 from kmsdata.codec import arrow_arrays as arrow
 from kmsdata.codec import python_objects as objects
+from kmsdata.codec.arrow_types import arrow_type, print_arrow
 from kmsdata.codec.time_zones import zone_json, zone_object
-from kmsdata.codec.types import MASKED, NUMPY, arrow_of, arrow_type, print_arrow
+from kmsdata.codec.types import MASKED, NUMPY, arrow_of
 from kmsdata.errors import UnsupportedTypeError
 
 __all__ = ["categorical", "describe", "from_arrow", "pack", "unpack"]

@@ -10,7 +10,7 @@ int        8: int64, little-endian; a column with larger ones is tagged
 date       4: int32 days since 1970-01-01, little-endian
 uuid       16, big-endian as RFC 9562 has them
 decimal    ``str(value)``, ASCII: with its zeros and its exponent; a column with NaN is tagged
-tagged     everything else, and mixes (``tags.py``)
+tagged     everything else, and mixes (``tagged_objects.py``)
 =========  ==================================================================================
 
 Null is None, NaN (the canonical one), NA or NaT, whichever comes first in the column. Any further kind of
@@ -33,6 +33,7 @@ import pyarrow as pa
 from kmsdata.ciphers.cells import Bools, Cells
 from kmsdata.codec import arrow_arrays as arrow
 from kmsdata.codec.tagged_objects import RefusedError, decode, encode
+from kmsdata.codec.time_zones import is_unicode
 from kmsdata.errors import UnsupportedTypeError
 
 __all__ = ["exponent_of", "pack", "scan", "text_cells", "unpack"]
@@ -152,7 +153,7 @@ def text_cells(present: np.ndarray[Any, Any], valid: Bools | None, column: str) 
         made = None
     if made is not None:
         return arrow.pack(made, column=column, trusted=True)
-    bad = np.flatnonzero([any("\ud800" <= c <= "\udfff" for c in text) for text in present.tolist()])
+    bad = np.flatnonzero([not is_unicode(text) for text in present.tolist()])
     rows = (bad if valid is None else np.flatnonzero(valid)[bad])[:5].tolist()
     raise UnsupportedTypeError(
         f"column {column!r} holds text with lone surrogates, which UTF-8 cannot encode, in rows {rows}: "

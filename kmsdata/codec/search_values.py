@@ -31,9 +31,10 @@ import pandas as pd
 import pyarrow as pa
 
 from kmsdata.ciphers.cells import Cells
+from kmsdata.codec.arrow_types import arrow_type, value_type
 from kmsdata.codec.deterministic import plain_decimal
 from kmsdata.codec.tagged_objects import RefusedError, encode
-from kmsdata.codec.types import arrow_of, arrow_type, value_type
+from kmsdata.codec.types import arrow_of
 
 __all__ = ["literals"]
 

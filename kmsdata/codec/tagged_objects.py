@@ -42,8 +42,8 @@ tag    object              payload
 ``m``  dict                nested key, nested value, and so on, in order
 =====  ==================  ==========================================================================
 
-Zone JSON is that of ``zones.py``; a datetime or time that pytz has localised adds its UTC offset in seconds:
-``["pytz","Europe/Berlin",3600]``. Containers nest at most 64 deep.
+Zone JSON is that of ``time_zones.py``; a datetime or time that pytz has localised adds its UTC offset in
+seconds: ``["pytz","Europe/Berlin",3600]``. Containers nest at most 64 deep.
 Not kept, as they mean nothing: a UUID's ``is_safe``, an array's memory order, a pytz Timestamp's ``fold``.
 """
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
-__all__ = ["is_zone", "malformed", "zone_json", "zone_name", "zone_object"]
+__all__ = ["is_unicode", "is_zone", "malformed", "zone_json", "zone_name", "zone_object"]
 
 # Zone names reach functions that open files (dateutil takes any path), so their form is fixed here.
 ZONE = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
@@ -95,14 +95,15 @@ def is_zone(entry: Any) -> bool:
         case ["dateutil-utc"]:
             return True
         case ["dateutil-offset", str() | None as name, int(seconds)]:
-            return type(seconds) is int and abs(seconds) < 86400 and _is_text(name or "")
+            return type(seconds) is int and abs(seconds) < 86400 and is_unicode(name or "")
         case ["timezone", int(offset), str() | None as name]:
-            return type(offset) is int and abs(offset) < 86400 * 10**6 and _is_text(name or "")
+            return type(offset) is int and abs(offset) < 86400 * 10**6 and is_unicode(name or "")
     return False
 
 
-def _is_text(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can encode a text: it has no lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @functools.lru_cache(maxsize=256)

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
+from kmsdata.keys.envelope import has_lone_surrogate
+
 __all__ = [
     "Columns",
     "chosen_columns",
@@ -71,7 +73,7 @@ def chosen_columns(
             raise ValueError(f"{name!r} is a level of the index, which is not encrypted: reset_index() first")
         require(every, name)
         refuse_repeated(every, name)
-        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+        if has_lone_surrogate(name):
             raise ValueError(
                 "a column's label holds a lone surrogate, which is no valid Unicode: rename it first"
             )

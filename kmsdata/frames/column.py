@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
@@ -20,11 +19,20 @@ from kmsdata.errors import FormatError, TamperedError, UnsupportedTypeError, Wro
 from kmsdata.frames.arrow_storage import from_storage, to_storage
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.keys.data_key import CellKey, DataKey, random_bytes
-from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Header
+from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Header, base64_bytes, base64_text
 
-__all__ = ["bad_cells", "check_key_ids", "encrypt_column", "open_arrow", "open_pandas", "plan", "seal"]
+__all__ = [
+    "ROWS_NAMED",
+    "bad_cells",
+    "check_key_ids",
+    "encrypt_column",
+    "open_arrow",
+    "open_pandas",
+    "plan",
+    "seal",
+]
 
-_ROWS_NAMED = 100
+ROWS_NAMED = 100  # the most rows that an error lists; it may count more
 _MOST_CATEGORIES = 1 << 20
 _T = TypeVar("_T")
 
@@ -128,8 +136,7 @@ def open_pandas(
     """
 
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pd.Series[Any]:
-        recorded = {key: value for key, value in item.type.items() if key != "categories"}
-        values = codec.unpack(recorded, cells, kind=item.kind, categories=categories, column=column)
+        values = codec.unpack(item.codec_type, cells, kind=item.kind, categories=categories, column=column)
         # The dtype is said, since pandas 3 would make str of objects that are text.
         return pd.Series(values, dtype=values.dtype, copy=False)
 
@@ -148,8 +155,9 @@ def open_arrow(
     """
 
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pa.Array | pa.ChunkedArray:
-        recorded = {key: value for key, value in item.type.items() if key != "categories"}
-        return codec.unpack_arrow(recorded, cells, kind=item.kind, categories=categories, column=column)
+        return codec.unpack_arrow(
+            item.codec_type, cells, kind=item.kind, categories=categories, column=column
+        )
 
     def join(parts: list[pa.Array | pa.ChunkedArray], order: Ints) -> pa.Array | pa.ChunkedArray:
         types = {part.type for part in parts}
@@ -302,7 +310,7 @@ def _seal_categories(plain: bytes, name: str, data_key: DataKey) -> str:
         )
     key = data_key.categories_key()
     sealed = siv.seal_cells(key.key, key.prefix, Cells.of([padded]))
-    return base64.b64encode(sealed.data[siv.PREFIX :].tobytes()).decode()
+    return base64_text(sealed.data[siv.PREFIX :].tobytes())
 
 
 def _categories(item: ColumnHeader, data_keys: Mapping[bytes, DataKey], column: str) -> bytes | None:
@@ -310,10 +318,7 @@ def _categories(item: ColumnHeader, data_keys: Mapping[bytes, DataKey], column: 
     if text is None:
         return None
     key = data_keys[item.data_key].categories_key()
-    try:
-        sealed = base64.b64decode(text, validate=True)
-    except (TypeError, ValueError):
-        sealed = b""
+    sealed = base64_bytes(text, any_spelling=True) or b""
     plain, _ = siv.open_cells(key.key, Cells.of([key.prefix + sealed]))
     padded = b"" if plain is None else plain.data.tobytes()
     size = int.from_bytes(padded[:8], "little")
@@ -337,7 +342,7 @@ def _tampered(column: str, rows: Ints) -> NoReturn:
         f"column {column!r}: {_some(rows)} {verb} authentication: changed, cut short, or moved here from "
         "elsewhere. Nothing of the column was decrypted: restore it from a copy",
         column=column,
-        rows=tuple(rows[:_ROWS_NAMED].tolist()),
+        rows=tuple(rows[:ROWS_NAMED].tolist()),
         count=len(rows),
     )
 
@@ -347,5 +352,5 @@ def _wrong_key(column: str, rows: Ints) -> NoReturn:
         f"column {column!r}: {_some(rows)} with the id of a key that its header does not name: from another "
         "column or file, or changed in the first bytes. Nothing of the column was decrypted",
         column=column,
-        rows=tuple(rows[:_ROWS_NAMED].tolist()),
+        rows=tuple(rows[:ROWS_NAMED].tolist()),
     )

@@ -1,20 +1,17 @@
-"""The encrypted column in pandas (`EncryptedDtype`, `EncryptedArray`, `Cell`) and in Arrow (`EncryptedType`).
+"""The encrypted column in pandas (`EncryptedDtype`, `EncryptedArray`) and in Arrow (`EncryptedType`).
 
 The type carries the facts: the header that decryption needs is a parameter of dtype and Arrow type, and so
-goes wherever the column goes. Two types are equal when their column objects are equal.
+goes wherever the column goes. Two types are equal when their column objects are equal. The three classes
+are in one file since each of them names the others.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import builtins
-import hashlib
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from types import FrameType
 from typing import Any, Literal, NoReturn, Self, cast
 
 import numpy as np
@@ -29,55 +26,20 @@ from kmsdata import codec
 from kmsdata.ciphers import gcm, siv
 from kmsdata.errors import FormatError, UnsupportedTypeError
 from kmsdata.frames.arrow_storage import binary, chunks, concatenated, exported, fitted, plain_binary
+from kmsdata.frames.cell import (
+    Cell,
+    CellDtype,
+    bytes_of,
+    check_comparable,
+    encryptions,
+    fits,
+    is_null,
+    refuse_foreign_meeting,
+    within,
+)
 from kmsdata.keys.envelope import ColumnHeader, Header, canonical
 
-__all__ = ["Cell", "EncryptedArray", "EncryptedDtype", "EncryptedType"]
-
-_MARK = "enc:"
-
-
-class Cell:
-    """One encrypted value: its bytes, and the dtype that says how to decrypt them.
-
-    Equal and hashed by its bytes. ``str()`` is the whole ciphertext as text, ``enc:`` and base64; ``repr`` is
-    short; ``bytes()`` gives the bytes.
-    """
-
-    __slots__ = ("_data", "dtype")
-
-    def __init__(self, data: bytes, dtype: EncryptedDtype) -> None:
-        self._data = data
-        self.dtype = dtype
-
-    def __bytes__(self) -> bytes:
-        return self._data
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __eq__(self, other: object) -> bool:
-        return self._data == other._data if isinstance(other, Cell) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._data)
-
-    def __lt__(self, other: Cell) -> bool:
-        # For pandas alone, which sorts group keys. The order means nothing; the array refuses it.
-        return self._data < other._data if isinstance(other, Cell) else NotImplemented
-
-    def __str__(self) -> str:
-        return _MARK + base64.b64encode(self._data).decode()
-
-    def __repr__(self) -> str:
-        # A fingerprint, so that equal cells look equal, in letters that every terminal can show.
-        return "enc#" + hashlib.blake2b(self._data, digest_size=4).hexdigest()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Cell, (self._data, self.dtype)
-
-    def toDict(self) -> dict[str, str]:  # noqa: N802 - pandas' JSON writer asks for this name
-        """What stands in JSON for a cell in a column of objects; an encrypted column is plain text there."""
-        return {"cell": str(self)}
+__all__ = ["EncryptedArray", "EncryptedDtype", "EncryptedType"]
 
 
 class EncryptedDtype(ExtensionDtype):
@@ -185,7 +147,7 @@ class EncryptedDtype(ExtensionDtype):
         return EncryptedArray(array, self)
 
     def _get_common_dtype(self, dtypes: list[Any]) -> ExtensionDtype | None:
-        _refuse_foreign_meeting()
+        refuse_foreign_meeting()
         union: Header | None = self.parsed
         for dtype in dtypes:
             if not isinstance(dtype, EncryptedDtype):
@@ -275,7 +237,7 @@ class EncryptedArray(ExtensionArray):
             return cls(scalars._storage, dtype or scalars.dtype)
         cells = list(scalars)
         if dtype is None:
-            union = {cell.dtype: None for cell in cells if isinstance(cell, Cell)}
+            union = {cast(EncryptedDtype, cell.dtype): None for cell in cells if isinstance(cell, Cell)}
             if not union:
                 raise TypeError("cannot tell how these cells are encrypted: there are only nulls")
             first, *others = union
@@ -285,7 +247,7 @@ class EncryptedArray(ExtensionArray):
                     "these cells cannot stand in one column: they are of several types under one key"
                 )
             dtype = common
-        return cls(binary([_bytes_of(cell, dtype, text=True) for cell in cells]), dtype)
+        return cls(binary([bytes_of(cell, dtype, text=True) for cell in cells]), dtype)
 
     _from_sequence_of_strings = _from_sequence
 
@@ -295,7 +257,7 @@ class EncryptedArray(ExtensionArray):
         # that a caller made of them must stay text.
         if not any(isinstance(scalar, Cell) for scalar in scalars):
             raise TypeError("no cells")
-        return cls(binary([_bytes_of(scalar, dtype) for scalar in scalars]), dtype)
+        return cls(binary([bytes_of(scalar, dtype) for scalar in scalars]), dtype)
 
     @classmethod
     def _from_factorized(cls, values: Any, original: EncryptedArray) -> Self:
@@ -387,7 +349,7 @@ class EncryptedArray(ExtensionArray):
                 raise ValueError("Invalid value in 'indices': below -1")
             raise IndexError("out of bounds value in 'indices'")
         missing = indices == -1
-        if fill_value is None or pd.isna(fill_value):
+        if is_null(fill_value):
             return type(self)(self._storage.take(pa.array(indices, mask=missing)), self._dtype)
         both = concatenated([self._storage, self._coerced([fill_value])._storage])
         return type(self)(both.take(pa.array(np.where(missing, len(self), indices))), self._dtype)
@@ -420,7 +382,7 @@ class EncryptedArray(ExtensionArray):
                 return pd.array(texts, dtype=dtype)
             return np.array([str(cell) for cell in self], object)
         if dtype == np.dtype(object):
-            if _within("_get_engine_target") and _within("get_indexer", "get_indexer_non_unique"):
+            if within("_get_engine_target") and within("get_indexer", "get_indexer_non_unique"):
                 self._check_factorizable()
             return self.__array__()
         raise TypeError(f"{self._dtype.called} cannot become {dtype}: decrypt it first (df.kms.decrypt())")
@@ -430,8 +392,8 @@ class EncryptedArray(ExtensionArray):
             raise TypeError(f"{self._dtype.called} holds no numbers: decrypt it first (df.kms.decrypt())")
         if copy is False:
             raise ValueError("cells are made of bytes when they are asked for: that is always a copy")
-        _refuse_foreign_meeting()
-        if _within("ranker"):  # DataFrame.rank
+        refuse_foreign_meeting()
+        if within("ranker"):  # DataFrame.rank
             self._refuse_order()
         if sys._getframe(1).f_globals.get("__name__") == "pandas.io.json._json":
             return self._values_for_json()  # pandas 2 asks here for those of a series
@@ -516,7 +478,7 @@ class EncryptedArray(ExtensionArray):
                 f"{self._way_to_values}"
             )
         if cells.dtype != self._dtype:
-            _check_comparable(self._dtype, cells.dtype)
+            check_comparable(self._dtype, cells.dtype)
         left, right = (array._storage.cast(pa.large_binary()) for array in (self, cells))
         if cells is not other:
             right = right[0]
@@ -613,7 +575,7 @@ class EncryptedArray(ExtensionArray):
 
     def factorize(self, use_na_sentinel: bool = True) -> tuple[npt.NDArray[np.intp], Self]:
         """Codes and unique cells, of a deterministic column."""
-        if _within("lexsort_indexer"):  # sort_values of several columns
+        if within("lexsort_indexer"):  # sort_values of several columns
             self._refuse_order()
         self._check_factorizable()
         encoded = self._storage.dictionary_encode("mask" if use_na_sentinel else "encode")
@@ -640,12 +602,13 @@ class EncryptedArray(ExtensionArray):
     def isin(self, values: Any) -> npt.NDArray[np.bool_]:
         """bool[n]: which cells are among these cells."""
         if isinstance(values, EncryptedArray):
-            dtypes, cells = {values.dtype}, values._storage.cast(pa.large_binary())
+            dtypes: set[CellDtype] = {values.dtype}
+            cells = values._storage.cast(pa.large_binary())
         else:
             dtypes = self._cells_only(values, "isin")
             cells = binary([bytes(value) if isinstance(value, Cell) else None for value in values])
         for dtype in dtypes:
-            _check_comparable(self._dtype, dtype)
+            check_comparable(self._dtype, dtype)
         found = pc.is_in(self._storage.cast(pa.large_binary()), cells)
         return found.to_numpy(zero_copy_only=False)
 
@@ -658,8 +621,8 @@ class EncryptedArray(ExtensionArray):
             else decrypt
         )
 
-    def _cells_only(self, values: Any, operation: str) -> set[EncryptedDtype]:
-        dtypes, plain = _encryptions(values)
+    def _cells_only(self, values: Any, operation: str) -> set[CellDtype]:
+        dtypes, plain = encryptions(values)
         if plain:
             raise TypeError(
                 f"{operation} on {self._dtype.called} takes cells of its own column, not values: "
@@ -688,115 +651,21 @@ class EncryptedArray(ExtensionArray):
                 values._check_fits(self._dtype)
             return values
         if compare and isinstance(values[0], Cell):
-            return EncryptedArray(binary([bytes(values[0])]), values[0].dtype)
-        return type(self)(binary([_bytes_of(value, self._dtype) for value in values]), self._dtype)
+            return EncryptedArray(binary([bytes(values[0])]), cast(EncryptedDtype, values[0].dtype))
+        return type(self)(binary([bytes_of(value, self._dtype) for value in values]), self._dtype)
 
     def _check_fits(self, dtype: EncryptedDtype) -> None:
-        if not _fits(self._dtype, dtype):
+        if not fits(self._dtype, dtype):
             raise TypeError(
                 f"these cells were encrypted otherwise than {dtype.name}, and could not be decrypted there"
             )
-
-
-def _fits(inner: EncryptedDtype, outer: EncryptedDtype) -> bool:
-    if inner is outer or inner == outer:
-        return True
-    if inner.parsed is None or outer.parsed is None:
-        return False
-    return set(inner.parsed.columns) <= set(outer.parsed.columns)
-
-
-def _bytes_of(value: Any, dtype: EncryptedDtype, *, text: bool = False) -> bytes | None:
-    if isinstance(value, Cell):
-        if not _fits(value.dtype, dtype):
-            raise TypeError(
-                f"this cell was encrypted otherwise than {dtype.name}, and could not be decrypted there"
-            )
-        return bytes(value)
-    if _is_null(value):
-        return None
-    if text and isinstance(value, str) and value.startswith(_MARK):
-        try:
-            return base64.b64decode(value[len(_MARK) :], validate=True)
-        except (binascii.Error, ValueError):
-            raise TypeError(
-                f"text that begins with {_MARK!r} but is no cell: it was changed or cut short"
-            ) from None
-    raise TypeError(
-        f"a column of {dtype.name} takes cells and nulls only, not {type(value).__name__}: encrypt the "
-        "values first, under the same data key (series.kms.encrypt(key=df))"
-    )
-
-
-def _is_null(value: Any) -> bool:
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
-
-
-def _check_comparable(left: EncryptedDtype, right: EncryptedDtype) -> None:
-    """Cells of two columns compare only under one key: else equal values would just never be found equal."""
-    a = {item.identity for item in left.header.columns}
-    b = {item.identity for item in right.header.columns}
-    if a == b and len(a) == 1:
-        return
-    if len({item[0] for item in a | b}) > 1:
-        why = "they are under different data keys; encrypt both with key= one DataKey or the other frame"
-    else:
-        why = "they differ in domain, kind or algorithm; encrypt both with deterministic= and one domain="
-    raise TypeError(
-        f"{left.called} and {right.called} cannot be compared or joined: equal values would not be found; "
-        f"{why}"
-    )
-
-
-def _within(*functions: str) -> FrameType | None:
-    """The frame of one of these functions of pandas, if this is called from within it."""
-    frame = sys._getframe(2)
-    for _ in range(16):
-        if frame.f_code.co_name in functions and frame.f_globals.get("__name__", "").startswith("pandas."):
-            return frame
-        if frame.f_back is None:
-            return None
-        frame = frame.f_back
-    return None
-
-
-def _refuse_foreign_meeting() -> None:
-    """Refuse to join cells with plain values, or with cells of another key.
-
-    pandas asks nobody before it joins keys or aligns indexes of unequal dtypes: it makes objects of both,
-    which is right for cells of one key, but silently finds nothing for two. So this looks at who is asking.
-    """
-    frame = _within("_maybe_coerce_merge_keys", "_factorize_keys", "_find_common_type_compat")
-    if frame is None:
-        return
-    names = ("self", "target") if frame.f_code.co_name == "_find_common_type_compat" else ("lk", "rk")
-    (left, plain), (right, other) = (_encryptions(frame.f_locals.get(name)) for name in names)
-    if (left and other) or (right and plain):
-        dtype = next(iter(left or right))
-        raise TypeError(
-            f"{dtype.called} cannot be joined with plain values: none would be found. Encrypt both sides "
-            "under one data key (key= the other frame), or decrypt (df.kms.decrypt())"
-        )
-    for one in left:
-        for two in right:
-            _check_comparable(one, two)
-
-
-def _encryptions(values: Any) -> tuple[set[EncryptedDtype], bool]:
-    """How the cells among these values were encrypted; and whether there are plain values among them."""
-    dtype = getattr(values, "dtype", None)
-    if isinstance(dtype, EncryptedDtype):
-        return {dtype}, False
-    items = values if pd.api.types.is_list_like(values) else [values]
-    cells = {item.dtype for item in items if isinstance(item, Cell)}
-    return cells, not all(isinstance(item, Cell) or _is_null(item) for item in items)
 
 
 def _cell_width(item: ColumnHeader) -> int | None:
     """Bytes of each cell where all are equally long by type."""
     try:
         # Nobody has authenticated this header yet: its type may be anything.
-        codec.check({key: value for key, value in item.type.items() if key != "categories"}, item.kind)
+        codec.check(item.codec_type, item.kind)
         width = codec.width(item.type, item.kind)
     except (FormatError, UnsupportedTypeError):
         return None

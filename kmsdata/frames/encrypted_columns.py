@@ -18,8 +18,9 @@ from kmsdata.frames.arguments import (
     refuse_repeated,
     require,
 )
+from kmsdata.frames.cell import MARK, Cell
 from kmsdata.frames.column import open_pandas
-from kmsdata.frames.dtype import Cell, EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 
@@ -46,7 +47,7 @@ def not_encrypted(frame: pd.DataFrame, name: str) -> FormatError:
     """The error for a column that should be encrypted, and is not."""
     why = "it has no kmsdata header"
     first = frame[name].dropna().head(1).tolist() if name in frame else []
-    if first and isinstance(first[0], str) and first[0].startswith("enc:"):
+    if first and isinstance(first[0], str) and first[0].startswith(MARK):
         why = (
             "it is text of cells, as CSV has it, without their header: read it with "
             "dtype={column: dtype of the encrypted column}"
@@ -169,11 +170,7 @@ def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
                 f"column {item.name!r} mixes cells that were encrypted otherwise with each other or with "
                 "plain values, and has no one header: decrypt it first"
             )
-        if item.level is None:
-            out.isetitem(item.position, item.parts[0][1])
-        else:
-            level = pd.Index(item.parts[0][1], name=frame.index.names[item.level])
-            out.index = with_index_levels(out.index, {item.level: level})
+        _put(out, item, item.parts[0][1])
     return out
 
 
@@ -195,12 +192,17 @@ def with_headers(frame: pd.DataFrame, change: Callable[[Header], Header]) -> pd.
             values = np.empty(0, object) if item.others is None else item.others.copy()
             for (rows, _), array in zip(item.parts, arrays, strict=True):
                 values[rows] = list(array)
-        if item.level is None:
-            out.isetitem(item.position, values)
-        else:
-            level = pd.Index(values, name=frame.index.names[item.level])
-            out.index = with_index_levels(out.index, {item.level: level})
+        _put(out, item, values)
     return out
+
+
+def _put(frame: pd.DataFrame, item: EncryptedColumn, values: Any) -> None:
+    """Replace an encrypted column, or level of the index, of a frame that is not shared."""
+    if item.level is None:
+        frame.isetitem(item.position, values)
+    else:
+        level = pd.Index(values, name=frame.index.names[item.level])
+        frame.index = with_index_levels(frame.index, {item.level: level})
 
 
 @dataclass(frozen=True)

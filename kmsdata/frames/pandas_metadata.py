@@ -1,22 +1,48 @@
-"""Schema metadata: what pandas, and the entry of a file, say there of columns that are encrypted or were."""
+"""Read and edit the entries that pandas writes into schema metadata.
+
+Arrow schemas of frames, and Parquet files, have an entry ``pandas``: a JSON document with the dtype of each
+column, the columns of the index, and ``df.attrs``. ``DataFrame.to_parquet`` writes ``df.attrs`` to an entry
+``PANDAS_ATTRS`` as well.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from kmsdata.errors import FormatError, UnsupportedTypeError
+from kmsdata.errors import UnsupportedTypeError
 from kmsdata.frames.column import open_pandas
 from kmsdata.frames.dtype import EncryptedDtype
 from kmsdata.keys.data_key import DataKey
-from kmsdata.keys.envelope import ENTRY, Header, file_text, parse_file
+from kmsdata.keys.envelope import Header
 
-__all__ = ["in_pandas_metadata", "pandas_dtypes", "pandas_entries", "with_columns", "with_entries"]
+__all__ = [
+    "dtype_names",
+    "frame_attrs",
+    "in_pandas_metadata",
+    "index_columns",
+    "pandas_attributes",
+    "pandas_dtypes",
+    "pandas_entries",
+    "with_entries",
+    "with_frame_attrs",
+]
+
+_PANDAS, _ATTRS = b"pandas", b"PANDAS_ATTRS"
+
+
+def _document(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((metadata or {}).get(_PANDAS) or b"{}")
+    return document
+
+
+def _with_document(metadata: Mapping[bytes, bytes], document: Mapping[str, Any]) -> dict[bytes, bytes]:
+    return {**metadata, _PANDAS: json.dumps(document).encode()}
 
 
 def in_pandas_metadata(
@@ -26,9 +52,9 @@ def in_pandas_metadata(
 
     What stood there is kept beside it, and put back where the columns are decrypted.
     """
-    if metadata is None or b"pandas" not in metadata:
+    if metadata is None or _PANDAS not in metadata:
         return None if metadata is None else dict(metadata)
-    document = json.loads(metadata[b"pandas"])
+    document = _document(metadata)
     for entry in document.get("columns", []):
         if entry.get("field_name", entry.get("name")) in columns:
             if back:
@@ -36,7 +62,7 @@ def in_pandas_metadata(
             else:
                 was = {key: entry.get(key) for key in ("pandas_type", "numpy_type", "metadata")}
                 entry |= {"pandas_type": "bytes", "numpy_type": "object", "metadata": None, "kmsdata": was}
-    return {**metadata, b"pandas": json.dumps(document).encode()}
+    return _with_document(metadata, document)
 
 
 def pandas_entries(headers: Mapping[str, Header], keys: Mapping[bytes, DataKey]) -> dict[str, dict[str, Any]]:
@@ -48,8 +74,7 @@ def pandas_entries(headers: Mapping[str, Header], keys: Mapping[bytes, DataKey])
         empty = pa.array([], EncryptedDtype(header)._storage_type)
         with contextlib.suppress(UnsupportedTypeError, pa.ArrowException, TypeError, ValueError):
             frame = pd.DataFrame({name: open_pandas(header, keys, empty, name)})
-            made = pa.Schema.from_pandas(frame, preserve_index=False).metadata[b"pandas"]
-            entry = json.loads(made)["columns"][0]
+            entry = _document(pa.Schema.from_pandas(frame, preserve_index=False).metadata)["columns"][0]
             if entry["pandas_type"] != "empty":  # objects, of which none is at hand
                 entries[name] = entry
     return entries
@@ -57,38 +82,53 @@ def pandas_entries(headers: Mapping[str, Header], keys: Mapping[bytes, DataKey])
 
 def with_entries(metadata: dict[bytes, bytes], entries: Mapping[str, Any]) -> dict[bytes, bytes]:
     """Schema metadata in which pandas' own says this of these columns."""
-    if b"pandas" not in metadata:
+    if _PANDAS not in metadata:
         return metadata
-    document = json.loads(metadata[b"pandas"])
+    document = _document(metadata)
     for entry in document.get("columns", []):
         if was := entries.get(entry.get("field_name")):
             entry |= {key: was[key] for key in ("pandas_type", "numpy_type", "metadata")}
-    return {**metadata, b"pandas": json.dumps(document).encode()}
-
-
-def with_columns(
-    metadata: dict[bytes, bytes] | None, gone: Iterable[str], new: Mapping[str, Header]
-) -> dict[bytes, bytes] | None:
-    """Schema metadata whose entry of a file says which columns are encrypted now.
-
-    Whoever writes the table writes the entry along, and readers take bytes that it names for cells.
-    """
-    if metadata is None or ENTRY not in metadata:
-        return metadata
-    try:
-        before = parse_file(metadata[ENTRY].decode("utf-8", "surrogateescape"))
-    except FormatError:  # no entry of ours: readers say so where they need it
-        return metadata
-    after = {name: header for name, header in before.items() if name not in gone} | dict(new)
-    rest = {key: text for key, text in metadata.items() if key != ENTRY}
-    return rest | ({ENTRY: file_text(after).encode()} if after else {})
+    return _with_document(metadata, document)
 
 
 def pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """The pandas dtypes that schema metadata names, by column, where the name alone says the dtype."""
-    document = json.loads((metadata or {}).get(b"pandas", b"{}"))
     dtypes = {}
-    for entry in document.get("columns", []):
+    for entry in _document(metadata).get("columns", []):
         with contextlib.suppress(TypeError, ValueError, KeyError):
             dtypes[entry["field_name"]] = pd.api.types.pandas_dtype(entry["numpy_type"])
     return dtypes
+
+
+def dtype_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Return what pandas called the columns, by column, to show it; empty if the document is malformed."""
+    names: dict[str, str] = {}
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # any software may have written it
+        for entry in _document(metadata)["columns"]:
+            if entry["pandas_type"] == "categorical":
+                names[entry["field_name"]] = "category"
+            elif entry["pandas_type"] != "datetimetz":  # numpy_type lacks the zone: Arrow's type has it
+                names[entry["field_name"]] = str(entry["numpy_type"])
+    return names
+
+
+def index_columns(metadata: Mapping[bytes, bytes] | None) -> list[str]:
+    """Return the columns that hold the index."""
+    return [level for level in _document(metadata).get("index_columns", []) if isinstance(level, str)]
+
+
+def pandas_attributes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """Return ``df.attrs`` as the entry ``pandas`` has it."""
+    attributes: dict[str, Any] = _document(metadata).get("attributes", {})
+    return attributes
+
+
+def frame_attrs(metadata: Mapping[bytes, bytes] | None) -> dict[Any, Any]:
+    """Return ``df.attrs`` as the entry ``PANDAS_ATTRS`` has it."""
+    attrs: dict[Any, Any] = json.loads((metadata or {}).get(_ATTRS, b"{}"))
+    return attrs
+
+
+def with_frame_attrs(metadata: Mapping[bytes, bytes], frame: pd.DataFrame) -> dict[bytes, bytes]:
+    """Add ``df.attrs`` of a frame, if there are any, as ``DataFrame.to_parquet`` does."""
+    return {**metadata} | ({_ATTRS: json.dumps(frame.attrs).encode()} if frame.attrs else {})

@@ -19,8 +19,9 @@ from kmsdata import codec
 from kmsdata.ciphers import siv
 from kmsdata.ciphers.cells import Bools
 from kmsdata.frames.arrow_storage import binary, concatenated, to_storage
+from kmsdata.frames.cell import Cell, is_null
 from kmsdata.frames.column import check_key_ids
-from kmsdata.frames.dtype import Cell, EncryptedDtype, EncryptedType
+from kmsdata.frames.dtype import EncryptedDtype, EncryptedType
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_column
 from kmsdata.frames.key_argument import resolve_key
 from kmsdata.keys.data_key import DataKey
@@ -70,8 +71,7 @@ def literals(header: Header, data_keys: Mapping[bytes, DataKey], values: Any, co
     made: list[pa.Array] = [binary([])]
     misfits: list[dict[int, str]] = []
     for item in header.columns:
-        recorded = {key: value for key, value in item.type.items() if key != "categories"}
-        plain, wrong = codec.literals(recorded, str(item.kind), wanted, null=null)
+        plain, wrong = codec.literals(item.codec_type, str(item.kind), wanted, null=null)
         key = data_keys[item.data_key].cell_key(item)
         made.append(to_storage(siv.seal_cells(key.key, key.prefix, plain)).cast(pa.large_binary()))
         misfits.append(wrong)
@@ -156,12 +156,8 @@ def _listed(values: Any, column: str) -> tuple[list[Any], bool]:
         every = list(values)
     if any(isinstance(value, Cell) for value in every):
         raise _cells(column)
-    present = [value for value in every if not _is_null(value)]
+    present = [value for value in every if not is_null(value)]
     return present, len(present) < len(every)
-
-
-def _is_null(value: Any) -> bool:
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
 def _cells(column: str) -> TypeError:

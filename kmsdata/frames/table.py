@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -28,10 +28,9 @@ from kmsdata.frames.pandas_metadata import (
     in_pandas_metadata,
     pandas_dtypes,
     pandas_entries,
-    with_columns,
     with_entries,
 )
-from kmsdata.keys.envelope import Header
+from kmsdata.keys.envelope import ENTRY, Header, file_text, parse_file
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
 
@@ -86,7 +85,7 @@ def encrypt_table(
         position = schema.get_field_index(name)
         table = table.set_column(position, schema.field(position).with_type(array.type), array)
     metadata = in_pandas_metadata(schema.metadata, list(chosen))
-    return table.replace_schema_metadata(with_columns(metadata, (), new))
+    return table.replace_schema_metadata(_with_columns(metadata, (), new))
 
 
 def decrypt_table(
@@ -137,7 +136,7 @@ def decrypt_table(
     metadata = in_pandas_metadata(table.schema.metadata, names, back=True)
     if metadata is not None:
         metadata = with_entries(metadata, pandas_entries({name: headers[name] for name in names}, keys))
-    return table.replace_schema_metadata(with_columns(metadata, names, {}))
+    return table.replace_schema_metadata(_with_columns(metadata, names, {}))
 
 
 def _require_table(table: object, function: str, frames: str) -> None:
@@ -145,3 +144,21 @@ def _require_table(table: object, function: str, frames: str) -> None:
         raise TypeError(
             f"{function}() takes an Arrow table, not {type(table).__name__}; a frame has {frames}"
         )
+
+
+def _with_columns(
+    metadata: dict[bytes, bytes] | None, gone: Iterable[str], new: Mapping[str, Header]
+) -> dict[bytes, bytes] | None:
+    """Schema metadata whose entry of a file says which columns are encrypted now.
+
+    Whoever writes the table writes the entry along, and readers take bytes that it names for cells.
+    """
+    if metadata is None or ENTRY not in metadata:
+        return metadata
+    try:
+        before = parse_file(metadata[ENTRY].decode("utf-8", "surrogateescape"))
+    except FormatError:  # no entry of ours: readers say so where they need it
+        return metadata
+    after = {name: header for name, header in before.items() if name not in gone} | dict(new)
+    rest = {key: text for key, text in metadata.items() if key != ENTRY}
+    return rest | ({ENTRY: file_text(after).encode()} if after else {})

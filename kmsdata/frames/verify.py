@@ -12,7 +12,7 @@ import pyarrow as pa
 from kmsdata.display.progress import Progress
 from kmsdata.display.verification import ColumnCheck, Failure, Verification
 from kmsdata.errors import FormatError, KeyServiceError, KmsDataError
-from kmsdata.frames.column import bad_cells
+from kmsdata.frames.column import ROWS_NAMED, bad_cells
 from kmsdata.frames.dtype import EncryptedArray
 from kmsdata.frames.encrypted_columns import check_names
 from kmsdata.keys.data_key import DataKey
@@ -20,7 +20,6 @@ from kmsdata.keys.envelope import Header
 from kmsdata.keys.unwrap import DataKeys
 
 BATCH = 1 << 18  # cells that are looked at together
-_ROWS_NAMED = 100
 NO_HEADER = "it must be encrypted, but has no kmsdata header"
 
 
@@ -97,7 +96,7 @@ class Findings:
             (strange, "of a key that the header does not name: moved here from elsewhere, or changed"),
         ):
             if len(bad):
-                named = tuple(np.asarray(rows)[bad[:_ROWS_NAMED]].tolist())
+                named = tuple(np.asarray(rows)[bad[:ROWS_NAMED]].tolist())
                 self.fail(what, column, rows=named, count=len(bad), **where)
 
     def result(self, what: str, rows: int, files: int = 0) -> Verification:
@@ -124,7 +123,7 @@ def _merged(failures: Iterable[Failure]) -> Iterator[Failure]:
     for one in failures:
         place = (one.what, one.file, one.column, one.row_group)
         if (seen := by_place.get(place)) is not None:
-            rows = (*seen.rows, *one.rows)[:_ROWS_NAMED]
+            rows = (*seen.rows, *one.rows)[:ROWS_NAMED]
             one = replace(one, rows=rows, count=seen.count + one.count)
         by_place[place] = one
     yield from by_place.values()

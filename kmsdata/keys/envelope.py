@@ -17,7 +17,6 @@ A Parquet file lists the same, by column, in its key-value metadata under ``kmsd
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,8 +35,11 @@ __all__ = [
     "DataKeyRecord",
     "Header",
     "Wrap",
+    "base64_bytes",
+    "base64_text",
     "canonical",
     "file_text",
+    "has_lone_surrogate",
     "merged_records",
     "parse_file",
 ]
@@ -85,7 +87,7 @@ class DataKeyRecord:
             _refuse("the context is not a mapping of text to text", "context")
         for name, text in self.context:
             for part in (name, text):
-                if not part.isascii() and any("\ud800" <= letter <= "\udfff" for letter in part):
+                if has_lone_surrogate(part):
                     _refuse("the context holds a lone surrogate, which is no valid Unicode", "context")
         if sum(len(name) + len(text) for name, text in self.context) > _MOST_CONTEXT:
             _refuse(f"a context of more than {_MOST_CONTEXT} letters", "context")
@@ -104,7 +106,7 @@ class DataKeyRecord:
     def to_json(self) -> dict[str, Any]:
         """The record as JSON."""
         return {
-            "commitment": _b64(self.commitment),
+            "commitment": base64_text(self.commitment),
             "context": dict(self.context),
             "wraps": [{"key": wrap.key, "wrapped": wrap.wrapped} for wrap in self.wraps],
         }
@@ -155,6 +157,11 @@ class ColumnHeader:
         return self.algorithm == SIV
 
     @property
+    def codec_type(self) -> dict[str, Any]:
+        """The type as the codec wrote it: without the sealed category list that is stored beside it."""
+        return {key: value for key, value in self.type.items() if key != "categories"}
+
+    @property
     def identity(self) -> tuple[bytes, str, str | None, str | None, str | None]:
         """What the cells' key is derived from: two objects with one identity have one key."""
         return (self.data_key, self.algorithm, self.name, self.domain, self.kind)
@@ -167,8 +174,8 @@ class ColumnHeader:
     def to_json(self) -> dict[str, Any]:
         """The object as JSON."""
         derived = {"domain": self.domain, "kind": self.kind} if self.deterministic else {"name": self.name}
-        common = {"algorithm": self.algorithm, "data_key": _b64(self.data_key), "type": self.type}
-        return common | derived | ({"mac": _b64(self.mac)} if self.mac else {})
+        common = {"algorithm": self.algorithm, "data_key": base64_text(self.data_key), "type": self.type}
+        return common | derived | ({"mac": base64_text(self.mac)} if self.mac else {})
 
     def authenticated(self, context: Iterable[tuple[str, str]]) -> bytes:
         """The bytes that ``mac`` is computed over."""
@@ -225,7 +232,9 @@ class Header:
         objects = sorted(dict.fromkeys(columns), key=lambda column: canonical(column.to_json()))
         named = {column.data_key for column in objects}
         merged = merged_records(record for record in records if record.commitment in named)
-        return cls(tuple(objects), tuple(merged[commitment] for commitment in sorted(merged, key=_b64)))
+        return cls(
+            tuple(objects), tuple(merged[commitment] for commitment in sorted(merged, key=base64_text))
+        )
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -355,7 +364,7 @@ def _walk(data: object, depth: int = 0) -> None:
     if depth > _DEEPEST:
         _refuse(f"nested more than {_DEEPEST} deep")
     if isinstance(data, str):
-        if not data.isascii() and any("\ud800" <= letter <= "\udfff" for letter in data):
+        if has_lone_surrogate(data):
             _refuse("text with a lone surrogate")
     elif isinstance(data, dict):
         for key, value in data.items():
@@ -371,6 +380,35 @@ def _walk(data: object, depth: int = 0) -> None:
             _refuse("an integer of 2^53 or more")
     elif data is not None:
         _refuse("a number that is not an integer, or no JSON at all")
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text is not valid Unicode: UTF-8 cannot encode it."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def base64_text(raw: bytes) -> str:
+    """Encode bytes as standard base64."""
+    return base64.b64encode(raw).decode()
+
+
+def base64_bytes(text: object, *, any_spelling: bool = False) -> bytes | None:
+    """Decode standard base64.
+
+    Args:
+        text: anything; only a str can be base64, and bytes with ``any_spelling``.
+        any_spelling: accept text that no encoder writes, with bits after the last whole byte.
+
+    Returns:
+        The bytes; None if the text is not base64.
+    """
+    if not isinstance(text, (str, bytes)):
+        return None
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return raw if any_spelling or base64_text(raw) == text else None
 
 
 def _document(text: str, fields: set[str]) -> dict[str, Any]:
@@ -411,17 +449,10 @@ def _list(data: object, field: str, most: int = 1 << 30) -> list[Any]:
 
 
 def _bytes(data: object, size: int, field: str) -> bytes:
-    try:
-        raw = base64.b64decode(data, validate=True) if isinstance(data, str) else b""
-    except (binascii.Error, ValueError):
-        raw = b""
-    if len(raw) != size or _b64(raw) != data:
+    raw = base64_bytes(data)
+    if raw is None or len(raw) != size:
         _refuse(f"not {size} bytes in standard base64", field)
     return raw
-
-
-def _b64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
 
 
 def _refuse(what: str, field: str | None = None) -> NoReturn:

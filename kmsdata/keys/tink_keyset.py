@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterable
 
 from kmsdata.keys.data_key import CellKey, Secret
+from kmsdata.keys.envelope import base64_text
 
 __all__ = ["Keyset"]
 
@@ -39,7 +39,7 @@ class Keyset(Secret):
                 {
                     "keyData": {
                         "typeUrl": f"type.googleapis.com/google.crypto.tink.{name}",
-                        "value": base64.b64encode(bytes([tag, len(cell_key.key)]) + cell_key.key).decode(),
+                        "value": base64_text(bytes([tag, len(cell_key.key)]) + cell_key.key),
                         "keyMaterialType": "SYMMETRIC",
                     },
                     "status": "ENABLED",

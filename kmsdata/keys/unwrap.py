@@ -157,7 +157,7 @@ def authenticate(header: Header, data_keys: Mapping[bytes, DataKey], column: str
                 field="mac",
             )
         try:
-            types.check({key: value for key, value in item.type.items() if key != "categories"}, item.kind)
+            types.check(item.codec_type, item.kind)
         except FormatError as error:
             raise error.with_facts(column=column) from None
 

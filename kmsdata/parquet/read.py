@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from kmsdata.frames.encrypted_columns import (
     with_headers,
 )
 from kmsdata.frames.frame import decrypt_frame
+from kmsdata.frames.pandas_metadata import frame_attrs, index_columns
 from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.parquet.filters import FileSearch, filter_terms
@@ -143,7 +143,7 @@ def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any
     parts = []
     for file in files.values():
         schema = file.schema
-        index = _index_levels(schema)
+        index = index_columns(schema.metadata)
         for field in file.partition:
             schema = schema.append(field)
         chosen = None if columns is None else list(dict.fromkeys([*columns, *index]))
@@ -152,18 +152,10 @@ def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any
     return _united(parts)
 
 
-def _index_levels(schema: pa.Schema) -> list[str]:
-    """The columns that hold the index, as pandas' metadata says."""
-    stored = (schema.metadata or {}).get(b"pandas")
-    if not stored:
-        return []
-    return [level for level in json.loads(stored)["index_columns"] if isinstance(level, str)]
-
-
 def _framed(table: pa.Table, headers: Mapping[str, Header]) -> pd.DataFrame:
     """A table that was read from a file, as pandas makes a frame of it."""
     frame = _restored(table.to_pandas(), headers)
-    frame.attrs = json.loads((table.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
+    frame.attrs = frame_attrs(table.schema.metadata)
     return frame
 
 
@@ -208,7 +200,7 @@ def _searched(files: Mapping[str, DataFile], columns: list[str] | None, search: 
         for field in (*(() if agree else own), *file.partition):
             if field.name not in schema.names:
                 schema = schema.append(field)
-        levels = _index_levels(own)
+        levels = index_columns(own.metadata)
         chosen = schema.names if columns is None else list(dict.fromkeys([*columns, *levels]))
         for column in (*chosen, *search.columns):
             require(schema.names, column)

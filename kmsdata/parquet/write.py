@@ -9,7 +9,6 @@ What stands where in a file::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +23,7 @@ from kmsdata.frames.encrypted_columns import (
     in_extension_dtype,
     with_headers,
 )
+from kmsdata.frames.pandas_metadata import with_frame_attrs
 from kmsdata.keys.envelope import ENTRY, file_text, merged_records
 from kmsdata.parquet.locations import FilePath, Place, whole
 
@@ -39,9 +39,7 @@ def write_parquet(
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
     check_names(headers, path=str(path))
     table = pa.Table.from_pandas(frame, preserve_index=index, schema=options.pop("schema", None))
-    metadata = dict(table.schema.metadata or {})
-    if frame.attrs:
-        metadata[b"PANDAS_ATTRS"] = json.dumps(frame.attrs).encode()  # as DataFrame.to_parquet does
+    metadata = with_frame_attrs(table.schema.metadata or {}, frame)
     if headers:
         metadata[ENTRY] = file_text(headers).encode()
     table = table.replace_schema_metadata(metadata)

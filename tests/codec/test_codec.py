@@ -27,7 +27,7 @@ from kmsdata.ciphers.cells import Cells
 from kmsdata.codec import arrow_arrays as arrow
 from kmsdata.codec import tagged_objects as tags
 from kmsdata.codec import time_zones as zones
-from kmsdata.codec import types
+from kmsdata.codec.arrow_types import arrow_type, print_arrow, value_type
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 PANDAS_3 = hasattr(pd.StringDtype("python"), "_na_value")
@@ -646,7 +646,7 @@ def test_pandas_values_become_arrow(name):
     assert len(made) == len(values)
     if "arrow" not in described.type:
         return
-    assert made.type == types.arrow_type(described.type["arrow"])
+    assert made.type == arrow_type(described.type["arrow"])
     expected = values.tolist()
     if isinstance(values.dtype, np.dtype | pd.DatetimeTZDtype) and values.dtype.kind in "mM":
         assert made.cast(pa.int64()).fill_null(np.iinfo("i8").min).to_pylist() == values.astype("i8").tolist()
@@ -879,7 +879,7 @@ def test_deterministic_arrow_columns_come_back(name):
     try:
         codec.describe(values, column="c", deterministic=True)
     except UnsupportedTypeError:
-        t = types.value_type(values.type)
+        t = value_type(values.type)
         assert pa.types.is_floating(t) or t.num_fields or pa.types.is_interval(t) or pa.types.is_struct(t)
         return
     for part in (values, *slices(values)):
@@ -1392,10 +1392,10 @@ BAD_CELLS = [
     ({"pandas": {"object": "decimal", "null": "None"}}, [b"x"]),
     ({"pandas": {"object": "decimal", "null": "None"}}, ["१".encode()]),
     ({"pandas": {"interval": ["left", {"numpy": "<i8"}]}}, [b"x" * 15]),
-    ({"arrow": types.print_arrow(pa.list_(pa.int8()))}, [b"x" * 40]),
-    ({"arrow": types.print_arrow(pa.list_(pa.int8()))}, [b""]),
-    ({"arrow": types.print_arrow(pa.list_(pa.int8()))}, [pa.record_batch([[[1], [2]]], ["c"]).serialize()]),
-    ({"arrow": types.print_arrow(ARROW["list of dictionary"].type)}, [b"x" * 40]),
+    ({"arrow": print_arrow(pa.list_(pa.int8()))}, [b"x" * 40]),
+    ({"arrow": print_arrow(pa.list_(pa.int8()))}, [b""]),
+    ({"arrow": print_arrow(pa.list_(pa.int8()))}, [pa.record_batch([[[1], [2]]], ["c"]).serialize()]),
+    ({"arrow": print_arrow(ARROW["list of dictionary"].type)}, [b"x" * 40]),
 ]
 BAD_TAGGED = [
     b"",
@@ -1537,7 +1537,7 @@ def test_a_uuid_type_that_is_not_registered_keeps_its_kind():
     made = codec.unpack_arrow(type_, Cells(np.zeros(16, np.uint8), width=16), kind="uuid", column="c")
     assert made.type == (pa.uuid() if hasattr(pa, "uuid") else pa.binary(16))
     with pytest.raises(FormatError):
-        codec.check({"arrow": types.print_arrow(pa.binary(16))}, "uuid")
+        codec.check({"arrow": print_arrow(pa.binary(16))}, "uuid")
 
 
 def test_a_missing_zone_is_named():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 import time
@@ -12,7 +11,7 @@ from typing import Any, NoReturn, Self
 
 from kmsdata.errors import KeyAccessError, KeyNotFoundError, KeyServiceError
 from kmsdata.keys.data_key import DataKey
-from kmsdata.keys.envelope import Wrap, canonical
+from kmsdata.keys.envelope import Wrap, base64_bytes, base64_text, canonical
 from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.tencent.credentials import Credentials, Given, held
@@ -379,11 +378,8 @@ def _is_key(item: object) -> bool:
 
 
 def _plaintext(answer: Answer, sizes: tuple[int, ...]) -> bytes | None:
-    try:
-        secret = base64.b64decode(answer.text("Plaintext") or "", validate=True)
-    except ValueError:
-        return None
-    return secret if len(secret) in sizes else None
+    secret = base64_bytes(answer.text("Plaintext"), any_spelling=True)
+    return secret if secret is not None and len(secret) in sizes else None
 
 
 def _data_key(answer: Answer, wrap: Wrap, context: Mapping[str, str]) -> DataKey | None:
@@ -392,5 +388,4 @@ def _data_key(answer: Answer, wrap: Wrap, context: Mapping[str, str]) -> DataKey
 
 
 def _encrypt(data_key: bytes, key_id: str, context: str | None) -> Request:
-    plaintext = base64.b64encode(data_key).decode()
-    return Request("Encrypt", KeyId=key_id, Plaintext=plaintext, EncryptionContext=context)
+    return Request("Encrypt", KeyId=key_id, Plaintext=base64_text(data_key), EncryptionContext=context)
