@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -74,10 +75,18 @@ class Cells:
             return self.offsets
         return np.arange(self.count + 1, dtype=np.int64) * np.int64(self.width or 0)
 
+    def with_valid(self, valid: Bools | None) -> Cells:
+        """Return cells with the same bytes, of which other rows are null."""
+        return Cells(self.data, self.offsets, self.width, valid)
+
+    def present(self) -> Iterator[bytes]:
+        """Return the rows that are not null, one by one, as Python bytes."""
+        bounds, raw = self.bounds().tolist(), self.data.tobytes()
+        return (raw[a:b] for a, b in itertools.pairwise(bounds))
+
     def rows(self) -> list[bytes | None]:
         """The cells as Python bytes, None for null. For few rows: it loops."""
-        bounds, raw = self.bounds().tolist(), self.data.tobytes()
-        present = iter([raw[a:b] for a, b in itertools.pairwise(bounds)])
+        present = self.present()
         if self.valid is None:
             return list(present)
         return [next(present) if ok else None for ok in self.valid.tolist()]

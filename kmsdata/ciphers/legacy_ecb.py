@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from kmsdata.ciphers.cells import Cells
@@ -28,7 +29,5 @@ def open_cells(key: bytes, cells: Cells) -> Cells:
         raise ValueError("a cell is not a multiple of 16 bytes")
     decryptor = Cipher(algorithms.AES(key), modes.ECB()).decryptor()  # noqa: S305 - to read what is there
     plain = decryptor.update(cells.data.tobytes()) + decryptor.finalize()
-    bounds = cells.bounds().tolist()
-    rows = [plain[begin:end].rstrip(b"\0") for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
-    opened = Cells.of([*rows])
-    return Cells(opened.data, opened.offsets, valid=cells.valid)
+    padded = Cells(np.frombuffer(plain, np.uint8), cells.bounds())
+    return Cells.of([row.rstrip(b"\0") for row in padded.present()]).with_valid(cells.valid)

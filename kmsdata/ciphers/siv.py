@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.cmac import CMAC
 
 from kmsdata.ciphers.aes import Aes, Blocks, Room, field, xor
-from kmsdata.ciphers.batches import PREFIX, Column, run, tiles
+from kmsdata.ciphers.batches import PREFIX, Column, run, seal, tiles
 from kmsdata.ciphers.cells import Cells, Ints
 
 __all__ = ["OVERHEAD", "PREFIX", "open_cells", "seal_cells"]
@@ -154,10 +154,7 @@ def seal_cells(key: bytes, prefix: bytes, cells: Cells, associated: bytes | Cell
     """
     if len(key) != 64 or len(prefix) != PREFIX:
         raise ValueError("AES-256-SIV takes a key of 64 bytes and a prefix of 5")
-    sealed, _ = run(Siv(key), True, cells, associated, prefix)
-    if sealed is None:
-        raise ValueError("sealing cannot fail")  # only opening reports rows
-    return sealed
+    return seal(Siv(key), cells, associated, prefix)
 
 
 def open_cells(key: bytes, cells: Cells, associated: bytes | Cells = b"") -> tuple[Cells | None, Ints]:

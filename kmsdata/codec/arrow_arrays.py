@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kmsdata.ciphers.cells import Bools, Bytes, Cells, Ints
-from kmsdata.codec.arrow_types import inner, is_rows
+from kmsdata.codec.arrow_types import TEXT, VARIABLE, inner, is_rows
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 __all__ = [
+    "MOST_BYTES",
     "bad_cells",
+    "booleans",
+    "chunk_ranges",
     "codes_of",
     "dense",
     "dictionary",
     "fixed",
     "from_codes",
+    "null_bitmap",
     "pack",
     "read_list",
     "sized",
@@ -51,9 +56,7 @@ __all__ = [
     "write_list",
 ]
 
-_TEXT = (pa.string(), pa.large_string(), pa.string_view())
-_VARIABLE = (*_TEXT, pa.binary(), pa.large_binary(), pa.binary_view())
-_CHUNK = 2**31 - 1  # bytes that an array of 32-bit offsets holds
+MOST_BYTES = 2**31 - 1  # of an array with 32-bit offsets
 _LANES = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "<c16"}
 _NULL = 2**32 - 1
 
@@ -106,6 +109,17 @@ def dense(cells: Cells, dtype: np.dtype[Any] | str, fill: Any, column: str) -> n
     return whole
 
 
+def booleans(data: Bytes, column: str) -> Bools:
+    """Bytes that must each be 0 or 1 as booleans, without copying.
+
+    Raises:
+        FormatError: some are neither.
+    """
+    if data.size and data.max() > 1:
+        raise bad_cells(column, "a boolean that is neither 0 nor 1")
+    return data.view(np.bool_)
+
+
 def _lane(width: int) -> str:
     return _LANES.get(width, f"V{width}")
 
@@ -124,10 +138,7 @@ def pack(values: pa.Array | pa.ChunkedArray, *, column: str, trusted: bool = Fal
     Raises:
         UnsupportedTypeError: text that is not UTF-8.
     """
-    chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
-    t = values.type
-    while isinstance(t, pa.BaseExtensionType):
-        chunks, t = [chunk.storage for chunk in chunks], t.storage_type
+    chunks, t = _storage(values)
     if is_rows(t):
         return _pack_rows(chunks, t)
     if pa.types.is_run_end_encoded(t):
@@ -137,7 +148,7 @@ def pack(values: pa.Array | pa.ChunkedArray, *, column: str, trusted: bool = Fal
     if pa.types.is_null(t):
         return Cells(np.empty(0, np.uint8), width=0, valid=np.zeros(n, np.bool_))
     valid = _valid(chunks)
-    if t in _VARIABLE:
+    if t in VARIABLE:
         return _pack_variable(chunks, t, valid, column, trusted)
     width = 1 if pa.types.is_boolean(t) else t.bit_width // 8
     if pa.types.is_boolean(t):
@@ -149,6 +160,20 @@ def pack(values: pa.Array | pa.ChunkedArray, *, column: str, trusted: bool = Fal
     if not width and valid is None:
         valid = np.ones(n, np.bool_)
     return Cells(data, width=width, valid=valid)
+
+
+def _storage(values: pa.Array | pa.ChunkedArray) -> tuple[list[Any], Any]:
+    """The chunks of an array below extension types, and their type."""
+    chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+    t = values.type
+    while isinstance(t, pa.BaseExtensionType):
+        chunks, t = [chunk.storage for chunk in chunks], t.storage_type
+    return chunks, t
+
+
+def _large(t: pa.DataType) -> pa.DataType:
+    """The type with 64-bit offsets of text, or of bytes."""
+    return pa.large_string() if t in TEXT else pa.large_binary()
 
 
 def _valid(chunks: list[Any]) -> Bools | None:
@@ -166,10 +191,9 @@ def _slots(chunk: Any, width: int) -> Bytes:
 def _pack_variable(
     chunks: list[Any], t: pa.DataType, valid: Bools | None, column: str, trusted: bool
 ) -> Cells:
-    large = pa.large_string() if t in _TEXT else pa.large_binary()
-    parts = [_widen(chunk, large) for chunk in chunks] or [pa.nulls(0, large)]
+    parts = [_widen(chunk, _large(t)) for chunk in chunks] or [pa.nulls(0, _large(t))]
     wide = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
-    if t in _TEXT and not trusted:
+    if t in TEXT and not trusted:
         _check_utf8(wide, column, t)
     if valid is not None:
         wide = wide.drop_null()
@@ -208,7 +232,7 @@ def _decode_runs(chunk: Any) -> Any:
     at = np.searchsorted(ends, np.arange(chunk.offset, chunk.offset + len(chunk)), side="right")
     values = chunk.values
     if _is_view(values.type):  # which have no kernel for take
-        values = _widen(values, pa.large_string() if values.type in _TEXT else pa.large_binary())
+        values = _widen(values, _large(values.type))
     return values.take(pa.array(at))
 
 
@@ -260,10 +284,7 @@ def _compact(row: Any) -> Any:
 
 def dictionary(values: pa.Array | pa.ChunkedArray, *, column: str) -> tuple[Cells, Ints]:
     """The list of a dictionary array, one for all chunks, as plain cells, and int64[n] codes (-1: null)."""
-    chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
-    t = values.type
-    while isinstance(t, pa.BaseExtensionType):
-        chunks, t = [chunk.storage for chunk in chunks], t.storage_type
+    chunks, t = _storage(values)
     entries: list[bytes | None] = []
     place: dict[bytes | None, int] = {}
     codes: list[Ints] = []
@@ -312,8 +333,7 @@ def take(entries: Cells, codes: Ints, width: int | None) -> Cells:
         return Cells(
             data, width=width, valid=np.ones(len(codes), np.bool_) if valid is None and not width else valid
         )
-    found = pack(_binary(entries).take(pa.array(present)), column="")
-    return Cells(found.data, found.offsets, valid=valid)
+    return pack(_binary(entries).take(pa.array(present)), column="").with_valid(valid)
 
 
 def _binary(cells: Cells) -> Any:
@@ -411,7 +431,7 @@ def unpack(t: pa.DataType, cells: Cells, *, column: str) -> Any:
     if pa.types.is_null(t):
         sized(cells, 0, column)
         return pa.nulls(n)
-    if t in _VARIABLE:
+    if t in VARIABLE:
         return _unpack_variable(t, cells, column)
     width = 1 if pa.types.is_boolean(t) else t.bit_width // 8
     if width:
@@ -419,15 +439,14 @@ def unpack(t: pa.DataType, cells: Cells, *, column: str) -> Any:
     else:
         data = sized(cells, 0, column)
     if pa.types.is_boolean(t):
-        if len(data) and data.max() > 1:
-            raise bad_cells(column, "a boolean that is neither 0 nor 1")
-        data = np.packbits(data, bitorder="little")
+        data = np.packbits(booleans(data, column), bitorder="little")
     return pa.Array.from_buffers(
-        t, n, [_bitmap(cells.valid), pa.py_buffer(np.ascontiguousarray(data).view(np.uint8))]
+        t, n, [null_bitmap(cells.valid), pa.py_buffer(np.ascontiguousarray(data).view(np.uint8))]
     )
 
 
-def _bitmap(valid: Bools | None) -> pa.Buffer | None:
+def null_bitmap(valid: Bools | None) -> pa.Buffer | None:
+    """Return which rows are not null as Arrow stores it; None if no row is."""
     return None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
 
 
@@ -440,11 +459,11 @@ def _unpack_variable(t: pa.DataType, cells: Cells, column: str) -> Any:
     elif not bounds.flags.writeable or cells.offsets is bounds:
         bounds = bounds.copy()
     data = cells.data if cells.data.flags.writeable else cells.data.copy()
-    large = pa.large_string() if t in _TEXT else pa.large_binary()
+    large = _large(t)
     wide = pa.Array.from_buffers(
-        large, len(cells), [_bitmap(cells.valid), pa.py_buffer(bounds), pa.py_buffer(data)]
+        large, len(cells), [null_bitmap(cells.valid), pa.py_buffer(bounds), pa.py_buffer(data)]
     )
-    if t in _TEXT:
+    if t in TEXT:
         try:
             wide.validate(full=True)
             fine = True
@@ -454,20 +473,29 @@ def _unpack_variable(t: pa.DataType, cells: Cells, column: str) -> Any:
             raise bad_cells(column, "text that is not UTF-8")
     if t == large:
         return wide
-    if t in (pa.string_view(), pa.binary_view()):
+    if _is_view(t):
         try:
             return wide.cast(t)
         except pa.ArrowNotImplementedError:  # older pyarrow
             return pa.array(wide.to_pylist(), t)
-    if bounds[-1] <= _CHUNK:
+    if bounds[-1] <= MOST_BYTES:
         return wide.cast(t)
-    parts = []
-    start = 0
-    while start < len(wide):
-        stop = int(np.searchsorted(bounds, bounds[start] + _CHUNK, side="right")) - 1
-        parts.append(pa.concat_arrays([wide.slice(start, max(stop, start + 1) - start)]).cast(t))
-        start = max(stop, start + 1)
-    return pa.chunked_array(parts, type=t)
+    slices = [wide.slice(start, stop - start) for start, stop in chunk_ranges(bounds, MOST_BYTES)]
+    return pa.chunked_array([pa.concat_arrays([part]).cast(t) for part in slices], type=t)
+
+
+def chunk_ranges(bounds: Ints, most: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into ranges of at most so many bytes; a longer row is a range by itself.
+
+    Args:
+        bounds: int64[n + 1], where each row begins and the last one ends.
+        most: bytes of a range.
+    """
+    start, rows = 0, len(bounds) - 1
+    while start < rows:
+        stop = max(int(np.searchsorted(bounds, bounds[start] + most, side="right")) - 1, start + 1)
+        yield start, stop
+        start = stop
 
 
 def _encode_runs(t: Any, cells: Cells, column: str) -> Any:
@@ -492,11 +520,7 @@ def _unpack_rows(t: pa.DataType, cells: Cells, column: str) -> Any:
     made: Any = None
     try:
         if _inside(t, pa.types.is_dictionary):
-            raw, bounds = cells.data.tobytes(), cells.bounds().tolist()
-            rows = [
-                pa.ipc.open_stream(pa.py_buffer(raw[a:b])).read_all().cast(schema)
-                for a, b in zip(bounds, bounds[1:], strict=False)
-            ]
+            rows = [pa.ipc.open_stream(pa.py_buffer(raw)).read_all().cast(schema) for raw in cells.present()]
             parts = [chunk for row in rows for chunk in row.column(0).chunks]
         else:  # messages, end to end after a schema, are one stream
             stream = b"".join([schema.serialize().to_pybytes(), cells.data.tobytes()])

@@ -32,7 +32,18 @@ import pyarrow as pa
 from kmsdata.codec.time_zones import malformed
 from kmsdata.errors import UnsupportedTypeError
 
-__all__ = ["arrow_kind", "arrow_type", "arrow_width", "core", "inner", "is_rows", "print_arrow", "value_type"]
+__all__ = [
+    "TEXT",
+    "VARIABLE",
+    "arrow_kind",
+    "arrow_type",
+    "arrow_width",
+    "core",
+    "inner",
+    "is_rows",
+    "print_arrow",
+    "value_type",
+]
 
 _SIMPLE = {
     **{name: getattr(pa, name)() for name in ("null", "int8", "int16", "int32", "int64", "string", "binary")},
@@ -52,8 +63,8 @@ _TEMPORAL = re.compile(r"(time32\[(?:s|ms)|time64\[(?:us|ns)|(?:timestamp|durati
 _ZONED = re.compile(r"timestamp\[(s|ms|us|ns), tz=(.+)\]", re.DOTALL)
 _DECIMAL = re.compile(r"(decimal(?:32|64|128|256))\((\d{1,2}), (-?\d{1,3})\)")
 _FIXED = re.compile(r"fixed_size_binary\[(\d{1,9})\]")
-_TEXT = {pa.string(), pa.large_string(), pa.string_view()}
-_VARIABLE = _TEXT | {pa.binary(), pa.large_binary(), pa.binary_view()}
+TEXT = {pa.string(), pa.large_string(), pa.string_view()}
+VARIABLE = TEXT | {pa.binary(), pa.large_binary(), pa.binary_view()}
 _KINDS = {
     "bool": (pa.types.is_boolean,),
     "int": (pa.types.is_signed_integer,),
@@ -174,7 +185,7 @@ def arrow_width(t: pa.DataType) -> int | None:
         return 0
     if pa.types.is_boolean(t):
         return 1
-    if t in _VARIABLE:
+    if t in VARIABLE:
         return None
     return t.bit_width // 8
 
@@ -201,9 +212,9 @@ def _kind(t: pa.DataType) -> str | None:
         return None
     if pa.types.is_dictionary(t) or pa.types.is_run_end_encoded(t):
         return _kind(t.value_type)
-    if t in _TEXT or pa.types.is_null(t):
+    if t in TEXT or pa.types.is_null(t):
         return "text"
-    if t in _VARIABLE or pa.types.is_fixed_size_binary(t):
+    if t in VARIABLE or pa.types.is_fixed_size_binary(t):
         return "bytes"
     for kind, tests in _KINDS.items():
         if any(test(t) for test in tests):

@@ -276,8 +276,7 @@ def _decimal_text(t: Any, cells: Cells, column: str) -> Cells:
         places = pc.utf8_rtrim(pc.utf8_slice_codeunits(padded, -t.scale), "0")
         point = pc.if_else(pc.equal(places, ""), _text(""), _text("."))
         text = _join(sign, whole, point, places)
-    made = arrow.pack(text, column=column, trusted=True)
-    return Cells(made.data, made.offsets, valid=cells.valid)
+    return arrow.pack(text, column=column, trusted=True).with_valid(cells.valid)
 
 
 def _text(value: str) -> Any:
@@ -310,13 +309,12 @@ def _decimal_bytes(t: Any, cells: Cells, column: str) -> Cells:
             made = None
     if made is None:
         raise arrow.bad_cells(column, "a decimal that its type cannot hold")
-    return Cells(arrow.pack(made, column=column).data, width=t.bit_width // 8, valid=cells.valid)
+    return arrow.pack(made, column=column).with_valid(cells.valid)
 
 
 def _shortest(cells: Cells, column: str) -> Cells:
     rows = [plain_decimal(decimal.Decimal(text)) for text in _texts(cells, column)]
-    made = arrow.pack(pa.array(rows, pa.large_string()), column=column)
-    return Cells(made.data, made.offsets, valid=cells.valid)
+    return arrow.pack(pa.array(rows, pa.large_string()), column=column).with_valid(cells.valid)
 
 
 def plain_decimal(value: decimal.Decimal) -> str:
@@ -334,8 +332,7 @@ def _with_exponent(cells: Cells, exponent: int, column: str) -> Cells:
         rows = None
     if rows is None:
         raise arrow.bad_cells(column, "a decimal that is none")
-    made = arrow.pack(pa.array(rows, pa.large_string()), column=column)
-    return Cells(made.data, made.offsets, valid=cells.valid)
+    return arrow.pack(pa.array(rows, pa.large_string()), column=column).with_valid(cells.valid)
 
 
 def _texts(cells: Cells, column: str) -> list[str]:

@@ -149,8 +149,7 @@ def pack(values: pd.Series[Any], entry: dict[str, Any], *, column: str, determin
         null = np.asarray(array.isna(), np.bool_)
         valid = ~null if null.any() else None
         text = np.asarray(array, object)
-        made = objects.text_cells(text if valid is None else text[valid], valid, column)
-        return Cells(made.data, made.offsets, valid=valid)
+        return objects.text_cells(text if valid is None else text[valid], valid, column).with_valid(valid)
     if "interval" in entry:
         ends = [_numbers(_series(end), entry["interval"][1]) for end in (array.left, array.right)]
         both = np.stack([end for end, _ in ends], axis=1)
@@ -235,10 +234,7 @@ def _unpack_numpy(dtype: np.dtype[Any], cells: Cells, column: str) -> np.ndarray
 
 
 def _booleans(cells: Cells, column: str) -> Bools:
-    raw = arrow.dense(cells, "u1", 0, column)
-    if raw.size and raw.max() > 1:
-        raise arrow.bad_cells(column, "a boolean that is neither 0 nor 1")
-    return raw.view(np.bool_)
+    return arrow.booleans(arrow.dense(cells, "u1", 0, column), column)
 
 
 def _unpack_masked(name: str, cells: Cells, column: str) -> Any:

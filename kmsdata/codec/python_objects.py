@@ -23,7 +23,6 @@ import datetime as dt
 import decimal
 import struct
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -112,17 +111,17 @@ def pack(
         rows = np.arange(len(values)) if valid is None else np.flatnonzero(valid)
         return _joined(_encode_all(present, rows, column, deterministic), valid)
     if kind == "text":
-        return _with(text_cells(present, valid, column), valid)
+        return text_cells(present, valid, column).with_valid(valid)
     if kind == "bytes":
-        return _with(arrow.pack(pa.array(present, pa.large_binary()), column=column), valid)
+        return arrow.pack(pa.array(present, pa.large_binary()), column=column).with_valid(valid)
     if kind == "decimal":
-        return _with(arrow.pack(pa.array(list(map(str, present)), pa.large_string()), column=column), valid)
+        texts = pa.array(list(map(str, present)), pa.large_string())
+        return arrow.pack(texts, column=column).with_valid(valid)
     if kind == "uuid":
         raw = b"".join([v.bytes for v in present.tolist()])
         return Cells(np.frombuffer(raw, np.uint8), width=16, valid=valid)
     if kind == "date":
-        made = arrow.pack(pa.array(present, pa.date32()), column=column)
-        return Cells(made.data, width=4, valid=valid)
+        return arrow.pack(pa.array(present, pa.date32()), column=column).with_valid(valid)
     data = present.astype("<i8" if kind == "int" else np.bool_)
     return Cells(data.view(np.uint8), width=data.itemsize, valid=valid)
 
@@ -133,10 +132,6 @@ def _nulls(null: str, values: np.ndarray[Any, Any], *, tagged: bool) -> Bools | 
     else:
         mask = np.asarray(pd.isna(values), np.bool_)
     return mask if mask.any() else None
-
-
-def _with(cells: Cells, valid: Bools | None) -> Cells:
-    return Cells(cells.data, cells.offsets, valid=valid)
 
 
 def _joined(rows: list[bytes], valid: Bools | None) -> Cells:
@@ -196,7 +191,7 @@ def unpack(kind: str, null: str, cells: Cells, *, column: str) -> np.ndarray[Any
         FormatError: cells that are not of this kind.
     """
     if kind == "tagged":
-        found = [_decode_cell(raw, column) for raw in _spans(cells)]
+        found = [_decode_cell(raw, column) for raw in cells.present()]
         made = np.fromiter(found, object, len(found))
     elif kind in ("text", "bytes"):
         t = pa.large_string() if kind == "text" else pa.large_binary()
@@ -218,9 +213,7 @@ def unpack(kind: str, null: str, cells: Cells, *, column: str) -> np.ndarray[Any
         made = days.astype("M8[D]").astype(object)
     else:
         raw_ints = arrow.sized(cells, 8 if kind == "int" else 1, column)
-        if kind == "bool" and raw_ints.size and raw_ints.max() > 1:
-            raise arrow.bad_cells(column, "a boolean that is neither 0 nor 1")
-        made = raw_ints.view("<i8" if kind == "int" else np.bool_).astype(object)
+        made = (raw_ints.view("<i8") if kind == "int" else arrow.booleans(raw_ints, column)).astype(object)
     if cells.valid is None:
         return _writable(made)
     whole = np.full(len(cells), _NULLS[null], object)
@@ -240,14 +233,9 @@ def _writable(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return values if values.flags.writeable else values.copy()
 
 
-def _spans(cells: Cells) -> Iterator[bytes]:
-    raw, bounds = cells.data.tobytes(), cells.bounds().tolist()
-    return (raw[a:b] for a, b in zip(bounds, bounds[1:], strict=False))
-
-
 def _decimals(cells: Cells, column: str) -> list[decimal.Decimal]:
     try:
-        return [decimal.Decimal(raw.decode("ascii")) for raw in _spans(cells)]
+        return [decimal.Decimal(raw.decode("ascii")) for raw in cells.present()]
     except (ArithmeticError, ValueError):
         pass
     raise arrow.bad_cells(column, "a decimal that is none")

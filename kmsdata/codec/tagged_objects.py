@@ -61,6 +61,7 @@ import numpy as np
 import pandas as pd
 
 from kmsdata.codec.time_zones import zone_json, zone_object
+from kmsdata.codec.types import UNITS
 
 __all__ = ["RefusedError", "decode", "encode"]
 
@@ -69,7 +70,7 @@ _DAY = dt.date(1970, 1, 1)
 _EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - wall time
 _TICK = dt.timedelta(microseconds=1)
 _CLOSED = {"left": b"l", "right": b"r", "both": b"b", "neither": b"n"}
-_UNITS = ("s", "ms", "us", "ns")
+_NO_ZONE = "as time zone, which cannot come back exactly: use zoneinfo"
 
 
 class RefusedError(Exception):
@@ -143,14 +144,14 @@ def _zone_bytes(value: dt.datetime | dt.time) -> bytes:
         return b""
     entry = zone_json(value.tzinfo)
     if entry is None:
-        raise RefusedError(value.tzinfo, "as time zone, which cannot come back exactly: use zoneinfo")
+        raise RefusedError(value.tzinfo, _NO_ZONE)
     if entry[0] == "pytz" and zone_object(entry) is not value.tzinfo:
         offset = value.utcoffset()
         if not isinstance(value, dt.datetime) or offset is None or offset % dt.timedelta(seconds=1):
-            raise RefusedError(value.tzinfo, "as time zone, which cannot come back exactly: use zoneinfo")
+            raise RefusedError(value.tzinfo, _NO_ZONE)
         entry = [*entry, offset // dt.timedelta(seconds=1)]
         if _localised(entry, value.replace(tzinfo=None)) is not value.tzinfo:
-            raise RefusedError(value.tzinfo, "as time zone, which cannot come back exactly: use zoneinfo")
+            raise RefusedError(value.tzinfo, _NO_ZONE)
     return _json(entry)
 
 
@@ -176,7 +177,7 @@ def _encode_datetime(value: dt.datetime) -> bytes:
 def _encode_timestamp(value: pd.Timestamp) -> bytes:
     zone = None if value.tzinfo is None else zone_json(value.tzinfo)
     if value.tzinfo is not None and zone is None:
-        raise RefusedError(value.tzinfo, "as time zone, which cannot come back exactly: use zoneinfo")
+        raise RefusedError(value.tzinfo, _NO_ZONE)
     ticks = int(value.to_datetime64().view("i8"))
     return b"P" + struct.pack("<qB", ticks, value.fold if zone is None else 0) + _json([value.unit, zone])
 
@@ -304,7 +305,7 @@ def _decode_datetime(body: bytes) -> dt.datetime:
 def _decode_timestamp(body: bytes) -> pd.Timestamp:
     ticks, fold = struct.unpack_from("<qB", body)
     unit, zone = json.loads(body[9:])
-    if unit not in _UNITS or ticks == -(2**63):
+    if unit not in UNITS or ticks == -(2**63):
         raise ValueError("no timestamp")
     exact: Any = np.datetime64
     made = pd.Timestamp(exact(ticks, unit))
@@ -316,7 +317,7 @@ def _decode_timestamp(body: bytes) -> pd.Timestamp:
 def _decode_timedelta(body: bytes) -> pd.Timedelta:
     (ticks,) = struct.unpack_from("<q", body)
     unit = body[8:].decode("ascii")
-    if unit not in _UNITS or ticks == -(2**63):
+    if unit not in UNITS or ticks == -(2**63):
         raise ValueError("no timedelta")
     exact: Any = np.timedelta64
     return pd.Timedelta(exact(ticks, unit))

@@ -40,7 +40,7 @@ from kmsdata.codec.arrow_types import arrow_kind, arrow_type, arrow_width, print
 from kmsdata.codec.time_zones import is_zone, malformed, zone_name
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
-__all__ = ["MASKED", "arrow_of", "check", "kind_of", "label", "retyped", "width"]
+__all__ = ["MASKED", "UNITS", "arrow_of", "check", "kind_of", "label", "retyped", "width"]
 
 MASKED = {
     **{name: name.lower() for name in ("Int8", "Int16", "Int32", "Int64")},

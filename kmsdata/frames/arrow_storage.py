@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from kmsdata.ciphers.cells import Bools, Cells
+from kmsdata.codec.arrow_arrays import MOST_BYTES, chunk_ranges, null_bitmap, pack
 from kmsdata.errors import FormatError
 
 __all__ = [
@@ -25,36 +26,24 @@ __all__ = [
     "to_storage",
 ]
 
-_MOST_CHUNK = (1 << 31) - 1  # bytes that 32-bit offsets can tell apart
-
 
 def from_storage(storage: pa.Array) -> Cells:
     """The bytes of a binary array (of any binary type), without copying them where there are no nulls."""
-    if not (pa.types.is_large_binary(storage.type) or pa.types.is_fixed_size_binary(storage.type)):
-        storage = storage.cast(pa.large_binary())
+    if not pa.types.is_fixed_size_binary(storage.type):
+        return pack(storage.cast(pa.large_binary()), column="")
     valid: Bools | None = None
     if storage.null_count:
         valid = storage.is_valid().to_numpy(zero_copy_only=False)
-        storage = storage.drop_null()
-    if pa.types.is_fixed_size_binary(storage.type):
-        width, buffer = storage.type.byte_width, storage.buffers()[1]
-        raw = np.frombuffer(buffer, np.uint8) if buffer is not None else np.empty(0, np.uint8)
-        start = storage.offset * width
-        return Cells(raw[start : start + len(storage) * width], width=width, valid=valid)
-    _, ends, buffer = storage.buffers()
-    raw = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
-    if ends is None or len(storage) == 0:
-        return Cells(raw[:0], np.zeros(1, np.int64), valid=valid)
-    bounds = np.frombuffer(ends, np.int64)[storage.offset : storage.offset + len(storage) + 1]
-    return Cells(raw[bounds[0] : bounds[-1]], bounds - bounds[0], valid=valid)
+        storage = storage.drop_null()  # several times as fast as numpy's selection from cells of odd widths
+    width, buffer = storage.type.byte_width, storage.buffers()[1]
+    raw = np.frombuffer(buffer, np.uint8) if buffer is not None else np.empty(0, np.uint8)
+    start = storage.offset * width
+    return Cells(raw[start : start + len(storage) * width], width=width, valid=valid)
 
 
 def to_storage(cells: Cells) -> pa.Array:
     """The cells as fixed-size binary where they have a width, else as large binary; no bytes are copied."""
-    validity = None
-    if cells.valid is not None:
-        validity = pa.py_buffer(np.packbits(cells.valid, bitorder="little"))
-    rows = len(cells)
+    validity, rows = null_bitmap(cells.valid), len(cells)
     if cells.width is not None:
         data = cells.data
         if cells.valid is not None:
@@ -120,15 +109,7 @@ def chunks(storage: pa.Array) -> list[pa.Array]:
     if pa.types.is_fixed_size_binary(storage.type) or not len(storage):
         return [storage]
     bounds = np.frombuffer(storage.buffers()[1], np.int64)[storage.offset : storage.offset + len(storage) + 1]
-    if bounds[-1] - bounds[0] <= _MOST_CHUNK:
-        return [storage]
-    found, start = [], 0
-    while start < len(storage):
-        stop = int(np.searchsorted(bounds, bounds[start] + _MOST_CHUNK, side="right")) - 1
-        stop = min(max(stop, start + 1), len(storage))
-        found.append(storage.slice(start, stop - start))
-        start = stop
-    return found
+    return [storage.slice(start, stop - start) for start, stop in chunk_ranges(bounds, MOST_BYTES)]
 
 
 def exported(storage: pa.Array) -> pa.Array:

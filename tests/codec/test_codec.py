@@ -756,7 +756,7 @@ def test_dictionaries_that_differ_by_chunk_become_one():
 
 
 def test_text_of_more_than_2_gib_comes_in_chunks(monkeypatch):
-    monkeypatch.setattr(arrow, "_CHUNK", 10)
+    monkeypatch.setattr(arrow, "MOST_BYTES", 10)
     for t in (pa.string(), pa.binary()):
         values = pa.array(["abcd", "efgh", None, "ijkl", "x" * 10, ""], pa.string()).cast(t)
         _, _, made = trip(values, to=codec.unpack_arrow)

@@ -961,7 +961,7 @@ def test_a_header_put_over_other_cells_is_noticed(df, enc):
 
 def test_long_columns_leave_in_chunks(monkeypatch, df, enc):
     longest = max(len(cell) for cell in enc["name"].dropna())
-    monkeypatch.setattr(storage_module, "_MOST_CHUNK", 2 * longest)
+    monkeypatch.setattr(storage_module, "MOST_BYTES", 2 * longest)
     for part in (enc["name"], enc["name"][1:7], enc["name"][3:4], enc["name"][:0]):
         chunks = storage_module.chunks(part.array.storage)
         assert sum(map(len, chunks)) == len(part)
@@ -971,7 +971,7 @@ def test_long_columns_leave_in_chunks(monkeypatch, df, enc):
     assert table["name"].num_chunks > 1
     assert table["name"].type.storage_type == pa.binary()
     check(table.to_pandas(), df)
-    monkeypatch.setattr(storage_module, "_MOST_CHUNK", 1)  # shorter than any cell: one each
+    monkeypatch.setattr(storage_module, "MOST_BYTES", 1)  # shorter than any cell: one each
     check(pa.Table.from_pandas(enc).to_pandas(), df)
 
 

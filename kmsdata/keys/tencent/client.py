@@ -104,7 +104,7 @@ class TencentKMS:
     def __await__(self) -> Generator[None, None, Self]:
         """Nothing to wait for: ``await kmsdata.login()`` reads the same where no form was needed."""
         return self
-        yield
+        yield  # never reached: it makes this a generator, which await takes
 
     @property
     def endpoint(self) -> str:
