@@ -427,11 +427,14 @@ def test_a_stopped_run_leaves_nothing_behind(here, stop, kind):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        while not any(Path("out").iterdir()):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.001)
-        process.send_signal(stop)
-        out, err = process.communicate(timeout=60)
+        try:
+            while not any(Path("out").iterdir()):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.001)
+            process.send_signal(stop)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # it may go on where the test fails, and leaving the block would wait for it
     assert process.returncode == 128 + stop
     assert (out, err) == ("", "")
     assert list(Path("out").iterdir()) == []
