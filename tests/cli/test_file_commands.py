@@ -334,7 +334,6 @@ def test_errors_are_one_line(run, sealed, tampered, here, arguments, code, said,
     assert everything(here) == before
 
 
-@pytest.mark.newest  # fsspec comes with the newest alone
 @pytest.mark.parametrize("command", COMMANDS)
 def test_urls_that_nobody_knows(run, command):
     more = {"encrypt": ["x.parquet", "-c", "a", *KEY], "decrypt": ["x.parquet"], "rewrap": KEY}
@@ -487,6 +486,7 @@ def test_exit_codes_are_in_the_help(run):
             assert word in out
 
 
+@pytest.mark.slow
 def test_the_readme_lines_run(here):
     section = (ROOT / "README.md").read_text().partition("## On the command line")[2].partition("\n## ")[0]
     (lines,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)

@@ -1263,6 +1263,7 @@ def test_roles_that_may_only_write_or_only_read(emulator, make, kms, key):
 # All day long.
 
 
+@pytest.mark.slow
 def test_soak(emulator, make, key):
     """Eight threads, five thousand calls, faults at random: nothing lost, no wrong key accepted."""
     kms = make(timeout=30, retries=8)

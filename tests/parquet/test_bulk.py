@@ -513,6 +513,7 @@ def test_urls_and_filesystems(tmp_path, memory):
     assert len(snapshot(tmp_path / "url")) == 4
 
 
+@pytest.mark.slow
 def test_many_small_files(tmp_path):
     for number in range(200):
         write(people(3, start=number), tmp_path / "in" / f"{number}.parquet")
