@@ -1,28 +1,118 @@
-"""Each test has a keystore of its own, and a session without a key."""
+"""Which tests run, what must not be skipped in CI, and fixtures: a keystore and a session for each test."""
 
 import contextlib
 import importlib.resources
 import os
+import signal
 import threading
+from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from pytest_timeout import Settings
 
 import kmsdata
 from kmsdata.cli.app import main
 from kmsdata.keys import fork_lock as forks
 from kmsdata.keys import session
 
+IN_CI = bool(os.environ.get("CI"))
+
+# Tests that `pytest` alone leaves out.
+
+LONG = ("slow", "browser")  # marks
+LONG_LIMIT = 600  # seconds that one such test may take; `timeout` in pyproject.toml is for all others
+TEARDOWN_LIMIT = 120  # seconds
+LEFT_OUT = pytest.StashKey[Counter]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help=f"run the tests marked {' or '.join(LONG)} too")
+
+
+@pytest.hookimpl(trylast=True)  # after the deselection by -m and -k
+def pytest_collection_modifyitems(config, items):
+    """Leave out long tests, except where the command line selects tests by mark, by file or by name."""
+    marks = {item: next((mark for mark in LONG if item.get_closest_marker(mark)), None) for item in items}
+    for item, mark in marks.items():
+        if mark and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LONG_LIMIT))
+    config.stash[LEFT_OUT] = Counter()
+    option = config.option
+    folders_only = all(Path(argument).is_dir() for argument in config.args)
+    if option.all or option.markexpr or option.collectonly or not folders_only:
+        return
+    left_out = [item for item in items if marks[item]]
+    items[:] = [item for item in items if not marks[item]]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT].update(marks[item] for item in left_out)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # a worker of pytest-xdist: only the controller prints
+        session.config.workeroutput["left_out"] = dict(session.config.stash.get(LEFT_OUT, {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take the count from a worker of pytest-xdist: each collects all tests, and the controller none."""
+    if left_out := getattr(node, "workeroutput", {}).get("left_out"):
+        node.config.stash[LEFT_OUT] = Counter(left_out)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left_out = config.stash.get(LEFT_OUT, Counter())
+    if left_out:
+        counted = ", ".join(f"{left_out[mark]} marked {mark}" for mark in LONG if left_out[mark])
+        terminalreporter.write_line(f"Left out: {counted}. To run everything: pytest --all")
+
+
+# Nothing passes in CI by being skipped.
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """In CI nothing passes by skipping, but for what pandas' own suite skips for a dtype like ours."""
+    """In CI a skipped test fails, except those that pandas' own test suite skips for a dtype like ours."""
     report = yield
-    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
-        where = str(report.longrepr[0])
-        if "site-packages" not in where:
-            report.outcome, report.longrepr = "failed", f"skipped in CI: {report.longrepr[2]}"
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        where, _, reason = report.longrepr
+        if "site-packages" not in str(where):
+            report.outcome, report.longrepr = "failed", f"skipped in CI: {reason}"
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """In CI a file without tests is an error: for example one that skips itself where an extra is missing."""
+    report = yield
+    if IN_CI and isinstance(collector, pytest.Module) and not report.failed and not report.result:
+        reason = report.longrepr[2] if report.skipped else "it contains no tests"
+        report.outcome, report.longrepr = "failed", f"{collector.nodeid} vanished in CI: {reason}"
+    return report
+
+
+# Time limits and signals.
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item):
+    """Limit the time of each teardown: pytest-timeout stops its timer, for debuggers, when a test fails."""
+    limit = Settings(TEARDOWN_LIMIT, "signal", func_only=False, disable_debugger_detection=False)
+    item.ihook.pytest_timeout_cancel_timer(item=item)
+    item.ihook.pytest_timeout_set_timer(item=item, settings=limit)
+    return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sigint_is_not_ignored():
+    """Handle SIGINT as in the foreground. A shell starts background jobs with SIGINT ignored; tests that send
+    it, to themselves or to a child process, which inherits this, would wait for a process that goes on."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# A keystore and a session for each test.
 
 
 @pytest.fixture(autouse=True)

@@ -375,6 +375,7 @@ def test_temporaries_stay_small(mode, lengths):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @both
 def test_temporaries_stay_small_where_rows_go_one_by_one(mode):
     """Rows of one byte whose associated data has too many lengths, and a column with a cell that is cut."""

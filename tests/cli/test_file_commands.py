@@ -334,7 +334,6 @@ def test_errors_are_one_line(run, sealed, tampered, here, arguments, code, said,
     assert everything(here) == before
 
 
-@pytest.mark.newest  # fsspec comes with the newest alone
 @pytest.mark.parametrize("command", COMMANDS)
 def test_urls_that_nobody_knows(run, command):
     more = {"encrypt": ["x.parquet", "-c", "a", *KEY], "decrypt": ["x.parquet"], "rewrap": KEY}
@@ -427,11 +426,14 @@ def test_a_stopped_run_leaves_nothing_behind(here, stop, kind):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        while not any(Path("out").iterdir()):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.001)
-        process.send_signal(stop)
-        out, err = process.communicate(timeout=60)
+        try:
+            while not any(Path("out").iterdir()):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.001)
+            process.send_signal(stop)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # it may go on where the test fails, and leaving the block would wait for it
     assert process.returncode == 128 + stop
     assert (out, err) == ("", "")
     assert list(Path("out").iterdir()) == []
@@ -484,6 +486,7 @@ def test_exit_codes_are_in_the_help(run):
             assert word in out
 
 
+@pytest.mark.slow
 def test_the_readme_lines_run(here):
     section = (ROOT / "README.md").read_text().partition("## On the command line")[2].partition("\n## ")[0]
     (lines,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)

@@ -32,6 +32,7 @@ from kmsdata.errors import FormatError, UnsupportedTypeError
 
 PANDAS_3 = hasattr(pd.StringDtype("python"), "_na_value")
 NAN = float("nan")
+NAT = -(2**63)  # the int64 that NumPy reads as NaT
 DATEUTIL_FILES = True
 try:
     pd.Timestamp("2020-01-01", tz=dateutil.tz.gettz("Asia/Shanghai"))
@@ -157,6 +158,11 @@ def same_series(a, b):
 
 def bits(code, *values):
     return np.array(values, code.replace("f", "u")).view(code)
+
+
+def without_unit(code, ticks):
+    """A datetime or timedelta scalar without a unit. NumPy 2.5 deprecates its constructor, not the value."""
+    return np.array([ticks]).view(code)[0]
 
 
 def obj(*values, dtype=object):
@@ -369,12 +375,13 @@ def pandas_cases():
         obj(
             *scalars,
             np.float16(2),
-            np.datetime64("NaT"),
+            without_unit("M8", NAT),
             np.datetime64("2020-01", "M"),
             np.timedelta64(3, "h"),
         ),
     )
-    yield "object numpy nulls", obj(np.datetime64("NaT", "ns"), np.timedelta64("NaT"), np.float32(NAN), None)
+    nulls = np.datetime64("NaT", "ns"), without_unit("m8", NAT), np.float32(NAN), None
+    yield "object numpy nulls", obj(*nulls)
     nested = ([1, [2, (3, None)]], (), {1, "a"}, frozenset({2.5}), {"b": [1], "a": {}, 3: NAN})
     yield "object containers", obj(*nested, None)
     yield "object lists", obj([1, 2], [3], None, [])

@@ -564,15 +564,18 @@ def test_the_command(tmp_path, monkeypatch):
     state = tmp_path / "kms.json"
     command = [sys.executable, "-m", "kmsdata.cli", "emulator", "--state", str(state)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(4)]
-        for line in lines[1:]:
-            name, _, text = line.removeprefix("export ").strip().partition("=")
-            monkeypatch.setenv(name, text)
-        kms = kmsdata.TencentKMS(REGION)
-        assert kms.create_key("a").startswith(f"tencent-kms://{REGION}/")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-        assert "Traceback" not in process.stderr.read()
+        try:
+            lines = [process.stdout.readline() for _ in range(4)]
+            for line in lines[1:]:
+                name, _, text = line.removeprefix("export ").strip().partition("=")
+                monkeypatch.setenv(name, text)
+            kms = kmsdata.TencentKMS(REGION)
+            assert kms.create_key("a").startswith(f"tencent-kms://{REGION}/")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()  # it may go on where the test fails, and leaving the block would wait for it
     assert json.loads(state.read_text())["keys"][0]["alias"] == "a"
 
 

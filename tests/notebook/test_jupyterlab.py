@@ -21,13 +21,7 @@ from kmsdata.emulator import Emulator, Fault
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-pytestmark = [
-    pytest.mark.newest,
-    pytest.mark.skipif(
-        CHROMIUM is None,
-        reason="no browser: apt-get install --no-install-recommends chromium",
-    ),
-]
+pytestmark = pytest.mark.newest
 
 ROOT = Path(kmsdata.__file__).parent.parent
 ARTEFACTS = ROOT / "artefacts"
@@ -225,6 +219,8 @@ def keys(emulator):
 @pytest.fixture
 def start(tmp_path, request):
     """Start a JupyterLab, and the browser that looks at it."""
+    if CHROMIUM is None:
+        pytest.skip("no browser: apt-get install --no-install-recommends chromium")
     from playwright.sync_api import sync_playwright
 
     ARTEFACTS.mkdir(exist_ok=True)
@@ -260,6 +256,7 @@ def login(emulator):
     return f"import kmsdata, pandas as pd\nkmsdata.login(endpoint='{emulator.url}')"
 
 
+@pytest.mark.browser
 def test_the_form(start, emulator, keys):
     lab, page = start()
     path = lab.notebook(
@@ -324,6 +321,7 @@ def test_the_form(start, emulator, keys):
     notebook.picture("form-dark-local")
 
 
+@pytest.mark.browser
 def test_await_holds_up_the_run(start, emulator, keys):
     lab, page = start()
     path = lab.notebook(
@@ -394,6 +392,7 @@ WAYS = {  # of saving, and the settings that make it so
 }
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_typed_stays_behind(start, emulator, way):
     emulator.add_account(SECRET_ID, SECRET_KEY, token=SESSION_TOKEN, uin=emulator.uin)

@@ -513,6 +513,7 @@ def test_urls_and_filesystems(tmp_path, memory):
     assert len(snapshot(tmp_path / "url")) == 4
 
 
+@pytest.mark.slow
 def test_many_small_files(tmp_path):
     for number in range(200):
         write(people(3, start=number), tmp_path / "in" / f"{number}.parquet")
@@ -973,9 +974,12 @@ def test_killed_at_any_point(tmp_path, how, kind):
             text=True,
         )
         with process:
-            assert process.stdout.readline() == "now\n"
-            process.send_signal(how)
-            _, err = process.communicate(timeout=60)
+            try:
+                assert process.stdout.readline() == "now\n"
+                process.send_signal(how)
+                _, err = process.communicate(timeout=60)
+            finally:
+                process.kill()  # it may go on where the test fails, and leaving the block would wait for it
         assert process.returncode == (-how if how == signal.SIGKILL else process.returncode), err
         assert process.returncode != 0
         left = [path for path in tmp_path.rglob("*") if ".kmsdata" in path.name]

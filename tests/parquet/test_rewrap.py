@@ -745,6 +745,7 @@ def test_a_file_without_row_groups_and_one_without_rows(enc, tmp_path):
     assert len(kmsdata.read_parquet(folder / "none.parquet", decrypt=True, key=NEW)) == 0
 
 
+@pytest.mark.slow
 def test_ten_thousand_files_of_which_most_are_done(enc, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the disk is tested elsewhere
     folder = tmp_path / "many"
@@ -916,6 +917,7 @@ kmsdata.rewrap(sys.argv[1], sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_anywhere_leaves_every_file_readable_and_is_finished_by_the_next(
     enc, frame, tmp_path, keystore
 ):
