@@ -17,6 +17,7 @@ A Parquet file lists the same, by column, in its key-value metadata under ``kmsd
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -405,7 +406,7 @@ def base64_bytes(text: object, *, any_spelling: bool = False) -> bytes | None:
     if not isinstance(text, (str, bytes)):
         return None
     try:
-        raw = base64.b64decode(text, validate=True)
+        raw = binascii.a2b_base64(text, strict_mode=True)  # b64decode is slower, as it takes more types
     except ValueError:
         return None
     return raw if any_spelling or base64_text(raw) == text else None
