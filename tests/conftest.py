@@ -88,7 +88,7 @@ def pytest_make_collect_report(collector):
     report = yield
     if IN_CI and isinstance(collector, pytest.Module) and not report.failed and not report.result:
         reason = report.longrepr[2] if report.skipped else "it contains no tests"
-        report.outcome, report.longrepr = "failed", f"{collector.nodeid} vanished in CI: {reason}"
+        report.outcome, report.longrepr = "failed", f"vanished in CI: {reason}"
     return report
 
 
