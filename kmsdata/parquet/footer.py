@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, NoReturn, Self
+from typing import BinaryIO, Self
 
 from kmsdata.errors import FormatError
+from kmsdata.parquet.thrift import BINARY, FALSE, I32, I64, LIST, STRUCT, Reader, refuse, write_binary
 
 __all__ = ["MAGIC", "Entry", "Footer", "ending", "read_footer"]
 
@@ -23,16 +24,12 @@ MAGIC = b"PAR1"
 
 _ENCRYPTED_MAGIC = b"PARE"
 _MOST_BYTES = 256 << 20
-_DEEPEST = 32  # Parquet's own structures are 8 deep
 _MODULAR = (
     "written with Parquet Modular Encryption (an encrypted or signed footer), which kmsdata cannot edit: the "
     "signature would no longer hold, and its keys are not kmsdata's. Use the writer's own tools for its keys"
 )
 
-# Types of Thrift's compact protocol.
-_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = range(1, 14)
-_FIXED = {_BYTE: 1, _DOUBLE: 8, _UUID: 16}
-_REQUIRED = {1: _I32, 2: _LIST, 3: _I64, 4: _LIST}  # version, schema, num_rows, row_groups
+_REQUIRED = {1: I32, 2: LIST, 3: I64, 4: LIST}  # version, schema, num_rows, row_groups
 _KEY_VALUES, _ENCRYPTION = 5, 8
 
 
@@ -67,7 +64,7 @@ class Footer:
         Raises:
             FormatError: they are no FileMetaData, or one of Parquet Modular Encryption.
         """
-        return cls(data, _entries(data))
+        return cls(data, _parse(data))
 
     def edited(self, values: Mapping[int, bytes]) -> bytes:
         """The FileMetaData with other values of some entries; all other bytes are as they were.
@@ -85,17 +82,18 @@ class Footer:
             >>> Footer.parse(footer.edited({0: b"longer"})).entries[0].value
             b'longer'
         """
-        parts, at = [], 0
+        out, at = bytearray(), 0
         for position in sorted(values):
             entry = self.entries[position]
             if entry.value is None:
                 raise ValueError("an entry without a value")
-            parts += [self.data[at : entry.start], _varint(len(values[position])), values[position]]
+            out += self.data[at : entry.start]
+            write_binary(out, values[position])
             at = entry.stop
-        data = b"".join([*parts, self.data[at:]])
-        if len(data) > _MOST_BYTES:
-            _refuse(f"it would have more than {_MOST_BYTES >> 20} MiB")
-        return data
+        out += self.data[at:]
+        if len(out) > _MOST_BYTES:
+            refuse(f"it would have more than {_MOST_BYTES >> 20} MiB")
+        return bytes(out)
 
 
 def ending(data: bytes) -> bytes:
@@ -119,7 +117,7 @@ def read_footer(file: BinaryIO, size: int, path: str) -> tuple[Footer, int]:
         file.seek(start)
         data = file.read(length)
         if len(data) != length:
-            _refuse("it ends before its footer does")
+            refuse("it ends before its footer does")
         return Footer.parse(data), start
     except FormatError as error:
         raise FormatError(f"{path}: {error}", path=path) from None
@@ -137,168 +135,53 @@ def _place(file: BinaryIO, size: int) -> tuple[int, int]:
         raise FormatError("not a Parquet file, or cut short")
     length = int.from_bytes(tail[:4], "little")
     if not 0 < length <= size - 12:
-        _refuse("its length is more than the file has")
+        refuse("its length is more than the file has")
     if length > _MOST_BYTES:
-        _refuse(f"it has more than {_MOST_BYTES >> 20} MiB")
+        refuse(f"it has more than {_MOST_BYTES >> 20} MiB")
     return size - 8 - length, length
 
 
-class _Thrift:
-    """A place in bytes of Thrift's compact protocol, which moves on as they are read."""
-
-    __slots__ = ("at", "data")
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def byte(self) -> int:
-        at = self.at
-        if at >= len(self.data):
-            _refuse("it ends within a value")
-        self.at = at + 1
-        return self.data[at]
-
-    def varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-            if shift > 63:
-                _refuse("a number of more than ten bytes")
-
-    def over(self, count: int) -> int:
-        """Goes on by so many bytes, and says where they began."""
-        start = self.at
-        if count > len(self.data) - start:
-            _refuse("a length that is more than is left")
-        self.at = start + count
-        return start
-
-    def field(self, last: int) -> tuple[int, int]:
-        """The type and id of the next field of a structure whose last one was ``last``; type 0: its end."""
-        head = self.byte()
-        kind, delta = head & 0x0F, head >> 4
-        if head == 0:
-            return 0, last
-        if delta:
-            return kind, last + delta
-        number = self.varint()
-        return kind, (number >> 1) ^ -(number & 1)
-
-    def items(self) -> tuple[int, int]:
-        """The type and number of a list's or set's items; each takes a byte at least."""
-        head = self.byte()
-        count = head >> 4 if head >> 4 != 15 else self.varint()
-        if count > len(self.data) - self.at:
-            _refuse("a list that is longer than what is left")
-        return head & 0x0F, count
-
-    def skip(self, kind: int, depth: int) -> None:
-        """Goes past a value."""
-        if depth > _DEEPEST:
-            _refuse(f"structures more than {_DEEPEST} deep")
-        if kind in (_I16, _I32, _I64):
-            self.varint()
-        elif kind == _BINARY:
-            self.over(self.varint())
-        elif kind == _STRUCT:
-            last = 0
-            while True:
-                inner, last = self.field(last)
-                if inner == 0:
-                    return
-                if inner > _FALSE:  # the truth of a boolean field stands in its type
-                    self.skip(inner, depth + 1)
-        elif kind in (_LIST, _SET):
-            inner, count = self.items()
-            for _ in range(count):
-                self._item(inner, depth + 1)
-        elif kind == _MAP:
-            count = self.varint()
-            if count > len(self.data) - self.at:
-                _refuse("a map that is longer than what is left")
-            kinds = self.byte() if count else 0
-            for _ in range(count):
-                self._item(kinds >> 4, depth + 1)
-                self._item(kinds & 0x0F, depth + 1)
-        elif kind in _FIXED:
-            self.over(_FIXED[kind])
-        else:
-            _refuse("an unknown type")
-
-    def _item(self, kind: int, depth: int) -> None:
-        if kind in (_TRUE, _FALSE):
-            self.over(1)
-        else:
-            self.skip(kind, depth)
-
-
-def _entries(data: bytes) -> tuple[Entry, ...]:
-    """The key-value entries of a FileMetaData, all of which was walked over."""
-    thrift = _Thrift(data)
+def _parse(data: bytes) -> tuple[Entry, ...]:
+    """Find the key-value entries in a FileMetaData; skip everything else without decoding it."""
+    reader = Reader(data)
     entries: tuple[Entry, ...] = ()
     seen: dict[int, int] = {}
-    last = 0
-    while True:
-        kind, last = thrift.field(last)
-        if kind == 0:
-            break
-        if last in seen:
-            _refuse(f"field {last} stands in it twice")
-        seen[last] = kind
-        if last == _KEY_VALUES:
-            if kind != _LIST:
-                _refuse("its key-value metadata is no list")
-            inner, count = thrift.items()
-            if count and inner != _STRUCT:
-                _refuse("its key-value metadata is no list of pairs")
-            entries = tuple(_entry(thrift) for _ in range(count))
-        elif kind > _FALSE:
-            thrift.skip(kind, 0)
+    for kind, number in reader.fields():
+        if number in seen:
+            refuse(f"field {number} occurs twice")
+        seen[number] = kind
+        if number == _KEY_VALUES:
+            entries = _entries(reader, kind)
+        elif kind > FALSE:
+            reader.skip(kind, 1)
     if _ENCRYPTION in seen:
         raise FormatError(_MODULAR)
     if any(seen.get(number) != kind for number, kind in _REQUIRED.items()):
-        _refuse("it lacks what every Parquet file says of itself")
-    if thrift.at != len(data):
-        _refuse("bytes after its end")
+        refuse("it lacks what every Parquet file says of itself")
+    if reader.at != len(data):
+        refuse("bytes after its end")
     return entries
 
 
-def _entry(thrift: _Thrift) -> Entry:
-    key: bytes | None = None
-    value: bytes | None = None
-    start = stop = last = 0
-    while True:
-        kind, last = thrift.field(last)
-        if kind == 0:
-            break
-        if last not in (1, 2) or kind != _BINARY or (key if last == 1 else value) is not None:
-            _refuse("a key-value entry that is no pair of texts")
-        begin = thrift.at
-        length = thrift.varint()
-        at = thrift.over(length)
-        text = thrift.data[at : at + length]
-        if last == 1:
-            key = text
-        else:
-            value, start, stop = text, begin, thrift.at
-    if key is None:
-        _refuse("a key-value entry without a key")
-    return Entry(key, value, start, stop)
+def _entries(reader: Reader, kind: int) -> tuple[Entry, ...]:
+    if kind != LIST:
+        refuse("its key-value metadata is no list")
+    inner, count = reader.items()
+    if count and inner != STRUCT:
+        refuse("its key-value metadata is no list of pairs")
+    return tuple(_entry(reader) for _ in range(count))
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _refuse(what: str) -> NoReturn:
-    raise FormatError(f"the footer is damaged: {what}")
+def _entry(reader: Reader) -> Entry:
+    found: dict[int, bytes] = {}
+    start = stop = 0
+    for kind, number in reader.fields():
+        if number not in (1, 2) or kind != BINARY or number in found:
+            refuse("a key-value entry that is no pair of texts")
+        at = reader.at
+        found[number] = reader.binary()
+        if number == 2:
+            start, stop = at, reader.at
+    if 1 not in found:
+        refuse("a key-value entry without a key")
+    return Entry(found[1], found.get(2), start, stop)
