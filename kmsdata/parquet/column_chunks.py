@@ -14,34 +14,19 @@ import bisect
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError
+from kmsdata.parquet.footer import MAGIC, FileMetaData, ending, page_range, read_metadata
 from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Struct, decode, encode, value
 
-__all__ = ["PART", "Footer", "Replacement", "read_footer", "rewrite"]
+__all__ = ["PART", "Replacement", "rewrite"]
 
 PART = 64 << 20  # bytes of a column that are encoded at once; a chunk of more has no dictionary
 _COPY = 8 << 20
-_MAGIC = b"PAR1"
-_OLD = ("parquet-cpp version 1.0", "parquet-cpp version 1.1", "parquet-cpp version 1.2")
-
-
-# What is used of each struct: its fields by type, those first that it must have.
-_KINDS: TypeAlias = "tuple[dict[int, Any], dict[int, Any]]"
-_ELEMENT: _KINDS = {4: BINARY}, {5: I32}
-_SORTING: _KINDS = {1: I32}, {}
-_META: _KINDS = (
-    {2: LIST, 5: I64, 6: I64, 7: I64, 9: I64},
-    {10: I64, 11: I64, 14: I64, 15: I32},
-)
-_CHUNK: _KINDS = {}, {2: I64, 3: _META, 4: I64, 5: I32, 6: I64, 7: I32}
-_GROUP: _KINDS = {1: [_CHUNK], 3: I64}, {2: I64, 4: [_SORTING], 5: I64, 6: I64}
-_ENTRY: _KINDS = {1: BINARY}, {2: BINARY}
-_FILE: _KINDS = {2: [_ELEMENT], 3: I64, 4: [_GROUP]}, {5: [_ENTRY], 6: BINARY, 7: LIST}
 
 
 class Sink(Protocol):
@@ -70,123 +55,8 @@ class Replacement:
         return _encoded(self.field, None, self.settings)
 
 
-@dataclass(frozen=True)
-class Footer:
-    """A Parquet footer.
-
-    Attributes:
-        fields: FileMetaData.
-        columns: of each top-level column its name, and the numbers of its leaves.
-        elements: of each top-level column its part of the schema, as a list of SchemaElement.
-    """
-
-    fields: Struct
-    columns: list[tuple[str, range]]
-    elements: list[list[Struct]]
-
-    @property
-    def groups(self) -> list[Struct]:
-        """The row groups."""
-        found: list[Struct] = value(self.fields, 4, (STRUCT, []))[1]
-        return found
-
-    @property
-    def metadata(self) -> dict[bytes, bytes]:
-        """Key-value metadata."""
-        entries = value(self.fields, 5, (STRUCT, []))[1]
-        return {value(entry, 1, b""): value(entry, 2, b"") for entry in entries}
-
-
-def read_footer(file: pa.NativeFile | _Pieces, path: str) -> Footer:
-    """The footer of a Parquet file.
-
-    Raises:
-        FormatError: there is none, it is damaged, or it is encrypted or signed.
-    """
-    size = file.size()
-    tail = bytes(file.read_at(8, size - 8)) if size >= 12 else b""
-    length = int.from_bytes(tail[:4], "little")
-    if tail[4:] == b"PARE":
-        _refuse(path, "has an encrypted footer (Parquet Modular Encryption), which is not read here")
-    if tail[4:] != _MAGIC or length > size - 12:
-        _refuse(path, "is not a Parquet file, or was cut short (CSV files are known by names in .csv)")
-    try:
-        fields, used = decode(bytes(file.read_at(length, size - 8 - length)))
-        whole = _fits(fields, _FILE)
-        footer = _footer(fields if whole else {})
-    except (FormatError, IndexError, TypeError, ValueError):
-        _refuse(path, "is not a Parquet file, or its footer is damaged")
-    if used != length or 8 in fields or 9 in fields:
-        _refuse(path, "is encrypted or signed by Parquet Modular Encryption, which is not read here")
-    if str(value(fields, 6, b""), "utf-8", "replace").startswith(_OLD):
-        _refuse(path, "was written by a parquet-cpp so old that its column sizes are wrong: write it anew")
-    for group in footer.groups:
-        chunks = value(group, 1, (STRUCT, []))[1]
-        if len(chunks) != sum(len(leaves) for _, leaves in footer.columns):
-            _refuse(path, "has a row group with columns that its schema lacks")
-        for chunk in chunks:
-            if 8 in chunk or 9 in chunk:
-                _refuse(path, "has columns under Parquet Modular Encryption, which are not read here")
-            if 1 in chunk or 3 not in chunk:
-                _refuse(path, "keeps its columns in other files, which are not read here")
-            meta = value(chunk, 3)
-            places = [_range(meta), (value(chunk, 4, 0), value(chunk, 5, 0))]
-            places += [(value(chunk, 6, 0), value(chunk, 7, 0)), (value(meta, 14, 0), value(meta, 15, 0))]
-            if any(length and not (4 <= start < start + length <= size) for start, length in places):
-                _refuse(path, "was cut short, or its footer is damaged")
-    return footer
-
-
-def _fits(fields: Struct, kinds: _KINDS) -> bool:
-    """Whether fields are of the types that are known, so that nothing that is damaged is taken for them."""
-    required, optional = kinds
-    if any(number not in fields for number in required):
-        return False
-    for number, wanted in {**required, **optional}.items():
-        if number not in fields:
-            continue
-        kind, item = fields[number]
-        if isinstance(wanted, list):
-            if kind != LIST or (item[1] and item[0] != STRUCT):
-                return False
-            if not all(_fits(one, wanted[0]) for one in item[1]):
-                return False
-        elif isinstance(wanted, tuple):
-            if kind != STRUCT or not _fits(item, wanted):
-                return False
-        elif kind != wanted:
-            return False
-    return True
-
-
-def _refuse(path: str, why: str) -> Any:
-    raise FormatError(f"{path} {why}", path=path)
-
-
-def _footer(fields: Struct) -> Footer:
-    elements: list[Struct] = value(fields, 2)[1]
-    if not elements:
-        raise ValueError("no schema")
-    columns: list[tuple[str, range]] = []
-    grouped: list[list[Struct]] = []
-    at, leaf = 1, 0
-    while at < len(elements):
-        stop, left, leaves = at, 1, 0
-        while left:
-            children = value(elements[stop], 5, 0)
-            left += children - 1
-            leaves += not children
-            stop += 1
-        columns.append((value(elements[at], 4).decode(), range(leaf, leaf + leaves)))
-        grouped.append(elements[at:stop])
-        at, leaf = stop, leaf + leaves
-    return Footer(fields, columns, grouped)
-
-
-def _range(meta: Struct) -> tuple[int, int]:
-    """Where a column chunk's pages start, and how many bytes they take."""
-    starts = [start for start in (value(meta, 9), value(meta, 11)) if start]  # 0: there is none
-    return min(starts, default=0), value(meta, 7)
+def _refuse(path: str, why: str) -> NoReturn:
+    raise FormatError(f"{path}: {why}", path=path)
 
 
 class _Output:
@@ -201,7 +71,7 @@ class _Output:
         for at in range(start, start + length, _COPY):
             piece = file.read_at(min(_COPY, start + length - at), at)
             if len(piece) != min(_COPY, start + length - at):
-                _refuse(path, "was cut short while it was read")
+                _refuse(path, "it was cut short while it was read")
             self.write(piece)
 
 
@@ -212,7 +82,7 @@ Anew = Callable[[int], Mapping[str, Callable[[], Iterable[Any]]]]
 def rewrite(
     file: pa.NativeFile,
     path: str,
-    footer: Footer,
+    footer: FileMetaData,
     sink: Sink,
     replaced: Mapping[str, Replacement],
     anew: Anew,
@@ -240,7 +110,7 @@ def rewrite(
         FormatError: the file was cut short.
     """
     out = _Output(sink)
-    out.write(_MAGIC)
+    out.write(MAGIC)
     blanks = {name: column._blank for name, column in replaced.items()}
     places: list[list[int | None]] = []  # of each top-level column: its leaves, by their old numbers
     for name, leaves in footer.columns:
@@ -262,8 +132,8 @@ def rewrite(
                         made.append(_write_leaf(out, replaced[name], parts[name], leaf, rows))
                     continue
                 for leaf in leaves:
-                    chunk = _moved(chunks[leaf], out.at - _range(value(chunks[leaf], 3))[0])
-                    out.copy(file, *_range(value(chunks[leaf], 3)), path)
+                    chunk = _moved(chunks[leaf], out.at - page_range(value(chunks[leaf], 3))[0])
+                    out.copy(file, *page_range(value(chunks[leaf], 3)), path)
                     moved.append((chunks[leaf], chunk))
                     made.append(chunk)
             groups.append(_group(group, made, order))
@@ -285,13 +155,13 @@ def rewrite(
             _copy_offset_index(out, file, old, chunk, path)
     body = encode(_file(footer, replaced, blanks, places, groups, schema, metadata))
     _check(body, schema, path)
-    out.write(body + len(body).to_bytes(4, "little") + _MAGIC)
+    out.write(ending(body))
     return out.at
 
 
 def _check(body: bytes, schema: pa.Schema, path: str) -> None:
     """Readers must see the schema that was meant: no file is better than one that nobody can read."""
-    alone = pa.BufferReader(_MAGIC + body + len(body).to_bytes(4, "little") + _MAGIC)
+    alone = pa.BufferReader(MAGIC + ending(body))
     try:
         seen = pq.ParquetFile(alone).schema_arrow
     except (pa.ArrowException, OSError) as error:
@@ -307,7 +177,7 @@ def _check(body: bytes, schema: pa.Schema, path: str) -> None:
 
 
 def _file(
-    footer: Footer,
+    footer: FileMetaData,
     replaced: Mapping[str, Replacement],
     blanks: Mapping[str, _Encoded],
     places: Sequence[Sequence[int | None]],
@@ -359,21 +229,24 @@ def _copy_bloom_filter(out: _Output, file: pa.NativeFile, path: str, old: Struct
         return
     length = value(old, 15)
     if length is None:  # older writers say it only in the filter's own header
-        header, used = decode(bytes(file.read_at(64, start)) + bytes(1))
-        length = used + value(header, 1)
+        try:
+            header, used = decode(bytes(file.read_at(64, start)) + bytes(1))
+            length = used + value(header, 1)
+        except (FormatError, TypeError):
+            _refuse(path, "its bloom filter is damaged")
     new[14] = I64, out.at
     new[15] = I32, length
     out.copy(file, start, length, path)
 
 
 def _copy_offset_index(out: _Output, file: pa.NativeFile, old: Struct, chunk: Struct, path: str) -> None:
-    by = _range(value(chunk, 3))[0] - _range(value(old, 3))[0]
+    by = page_range(value(chunk, 3))[0] - page_range(value(old, 3))[0]
     try:
         index, _ = decode(bytes(file.read_at(value(old, 5), value(old, 4))))
         pages = value(index, 1)[1]
         index[1] = LIST, (STRUCT, [{**page, 1: (I64, value(page, 1) + by)} for page in pages])
     except (FormatError, TypeError):
-        _refuse(path, "has a page index that is damaged")
+        _refuse(path, "its page index is damaged")
     written = encode(index)
     chunk[4], chunk[5] = (I64, out.at), (I32, len(written))
     out.write(written)
@@ -386,7 +259,7 @@ def _group(old: Struct, chunks: list[Struct], order: Sequence[int | None]) -> St
     metas = [value(chunk, 3) for chunk in chunks]
     new = {**old, 1: (LIST, (STRUCT, chunks)), 2: (I64, sum(value(meta, 6) for meta in metas))}
     if 5 in old and metas:
-        new[5] = I64, _range(metas[0])[0]
+        new[5] = I64, page_range(metas[0])[0]
     if 6 in old:
         new[6] = I64, sum(value(meta, 7) for meta in metas)
     if 4 in old:
@@ -413,6 +286,7 @@ class _Pieces:
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._ends: list[int] = []
+        self._position = 0
 
     def write(self, data: Any) -> int:
         self._pieces.append(bytes(data))
@@ -431,8 +305,11 @@ class _Pieces:
                 return
             yield memoryview(self._pieces[number])[max(start - begin, 0) : stop - begin]
 
-    def read_at(self, count: int, start: int) -> bytes:
-        return b"".join(self.between(start, start + count))
+    def seek(self, position: int) -> None:
+        self._position = position  # for reading: what is written is always appended
+
+    def read(self, count: int) -> bytes:
+        return b"".join(self.between(self._position, self._position + count))
 
     def flush(self) -> None:
         pass
@@ -456,7 +333,7 @@ def _encoded(field: pa.Field, values: Any, settings: Mapping[str, Any]) -> _Enco
     table = pa.Table.from_arrays([column], schema=pa.schema([field]))
     with pa.PythonFile(data, mode="w") as sink:
         pq.write_table(table, sink, store_schema=False, row_group_size=max(len(column), 1), **settings)
-    footer = read_footer(data, field.name)
+    footer = read_metadata(data, data.size(), field.name)
     ((_, leaves),) = footer.columns
     metas = [value(chunk, 3) for group in footer.groups for chunk in value(group, 1)[1]]
     if len(metas) != len(leaves):
@@ -483,7 +360,7 @@ def _write_leaf(
         done += len(values)
         values = None  # before the next one is made
         one = encoded.leaves[leaf]
-        start, length = _range(one)
+        start, length = page_range(one)
         if not meta:
             by = out.at - start
             meta = {**one, **{f: (I64, value(one, f) + by) for f in (9, 11) if value(one, f)}}

@@ -1,39 +1,80 @@
-"""The footer of a Parquet file: its key-value metadata read and replaced, every other byte left as it is.
+"""Read the footer of a Parquet file, and replace values of its key-value metadata byte for byte.
 
-What stands at the end of a file::
+A file ends like this::
 
     ... pages | FileMetaData (Thrift, compact protocol) | its length, 4 bytes, little-endian | PAR1
 
-A library that reads and writes FileMetaData drops what it does not know, and changes what statistics mean. So
-this walks over the bytes, notes where the values of field 5 (``key_value_metadata``) stand, and exchanges
-those. Nothing is trusted: every count and length is held against the bytes that are left. Stdlib only.
+There are two views of a footer. `Footer` is for edits of the key-value metadata: a library that decodes and
+encodes FileMetaData drops what it does not know, and may change what statistics mean. So this view skips over
+the bytes, records where the values of ``key_value_metadata`` are, and exchanges those only. `FileMetaData` is
+the decoded footer, for writing a file anew with other columns.
+
+The numbers are the field ids of parquet.thrift, in the Parquet format 2.12.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, NoReturn, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 from kmsdata.errors import FormatError
+from kmsdata.parquet.thrift import (
+    BINARY,
+    FALSE,
+    I32,
+    I64,
+    LIST,
+    STRUCT,
+    Reader,
+    Struct,
+    refuse,
+    value,
+    write_binary,
+)
 
-__all__ = ["MAGIC", "Entry", "Footer", "ending", "read_footer"]
+__all__ = [
+    "MAGIC", "NOT_PARQUET", "Entry", "FileMetaData", "Footer",
+    "ending", "page_range", "read_footer", "read_metadata",
+]  # fmt: skip
 
 MAGIC = b"PAR1"
+NOT_PARQUET = "not a Parquet file, or cut short"
 
 _ENCRYPTED_MAGIC = b"PARE"
 _MOST_BYTES = 256 << 20
-_DEEPEST = 32  # Parquet's own structures are 8 deep
+_TAIL = 64 << 10  # bytes read first: most footers are shorter, so a remote file takes one request less
 _MODULAR = (
-    "written with Parquet Modular Encryption (an encrypted or signed footer), which kmsdata cannot edit: the "
-    "signature would no longer hold, and its keys are not kmsdata's. Use the writer's own tools for its keys"
+    "encrypted or signed by Parquet Modular Encryption, which kmsdata cannot edit: the signature would no "
+    "longer hold, and its keys are not kmsdata's. Use the writer's own tools for its keys"
 )
+_OLD = (b"parquet-cpp version 1.0", b"parquet-cpp version 1.1", b"parquet-cpp version 1.2")
 
-# Types of Thrift's compact protocol.
-_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = range(1, 14)
-_FIXED = {_BYTE: 1, _DOUBLE: 8, _UUID: 16}
-_REQUIRED = {1: _I32, 2: _LIST, 3: _I64, 4: _LIST}  # version, schema, num_rows, row_groups
-_KEY_VALUES, _ENCRYPTION = 5, 8
+_REQUIRED = {1: I32, 2: LIST, 3: I64, 4: LIST}  # version, schema, num_rows, row_groups
+_KEY_VALUES = 5
+
+# What is used of each struct: the fields that it must have, and the types of all that are used. A list stands
+# for a list of structs.
+_Kinds: TypeAlias = "tuple[set[int], dict[int, Any]]"
+_ELEMENT: _Kinds = {4}, {4: BINARY, 5: I32}
+_SORTING: _Kinds = {1}, {1: I32}
+_META: _Kinds = (
+    {2, 5, 6, 7, 9},
+    {2: LIST, 5: I64, 6: I64, 7: I64, 9: I64, 10: I64, 11: I64, 14: I64, 15: I32},
+)
+_CHUNK: _Kinds = set(), {2: I64, 3: _META, 4: I64, 5: I32, 6: I64, 7: I32}
+_GROUP: _Kinds = {1, 3}, {1: [_CHUNK], 2: I64, 3: I64, 4: [_SORTING], 5: I64, 6: I64}
+_ENTRY: _Kinds = {1}, {1: BINARY, 2: BINARY}
+_FILE: _Kinds = set(), {2: [_ELEMENT], 4: [_GROUP], 5: [_ENTRY], 6: BINARY, 7: LIST}
+
+
+class _Source(Protocol):
+    """A file open for reading, of Python or of Arrow."""
+
+    def seek(self, position: int, /) -> Any: ...
+
+    def read(self, count: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +96,34 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """A FileMetaData, and where its key-value entries stand in it."""
+    """The bytes of a FileMetaData, and where its key-value entries are."""
 
     data: bytes
     entries: tuple[Entry, ...]
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """The footer of these bytes.
+        """Find the key-value entries in a FileMetaData; skip everything else without decoding it.
 
         Raises:
-            FormatError: they are no FileMetaData, or one of Parquet Modular Encryption.
+            FormatError: this is no FileMetaData, or one of Parquet Modular Encryption.
         """
-        return cls(data, _entries(data))
+        reader = Reader(data)
+        entries: tuple[Entry, ...] = ()
+        seen: dict[int, int] = {}
+        for kind, number in reader.fields():
+            if number in seen:
+                refuse(f"field {number} occurs twice")
+            seen[number] = kind
+            if number == _KEY_VALUES:
+                entries = _entries(reader, kind)
+            elif kind > FALSE:
+                reader.skip(kind, 1)
+        _check_whole(seen, reader)
+        return cls(data, entries)
 
     def edited(self, values: Mapping[int, bytes]) -> bytes:
-        """The FileMetaData with other values of some entries; all other bytes are as they were.
+        """Return the FileMetaData with other values of some entries; all other bytes are unchanged.
 
         Args:
             values: by position among the entries; only those that have a value can be given another.
@@ -85,26 +138,106 @@ class Footer:
             >>> Footer.parse(footer.edited({0: b"longer"})).entries[0].value
             b'longer'
         """
-        parts, at = [], 0
+        out, at = bytearray(), 0
         for position in sorted(values):
             entry = self.entries[position]
             if entry.value is None:
                 raise ValueError("an entry without a value")
-            parts += [self.data[at : entry.start], _varint(len(values[position])), values[position]]
+            out += self.data[at : entry.start]
+            write_binary(out, values[position])
             at = entry.stop
-        data = b"".join([*parts, self.data[at:]])
-        if len(data) > _MOST_BYTES:
-            _refuse(f"it would have more than {_MOST_BYTES >> 20} MiB")
-        return data
+        out += self.data[at:]
+        if len(out) > _MOST_BYTES:
+            refuse(f"it would have more than {_MOST_BYTES >> 20} MiB")
+        return bytes(out)
+
+
+@dataclass(frozen=True)
+class FileMetaData:
+    """A decoded footer.
+
+    Attributes:
+        fields: FileMetaData.
+        columns: of each top-level column its name, and the numbers of its leaves.
+        elements: of each top-level column its part of the schema, as a list of SchemaElement.
+    """
+
+    fields: Struct
+    columns: list[tuple[str, range]]
+    elements: list[list[Struct]]
+
+    @classmethod
+    def parse(cls, data: bytes, size: int) -> Self:
+        """Decode a FileMetaData, and check all that is used of it.
+
+        Args:
+            data: its bytes.
+            size: of the file, in bytes.
+
+        Raises:
+            FormatError: this is no FileMetaData, one of Parquet Modular Encryption, or one whose column
+                chunks are not all in this file.
+        """
+        reader = Reader(data)
+        fields: Struct = reader.read(STRUCT)
+        _check_whole({number: kind for number, (kind, _) in fields.items()}, reader)
+        if not _fits(fields, _FILE):
+            refuse("fields are missing, or of other types")
+        if value(fields, 6, b"").startswith(_OLD):
+            raise FormatError(
+                "written by a parquet-cpp so old that its column sizes are wrong: write it anew"
+            )
+        metadata = cls(fields, *_columns(value(fields, 2)[1]))
+        metadata._check_chunks(size)
+        return metadata
+
+    @property
+    def groups(self) -> list[Struct]:
+        """The row groups."""
+        found: list[Struct] = value(self.fields, 4)[1]
+        return found
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """Key-value metadata."""
+        entries = value(self.fields, _KEY_VALUES, (STRUCT, []))[1]
+        return {value(entry, 1): value(entry, 2, b"") for entry in entries}
+
+    def _check_chunks(self, size: int) -> None:
+        leaves = sum(len(numbers) for _, numbers in self.columns)
+        for group in self.groups:
+            chunks = value(group, 1)[1]
+            if len(chunks) != leaves:
+                refuse("a row group has other columns than the schema")
+            for chunk in chunks:
+                if 8 in chunk or 9 in chunk:
+                    raise FormatError(f"it has columns {_MODULAR}")
+                if 1 in chunk or 3 not in chunk:
+                    raise FormatError("its columns are in other files, which kmsdata does not read")
+                meta = value(chunk, 3)
+                ranges = (
+                    page_range(meta),
+                    (value(chunk, 4, 0), value(chunk, 5, 0)),  # offset index
+                    (value(chunk, 6, 0), value(chunk, 7, 0)),  # column index
+                    (value(meta, 14, 0), value(meta, 15, 0)),  # bloom filter
+                )
+                if any(length and not 4 <= start < start + length <= size for start, length in ranges):
+                    raise FormatError("cut short, or its footer is damaged")
 
 
 def ending(data: bytes) -> bytes:
-    """The bytes that end a file with this FileMetaData."""
+    """Return the bytes that end a file with this FileMetaData."""
     return data + len(data).to_bytes(4, "little") + MAGIC
 
 
-def read_footer(file: BinaryIO, size: int, path: str) -> tuple[Footer, int]:
-    """The footer of a file, and where it begins.
+def page_range(meta: Struct) -> tuple[int, int]:
+    """Return where the pages of a column chunk begin, and how many bytes they take, by its ColumnMetaData."""
+    starts = [start for start in (value(meta, 9), value(meta, 11)) if start]  # 0: there is none
+    return min(starts, default=0), value(meta, 7)
+
+
+def read_footer(file: _Source, size: int, path: str) -> tuple[Footer, int]:
+    """Read the footer of a file for an edit; also return where it begins.
 
     Args:
         file: open for reading, and can seek.
@@ -114,191 +247,124 @@ def read_footer(file: BinaryIO, size: int, path: str) -> tuple[Footer, int]:
     Raises:
         FormatError: no Parquet file, one that was cut short or damaged, or one of Parquet Modular Encryption.
     """
-    try:
-        start, length = _place(file, size)
-        file.seek(start)
-        data = file.read(length)
-        if len(data) != length:
-            _refuse("it ends before its footer does")
+    with _naming(path):
+        data, start = _find(file, size)
         return Footer.parse(data), start
+
+
+def read_metadata(file: _Source, size: int, path: str) -> FileMetaData:
+    """Read and decode the footer of a file; arguments and errors are those of `read_footer`."""
+    with _naming(path):
+        return FileMetaData.parse(_find(file, size)[0], size)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
     except FormatError as error:
         raise FormatError(f"{path}: {error}", path=path) from None
 
 
-def _place(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Where the footer begins, and how long it is."""
+def _find(file: _Source, size: int) -> tuple[bytes, int]:
+    """Return the bytes of the FileMetaData, and where they begin in the file."""
     file.seek(0)
     head = file.read(4)
-    file.seek(max(0, size - 8))
-    tail = file.read(8)
-    if _ENCRYPTED_MAGIC in (head, tail[4:]):
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(min(size, _TAIL))
+    if _ENCRYPTED_MAGIC in (head, tail[-4:]):
         raise FormatError(_MODULAR)
-    if size < 12 or head != MAGIC or tail[4:] != MAGIC:
-        raise FormatError("not a Parquet file, or cut short")
-    length = int.from_bytes(tail[:4], "little")
+    if size < 12 or head != MAGIC or tail[-4:] != MAGIC:
+        raise FormatError(NOT_PARQUET)
+    length = int.from_bytes(tail[-8:-4], "little")
     if not 0 < length <= size - 12:
-        _refuse("its length is more than the file has")
+        refuse("its length is more than the file has")
     if length > _MOST_BYTES:
-        _refuse(f"it has more than {_MOST_BYTES >> 20} MiB")
-    return size - 8 - length, length
+        refuse(f"it has more than {_MOST_BYTES >> 20} MiB")
+    start = size - 8 - length
+    data = tail[-8 - length : -8]
+    if length > len(tail) - 8:
+        file.seek(start)
+        data = file.read(length)
+    if len(data) != length:
+        refuse("it ends before its footer does")
+    return data, start
 
 
-class _Thrift:
-    """A place in bytes of Thrift's compact protocol, which moves on as they are read."""
-
-    __slots__ = ("at", "data")
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def byte(self) -> int:
-        at = self.at
-        if at >= len(self.data):
-            _refuse("it ends within a value")
-        self.at = at + 1
-        return self.data[at]
-
-    def varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-            if shift > 63:
-                _refuse("a number of more than ten bytes")
-
-    def over(self, count: int) -> int:
-        """Goes on by so many bytes, and says where they began."""
-        start = self.at
-        if count > len(self.data) - start:
-            _refuse("a length that is more than is left")
-        self.at = start + count
-        return start
-
-    def field(self, last: int) -> tuple[int, int]:
-        """The type and id of the next field of a structure whose last one was ``last``; type 0: its end."""
-        head = self.byte()
-        kind, delta = head & 0x0F, head >> 4
-        if head == 0:
-            return 0, last
-        if delta:
-            return kind, last + delta
-        number = self.varint()
-        return kind, (number >> 1) ^ -(number & 1)
-
-    def items(self) -> tuple[int, int]:
-        """The type and number of a list's or set's items; each takes a byte at least."""
-        head = self.byte()
-        count = head >> 4 if head >> 4 != 15 else self.varint()
-        if count > len(self.data) - self.at:
-            _refuse("a list that is longer than what is left")
-        return head & 0x0F, count
-
-    def skip(self, kind: int, depth: int) -> None:
-        """Goes past a value."""
-        if depth > _DEEPEST:
-            _refuse(f"structures more than {_DEEPEST} deep")
-        if kind in (_I16, _I32, _I64):
-            self.varint()
-        elif kind == _BINARY:
-            self.over(self.varint())
-        elif kind == _STRUCT:
-            last = 0
-            while True:
-                inner, last = self.field(last)
-                if inner == 0:
-                    return
-                if inner > _FALSE:  # the truth of a boolean field stands in its type
-                    self.skip(inner, depth + 1)
-        elif kind in (_LIST, _SET):
-            inner, count = self.items()
-            for _ in range(count):
-                self._item(inner, depth + 1)
-        elif kind == _MAP:
-            count = self.varint()
-            if count > len(self.data) - self.at:
-                _refuse("a map that is longer than what is left")
-            kinds = self.byte() if count else 0
-            for _ in range(count):
-                self._item(kinds >> 4, depth + 1)
-                self._item(kinds & 0x0F, depth + 1)
-        elif kind in _FIXED:
-            self.over(_FIXED[kind])
-        else:
-            _refuse("an unknown type")
-
-    def _item(self, kind: int, depth: int) -> None:
-        if kind in (_TRUE, _FALSE):
-            self.over(1)
-        else:
-            self.skip(kind, depth)
-
-
-def _entries(data: bytes) -> tuple[Entry, ...]:
-    """The key-value entries of a FileMetaData, all of which was walked over."""
-    thrift = _Thrift(data)
-    entries: tuple[Entry, ...] = ()
-    seen: dict[int, int] = {}
-    last = 0
-    while True:
-        kind, last = thrift.field(last)
-        if kind == 0:
-            break
-        if last in seen:
-            _refuse(f"field {last} stands in it twice")
-        seen[last] = kind
-        if last == _KEY_VALUES:
-            if kind != _LIST:
-                _refuse("its key-value metadata is no list")
-            inner, count = thrift.items()
-            if count and inner != _STRUCT:
-                _refuse("its key-value metadata is no list of pairs")
-            entries = tuple(_entry(thrift) for _ in range(count))
-        elif kind > _FALSE:
-            thrift.skip(kind, 0)
-    if _ENCRYPTION in seen:
+def _check_whole(kinds: Mapping[int, int], reader: Reader) -> None:
+    """Check the types of the fields of a FileMetaData, after the last byte of it was read."""
+    if 8 in kinds or 9 in kinds:
         raise FormatError(_MODULAR)
-    if any(seen.get(number) != kind for number, kind in _REQUIRED.items()):
-        _refuse("it lacks what every Parquet file says of itself")
-    if thrift.at != len(data):
-        _refuse("bytes after its end")
-    return entries
+    if any(kinds.get(number) != kind for number, kind in _REQUIRED.items()):
+        refuse("it lacks fields that every Parquet file has")
+    if reader.at != len(reader.data):
+        refuse("bytes after its end, as if it were signed by Parquet Modular Encryption")
 
 
-def _entry(thrift: _Thrift) -> Entry:
-    key: bytes | None = None
-    value: bytes | None = None
-    start = stop = last = 0
-    while True:
-        kind, last = thrift.field(last)
-        if kind == 0:
-            break
-        if last not in (1, 2) or kind != _BINARY or (key if last == 1 else value) is not None:
-            _refuse("a key-value entry that is no pair of texts")
-        begin = thrift.at
-        length = thrift.varint()
-        at = thrift.over(length)
-        text = thrift.data[at : at + length]
-        if last == 1:
-            key = text
-        else:
-            value, start, stop = text, begin, thrift.at
-    if key is None:
-        _refuse("a key-value entry without a key")
-    return Entry(key, value, start, stop)
+def _entries(reader: Reader, kind: int) -> tuple[Entry, ...]:
+    if kind != LIST:
+        refuse("its key-value metadata is no list")
+    inner, count = reader.items()
+    if count and inner != STRUCT:
+        refuse("its key-value metadata is no list of pairs")
+    return tuple(_entry(reader) for _ in range(count))
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+def _entry(reader: Reader) -> Entry:
+    found: dict[int, bytes] = {}
+    start = stop = 0
+    for kind, number in reader.fields():
+        if number not in (1, 2) or kind != BINARY or number in found:
+            refuse("a key-value entry that is no pair of texts")
+        at = reader.at
+        found[number] = reader.binary()
+        if number == 2:
+            start, stop = at, reader.at
+    if 1 not in found:
+        refuse("a key-value entry without a key")
+    return Entry(found[1], found.get(2), start, stop)
 
 
-def _refuse(what: str) -> NoReturn:
-    raise FormatError(f"the footer is damaged: {what}")
+def _fits(fields: Struct, kinds: _Kinds) -> bool:
+    """Tell whether all fields that are used are of the types known here: damage may decode to others."""
+    required, used = kinds
+    if not required <= fields.keys():
+        return False
+    for number, wanted in used.items():
+        if number not in fields:
+            continue
+        kind, item = fields[number]
+        if isinstance(wanted, list):
+            if kind != LIST or (item[1] and item[0] != STRUCT):
+                return False
+            if not all(_fits(one, wanted[0]) for one in item[1]):
+                return False
+        elif isinstance(wanted, tuple):
+            if kind != STRUCT or not _fits(item, wanted):
+                return False
+        elif kind != wanted:
+            return False
+    return True
+
+
+def _columns(elements: list[Struct]) -> tuple[list[tuple[str, range]], list[list[Struct]]]:
+    """Split a schema by its top-level columns: it is a tree, stored depth first."""
+    if not elements:
+        refuse("it has no schema")
+    columns: list[tuple[str, range]] = []
+    grouped: list[list[Struct]] = []
+    at, leaf = 1, 0
+    try:
+        while at < len(elements):
+            stop, left, leaves = at, 1, 0
+            while left:
+                children = value(elements[stop], 5, 0)
+                left += children - 1
+                leaves += not children
+                stop += 1
+            columns.append((value(elements[at], 4).decode(), range(leaf, leaf + leaves)))
+            grouped.append(elements[at:stop])
+            at, leaf = stop, leaf + leaves
+    except (IndexError, UnicodeDecodeError):
+        refuse("its schema is no tree of named columns")
+    return columns, grouped

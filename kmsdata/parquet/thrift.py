@@ -1,123 +1,203 @@
-"""Thrift's compact protocol, which Parquet footers are written in: bytes <-> fields, without their names.
+"""Read and write Thrift's compact protocol, in which Parquet footers are written.
 
-A struct is a dict of field id -> (type, value), so that what is unknown here is kept as it stands. Values are
+A struct is a dict of field id -> (type, value), without names, so that unknown fields are kept. Values are
 ints, floats, bools and bytes; a list is (type of its items, items).
+
+`Reader.read` builds values; `Reader.skip` moves past a value and builds nothing, for callers that copy bytes.
+Input is not trusted: each count and length is checked against the bytes that are left.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any, NoReturn, TypeAlias
 
 from kmsdata.errors import FormatError
 
-__all__ = ["BINARY", "BOOL", "I32", "I64", "LIST", "STRUCT", "Struct", "decode", "encode", "value"]
+__all__ = [
+    "BINARY", "FALSE", "I32", "I64", "LIST", "STRUCT",
+    "Reader", "Struct", "decode", "encode", "refuse", "value", "write_binary",
+]  # fmt: skip
 
 Struct: TypeAlias = "dict[int, tuple[int, Any]]"
 
-BOOL, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
-_DEEPEST = 32
+STOP, BOOL, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = range(14)
+_INTEGERS, _LISTS = (I64, I32, I16), (LIST, SET)
+_FIXED = {BOOL: 1, FALSE: 1, BYTE: 1, DOUBLE: 8, UUID: 16}  # bytes; a bool takes one in lists and maps only
+_DEEPEST = 32  # Parquet's own structs are 8 deep
 
 
 def value(fields: Struct, number: int, default: Any = None) -> Any:
-    """The value of a field, or the default where it is not set."""
+    """Return the value of a field, or the default where it is not set."""
     found = fields.get(number)
     return default if found is None else found[1]
 
 
 def decode(data: bytes) -> tuple[Struct, int]:
-    """The struct at the start of these bytes, and how many bytes it takes.
+    """Read the struct at the start of these bytes; also return how many bytes it takes.
 
     Raises:
-        FormatError: it is no such struct.
+        FormatError: there is no such struct.
 
     Example:
         >>> decode(encode({1: (I32, 7), 4: (BINARY, b"x")}))
         ({1: (5, 7), 4: (8, b'x')}, 6)
     """
-    reader = _Reader(data)
-    try:
-        return reader.struct(0), reader.at
-    except (IndexError, struct.error):
-        _refuse()
+    reader = Reader(data)
+    return reader.read(STRUCT), reader.at
 
 
 def encode(fields: Struct) -> bytes:
-    """The bytes of a struct, its fields in the order of their ids."""
+    """Return the bytes of a struct, its fields in the order of their ids."""
     out = bytearray()
     _write_struct(out, fields)
     return bytes(out)
 
 
-def _refuse() -> NoReturn:
-    raise FormatError("a Parquet footer that is damaged", field="footer")
+def refuse(why: str) -> NoReturn:
+    """Raise the FormatError for a damaged footer."""
+    raise FormatError(f"the footer is damaged: {why}")
 
 
-class _Reader:
+class Reader:
+    """A position in bytes of the compact protocol; it moves on as values are read or skipped.
+
+    Attributes:
+        data: the bytes.
+        at: the position of the next byte.
+    """
+
+    __slots__ = ("at", "data")
+
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
-    def varint(self) -> int:
-        number = shift = 0
-        while True:
-            byte = self.data[self.at]
-            self.at += 1
-            number |= (byte & 127) << shift
-            if byte < 128:
-                return number
-            shift += 7
-            if shift > 63:
-                _refuse()
-
-    def number(self) -> int:
-        coded = self.varint()
-        return (coded >> 1) ^ -(coded & 1)
-
-    def struct(self, depth: int) -> Struct:
+    def read(self, kind: int, depth: int = 0) -> Any:
+        """Read a value of this type; ``depth`` counts the structs and lists that contain it."""
+        if kind in _INTEGERS:
+            return self._signed()
+        if kind == BINARY:
+            return self.binary()
         if depth > _DEEPEST:
-            _refuse()
-        fields: Struct = {}
+            refuse(f"structures more than {_DEEPEST} deep")
+        if kind == STRUCT:
+            fields: Struct = {}
+            for inner, number in self.fields():
+                if number in fields:
+                    refuse(f"field {number} occurs twice")
+                if inner <= FALSE:  # a boolean field's value is its type
+                    fields[number] = BOOL, inner == BOOL
+                else:
+                    fields[number] = inner, self.read(inner, depth + 1)
+            return fields
+        if kind in _LISTS:
+            inner, count = self.items()
+            return inner, [self.read(inner, depth + 1) for _ in range(count)]
+        if kind == DOUBLE:
+            return struct.unpack_from("<d", self.data, self._over(8))[0]
+        if kind in (BYTE, BOOL, FALSE):
+            return self.data[self._over(1)]
+        refuse("an unknown type")  # Parquet has no maps and no UUIDs: `encode` could not write them
+
+    def skip(self, kind: int, depth: int = 0) -> None:
+        """Move past a value of this type; ``depth`` counts the structs and lists that contain it."""
+        if kind in _INTEGERS:
+            self._varint()
+        elif kind == BINARY:
+            self._over(self._varint())
+        elif depth > _DEEPEST:
+            refuse(f"structures more than {_DEEPEST} deep")
+        elif kind == STRUCT:
+            for inner, _ in self.fields():
+                if inner > FALSE:
+                    self.skip(inner, depth + 1)
+        elif kind in _LISTS:
+            inner, count = self.items()
+            for _ in range(count):
+                self.skip(inner, depth + 1)
+        elif kind == MAP:
+            count = self._count(self._varint())
+            kinds = self._byte() if count else 0
+            for _ in range(count):
+                self.skip(kinds >> 4, depth + 1)
+                self.skip(kinds & 15, depth + 1)
+        elif kind in _FIXED:
+            self._over(_FIXED[kind])
+        else:
+            refuse("an unknown type")
+
+    def fields(self) -> Iterator[tuple[int, int]]:
+        """Yield the type and id of each field of a struct.
+
+        The caller must read or skip the field's value before it asks for the next one. A boolean has none.
+        """
         number = 0
         while True:
-            head = self.data[self.at]
-            self.at += 1
-            if head == 0:
-                return fields
+            head = self._byte()
             kind = head & 15
-            number = number + (head >> 4) if head >> 4 else self.number()
-            if number in fields:
-                _refuse()
-            if kind in (BOOL, FALSE):
-                fields[number] = BOOL, kind == BOOL
-            else:
-                fields[number] = kind, self.one(kind, depth)
+            if kind == STOP:
+                if head:  # damage: a struct ends with a byte 0, although some readers ignore the upper bits
+                    refuse("an unknown type")
+                return
+            number = number + (head >> 4) if head > 15 else self._signed()
+            yield kind, number
 
-    def one(self, kind: int, depth: int) -> Any:
-        if kind in (I16, I32, I64):
-            return self.number()
-        if kind == BINARY:
-            size = self.varint()
-            if size > len(self.data) - self.at:
-                _refuse()
-            self.at += size
-            return self.data[self.at - size : self.at]
-        if kind == STRUCT:
-            return self.struct(depth + 1)
-        if kind in (LIST, SET):
-            head = self.data[self.at]
-            self.at += 1
-            size = head >> 4 if head >> 4 != 15 else self.varint()
-            if size > len(self.data) - self.at or depth > _DEEPEST:  # every item takes a byte or more
-                _refuse()
-            inner = head & 15
-            return inner, [self.one(inner, depth + 1) for _ in range(size)]
-        if kind == DOUBLE:
-            self.at += 8
-            return struct.unpack_from("<d", self.data, self.at - 8)[0]
-        if kind in (BOOL, FALSE, BYTE):  # in lists a bool is a byte
-            self.at += 1
-            return self.data[self.at - 1]
-        _refuse()  # Parquet has no maps
+    def items(self) -> tuple[int, int]:
+        """Read the type and number of the items of a list or set, which follow."""
+        head = self._byte()
+        return head & 15, self._count(head >> 4 if head < 0xF0 else self._varint())
+
+    def binary(self) -> bytes:
+        """Read a text or bytes."""
+        start = self._over(self._varint())
+        return self.data[start : self.at]
+
+    def _byte(self) -> int:
+        try:
+            byte = self.data[self.at]
+        except IndexError:
+            refuse("it ends within a value")
+        self.at += 1
+        return byte
+
+    def _varint(self) -> int:
+        number = shift = 0
+        try:
+            while (byte := self.data[self.at]) > 127:
+                number |= (byte & 127) << shift
+                shift += 7
+                self.at += 1
+                if shift > 63:
+                    refuse("a number of more than ten bytes")
+        except IndexError:
+            refuse("it ends within a value")
+        self.at += 1
+        return number | byte << shift
+
+    def _signed(self) -> int:
+        number = self._varint()
+        return (number >> 1) ^ -(number & 1)
+
+    def _over(self, count: int) -> int:
+        """Move on by so many bytes; return where they begin."""
+        start = self.at
+        if count > len(self.data) - start:
+            refuse("a length that is more than is left")
+        self.at = start + count
+        return start
+
+    def _count(self, count: int) -> int:
+        """Check a number of items before they are read: each takes at least one byte."""
+        if count > len(self.data) - self.at:
+            refuse("a list or map that is longer than what is left")
+        return count
+
+
+def write_binary(out: bytearray, data: bytes) -> None:
+    """Append a text or bytes: the length, then the bytes."""
+    _write_varint(out, len(data))
+    out += data
 
 
 def _write_varint(out: bytearray, number: int) -> None:
@@ -127,7 +207,7 @@ def _write_varint(out: bytearray, number: int) -> None:
     out.append(number)
 
 
-def _write_number(out: bytearray, number: int) -> None:
+def _write_signed(out: bytearray, number: int) -> None:
     _write_varint(out, number << 1 if number >= 0 else (-number << 1) - 1)
 
 
@@ -141,22 +221,21 @@ def _write_struct(out: bytearray, fields: Struct) -> None:
             out.append((number - before) << 4 | kind)
         else:
             out.append(kind)
-            _write_number(out, number)
+            _write_signed(out, number)
         before = number
         if kind not in (BOOL, FALSE):
             _write_one(out, kind, item)
-    out.append(0)
+    out.append(STOP)
 
 
 def _write_one(out: bytearray, kind: int, item: Any) -> None:
-    if kind in (I16, I32, I64):
-        _write_number(out, item)
+    if kind in _INTEGERS:
+        _write_signed(out, item)
     elif kind == BINARY:
-        _write_varint(out, len(item))
-        out += item
+        write_binary(out, item)
     elif kind == STRUCT:
         _write_struct(out, item)
-    elif kind in (LIST, SET):
+    elif kind in _LISTS:
         inner, items = item
         if len(items) < 15:
             out.append(len(items) << 4 | inner)

@@ -2,7 +2,9 @@
 
 import datetime
 import decimal
+import io
 import random
+import tracemalloc
 
 import pandas as pd
 import pyarrow as pa
@@ -11,7 +13,9 @@ import pytest
 
 import kmsdata
 from kmsdata.keys.envelope import file_text
-from kmsdata.parquet.footer import MAGIC, Footer, ending, read_footer
+from kmsdata.parquet import footer as footer_module
+from kmsdata.parquet.footer import MAGIC, FileMetaData, Footer, ending, read_footer, read_metadata
+from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Reader, decode, encode, value
 
 OLD, NEW = "local://old", "local://new"
 BLOOM_FILTERS = int(pa.__version__.split(".")[0]) >= 24
@@ -304,35 +308,47 @@ def test_the_smallest_footer_is_read_and_edited():
     assert longer.edited({0: b"v"}) == SMALLEST
 
 
+def test_what_is_unknown_or_written_in_other_bytes_is_kept_by_an_edit():
+    """Ids and lengths in full, numbers with bytes to spare, and a field 20 of a type that Parquet lacks."""
+    raw = "050202 19fc00 168000 190c 19fc01 1881006b {} 00 fb 01 88 0161 0162 00"
+    footer = Footer.parse(bytes.fromhex(raw.format("18810076")))
+    assert [(entry.key, entry.value) for entry in footer.entries] == [(b"k", b"v")]
+    assert footer.edited({}) == footer.data
+    assert footer.edited({0: b"xyz"}) == bytes.fromhex(raw.format("180378797a"))
+
+
 HUGE = "ffffffffffffffff7f"  # 2^63 - 1
 
 
-@pytest.mark.parametrize(
-    ("raw", "what"),
-    [
-        ("", "ends within"),
-        ("15", "ends within"),
-        ("00", "lacks"),
-        ("1502 190c 1600 190c 00 00", "after its end"),
-        ("1502 190c 1600 00", "lacks"),
-        ("1602 190c 1600 190c 00", "lacks"),  # a version of 64 bits
-        ("1502 190c 1600 190c 0502 00 00", "twice"),  # field 1 once more, by its number
-        (f"1502 19fc {HUGE} 1600 190c 00", "longer than what is left"),
-        (f"1502 190c 1600 190c 191c 18{HUGE}", "more than is left"),
-        (f"1502 190c 1600 190c 19fc {HUGE}", "longer than what is left"),
-        ("1502 190c 1600 190c 18 01 61 00", "no list"),
-        ("1502 190c 1600 190c 1918 01 61 00", "no list of pairs"),
-        ("1502 190c 1600 190c 191c 00 00", "without a key"),
-        ("1502 190c 1600 190c 191c 1502 00 00", "no pair"),
-        ("1502 190c 1600 190c 191c 180161 180162 180163 00 00", "no pair"),
-        ("1502 190c 1600 190c 5b " + HUGE, "longer than what is left"),  # a map
-        ("1502 190c 1600 190c 5e 00", "unknown type"),
-        ("1502 190c 16" + "80" * 11, "more than ten bytes"),
-        ("1502" + "19" * 60_000, "deep"),
-        ("1502" + "191c" + "1c" * 60_000, "deep"),
-        ("1502 19fc ff7f" + "00" * 16383 + "1600 190c 00", "nothing"),
-    ],
-)
+LIES = [
+    ("", "ends within"),
+    ("15", "ends within"),
+    ("00", "lacks"),
+    ("1502 190c 1600 190c 00 00", "after its end"),
+    ("1502 190c 1600 00", "lacks"),
+    ("1602 190c 1600 190c 00", "lacks"),  # a version of 64 bits
+    ("1502 190c 1600 190c 0502 00 00", "twice"),  # field 1 once more, by its number
+    (f"1502 19fc {HUGE} 1600 190c 00", "longer than what is left"),
+    (f"1502 190c 1600 190c 191c 18{HUGE}", "more than is left"),
+    (f"1502 190c 1600 190c 19fc {HUGE}", "longer than what is left"),
+    ("1502 190c 1600 190c 18 01 61 00", "no list"),
+    ("1502 190c 1600 190c 1918 01 61 00", "no list of pairs"),
+    ("1502 190c 1600 190c 191c 00 00", "without a key"),
+    ("1502 190c 1600 190c 191c 1502 00 00", "no pair"),
+    ("1502 190c 1600 190c 191c 180161 180162 180163 00 00", "no pair"),
+    ("1502 190c 1600 190c 5b " + HUGE, "longer than what is left"),  # a map
+    ("1502 190c 1600 190c 5e 00", "unknown type"),
+    ("1502 190c 16" + "80" * 11, "more than ten bytes"),
+    ("1502" + "19" * 60_000, "deep"),
+    ("1502" + "191c" + "1c" * 60_000, "deep"),
+    ("1502 19fc ff7f" + "00" * 16383 + "1600 190c 00", "nothing"),
+    ("1502 190c 1600 190c 191c 180161 08020162 00 00", "no pair"),  # the key twice
+    ("1502 190c 1600 190c 4c 00 00", "Parquet Modular Encryption"),  # field 8
+    ("1502 190c 1600 190c 58 0161 00", "signed by Parquet Modular Encryption"),  # field 9
+]
+
+
+@pytest.mark.parametrize(("raw", "what"), LIES)
 def test_a_footer_that_lies_about_its_size_or_depth_is_refused(raw, what):
     if what == "nothing":  # a list of 16,383 empty structures is one
         assert Footer.parse(bytes.fromhex(raw)).entries == ()
@@ -341,20 +357,21 @@ def test_a_footer_that_lies_about_its_size_or_depth_is_refused(raw, what):
         Footer.parse(bytes.fromhex(raw))
 
 
-@pytest.mark.parametrize(
-    ("raw", "what"),
-    [
-        (b"", "cut short"),
-        (MAGIC, "cut short"),
-        (MAGIC + MAGIC, "cut short"),
-        (b"a,b\n1,2\n3,4\n", "not a Parquet file"),
-        (MAGIC + ending(SMALLEST)[:-8] + (1 << 31).to_bytes(4, "little") + MAGIC, "more than the file has"),
-        (MAGIC + bytes(4) + MAGIC, "more than the file has"),
-        (MAGIC + ending(SMALLEST), "nothing in it is encrypted"),
-        (b"PARE" + ending(SMALLEST), "Parquet Modular Encryption"),
-        (MAGIC + ending(SMALLEST)[:-4] + b"PARE", "Parquet Modular Encryption"),
-    ],
-)
+NO_PARQUET = [
+    (b"", "cut short"),
+    (MAGIC, "cut short"),
+    (MAGIC + MAGIC, "cut short"),
+    (b"a,b\n1,2\n3,4\n", "not a Parquet file"),
+    (MAGIC + ending(SMALLEST)[:-8] + (1 << 31).to_bytes(4, "little") + MAGIC, "more than the file has"),
+    (MAGIC + bytes(4) + MAGIC, "more than the file has"),
+    (MAGIC + ending(SMALLEST), "nothing in it is encrypted"),
+    (b"PARE" + ending(SMALLEST), "Parquet Modular Encryption"),
+    (MAGIC + ending(SMALLEST)[:-4] + b"PARE", "Parquet Modular Encryption"),
+    (b"PAR0" + ending(SMALLEST), "not a Parquet file"),
+]
+
+
+@pytest.mark.parametrize(("raw", "what"), NO_PARQUET)
 def test_what_is_no_parquet_file_is_refused(tmp_path, raw, what):
     path = tmp_path / "x.parquet"
     path.write_bytes(raw)
@@ -362,6 +379,207 @@ def test_what_is_no_parquet_file_is_refused(tmp_path, raw, what):
         kmsdata.rewrap(path, NEW)
     assert caught.value.path == str(path)
     assert path.read_bytes() == raw
+
+
+@pytest.mark.parametrize(("raw", "what"), NO_PARQUET)
+def test_what_is_no_parquet_file_is_not_encrypted_either(tmp_path, raw, what):
+    path, target = tmp_path / "x.bin", tmp_path / "y.parquet"
+    path.write_bytes(raw)
+    what = "no schema" if "nothing in it" in what else what
+    with pytest.raises(kmsdata.FormatError, match=what) as caught:
+        kmsdata.encrypt_parquet(path, target, "ssn", key=NEW)
+    assert caught.value.path == str(path)
+    assert ("names ending in .csv" in str(caught.value)) == (what in ("cut short", "not a Parquet file"))
+    assert not target.exists()
+
+
+# One reader: a footer says the same to an edit, which skips, and to a copy, which decodes.
+
+
+def result(call, *arguments):
+    """What a call returns, or its FormatError."""
+    try:
+        return call(*arguments)
+    except kmsdata.FormatError as error:
+        return error
+
+
+def check_alike(data):
+    """Skipping ends where reading does, and both views have the same entries."""
+    skipping, reading = Reader(data), Reader(data)
+    skipped, fields = result(skipping.skip, STRUCT), result(reading.read, STRUCT)
+    if isinstance(fields, dict):
+        assert skipped is None
+        assert skipping.at == reading.at
+        assert decode(encode(fields))[0] == fields
+    else:
+        assert str(skipped) == str(fields) or "twice" in str(fields) or "unknown type" in str(fields)
+    edit, decoded = result(Footer.parse, data), result(FileMetaData.parse, data, 1 << 60)
+    if isinstance(decoded, FileMetaData):
+        if isinstance(edit, kmsdata.FormatError):  # of the entries an edit must know every byte
+            assert "no pair of texts" in str(edit)
+        else:
+            assert decoded.metadata == {entry.key: entry.value or b"" for entry in edit.entries}
+    return edit, decoded
+
+
+def alike_whole_and_damaged(rng, path):
+    _, footer = read(path)
+    edit, decoded = check_alike(footer.data)
+    assert edit == footer
+    assert isinstance(decoded, FileMetaData)
+    assert encode(decoded.fields) == footer.data
+    size = len(footer.data)
+    for _ in range(min(200, 500_000 // size)):  # about a second
+        cut = footer.data[: rng.randrange(size)]
+        assert {type(view) for view in check_alike(cut)} == {kmsdata.FormatError}
+        check_alike(damaged(rng, footer.data))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_footers_are_decoded_and_skipped_alike(tmp_path, seed):
+    rng, path = seeded(200 + seed), tmp_path / "x.parquet"
+    (by_pandas if seed % 3 == 0 else by_pyarrow)(rng, path)
+    alike_whole_and_damaged(rng, path)
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("writer", [by_polars, by_duckdb, by_fastparquet])
+@pytest.mark.parametrize("seed", range(2))
+def test_footers_of_other_writers_are_decoded_and_skipped_alike(tmp_path, writer, seed):
+    rng, path = seeded(300 + seed), tmp_path / "x.parquet"
+    writer(rng, path)
+    alike_whole_and_damaged(rng, path)
+
+
+@pytest.mark.parametrize(("raw", "what"), LIES)
+def test_a_footer_that_lies_takes_no_memory(raw, what):
+    data = bytes.fromhex(raw)
+    for parse in (Footer.parse, lambda data: FileMetaData.parse(data, 1 << 60)):
+        tracemalloc.start()
+        found = result(parse, data)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 100_000 + 200 * len(data)
+        assert isinstance(found, kmsdata.FormatError) or what == "nothing"
+
+
+def first_chunk(fields):
+    return value(value(fields, 4)[1][0], 1)[1][0]
+
+
+def first_group(fields):
+    return value(fields, 4)[1][0]
+
+
+UNFIT = [
+    ("a row group has other columns", lambda fields: value(first_group(fields), 1)[1].pop()),
+    ("columns encrypted or signed", lambda fields: first_chunk(fields).update({8: (STRUCT, {})})),
+    ("columns encrypted or signed", lambda fields: first_chunk(fields).update({9: (BINARY, b"x")})),
+    ("in other files", lambda fields: first_chunk(fields).update({1: (BINARY, b"other.parquet")})),
+    ("in other files", lambda fields: first_chunk(fields).pop(3)),
+    ("cut short", lambda fields: value(first_chunk(fields), 3).update({7: (I64, 1 << 40)})),
+    ("cut short", lambda fields: value(first_chunk(fields), 3).update({9: (I64, 3), 11: (I64, 0)})),
+    ("cut short", lambda fields: first_chunk(fields).update({4: (I64, 1 << 40), 5: (I32, 1)})),
+    ("cut short", lambda fields: first_chunk(fields).update({6: (I64, 1 << 40), 7: (I32, 1)})),
+    ("cut short", lambda fields: value(first_chunk(fields), 3).update({14: (I64, -9), 15: (I32, 1)})),
+    ("so old", lambda fields: fields.update({6: (BINARY, b"parquet-cpp version 1.2.1")})),
+    ("no schema", lambda fields: fields.update({2: (LIST, (STRUCT, []))})),
+    ("no tree", lambda fields: value(fields, 2)[1][-1].update({5: (I32, 2)})),
+    ("no tree", lambda fields: value(fields, 2)[1][1].update({4: (BINARY, b"\xff")})),
+    ("fields are missing", lambda fields: value(fields, 2)[1][1].pop(4)),
+    ("of other types", lambda fields: first_group(fields).update({3: (BINARY, b"7")})),
+]
+
+
+@pytest.mark.parametrize(("what", "change"), UNFIT)
+def test_a_footer_whose_columns_cannot_be_copied_is_refused(tmp_path, what, change):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"a": [1, 2], "b": ["x", "y"]}), path)
+    fields = decode(read(path)[1].data)[0]
+    assert FileMetaData.parse(encode(fields), path.stat().st_size).fields == fields
+    change(fields)
+    with pytest.raises(kmsdata.FormatError, match=what):
+        FileMetaData.parse(encode(fields), path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("page index", lambda chunk: chunk.update({4: (I64, 4), 5: (I32, 9)})),
+        ("bloom filter", lambda chunk: value(chunk, 3).update({14: (I64, 0)})),
+        ("bloom filter", lambda chunk: value(chunk, 3).update({14: (I64, 1 << 40)})),
+    ],
+)
+def test_a_damaged_index_or_filter_is_refused(tmp_path, what, change):
+    path, target = tmp_path / "x.parquet", tmp_path / "y.parquet"
+    pq.write_table(pa.table({"a": [1, 2], "b": ["x", "y"]}), path, write_page_index=True)
+    pages, footer = read(path)
+    fields = decode(footer.data)[0]
+    change(first_chunk(fields))
+    path.write_bytes(pages + ending(encode(fields)))
+    with pytest.raises(kmsdata.FormatError, match=f"its {what} is damaged") as caught:
+        kmsdata.encrypt_parquet(path, target, "b", key=NEW)
+    assert caught.value.path == str(path)
+    assert not target.exists()
+
+
+def test_an_edit_does_not_make_a_footer_that_is_too_large(monkeypatch):
+    footer = Footer.parse(SMALLEST)
+    monkeypatch.setattr(footer_module, "_MOST_BYTES", len(SMALLEST) + 5)
+    assert len(footer.edited({0: b"x" * 6})) == len(SMALLEST) + 5
+    with pytest.raises(kmsdata.FormatError, match="more than"):
+        footer.edited({0: b"x" * 7})
+
+
+class Watched(io.BytesIO):
+    """A file in memory that notes each read: of a remote file each is a request."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.reads = []
+
+    def read(self, count):
+        self.reads.append((self.tell(), count))
+        return super().read(count)
+
+
+def test_a_footer_is_found_in_two_reads_and_a_long_one_in_three(tmp_path, monkeypatch):
+    path = tmp_path / "x.parquet"
+    by_pyarrow(seeded(1), path)
+    raw = path.read_bytes()
+    pages, footer = read(path)
+    for tail in range(8, len(footer.data) + 30, 5):
+        monkeypatch.setattr(footer_module, "_TAIL", tail)
+        file = Watched(raw)
+        assert read_footer(file, len(raw), "") == (footer, len(pages))
+        assert len(file.reads) == (2 if tail >= len(footer.data) + 8 else 3)
+        assert read_metadata(Watched(raw), len(raw), "").fields == decode(footer.data)[0]
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.parquet"
+    by_pyarrow(seeded(1), path)
+    file, size = Watched(path.read_bytes()), path.stat().st_size
+    monkeypatch.setattr(footer_module, "_TAIL", 8)
+    monkeypatch.setattr(file, "read", lambda count: io.BytesIO.read(file, count if count <= 8 else count - 1))
+    with pytest.raises(kmsdata.FormatError, match="ends before its footer"):
+        read_footer(file, size, "")
+
+
+def test_a_footer_of_more_than_256_mib_is_refused_unread(tmp_path):
+    path, length = tmp_path / "x.parquet", (256 << 20) + 1
+    with path.open("wb") as file:  # without its pages: a sparse file takes no room
+        file.write(MAGIC)
+        file.seek(4 + length)
+        file.write(length.to_bytes(4, "little") + MAGIC)
+    for reader in (read_footer, read_metadata):
+        tracemalloc.start()
+        with path.open("rb") as file, pytest.raises(kmsdata.FormatError, match="more than 256 MiB"):
+            reader(file, path.stat().st_size, str(path))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 20
 
 
 @pytest.mark.newest

@@ -17,7 +17,8 @@ from kmsdata.frames.pandas_metadata import in_pandas_metadata
 from kmsdata.keys.envelope import ENTRY, Header, file_text
 from kmsdata.parquet.bulk.csv_reader import Types, is_csv, open_csv
 from kmsdata.parquet.bulk.plan import Job
-from kmsdata.parquet.column_chunks import PART, Footer, Replacement, read_footer
+from kmsdata.parquet.column_chunks import PART, Replacement
+from kmsdata.parquet.footer import NOT_PARQUET, FileMetaData, read_metadata
 from kmsdata.parquet.headers import headers_in
 from kmsdata.parquet.locations import Place
 from kmsdata.parquet.write import settings_for
@@ -52,11 +53,16 @@ def _reading(path: str, column: str | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_parquet(place: Place) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile, Footer]]:
+def open_parquet(place: Place) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile, FileMetaData]]:
     """A file, its columns to be read, and its footer. FormatError where it is none that can be replaced."""
     path = str(place)
     with place.filesystem.open_input_file(place.path) as file:
-        footer = read_footer(file, path)
+        try:
+            footer = read_metadata(file, file.size(), path)
+        except FormatError as error:
+            if NOT_PARQUET not in str(error):
+                raise
+            raise FormatError(f"{error} (CSV files have names ending in .csv)", path=path) from None
         with _reading(path):
             # Pages come one by one: a chunk may be larger than memory.
             parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)

@@ -25,7 +25,7 @@ from kmsdata.parquet.bulk.csv_reader import Types, is_csv, open_csv
 from kmsdata.parquet.bulk.decrypt import decrypt_file, decrypted_types, headers_wanted
 from kmsdata.parquet.bulk.encrypt import Sealer, columns_to_encrypt, encrypt_csv, encrypt_file, sealers_for
 from kmsdata.parquet.bulk.plan import Job, Step
-from kmsdata.parquet.column_chunks import Footer
+from kmsdata.parquet.footer import FileMetaData
 from kmsdata.parquet.headers import naming_the_file
 from kmsdata.parquet.locations import FilePath, Place
 
@@ -229,7 +229,7 @@ def _plain_size(place: Place, headers: Mapping[str, Header]) -> int:
         return size
 
 
-def _chunk_sizes(parquet: pq.ParquetFile, footer: Footer, name: str) -> tuple[int, int]:
+def _chunk_sizes(parquet: pq.ParquetFile, footer: FileMetaData, name: str) -> tuple[int, int]:
     leaves = dict(footer.columns)[name]
     chunks = [
         parquet.metadata.row_group(group).column(leaf)
