@@ -16,7 +16,15 @@ from kmsdata.frames.dtype import EncryptedDtype
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, file_text, parse_file
 
-__all__ = ["in_pandas_metadata", "pandas_dtypes", "pandas_entries", "with_columns", "with_entries"]
+__all__ = [
+    "in_pandas_metadata",
+    "index_columns",
+    "pandas_attributes",
+    "pandas_dtypes",
+    "pandas_entries",
+    "with_columns",
+    "with_entries",
+]
 
 
 def in_pandas_metadata(
@@ -92,3 +100,14 @@ def pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
         with contextlib.suppress(TypeError, ValueError, KeyError):
             dtypes[entry["field_name"]] = pd.api.types.pandas_dtype(entry["numpy_type"])
     return dtypes
+
+
+def index_columns(metadata: Mapping[bytes, bytes] | None) -> list[str]:
+    """Return the columns that pandas takes for levels of the index."""
+    document = json.loads((metadata or {}).get(b"pandas", b"{}"))
+    return [level for level in document.get("index_columns", []) if isinstance(level, str)]
+
+
+def pandas_attributes(metadata: Mapping[bytes, bytes] | None) -> Any:
+    """Return what ``DataFrame.attrs`` held when pandas wrote this metadata."""
+    return json.loads((metadata or {}).get(b"pandas", b"{}")).get("attributes", {})
