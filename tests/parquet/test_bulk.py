@@ -24,9 +24,7 @@ from hypothesis import strategies as st
 import kmsdata
 from kmsdata.parquet import column_chunks as chunks
 from kmsdata.parquet import locations as places
-from kmsdata.parquet.bulk import column_batches as replacing
-from kmsdata.parquet.bulk import decrypt as decrypting
-from kmsdata.parquet.bulk import encrypt as encrypting
+from kmsdata.parquet.bulk import column_batches, column_decryptor, column_encryptor, encrypt
 from kmsdata.parquet.thrift import decode, encode
 
 fsspec = pytest.importorskip("fsspec")
@@ -101,9 +99,9 @@ def snapshot(folder):
 
 def in_parts_of(part, batch, monkeypatch):
     """Columns go through in parts, and are read in batches, of so many bytes."""
-    for module in (replacing, encrypting, decrypting):
+    for module in (column_batches, encrypt, column_decryptor):
         monkeypatch.setattr(module, "PART", part)
-    monkeypatch.setattr(replacing, "_BATCH", batch)
+    monkeypatch.setattr(column_batches, "_BATCH", batch)
 
 
 # --- one file -------------------------------------------------------------------------------------
@@ -993,7 +991,7 @@ def test_killed_at_any_point(tmp_path, how, kind):
 def test_a_source_that_changes_meanwhile(tmp_path, monkeypatch):
     folder = dataset(tmp_path / "in")
     victim = folder / "year=2021" / "part-1.parquet"
-    original = encrypting.rewrite
+    original = encrypt.rewrite
 
     def meddle(file, path, *rest):
         size = original(file, path, *rest)
@@ -1003,7 +1001,7 @@ def test_a_source_that_changes_meanwhile(tmp_path, monkeypatch):
             victim.write_bytes(data)
         return size
 
-    monkeypatch.setattr(encrypting, "rewrite", meddle)
+    monkeypatch.setattr(encrypt, "rewrite", meddle)
     for source in (folder, victim):
         with pytest.raises(OSError, match="changed while it was read") as caught:
             kmsdata.encrypt_parquet(source, tmp_path / "out", "ssn", key=KEY)
@@ -1152,7 +1150,7 @@ def test_a_filesystem_that_fails_at_call_n(memory, verb, kind, stay):
 
 def test_keyboard_interrupt_leaves_nothing(tmp_path, monkeypatch, memory):
     folder = dataset(tmp_path / "in")
-    original = encrypting.seal
+    original = column_encryptor.seal
     calls = []
 
     def interrupted(*arguments):
@@ -1161,7 +1159,7 @@ def test_keyboard_interrupt_leaves_nothing(tmp_path, monkeypatch, memory):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(encrypting, "seal", interrupted)
+    monkeypatch.setattr(column_encryptor, "seal", interrupted)
     for target in (str(tmp_path / "out"), "memory://out"):
         with pytest.raises(KeyboardInterrupt):
             kmsdata.encrypt_parquet(folder, target, "ssn", key=KEY)
