@@ -39,7 +39,8 @@ from kmsdata.keys.tencent.client import TencentKMS
 from kmsdata.keys.tink_keyset import Keyset
 from kmsdata.keys.usage import Usage, usage
 from kmsdata.notebook.login import login
-from kmsdata.parquet.bulk.stream import decrypt_parquet, encrypt_parquet
+from kmsdata.parquet.bulk.decrypt import decrypt_parquet
+from kmsdata.parquet.bulk.encrypt import encrypt_parquet
 from kmsdata.parquet.read import read_parquet
 
 __all__ = [

@@ -1,5 +1,6 @@
 """Files and datasets: encrypted and decrypted as streams, with all else as it was, whole or not at all."""
 
+import dataclasses
 import datetime as dt
 import errno
 import functools
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -22,11 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kmsdata
+from kmsdata.keys.data_key import Secret
 from kmsdata.parquet import column_chunks as chunks
 from kmsdata.parquet import locations as places
-from kmsdata.parquet.bulk import column_batches as replacing
-from kmsdata.parquet.bulk import decrypt as decrypting
-from kmsdata.parquet.bulk import encrypt as encrypting
+from kmsdata.parquet.bulk import column_batches, column_decryptor, column_encryptor, decrypt, encrypt
+from kmsdata.parquet.bulk.plan import plan_decryption, plan_encryption
 from kmsdata.parquet.footer import read_metadata
 from kmsdata.parquet.thrift import decode, encode
 
@@ -102,9 +104,9 @@ def snapshot(folder):
 
 def in_parts_of(part, batch, monkeypatch):
     """Columns go through in parts, and are read in batches, of so many bytes."""
-    for module in (replacing, encrypting, decrypting):
+    for module in (column_batches, encrypt, column_decryptor):
         monkeypatch.setattr(module, "PART", part)
-    monkeypatch.setattr(replacing, "_BATCH", batch)
+    monkeypatch.setattr(column_batches, "_BATCH", batch)
 
 
 # --- one file -------------------------------------------------------------------------------------
@@ -558,6 +560,16 @@ def test_csv_folders_become_parquet(tmp_path):
     assert sorted(frame["ssn"]) == ["078", "x", "y"]
 
 
+def test_csv_files_of_more_columns_than_the_first(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("id,ssn\n1,078\n")
+    (tmp_path / "in" / "b.csv").write_text("id,ssn,city\n2,079,Ulm\n")
+    kmsdata.encrypt_parquet(tmp_path / "in", tmp_path / "out", "ssn", key=KEY)
+    tables = [kmsdata.decrypt_table(pq.read_table(tmp_path / "out" / f"{name}.parquet")) for name in "ab"]
+    assert tables[0].to_pylist() == [{"id": 1, "ssn": "078"}]
+    assert tables[1].to_pylist() == [{"id": 2, "ssn": "079", "city": "Ulm"}]
+
+
 @pytest.mark.parametrize("late", ["abc-secret", "007", "+5", "1.5"])
 def test_csv_whose_later_rows_are_of_another_type(tmp_path, late):
     source = tmp_path / "a.csv"
@@ -664,6 +676,15 @@ def test_what_is_encrypted_already(tmp_path):
     assert not (tmp_path / "target").exists()
 
 
+def test_types_that_parquet_does_not_have(tmp_path):
+    table = pa.table({"span": pa.array([(1, 2, 3)], pa.month_day_nano_interval())})
+    write(kmsdata.encrypt_table(table, "span", key=KEY), tmp_path / "a.parquet")
+    with pytest.raises(kmsdata.UnsupportedTypeError, match="which Parquet does not hold") as caught:
+        kmsdata.decrypt_parquet(tmp_path / "a.parquet", tmp_path / "b.parquet")
+    assert caught.value.column == "span"
+    assert not (tmp_path / "b.parquet").exists()
+
+
 @pytest.mark.parametrize("column", ["ssn", "id"])
 def test_mixed_schemas(tmp_path, column):
     folder = dataset(tmp_path / "in")
@@ -743,6 +764,110 @@ def test_dry_runs(tmp_path):
     assert (planned.rows, planned.files, planned.kms_calls) == (done.rows, done.files, done.kms_calls)
     assert "would write about 8,000 rows in 4 files" in str(planned)
     assert json.loads(done.json())["bytes"] == done.bytes
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+def plan_of(source, target, columns=None, deterministic=(), *, key=KEY, decrypting=False, types=None):
+    """The plan of a call with these arguments."""
+    places = {"filesystem": None, "target_filesystem": None, "overwrite": False}
+    if decrypting:
+        return plan_decryption(source, target, columns, **places)
+    return plan_encryption(source, target, columns, deterministic, None, key=key, types=types, **places)
+
+
+def parts_of(thing):
+    """Everything that a plan holds."""
+    yield thing
+    if dataclasses.is_dataclass(thing):
+        thing = [getattr(thing, field.name) for field in dataclasses.fields(thing)]
+    elif isinstance(thing, Mapping):
+        thing = [*thing.keys(), *thing.values()]
+    if isinstance(thing, (list, tuple)):
+        for part in thing:
+            yield from parts_of(part)
+
+
+def test_a_plan_can_be_printed_and_holds_no_value_and_no_key(tmp_path):
+    folder = dataset(tmp_path / "in", files=12)
+    write(people(50).replace_schema_metadata({"example": "078-05-00003"}), folder / "zzz.parquet")
+    data_key = kmsdata.new_data_key(KEY)
+    plan = plan_of(folder, tmp_path / "out", ["ssn", "city"], "email", key=data_key)
+    kmsdata.encrypt_parquet(folder / "year=2020", tmp_path / "sealed", **SECRETS)
+    undone = plan_of(tmp_path / "sealed", tmp_path / "back", decrypting=True)
+    for each in (plan, undone):
+        assert repr(each) == str(each)
+        assert str(tmp_path / ("out" if each is plan else "back")) in str(each)
+        assert "part-0.parquet" in str(each)
+        for text in ("078-05", "@example", "city-", *(wrap.wrapped for wrap in data_key.wraps)):
+            assert text not in str(each)
+        assert not any(isinstance(part, (Secret, pa.Array, pa.ChunkedArray)) for part in parts_of(each))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            each.single = True
+    assert "650 rows in 13 files; 1,950 cells; at most 0 KMS calls; " in str(plan)
+    assert "columns 'ssn', 'city', 'email'\n" in str(plan)
+    assert "-> year=2020/part-0.parquet: 50 rows\n" in str(plan)
+    assert str(plan).endswith("3 more files>")
+    assert "300 rows in 6 files; 900 cells; at most 1 KMS call; " in str(undone)
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_dry_run_progress_and_calls_are_those_of_the_plan(tmp_path, monkeypatch, kind):
+    source = dataset(tmp_path / "in")
+    if kind == "csv":
+        source = tmp_path / "people.csv"
+        source.write_text("ssn,email\n" + "".join(f"0{n:05d},person{n:05d}\n" for n in range(900)))
+    totals, cells = [], []
+    for module in (encrypt, decrypt):
+        progress = module.Progress
+        monkeypatch.setattr(
+            module, "Progress", lambda *given, p=progress: (totals.append(given[1]), p(*given))[1]
+        )
+    new_key = encrypt.data_key_for
+    monkeypatch.setattr(encrypt, "data_key_for", lambda *given: (cells.append(given[2]), new_key(*given))[1])
+    for number, key in enumerate((KEY, [KEY, "local://other"], kmsdata.new_data_key(KEY))):
+        out, back = tmp_path / f"out-{number}", tmp_path / f"back-{number}"
+        plan = plan_of(source, out, "ssn", "email", key=key)
+        arguments = {"columns": "ssn", "deterministic": "email", "key": key}
+        dry = kmsdata.encrypt_parquet(source, out, **arguments, dry_run=True)
+        done = kmsdata.encrypt_parquet(source, out, **arguments)
+        undoing = plan_of(out, back, decrypting=True)
+        dry_back = kmsdata.decrypt_parquet(out, back, dry_run=True)
+        undone = kmsdata.decrypt_parquet(out, back)
+        assert plan.kms_calls == dry.kms_calls == done.kms_calls == [1, 2, 0][number]
+        assert undoing.kms_calls == dry_back.kms_calls == undone.kms_calls == 1
+        assert (plan.rows, plan.columns, len(plan.files)) == (dry.rows, dry.columns, dry.files)
+        assert (undoing.rows, undoing.columns, len(undoing.files)) == (undone.rows, done.columns, done.files)
+        assert totals == [plan.rows, undone.rows]
+        assert cells == [plan.cells] == [2 * plan.rows]
+        # Of CSV it is an estimate, by the first block.
+        assert done.rows / 2 < plan.rows < done.rows * 2 if kind == "csv" else plan.rows == done.rows
+        totals.clear(), cells.clear()
+
+
+@pytest.mark.parametrize("verb", ["encrypt", "decrypt"])
+def test_a_source_that_changes_after_the_plan(tmp_path, monkeypatch, verb):
+    """Its columns, categories and headers may be other ones, and are not read again."""
+    folder = dataset(tmp_path / "in")
+    if verb == "decrypt":
+        kmsdata.encrypt_parquet(folder, tmp_path / "sealed", **SECRETS)
+        folder = tmp_path / "sealed"
+    victim = folder / "year=2021" / "part-1.parquet"
+    module = encrypt if verb == "encrypt" else decrypt
+    original = getattr(module, f"column_{verb}ors")
+
+    def meddle(*arguments):
+        victim.write_bytes(victim.read_bytes())
+        os.utime(victim, ns=(1, 1))
+        return original(*arguments)
+
+    monkeypatch.setattr(module, f"column_{verb}ors", meddle)
+    arguments = {"key": KEY, "columns": "ssn"}
+    with pytest.raises(OSError, match="changed while it was read") as caught:
+        getattr(kmsdata, f"{verb}_parquet")(folder, tmp_path / "out", **arguments)
+    assert caught.value.filename == str(victim)
+    assert not (tmp_path / "out").exists()
 
 
 # --- tampering ------------------------------------------------------------------------------------
@@ -998,7 +1123,7 @@ def test_killed_at_any_point(tmp_path, how, kind):
 def test_a_source_that_changes_meanwhile(tmp_path, monkeypatch):
     folder = dataset(tmp_path / "in")
     victim = folder / "year=2021" / "part-1.parquet"
-    original = encrypting.rewrite
+    original = encrypt.rewrite
 
     def meddle(file, path, *rest):
         size = original(file, path, *rest)
@@ -1008,7 +1133,7 @@ def test_a_source_that_changes_meanwhile(tmp_path, monkeypatch):
             victim.write_bytes(data)
         return size
 
-    monkeypatch.setattr(encrypting, "rewrite", meddle)
+    monkeypatch.setattr(encrypt, "rewrite", meddle)
     for source in (folder, victim):
         with pytest.raises(OSError, match="changed while it was read") as caught:
             kmsdata.encrypt_parquet(source, tmp_path / "out", "ssn", key=KEY)
@@ -1157,7 +1282,7 @@ def test_a_filesystem_that_fails_at_call_n(memory, verb, kind, stay):
 
 def test_keyboard_interrupt_leaves_nothing(tmp_path, monkeypatch, memory):
     folder = dataset(tmp_path / "in")
-    original = encrypting.seal
+    original = column_encryptor.seal
     calls = []
 
     def interrupted(*arguments):
@@ -1166,7 +1291,7 @@ def test_keyboard_interrupt_leaves_nothing(tmp_path, monkeypatch, memory):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(encrypting, "seal", interrupted)
+    monkeypatch.setattr(column_encryptor, "seal", interrupted)
     for target in (str(tmp_path / "out"), "memory://out"):
         with pytest.raises(KeyboardInterrupt):
             kmsdata.encrypt_parquet(folder, target, "ssn", key=KEY)

@@ -1,11 +1,9 @@
-"""Columns of Parquet files that others replace: found, read in batches, and what metadata says thereafter."""
+"""Read one column of a Parquet file at a time, in batches of some megabytes."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,48 +11,59 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError
-from kmsdata.frames.pandas_metadata import in_pandas_metadata
-from kmsdata.keys.envelope import ENTRY, Header, file_text
-from kmsdata.parquet.bulk.csv_reader import Types, is_csv, open_csv
-from kmsdata.parquet.bulk.plan import Job
-from kmsdata.parquet.column_chunks import PART, Replacement
+from kmsdata.parquet.column_chunks import PART
 from kmsdata.parquet.footer import NOT_PARQUET, FileMetaData, read_metadata
-from kmsdata.parquet.headers import headers_in
 from kmsdata.parquet.locations import Place
-from kmsdata.parquet.write import settings_for
 
-__all__ = [
-    "Survey",
-    "column_batches",
-    "edited_metadata",
-    "in_parts",
-    "open_parquet",
-    "replacement",
-    "with_type",
-]
+__all__ = ["OpenParquet", "categories", "column_batches", "in_parts", "open_parquet"]
 
-_SPARK = b"org.apache.spark.sql.parquet.row.metadata"
 _BATCH = 8 << 20  # bytes of a column that are decoded at once
 _MOST_ROWS = 1 << 17
 
 
-@contextlib.contextmanager
-def _reading(path: str, column: str | None = None) -> Iterator[None]:
-    """Arrow's errors about what it reads, as ours. The system's own pass."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        where = f"{path}: column {column!r}" if column else path
-        raise FormatError(
-            f"{where} cannot be read: the file is damaged or was cut short", path=path, column=column
-        ) from error
+@dataclass(frozen=True)
+class OpenParquet:
+    """A Parquet file that is open for reading.
+
+    Attributes:
+        path: its path, for errors.
+        file: its bytes.
+        reader: its columns.
+        footer: its footer.
+    """
+
+    path: str
+    file: pa.NativeFile
+    reader: pq.ParquetFile
+    footer: FileMetaData
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema that Arrow shows."""
+        return self.reader.schema_arrow
+
+    @property
+    def entries(self) -> dict[bytes, bytes]:
+        """The key-value metadata, without the Arrow schema."""
+        return {key: text for key, text in self.footer.metadata.items() if key != b"ARROW:schema"}
+
+    @property
+    def groups(self) -> int:
+        """The number of its row groups."""
+        return int(self.reader.num_row_groups)
+
+    def rows(self, group: int) -> int:
+        """The number of rows of a row group."""
+        return int(self.reader.metadata.row_group(group).num_rows)
 
 
 @contextlib.contextmanager
-def open_parquet(place: Place) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile, FileMetaData]]:
-    """A file, its columns to be read, and its footer. FormatError where it is none that can be replaced."""
+def open_parquet(place: Place) -> Iterator[OpenParquet]:
+    """Open a Parquet file.
+
+    Raises:
+        FormatError: it is not a Parquet file, or not one whose columns can be replaced.
+    """
     path = str(place)
     with place.filesystem.open_input_file(place.path) as file:
         try:
@@ -63,94 +72,55 @@ def open_parquet(place: Place) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile, 
             if NOT_PARQUET not in str(error):
                 raise
             raise FormatError(f"{error} (CSV files have names ending in .csv)", path=path) from None
-        with _reading(path):
+        with _arrow_errors(path):
             # Pages come one by one: a chunk may be larger than memory.
-            parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-        if parquet.schema_arrow.names != [name for name, _ in footer.columns]:
+            reader = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        if reader.schema_arrow.names != [name for name, _ in footer.columns]:
             raise FormatError(f"{path}: its schema and its Arrow schema differ", path=path)
-        yield file, parquet, footer
+        yield OpenParquet(path, file, reader, footer)
 
 
-@dataclass
-class Survey:
-    """What the footers of all files say.
+def column_batches(parquet: OpenParquet, group: int, name: str) -> Iterator[Any]:
+    """Read a column of a row group in arrays of some megabytes; an empty one if the group has no rows.
 
-    Attributes:
-        total: rows; of CSV about.
-        schemas: by file.
-        headers: by file, of its encrypted columns.
-        types: of CSV columns: one for all files, as the first file says.
+    Raises:
+        FormatError: the column cannot be read.
+        ValueError: the name is also that of a part of another column.
     """
-
-    total: int
-    schemas: dict[str, pa.Schema]
-    headers: dict[str, dict[str, Header]]
-    types: Types | None
-
-    @classmethod
-    def of(cls, job: Job, types: Types | None) -> Survey:
-        """Read the footer of each file, and the first block of each CSV."""
-        survey = cls(0, {}, {}, types)
-        seen: dict[bytes, pa.Schema] = {}  # thousands of files share few schemas
-        for name, place in job.files.items():
-            if is_csv(name):
-                csv = open_csv(place, survey.types)
-                survey.types = {field.name: field.type for field in csv.schema}
-                survey.total += int(place.filesystem.get_file_info(place.path).size / csv.width)
-                schema, headers = csv.schema, {}
-            else:
-                with open_parquet(place) as (_, parquet, _):
-                    schema = parquet.schema_arrow
-                    survey.total += parquet.metadata.num_rows
-                headers = headers_in(schema, str(place), footer=parquet.metadata.metadata)
-            survey.schemas[name] = seen.setdefault(schema.serialize().to_pybytes(), schema)
-            survey.headers[name] = headers
-        return survey
-
-
-def column_batches(parquet: pq.ParquetFile, group: int, name: str, path: str) -> Iterator[Any]:
-    """A column of a row group, in arrays of some megabytes; one of no rows where there is none."""
-    rows = parquet.metadata.row_group(group).num_rows
+    rows = parquet.rows(group)
     if not rows:
-        yield pa.array([], parquet.schema_arrow.field(name).type)
+        yield pa.array([], parquet.schema.field(name).type)
         return
-    size = _rows_at_once(parquet, group, name, rows, path)
-    with _reading(path, name):
-        reader = parquet.iter_batches(size, row_groups=[group], columns=[name], use_threads=False)
-        batches = iter(reader)
+    size = _rows_at_once(parquet, group, name, rows)
+    with _arrow_errors(parquet.path, name):
+        batches = _batches(parquet, group, name, size)
     while True:
-        with _reading(path, name):
+        with _arrow_errors(parquet.path, name):
             batch = next(batches, None)
         if batch is None:
             return
         if batch.schema.names != [name]:
             raise ValueError(
-                f"{path}: {name!r} is a column, and so is a part of another one: rename it first"
+                f"{parquet.path}: {name!r} is a column, and so is a part of another one: rename it first"
             )
         yield batch.column(0)
 
 
-def _rows_at_once(parquet: pq.ParquetFile, group: int, name: str, rows: int, path: str) -> int:
-    metadata = parquet.metadata.row_group(group)
-    if rows <= 256 and metadata.total_byte_size < _BATCH:
-        return rows
-    average = 1.0
-    for number in range(metadata.num_columns):
-        chunk = metadata.column(number)
-        if chunk.path_in_schema.split(".")[0] == name.split(".")[0]:
-            average += chunk.total_uncompressed_size / rows
-    few = max(1, min(256, int(_BATCH / average)))
-    with _reading(path, name):
-        first = next(iter(parquet.iter_batches(few, row_groups=[group], columns=[name], use_threads=False)))
-    values = first.column(0)
-    width = values.nbytes / max(len(values), 1)
-    if pa.types.is_dictionary(values.type):
-        width = values.dictionary.nbytes / max(len(values.dictionary), 1) + 4
-    return max(1, min(_MOST_ROWS, int(_BATCH / max(average, width, 1.0))))
+def categories(places: Iterable[Place], name: str, kind: pa.DataType) -> pa.Array:
+    """Read the categories of a dictionary column of all these files, each once."""
+    found = pa.array([], kind)
+    for place in places:
+        with open_parquet(place) as parquet:
+            for group in range(parquet.groups):
+                for array in column_batches(parquet, group, name):
+                    new = array.dictionary
+                    if not new.equals(found.slice(0, len(new))):
+                        found = pa.chunked_array([found, new]).unique() if len(found) else new
+    return found
 
 
 def in_parts(arrays: Iterable[Any]) -> Iterator[pa.ChunkedArray]:
-    """Arrays, put together until they are some `PART` bytes."""
+    """Put arrays together until they have some `PART` bytes."""
     held: list[Any] = []
     size = rows = 0
     try:
@@ -169,47 +139,40 @@ def in_parts(arrays: Iterable[Any]) -> Iterator[pa.ChunkedArray]:
         held.clear()  # no error keeps plaintext in its frames
 
 
-def with_type(schema: pa.Schema, name: str, kind: pa.DataType) -> pa.Schema:
-    """The schema with another type of a column."""
-    position = schema.get_field_index(name)
-    return schema.set(position, schema.field(position).with_type(kind))
-
-
-@functools.lru_cache(256)  # for thousands of small files
-def _replaced_by(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
-    field = pa.field(name, kind, nullable)
-    return Replacement(field, settings_for(pa.schema([field]), {}))
-
-
-def replacement(field: pa.Field) -> Replacement:
-    """What is to be written of this column."""
-    return _replaced_by(field.name, field.type, field.nullable)
-
-
-def edited_metadata(
-    metadata: Mapping[bytes, bytes] | None,
-    names: list[str],
-    headers: Mapping[str, Header],
-    *,
-    back: bool = False,
-) -> dict[bytes, bytes]:
-    """Key-value metadata of a file with other columns encrypted than before."""
-    out = dict(in_pandas_metadata(metadata or {}, names, back=back) or {})
-    if _SPARK in out and not back:
-        out[_SPARK] = _spark_metadata(out[_SPARK], names)
-    out.pop(ENTRY, None)
-    if headers:
-        out[ENTRY] = file_text(headers).encode()
-    return out
-
-
-def _spark_metadata(text: bytes, names: list[str]) -> bytes:
-    """Spark reads columns by the types that it has written here, and keeps lists of values beside them."""
+@contextlib.contextmanager
+def _arrow_errors(path: str, column: str | None = None) -> Iterator[None]:
+    """Raise FormatError for Arrow's errors about what it reads. The system's own errors pass."""
     try:
-        document = json.loads(text)
-        for field in document["fields"]:
-            if field["name"] in names:
-                field |= {"type": "binary", "metadata": {}}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return text
-    return json.dumps(document, separators=(",", ":")).encode()
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        where = f"{path}: column {column!r}" if column else path
+        raise FormatError(
+            f"{where} cannot be read: the file is damaged or was cut short", path=path, column=column
+        ) from error
+
+
+def _batches(parquet: OpenParquet, group: int, name: str, rows: int) -> Iterator[pa.RecordBatch]:
+    reader = parquet.reader.iter_batches(rows, row_groups=[group], columns=[name], use_threads=False)
+    return iter(reader)
+
+
+def _rows_at_once(parquet: OpenParquet, group: int, name: str, rows: int) -> int:
+    """How many rows of a column have some `_BATCH` bytes, by its footer and its first values."""
+    metadata = parquet.reader.metadata.row_group(group)
+    if rows <= 256 and metadata.total_byte_size < _BATCH:
+        return rows
+    average = 1.0
+    for number in range(metadata.num_columns):
+        chunk = metadata.column(number)
+        if chunk.path_in_schema.split(".")[0] == name.split(".")[0]:
+            average += chunk.total_uncompressed_size / rows
+    few = max(1, min(256, int(_BATCH / average)))
+    with _arrow_errors(parquet.path, name):
+        first = next(_batches(parquet, group, name, few))
+    values = first.column(0)
+    width = values.nbytes / max(len(values), 1)
+    if pa.types.is_dictionary(values.type):
+        width = values.dictionary.nbytes / max(len(values.dictionary), 1) + 4
+    return max(1, min(_MOST_ROWS, int(_BATCH / max(average, width, 1.0))))

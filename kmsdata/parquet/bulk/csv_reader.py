@@ -1,4 +1,4 @@
-"""CSV in blocks, with types that hold for every row."""
+"""Read CSV in blocks, with column types that hold for every row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.csv
 from kmsdata.errors import FormatError
 from kmsdata.parquet.locations import Place
 
-__all__ = ["CsvFile", "Types", "is_csv", "open_csv"]
+__all__ = ["CsvLayout", "Types", "csv_batches", "csv_layout", "is_csv"]
 
 Types: TypeAlias = "Mapping[str, str | pa.DataType]"
 
@@ -27,55 +27,75 @@ def is_csv(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class CsvFile:
-    """An open CSV file.
+class CsvLayout:
+    """What the first block of a CSV file says of all of it.
 
     Attributes:
         schema: its columns.
-        batches: its rows, in order.
-        width: bytes of a row in the first block, about.
+        row_bytes: the average size of a row.
     """
 
     schema: pa.Schema
-    batches: Iterator[pa.RecordBatch]
-    width: float
+    row_bytes: float
 
 
-def open_csv(place: Place, types: Types | None = None) -> CsvFile:
-    """Read CSV in blocks: UTF-8, a header line, commas.
+def csv_layout(place: Place, types: Types | None = None) -> CsvLayout:
+    """Infer the columns of a CSV file: UTF-8, a header line, commas.
 
-    A column's type is the one of ``types``, else what its values in the first block (4 MB) are: numbers,
-    dates, times, true and false, else text. Empty fields are null, unless they are quoted. Digits
+    A column's type is the one of ``types``, otherwise what its values in the first block (4 MB) are: numbers,
+    dates, times, true and false, otherwise text. Empty fields are null, unless they are quoted. Digits
     that would change as a number (a leading zero) make a column text.
 
     Raises:
-        FormatError: a row of a later block is not of the column's type; no value is shown.
-        KeyError: ``types`` names a column that is not there.
+        FormatError: the file is not CSV, or a value of the first block is not of its column's type.
+        KeyError: ``types`` names a column that the file does not have.
     """
-    given = {name: _type(kind, name) for name, kind in (types or {}).items()}
+    given = {name: _arrow_type(kind, name) for name, kind in (types or {}).items()}
     first = _reader(place, {})
     try:
         names: list[str] = first.schema.names
     except UnicodeDecodeError:  # Arrow checks values, and not the header line
         names = []
     if not names:
-        raise _refusal(place, "UTF-8", [], 0)
+        raise _unreadable(place, "UTF-8", [], 0)
     if len(set(names)) < len(names):
         raise FormatError(f"{place}: columns of the same name: rename them apart first", path=str(place))
     for name in given:
         if name not in names:
             raise KeyError(f"types= names {name!r}, and {place} has no such column")
-    plain = _next(_reader(place, dict.fromkeys(names, pa.string())), place, names, 0)
-    wanted: dict[str, pa.DataType] = {}
+    plain = _next_batch(_reader(place, dict.fromkeys(names, pa.string())), place, names, 0)
+    types_found: dict[str, pa.DataType] = {}
     for field in first.schema:
         kind = given.get(field.name, field.type)
         if field.name not in given and pa.types.is_null(kind):
-            kind = pa.string()  # nothing is known of it yet, and text takes all
+            kind = pa.string()  # no value of it has been seen yet, and text holds every value
         if field.name not in given and pa.types.is_integer(kind) and plain is not None:
-            kind = kind if _numbers(plain.column(field.name), kind) is not None else pa.string()
-        wanted[field.name] = kind
-    width = plain.nbytes / plain.num_rows if plain is not None and plain.num_rows else 1.0
-    return CsvFile(pa.schema(list(wanted.items())), _blocks(place, wanted), max(width, 1.0))
+            kind = kind if _integers(plain.column(field.name), kind) is not None else pa.string()
+        types_found[field.name] = kind
+    row_bytes = plain.nbytes / plain.num_rows if plain is not None and plain.num_rows else 1.0
+    return CsvLayout(pa.schema(list(types_found.items())), max(row_bytes, 1.0))
+
+
+def csv_batches(place: Place, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Read the rows of a CSV file in order, block by block, as the columns of its layout.
+
+    Raises:
+        FormatError: a value is not of its column's type, or would change as one; no value is shown.
+    """
+    row, names = 0, schema.names
+    integers = {field.name for field in schema if pa.types.is_integer(field.type)}
+    # Arrow would read "007" and "+5" as integers, so these columns are read as text and converted here.
+    read_as = {field.name: pa.string() if field.name in integers else field.type for field in schema}
+    reader = _reader(place, read_as)
+    while (batch := _next_batch(reader, place, names, row)) is not None:
+        columns = []
+        for field, values in zip(schema, batch.columns, strict=True):
+            converted = _integers(values, field.type) if field.name in integers else values
+            if converted is None:
+                raise _mistyped(place, field.name, field.type, row)
+            columns.append(converted)
+        row += batch.num_rows
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _reader(place: Place, types: Mapping[str, pa.DataType]) -> Any:
@@ -92,36 +112,21 @@ def _reader(place: Place, types: Mapping[str, pa.DataType]) -> Any:
         )
     except pa.ArrowInvalid as error:
         problem = str(error)
-    raise _refusal(place, problem, list(types), 0)
+    raise _unreadable(place, problem, list(types), 0)
 
 
-def _next(reader: Any, place: Place, names: list[str], row: int) -> pa.RecordBatch | None:
+def _next_batch(reader: Any, place: Place, names: list[str], row: int) -> pa.RecordBatch | None:
     try:
         return reader.read_next_batch()
     except StopIteration:
         return None
     except pa.ArrowInvalid as error:
         problem = str(error)
-    raise _refusal(place, problem, names, row)
+    raise _unreadable(place, problem, names, row)
 
 
-def _blocks(place: Place, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    row, names = 0, list(types)
-    exact = {name for name, kind in types.items() if pa.types.is_integer(kind)}
-    reader = _reader(place, {name: pa.string() if name in exact else kind for name, kind in types.items()})
-    while (batch := _next(reader, place, names, row)) is not None:
-        columns = []
-        for name, values in zip(names, batch.columns, strict=True):
-            made = _numbers(values, types[name]) if name in exact else values
-            if made is None:
-                raise _mistyped(place, name, types[name], row)
-            columns.append(made)
-        row += batch.num_rows
-        yield pa.RecordBatch.from_arrays(columns, schema=pa.schema(list(types.items())))
-
-
-def _numbers(text: pa.Array, kind: pa.DataType) -> pa.Array | None:
-    """Text as whole numbers; None where they would not say all that it did: a zero in front, a sign."""
+def _integers(text: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    """Convert text to integers; None if any text would not come back: a leading zero, a sign."""
     try:
         numbers = text.cast(kind)
     except pa.ArrowInvalid:
@@ -130,7 +135,7 @@ def _numbers(text: pa.Array, kind: pa.DataType) -> pa.Array | None:
     return None if same is False else numbers
 
 
-def _type(kind: str | pa.DataType, name: str) -> pa.DataType:
+def _arrow_type(kind: str | pa.DataType, name: str) -> pa.DataType:
     if isinstance(kind, pa.DataType):
         return kind
     try:
@@ -142,8 +147,8 @@ def _type(kind: str | pa.DataType, name: str) -> pa.DataType:
         ) from None
 
 
-def _refusal(place: Place, problem: str, names: list[str], row: int) -> FormatError:
-    """Say what is wrong. Arrow's own message shows the value: this one does not."""
+def _unreadable(place: Place, problem: str, names: list[str], row: int) -> FormatError:
+    """Say what is wrong with a file. Arrow's own message shows the value: this one does not."""
     if "UTF8" in problem or "UTF-8" in problem:
         problem = "UTF-8"
     if found := re.search(

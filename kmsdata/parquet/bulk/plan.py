@@ -1,138 +1,377 @@
-"""Where files are read and where they are written: one or many, all of them or none."""
+"""Plan the encryption or decryption of files: find out what is read and written before any of it is.
+
+A plan is made from paths, footers, schemas and headers, each of which is read once. It holds no key, and
+prints no value of a file.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
-from kmsdata.atomic_files import sweep
 from kmsdata.display.file_reports import StreamReport
-from kmsdata.display.progress import Progress
-from kmsdata.parquet.bulk.csv_reader import is_csv
-from kmsdata.parquet.locations import FilePath, Place, files_at, stamp, whole, whole_folder
+from kmsdata.display.tables import printable
+from kmsdata.errors import FormatError
+from kmsdata.frames.arguments import Columns, chosen_columns, column_names, refuse_repeated, require
+from kmsdata.frames.dtype import EncryptedType
+from kmsdata.frames.encrypted_columns import Encrypted, check_names
+from kmsdata.frames.key_argument import data_key_for
+from kmsdata.frames.pandas_metadata import index_columns
+from kmsdata.keys.data_key import DataKey
+from kmsdata.keys.envelope import Header
+from kmsdata.keys.session import Key, session_key
+from kmsdata.parquet.bulk.column_batches import open_parquet
+from kmsdata.parquet.bulk.csv_reader import Types, csv_layout, is_csv
+from kmsdata.parquet.headers import headers_in
+from kmsdata.parquet.locations import FilePath, Place, files_at, stamp
 
-__all__ = ["Job", "Step"]
+__all__ = ["DecryptionPlan", "EncryptionPlan", "FilePlan", "Plan", "plan_decryption", "plan_encryption"]
 
-Step = Callable[[int], None]
-"""Is told of rows that are done."""
+_FILES_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class Job:
-    """Where to read and where to write.
+@dataclass(frozen=True, repr=False)
+class FilePlan:
+    """What is known of one file before it is written.
 
     Attributes:
-        files: what is read, by the path below the source's folder.
-        target: the file or folder to write.
-        single: whether it is one file.
+        source: where it is read.
+        target: where it is written, below the target folder.
+        version: changes if the file changes.
+        bytes: its size.
+        rows: how many it has; of CSV about.
+        row_bytes: of CSV the average size of a row; None for Parquet.
+        schema: its schema in Arrow.
+        headers: the headers of its encrypted columns.
+        columns: those to encrypt or decrypt.
     """
 
     source: Place
-    files: dict[str, Place]
+    target: str
+    version: tuple[Any, ...]
+    bytes: int
+    rows: int
+    row_bytes: float | None
+    schema: pa.Schema
+    headers: Mapping[str, Header]
+    columns: tuple[str, ...] = ()
+
+    @property
+    def is_csv(self) -> bool:
+        """Whether it is CSV, and becomes Parquet."""
+        return self.row_bytes is not None
+
+    @property
+    def path(self) -> str:
+        """The path that it is read from, for errors."""
+        return str(self.source)
+
+    @property
+    def column_headers(self) -> dict[str, Header]:
+        """The headers of those of its columns that are encrypted."""
+        return {name: self.headers[name] for name in self.columns if name in self.headers}
+
+    def __repr__(self) -> str:
+        about = "about " if self.is_csv else ""
+        return printable(f"{self.path} -> {self.target}: {about}{self.rows:,} rows")
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """What is read and written. It can be printed.
+
+    Attributes:
+        target: the file or folder to write.
+        single: whether it is one file.
+        files: what is read, in order.
+        columns: those to encrypt or decrypt, of all files.
+        kms_calls: how many calls of key services it takes, at most.
+    """
+
     target: Place
     single: bool
-    overwrite: bool
+    files: tuple[FilePlan, ...]
+    columns: tuple[str, ...]
+    kms_calls: int
 
-    @classmethod
-    def of(
-        cls, source: FilePath, target: FilePath, filesystem: Any, target_filesystem: Any, *, overwrite: bool
-    ) -> Job:
-        """The job that these arguments mean, as `kmsdata.encrypt_parquet` takes them.
+    @functools.cached_property
+    def rows(self) -> int:
+        """The number of rows of all files; of CSV about."""
+        return sum(file.rows for file in self.files)
 
-        Raises:
-            FileNotFoundError: no source.
-            FileExistsError: something is at the target that may not be replaced.
-            ValueError: source and target lie within each other.
-        """
-        start = Place.of(source, filesystem)
-        end = Place.of(target, filesystem if target_filesystem is None else target_filesystem)
-        files, single = files_at(start)
-        if single and (end.folder or end.kind == pafs.FileType.Directory):
-            end = end / _target_name(next(iter(files)))
-        for file in files.values():
-            if end.holds(file) or file.holds(end):
-                raise ValueError(f"the target {end} is, or holds, the source: name another place")
-        if not single and start.holds(end):
-            raise ValueError(f"the target {end} lies inside of the source: name another place")
-        job = cls(start, files, end, single, overwrite)
-        job._check_target()
-        return job
+    @property
+    def cells(self) -> int:
+        """The number of cells of the columns."""
+        return self.rows * len(self.columns)
 
-    def _check_target(self) -> None:
-        kind = self.target.kind
-        if self.single:
-            if is_csv(self.target.path):
-                raise ValueError(f"the target {self.target} would be Parquet: name it .parquet, and not .csv")
-            if kind != pafs.FileType.NotFound and not self.overwrite:
-                raise FileExistsError(
-                    errno.EEXIST, "there is a file already: overwrite=True replaces it", str(self.target)
-                )
-            return
-        twice = len({_target_name(name) for name in self.files}) < len(self.files)
-        if twice:
-            raise ValueError("a CSV and a Parquet file of one name would become one file: rename one of them")
-        if kind == pafs.FileType.NotFound:
-            return
-        if kind == pafs.FileType.File:
-            raise FileExistsError(
-                errno.EEXIST, "a folder is to be written, and there is a file", str(self.target)
+    def report(self, rows: int, size: int, calls: int, *, dry_run: bool = False) -> StreamReport:
+        """Return what was written, or would be."""
+        return StreamReport(str(self.target), rows, len(self.files), size, self.columns, calls, dry_run)
+
+    def __repr__(self) -> str:
+        about = "about " if any(file.is_csv for file in self.files) else ""
+        files = "1 file" if len(self.files) == 1 else f"{len(self.files):,} files"
+        calls = "1 KMS call" if self.kms_calls == 1 else f"{self.kms_calls} KMS calls"
+        title = (
+            f"{type(self).__name__} to {self.target}: {about}{self.rows:,} rows in {files}; "
+            f"{about}{self.cells:,} cells; at most {calls}; columns {', '.join(map(repr, self.columns))}"
+        )
+        lines = [printable(title), *map(repr, self.files[:_FILES_SHOWN])]
+        if len(self.files) > _FILES_SHOWN:
+            lines.append(f"{len(self.files) - _FILES_SHOWN:,} more files")
+        return "<" + "\n  ".join(lines) + ">"
+
+
+@dataclass(frozen=True, repr=False)
+class EncryptionPlan(Plan):
+    """What is read, encrypted and written.
+
+    Attributes:
+        domains: by column, what a deterministic one may be joined across; None for a randomised one.
+    """
+
+    domains: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, repr=False)
+class DecryptionPlan(Plan):
+    """What is read, decrypted and written.
+
+    Attributes:
+        headers: those of the columns, each once; files of one dataset share most.
+    """
+
+    headers: tuple[tuple[str, Header], ...]
+
+
+def plan_encryption(
+    source: FilePath,
+    target: FilePath,
+    columns: Columns,
+    deterministic: Columns | bool,
+    domain: str | Mapping[str, str] | None,
+    *,
+    key: Key | Encrypted | None,
+    filesystem: Any,
+    target_filesystem: Any,
+    types: Types | None,
+    overwrite: bool,
+) -> EncryptionPlan:
+    """Plan what `kmsdata.encrypt_parquet` does with these arguments.
+
+    Raises:
+        FileNotFoundError, FileExistsError: as it says.
+        FormatError: a file is damaged, or differs from the first in a column's type.
+        ValueError: values of a column would stay unencrypted elsewhere; or no key is named.
+        KeyError: no such column.
+    """
+    sources, end, single = _locations(source, target, filesystem, target_filesystem, overwrite=overwrite)
+    files = _read_files(sources, types)
+    first, *others = files
+    folders = _folder_columns(sources)
+    names = [*first.schema.names, *(folders - set(first.schema.names))]
+    domains = chosen_columns(names, columns, deterministic, domain, [])
+    for name in domains:
+        if name in folders:
+            raise ValueError(
+                f"column {name!r} is what the folders are named by ({name}=...): its values stand in the "
+                "paths, in clear. Write the dataset without it in partition_cols first"
             )
-        try:
-            there, _ = files_at(self.target)
-        except FileNotFoundError:
-            return
-        others = there.keys() - {_target_name(name) for name in self.files}
-        if not self.overwrite or others:
-            why = (
-                "it holds files already: overwrite=True replaces those of the same names"
-                if not self.overwrite
-                else f"it holds files that would not be replaced, such as {min(others)}: readers would take "
-                "them for part of the dataset"
-            )
-            raise FileExistsError(errno.EEXIST, why, str(self.target))
+    for file in files:
+        _check_plain(file, domains)
+    for file in others:
+        _check_alike(first, file, domains)
+    planned = tuple(replace(file, columns=tuple(domains)) for file in files)
+    return EncryptionPlan(end, single, planned, tuple(domains), _calls_to_encrypt(key), domains)
 
-    def run(
-        self,
-        title: str,
-        rows: int,
-        one: Callable[[str, Place, Any, Step], int],
-        progress: bool | None,
-    ) -> tuple[int, int]:
-        """Write every file; returns the rows and the size of all."""
-        size = done = 0
-        if self.target.local:
-            sweep(self.target.path, beside=True)
-        with Progress(title, rows, "rows", progress) as bar, contextlib.ExitStack() as stack:
 
-            def step(count: int) -> None:
-                nonlocal done
-                done += count
-                bar.step(count)
+def plan_decryption(
+    source: FilePath,
+    target: FilePath,
+    columns: Columns | None,
+    *,
+    filesystem: Any,
+    target_filesystem: Any,
+    overwrite: bool,
+) -> DecryptionPlan:
+    """Plan what `kmsdata.decrypt_parquet` does with these arguments.
 
-            if self.single:
-                opened: Callable[[str], Any] = lambda _: whole(self.target)  # noqa: E731
-            else:
-                opened = stack.enter_context(whole_folder(self.target))
-            for name, place in self.files.items():
-                before = stamp(place)
-                with opened(_target_name(name)) as sink:
-                    size += one(name, place, sink, step)
-                    if stamp(place) != before:
-                        raise OSError(errno.EBUSY, "it was changed while it was read: try again", str(place))
-        return done, size
+    Raises:
+        FileNotFoundError, FileExistsError: as it says.
+        FormatError: a file is damaged, or has no encrypted column, or not all that are named.
+        KeyError: no such column.
+    """
+    sources, end, single = _locations(source, target, filesystem, target_filesystem, overwrite=overwrite)
+    files = _read_files(sources, None)
+    wanted = None if columns is None else column_names(columns)
+    planned = tuple(replace(file, columns=_columns_to_decrypt(file, wanted)) for file in files)
+    headers = dict.fromkeys((name, file.headers[name]) for file in planned for name in file.columns)
+    data_keys = {record.commitment for _, header in headers for record in header.records}
+    names = dict.fromkeys(name for name, _ in headers)
+    return DecryptionPlan(end, single, planned, tuple(names), len(data_keys), tuple(headers))
 
-    def report(
-        self, rows: int, size: int, columns: Sequence[str], calls: int, *, dry_run: bool = False
-    ) -> StreamReport:
-        """What was written, or would be."""
-        return StreamReport(str(self.target), rows, len(self.files), size, tuple(columns), calls, dry_run)
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _locations(
+    source: FilePath, target: FilePath, filesystem: Any, target_filesystem: Any, *, overwrite: bool
+) -> tuple[dict[str, Place], Place, bool]:
+    """Find what to read, by its path below the target folder; where to write; and whether it is one file."""
+    start = Place.of(source, filesystem)
+    end = Place.of(target, filesystem if target_filesystem is None else target_filesystem)
+    found, single = files_at(start)
+    if single and (end.folder or end.kind == pafs.FileType.Directory):
+        end = end / _target_name(next(iter(found)))
+    for file in found.values():
+        if end.holds(file) or file.holds(end):
+            raise ValueError(f"the target {end} is, or holds, the source: name another place")
+    if not single and start.holds(end):
+        raise ValueError(f"the target {end} lies inside of the source: name another place")
+    if single:
+        _check_target_file(end, overwrite)
+        return {end.path.rpartition("/")[2]: start}, end, single
+    _check_target_folder(end, list(map(_target_name, found)), overwrite)
+    return {_target_name(name): file for name, file in found.items()}, end, single
 
 
 def _target_name(name: str) -> str:
-    """What a file is called in the target."""
+    """Return the name that a file has in the target."""
     return name[: name.lower().rindex(".csv")] + ".parquet" if is_csv(name) else name
+
+
+def _check_target_file(target: Place, overwrite: bool) -> None:
+    kind = target.kind
+    if is_csv(target.path):
+        raise ValueError(f"the target {target} would be Parquet: name it .parquet, and not .csv")
+    if kind != pafs.FileType.NotFound and not overwrite:
+        raise FileExistsError(
+            errno.EEXIST, "there is a file already: overwrite=True replaces it", str(target)
+        )
+
+
+def _check_target_folder(target: Place, names: list[str], overwrite: bool) -> None:
+    kind = target.kind
+    if len(set(names)) < len(names):
+        raise ValueError("a CSV and a Parquet file of one name would become one file: rename one of them")
+    if kind == pafs.FileType.NotFound:
+        return
+    if kind == pafs.FileType.File:
+        raise FileExistsError(errno.EEXIST, "a folder is to be written, and there is a file", str(target))
+    try:
+        present, _ = files_at(target)
+    except FileNotFoundError:
+        return
+    others = present.keys() - set(names)
+    if not overwrite or others:
+        why = (
+            "it holds files already: overwrite=True replaces those of the same names"
+            if not overwrite
+            else f"it holds files that would not be replaced, such as {min(others)}: readers would take "
+            "them for part of the dataset"
+        )
+        raise FileExistsError(errno.EEXIST, why, str(target))
+
+
+def _read_files(sources: Mapping[str, Place], types: Types | None) -> list[FilePlan]:
+    """Read the footer of each Parquet file, and the first block of each CSV file."""
+    files = []
+    shared: dict[bytes, pa.Schema] = {}  # thousands of files have few schemas
+    for name, place in sources.items():
+        version = stamp(place)
+        headers: dict[str, Header] = {}
+        row_bytes = None
+        if is_csv(place.path):
+            layout = csv_layout(place, types)
+            schema, row_bytes = layout.schema, layout.row_bytes
+            types = dict(zip(schema.names, schema.types, strict=True))  # later files have the same
+            size = place.filesystem.get_file_info(place.path).size
+            rows = int(size / row_bytes)
+        else:
+            with open_parquet(place) as parquet:
+                schema, metadata, size = parquet.schema, parquet.reader.metadata, parquet.file.size()
+            headers, rows = headers_in(schema, str(place), footer=metadata.metadata), metadata.num_rows
+        schema = shared.setdefault(schema.serialize().to_pybytes(), schema)
+        files.append(FilePlan(place, name, version, size, rows, row_bytes, schema, headers))
+    return files
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+def _folder_columns(sources: Mapping[str, Place]) -> set[str]:
+    """Return the columns whose values are names of folders, such as ``year=2026``."""
+    parts = (part for place in sources.values() for part in place.path.split("/")[:-1])
+    return {part.partition("=")[0] for part in parts if "=" in part}
+
+
+def _check_plain(file: FilePlan, columns: Mapping[str, Any]) -> None:
+    """Check that columns of a file are neither encrypted already nor part of its index, which stays plain."""
+    index = index_columns(file.schema.metadata)
+    for name in columns:
+        if name in file.headers:
+            raise ValueError(
+                f"{file.path}: column {name!r} is encrypted already: decrypt it first, or leave it out"
+            )
+        if name in index:
+            raise ValueError(
+                f"{file.path}: column {name!r} is the index of pandas, which is not encrypted: write the "
+                "file after df.reset_index() first"
+            )
+
+
+def _check_alike(first: FilePlan, second: FilePlan, columns: Mapping[str, Any]) -> None:
+    """Check that two files have the same columns to encrypt, and the same types."""
+    one, two = first.schema, second.schema
+    if one is two:
+        return
+    paths = f"{first.path} and {second.path}"
+    for name in columns:
+        if name not in two.names:
+            raise FormatError(
+                f"{paths} differ: the second has no column {name!r}", path=second.path, column=name
+            )
+    for field in two:
+        if one.names.count(field.name) != 1 or two.names.count(field.name) != 1:
+            continue
+        before = one.field(field.name).type
+        if before != field.type and not isinstance(before, EncryptedType):
+            raise FormatError(
+                f"{paths} differ: column {field.name!r} is {before} in the first and {field.type} in the "
+                "second: write them alike first, or encrypt them apart",
+                path=second.path,
+                column=field.name,
+            )
+
+
+def _columns_to_decrypt(file: FilePlan, wanted: list[str] | None) -> tuple[str, ...]:
+    """Return the columns of a file to decrypt: those that are wanted, or every encrypted one."""
+    check_names(file.headers, path=file.path)
+    for name in wanted or ():
+        require(file.schema.names, name)
+        if name not in file.headers:
+            raise FormatError(
+                f"{file.path}: column {name!r} is not encrypted: it has no kmsdata header",
+                path=file.path,
+                column=name,
+            )
+    if not file.headers:
+        raise FormatError(f"{file.path} has no kmsdata header: no column of it is encrypted", path=file.path)
+    for name in file.headers:
+        refuse_repeated(file.schema.names, name, f"{file.path}: ")
+    return tuple(file.headers if wanted is None else dict.fromkeys(wanted))
+
+
+def _calls_to_encrypt(key: Key | Encrypted | None) -> int:
+    """Return how many calls of key services a data key takes, at most."""
+    if key is None and session_key() is None:
+        data_key_for(None, None)  # raises the error that says what to pass
+    if isinstance(key, (list, tuple, set)):
+        return len(set(map(str, key)))
+    return 0 if isinstance(key, DataKey) else 1

@@ -1,0 +1,151 @@
+"""Decrypt one column of many files, batch by batch, to the same type in all of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from kmsdata.errors import KmsDataError, UnsupportedTypeError, located
+from kmsdata.frames.column import open_arrow
+from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
+from kmsdata.frames.pandas_metadata import pandas_entries
+from kmsdata.keys.data_key import DataKey
+from kmsdata.keys.envelope import Header
+from kmsdata.parquet.bulk.column_batches import OpenParquet, column_batches, in_parts, open_parquet
+from kmsdata.parquet.bulk.plan import DecryptionPlan
+from kmsdata.parquet.column_chunks import PART
+
+__all__ = ["ColumnDecryptor", "column_decryptors", "decrypted_group"]
+
+
+@dataclass(frozen=True)
+class ColumnDecryptor:
+    """What decrypts a column of every file that has it under this header.
+
+    Attributes:
+        name: the column.
+        header: its header, which is authenticated.
+        type: the type of its values in Arrow.
+    """
+
+    name: str
+    header: Header = field(repr=False)
+    type: pa.DataType
+    _data_keys: Mapping[bytes, DataKey] = field(repr=False)
+
+    @functools.cached_property
+    def pandas_entry(self) -> dict[str, Any] | None:
+        """What pandas' metadata says of the column, if it was encrypted in pandas."""
+        return pandas_entries({self.name: self.header}, self._data_keys).get(self.name)
+
+    def decrypt(self, parquet: OpenParquet, group: int) -> Iterator[pa.Array]:
+        """Decrypt the column of a row group, batch by batch, each of which is authentic.
+
+        Raises:
+            TamperedError, WrongKeyError: cells that are not; ``rows`` are positions in the file.
+        """
+        for values in _decrypted(parquet, group, self.name, self.header, self._data_keys):
+            yield values if values.type == self.type else values.cast(self.type)
+            del values  # an error of the next batch keeps no plaintext in its frames
+
+
+def column_decryptors(
+    plan: DecryptionPlan, data_keys: Mapping[bytes, DataKey]
+) -> dict[tuple[str, Header], ColumnDecryptor]:
+    """Return a decryptor for each column and header of a plan.
+
+    The header says the type of a column, except that of Python objects, which is the one that all of their
+    values have together: these are decrypted once more for it.
+
+    Raises:
+        UnsupportedTypeError: objects that have no Arrow type together.
+        TamperedError, WrongKeyError: cells of such a column that are not authentic.
+    """
+    return {
+        (name, header): ColumnDecryptor(name, header, _type(plan, name, header, data_keys), data_keys)
+        for name, header in plan.headers
+    }
+
+
+def decrypted_group(
+    parquet: OpenParquet, decryptors: Mapping[str, ColumnDecryptor], group: int
+) -> dict[str, Callable[[], Iterator[pa.ChunkedArray]]]:
+    """Decrypt the columns of a row group before any of it is written, so that every cell is authentic then.
+
+    Returns functions that make the columns part by part, for writing. What has more than `PART` bytes in all
+    is not kept, but decrypted a second time then.
+    """
+    held: dict[str, list[Any]] = {name: [] for name in decryptors}
+    size = 0
+    try:
+        for name, decryptor in decryptors.items():
+            for values in decryptor.decrypt(parquet, group):
+                size += values.nbytes
+                if size <= PART:
+                    held[name].append(values)
+                else:
+                    held.pop(name, None)
+                del values
+    except BaseException:
+        held.clear()  # no error keeps plaintext in its frames
+        raise
+    return {
+        name: functools.partial(in_parts, held[name])
+        if name in held
+        else functools.partial(_parts, parquet, decryptor, group)
+        for name, decryptor in decryptors.items()
+    }
+
+
+def _parts(parquet: OpenParquet, decryptor: ColumnDecryptor, group: int) -> Iterator[pa.ChunkedArray]:
+    return in_parts(decryptor.decrypt(parquet, group))
+
+
+def _type(plan: DecryptionPlan, name: str, header: Header, data_keys: Mapping[bytes, DataKey]) -> pa.DataType:
+    if all("object" not in item.type.get("pandas", {}) for item in header.columns):
+        empty = pa.array([], EncryptedDtype(header)._storage_type)
+        return open_arrow(header, data_keys, empty, name).type
+    kind = pa.null()
+    for file in plan.files:
+        if file.column_headers.get(name) != header:
+            continue
+        with open_parquet(file.source) as parquet:
+            for group in range(parquet.groups):
+                for values in _decrypted(parquet, group, name, header, data_keys):
+                    kind = _common_type(kind, values.type, name)
+                    del values  # an error of the next batch keeps no plaintext in its frames
+    return kind
+
+
+def _decrypted(
+    parquet: OpenParquet, group: int, name: str, header: Header, data_keys: Mapping[bytes, DataKey]
+) -> Iterator[pa.Array]:
+    """Decrypt a column of a row group, batch by batch, to the type that the values of each have."""
+    row = sum(map(parquet.rows, range(group)))
+    dtype = EncryptedDtype(header)
+    for cells in column_batches(parquet, group, name):
+        storage = EncryptedArray(cells, dtype).storage
+        try:
+            values = open_arrow(header, data_keys, storage, name, first=row)
+        except KmsDataError as error:
+            raise located(error, parquet.path, path=parquet.path) from None
+        yield from values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+        del values  # an error of the next batch keeps no plaintext in its frames
+        row += len(cells)
+
+
+def _common_type(one: pa.DataType, two: pa.DataType, column: str) -> pa.DataType:
+    try:
+        schemas = [pa.schema([("c", one)]), pa.schema([("c", two)])]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        raise UnsupportedTypeError(
+            f"column {column!r} holds objects that are {one} and objects that are {two}, and so has no Arrow "
+            "type: decrypt it as a pandas frame",
+            column=column,
+            dtype="object",
+        ) from None

@@ -1,0 +1,102 @@
+"""Encrypt one column of many files: the same header for all of them, and cells batch by batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from kmsdata.codec import Description
+from kmsdata.frames.column import plan as plan_column
+from kmsdata.frames.column import seal
+from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.frames.pandas_metadata import pandas_dtypes
+from kmsdata.keys.data_key import DataKey
+from kmsdata.keys.envelope import ColumnHeader, Header
+from kmsdata.parquet.bulk.column_batches import OpenParquet, categories, column_batches, in_parts
+from kmsdata.parquet.bulk.file_schema import refuse_values_in_metadata
+from kmsdata.parquet.bulk.plan import EncryptionPlan
+
+__all__ = ["ColumnEncryptor", "column_encryptors", "encrypted_group"]
+
+
+@dataclass(frozen=True)
+class ColumnEncryptor:
+    """What encrypts a column of every file of a plan.
+
+    Attributes:
+        name: the column.
+        dtype: of its cells; it holds the header.
+    """
+
+    name: str
+    dtype: EncryptedDtype
+    _header: ColumnHeader = field(repr=False)
+    _described: Description = field(repr=False)
+    _data_key: DataKey = field(repr=False)
+
+    @functools.cached_property
+    def type(self) -> EncryptedType:
+        """The type of its cells in Arrow."""
+        return EncryptedArray(pa.array([], self.dtype._storage_type), self.dtype).__arrow_array__().type
+
+    def encrypt(self, values: pa.Array) -> Any:
+        """Return the cells of these values, of the type in Arrow."""
+        column = pa.chunked_array([values])
+        cells = seal(self._header, self._described, column, self.name, self._data_key)
+        return EncryptedArray(cells, self.dtype).__arrow_array__()
+
+
+def column_encryptors(plan: EncryptionPlan, data_key: DataKey) -> dict[str, ColumnEncryptor]:
+    """Return an encryptor for each column of a plan, all under one data key.
+
+    Raises:
+        UnsupportedTypeError: a column of a type that could not come back exactly.
+        FormatError: a file whose categories cannot be read.
+    """
+    schema = plan.files[0].schema
+    dtypes = pandas_dtypes(schema.metadata)
+    encryptors = {}
+    for name, domain in plan.domains.items():
+        kind = schema.field(name).type
+        values = pa.chunked_array([], kind)
+        if pa.types.is_dictionary(kind):
+            entries = categories([file.source for file in plan.files], name, kind.value_type)
+            codes = pa.array([], kind.index_type)
+            values = pa.chunked_array([pa.DictionaryArray.from_arrays(codes, entries, ordered=kind.ordered)])
+        header, described = plan_column(values, name, data_key, domain=domain, dtype=dtypes.get(name))
+        dtype = EncryptedDtype(Header.of([header], [data_key.record]))
+        encryptors[name] = ColumnEncryptor(name, dtype, header, described, data_key)
+    return encryptors
+
+
+def encrypted_group(
+    parquet: OpenParquet, encryptors: Mapping[str, ColumnEncryptor], texts: pa.Array, group: int
+) -> dict[str, Callable[[], Iterator[pa.ChunkedArray]]]:
+    """Return functions that encrypt the columns of a row group part by part, while they are written.
+
+    Args:
+        parquet: the file.
+        encryptors: by column.
+        texts: those of the file's metadata, among which no value may be.
+        group: the number of the row group.
+    """
+    return {
+        name: functools.partial(_parts, parquet, encryptor, texts, group)
+        for name, encryptor in encryptors.items()
+    }
+
+
+def _parts(
+    parquet: OpenParquet, encryptor: ColumnEncryptor, texts: pa.Array, group: int
+) -> Iterator[pa.ChunkedArray]:
+    return in_parts(_cells(parquet, encryptor, texts, group))
+
+
+def _cells(parquet: OpenParquet, encryptor: ColumnEncryptor, texts: pa.Array, group: int) -> Iterator[Any]:
+    for values in column_batches(parquet, group, encryptor.name):
+        refuse_values_in_metadata(values, texts, encryptor.name, parquet.path)
+        yield encryptor.encrypt(values)

@@ -1,0 +1,193 @@
+"""The schema and the key-value metadata of a file whose columns were encrypted or decrypted."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kmsdata.errors import UnsupportedTypeError
+from kmsdata.frames.pandas_metadata import in_pandas_metadata, pandas_attributes, with_entries
+from kmsdata.keys.envelope import ENTRY, Header, file_text
+from kmsdata.parquet.column_chunks import Replacement
+from kmsdata.parquet.write import settings_for
+
+__all__ = [
+    "decrypted_schema",
+    "encrypted_schema",
+    "metadata_texts",
+    "refuse_values_in_metadata",
+    "replacement",
+]
+
+_SPARK = b"org.apache.spark.sql.parquet.row.metadata"
+_SHORTEST_TEXT = 5  # characters: shorter values are found in metadata by chance
+
+Metadata = Mapping[bytes, bytes]
+
+
+def encrypted_schema(
+    schema: pa.Schema, entries: Metadata, fields: Mapping[str, pa.Field], headers: Mapping[str, Header]
+) -> tuple[pa.Schema, dict[bytes, bytes]]:
+    """Return the schema and the key-value metadata of a file after some of its columns were encrypted.
+
+    Args:
+        schema: its schema in Arrow.
+        entries: its key-value metadata, without the Arrow schema.
+        fields: the columns that are encrypted, with the types of their cells.
+        headers: those of every column that is encrypted afterwards.
+    """
+    metadata = _encrypted_metadata(schema.metadata, list(fields), headers)
+    encrypted = _with_fields(schema, fields).with_metadata(metadata or None)
+    return encrypted, _encrypted_metadata(entries, list(fields), headers)
+
+
+def decrypted_schema(
+    schema: pa.Schema,
+    entries: Metadata,
+    fields: Mapping[str, pa.Field],
+    headers: Mapping[str, Header],
+    pandas: Mapping[str, dict[str, Any] | None],
+) -> tuple[pa.Schema, dict[bytes, bytes]]:
+    """Return the schema and the key-value metadata of a file after some of its columns were decrypted.
+
+    Args:
+        schema: its schema in Arrow.
+        entries: its key-value metadata, without the Arrow schema.
+        fields: the columns that are decrypted, with the types of their values.
+        headers: those of the columns that are still encrypted.
+        pandas: by column what pandas' metadata says of it; None: what it said before it was encrypted.
+
+    Raises:
+        UnsupportedTypeError: Parquet does not have the type of a column.
+    """
+    metadata = _decrypted_metadata(schema.metadata, pandas, headers)
+    decrypted = _with_fields(schema, {name: _as_read(field) for name, field in fields.items()})
+    return decrypted.with_metadata(metadata or None), _decrypted_metadata(entries, pandas, headers)
+
+
+def replacement(field: pa.Field) -> Replacement:
+    """Return how a column is written in place of the one of its name."""
+    return _replacement(field.name, field.type, field.nullable)
+
+
+@functools.lru_cache(256)  # thousands of small files have the same columns
+def _replacement(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
+    field = pa.field(name, kind, nullable)
+    return Replacement(field, settings_for(pa.schema([field]), {}))
+
+
+def _with_fields(schema: pa.Schema, fields: Mapping[str, pa.Field]) -> pa.Schema:
+    for name, field in fields.items():
+        schema = schema.set(schema.get_field_index(name), field)
+    return schema
+
+
+def _as_read(field: pa.Field) -> pa.Field:
+    """Return a column as it is read once it is written: some units of time change."""
+    sink = pa.BufferOutputStream()
+    try:
+        pq.write_table(pa.schema([field]).empty_table(), sink)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        raise UnsupportedTypeError(
+            f"column {field.name!r} is {field.type}, which Parquet does not hold: decrypt it as a "
+            "frame or table",
+            column=field.name,
+            dtype=str(field.type),
+        ) from None
+    return field.with_type(pq.read_schema(pa.BufferReader(sink.getvalue())).field(0).type)
+
+
+# --- metadata -------------------------------------------------------------------------------------
+
+
+def _encrypted_metadata(
+    metadata: Metadata | None, columns: list[str], headers: Mapping[str, Header]
+) -> dict[bytes, bytes]:
+    out = dict(metadata or {})
+    if _SPARK in out:
+        out[_SPARK] = _spark_metadata(out[_SPARK], columns)
+    out = _with_headers(out, headers)
+    return in_pandas_metadata(out, columns) or {}
+
+
+def _decrypted_metadata(
+    metadata: Metadata | None, pandas: Mapping[str, dict[str, Any] | None], headers: Mapping[str, Header]
+) -> dict[bytes, bytes]:
+    out = _with_headers(metadata, headers)
+    out = in_pandas_metadata(out, list(pandas), back=True) or {}
+    return with_entries(out, pandas)
+
+
+def _with_headers(metadata: Metadata | None, headers: Mapping[str, Header]) -> dict[bytes, bytes]:
+    """Return key-value metadata whose entry holds these headers, in place of those that it held."""
+    out = {key: text for key, text in (metadata or {}).items() if key != ENTRY}
+    return out | ({ENTRY: file_text(headers).encode()} if headers else {})
+
+
+def _spark_metadata(text: bytes, names: list[str]) -> bytes:
+    """Spark reads columns by the types that it has written here, and keeps lists of values beside them."""
+    try:
+        document = json.loads(text)
+        for field in document["fields"]:
+            if field["name"] in names:
+                field |= {"type": "binary", "metadata": {}}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return text
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def metadata_texts(schema: pa.Schema, entries: Metadata) -> pa.Array:
+    """Return the texts in a file's metadata: each entry, its words, and what JSON in it holds.
+
+    Metadata has no fixed form, so any of them may be a value of a column.
+    """
+    known = (b"ARROW:schema", b"pandas", ENTRY)
+    every = {**entries, b"pandas attributes": json.dumps(pandas_attributes(schema.metadata)).encode()}
+    raw = [text for key, text in [*every.items(), *(schema.metadata or {}).items()] if key not in known]
+    raw += [text for field in schema for text in (field.metadata or {}).values()]
+    texts: set[str] = set()
+    for data in dict.fromkeys(raw):
+        text = data.decode("utf-8", "replace")
+        texts |= {text, *re.split(r"[\s,;|\"'\[\]{}()]+", text)}
+        with contextlib.suppress(ValueError, RecursionError):
+            texts |= set(_json_texts(json.loads(text)))
+    # Schemas in JSON, as Spark and others keep them, hold names and types, which are no values.
+    texts -= {*schema.names, "string", "integer", "binary", "double", "float", "boolean", "timestamp"}
+    return pa.array([text for text in texts if len(text) >= _SHORTEST_TEXT], pa.large_string())
+
+
+def _json_texts(document: Any) -> Iterator[str]:
+    if isinstance(document, dict):
+        for key, item in document.items():
+            yield key
+            yield from _json_texts(item)
+    elif isinstance(document, list):
+        for item in document:
+            yield from _json_texts(item)
+    else:
+        yield str(document)
+
+
+def refuse_values_in_metadata(values: pa.Array, texts: pa.Array, name: str, path: str) -> None:
+    """Raise ValueError if a value of a column is among the texts of the file's metadata."""
+    if not len(texts):
+        return
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary
+    try:
+        as_text = values.cast(pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return  # a type that has no text form, and so is not found as text
+    if pc.any(pc.is_in(as_text, texts)).as_py():
+        raise ValueError(
+            f"{path}: the file's key-value metadata holds values of column {name!r}, in clear: write the "
+            "file without them first (df.attrs, Table.replace_schema_metadata)"
+        )
