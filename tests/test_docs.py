@@ -1,4 +1,4 @@
-"""The examples of docstrings and README run, and the README names what there is."""
+"""The examples of docstrings, README and guides run, and the guides name what there is."""
 
 import ast
 import doctest
@@ -15,7 +15,9 @@ import pytest
 
 import kmsdata
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
 MODULES = ["kmsdata", *(module.name for module in pkgutil.walk_packages(kmsdata.__path__, "kmsdata."))]
 NEED_IPYWIDGETS = {f"kmsdata.notebook.{name}" for name in ("form_layout", "login_form", "password_field")}
 
@@ -70,7 +72,8 @@ def test_readme_example(tmp_path, monkeypatch):
 def test_readme_lines_for_tencent_cloud(tmp_path):
     from kmsdata.emulator import Emulator
 
-    (lines,) = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
+    guide = (ROOT / "docs" / "tencent-cloud.md").read_text()
+    (lines,) = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
     with Emulator() as emulator:
         done = subprocess.run(
             ["bash", "-e", "-c", lines],  # noqa: S607
@@ -94,8 +97,52 @@ def test_readme_lines_for_tencent_cloud(tmp_path):
     assert (calls["GenerateDataKey"], calls["Decrypt"]) == (1, 1)
 
 
-def test_readme_lists_every_file():
-    listed = set(re.findall(r"`((?:[a-z_]+/)+)`", README.read_text()))
-    root = Path(kmsdata.__file__).parent
-    there = {f"{path.parent.relative_to(root).as_posix()}/" for path in root.rglob("*/__init__.py")}
-    assert listed == there - {"./"}
+@pytest.mark.parametrize("guide", [pytest.param(path, id=path.stem) for path in GUIDES])
+def test_examples_of_a_guide_run_in_their_order(guide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL):
+        exec(compile(code, guide.name, "exec"), names)  # noqa: S102
+
+
+def test_every_code_block_is_tested_or_is_no_code():
+    tested = {"python", "bash", "sh"}  # bash: tests/cli/test_file_commands.py
+    for path in [README, *GUIDES]:
+        languages = set(re.findall(r"^```(\w*)$", path.read_text(), re.MULTILINE))
+        assert languages <= tested | {"", "mermaid"}, path.name
+    assert [path.name for path in GUIDES if "```bash" in path.read_text()] == ["command-line.md"]
+    assert [path.name for path in GUIDES if "```sh" in path.read_text()] == ["tencent-cloud.md"]
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 130
+
+
+@pytest.mark.parametrize("page", [pytest.param(path, id=path.name) for path in [*ROOT.glob("*.md"), *GUIDES]])
+def test_links_of_a_page_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} points at {target}"
+
+
+def test_the_architecture_page_names_every_package():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    package = Path(kmsdata.__file__).parent
+    there = {f"{path.parent.relative_to(package).as_posix()}/" for path in package.rglob("*/__init__.py")}
+    assert set(re.findall(r"`((?:[a-z_]+/)+)`", page)) == there
+
+
+def test_the_architecture_page_says_where_public_names_are_defined():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `kmsdata/([\w/]+\.py)` \|$", page, re.MULTILINE))
+    assert rows == public_names()
+
+
+def public_names():
+    """The file below kmsdata/ that defines each public name, as the front door imports it."""
+    package = Path(kmsdata.__file__).parent
+    imported = {}
+    for node in ast.parse((package / "__init__.py").read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("kmsdata."):
+            path = f"{node.module.removeprefix('kmsdata.').replace('.', '/')}.py"
+            imported |= {alias.name: path for alias in node.names}
+    return {name: imported[name] for name in kmsdata.__all__}

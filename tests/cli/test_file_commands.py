@@ -488,7 +488,7 @@ def test_exit_codes_are_in_the_help(run):
 
 @pytest.mark.slow
 def test_the_readme_lines_run(here):
-    section = (ROOT / "README.md").read_text().partition("## On the command line")[2].partition("\n## ")[0]
+    section = (ROOT / "docs" / "command-line.md").read_text()
     (lines,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     people(here, sealed=False)
     script = f'kmsdata() {{ {shlex.quote(sys.executable)} -m kmsdata.cli "$@"; }}\n{lines}'
