@@ -212,7 +212,7 @@ def seal_cells(
         38
     """
     if len(key) != 32 or len(prefix) != PREFIX or ivs.shape != (cells.count, 12) or ivs.dtype != np.uint8:
-        raise ValueError("AES-256-GCM requires a 32-byte key, a 5-byte prefix and a 12-byte IV for each cell")
+        raise ValueError("AES-256-GCM requires a key of 32 bytes, a prefix of 5, and an IV of 12 per cell")
     return seal(Gcm(key, clear), cells, associated, prefix, ivs)
 
 

@@ -159,7 +159,7 @@ def seal_cells(key: bytes, prefix: bytes, cells: Cells, associated: bytes | Cell
         (True, 26)
     """
     if len(key) != 64 or len(prefix) != PREFIX:
-        raise ValueError("AES-256-SIV requires a key of 64 bytes and a prefix of 5 bytes")
+        raise ValueError("AES-256-SIV requires a key of 64 bytes and a prefix of 5")
     return seal(Siv(key), cells, associated, prefix)
 
 
