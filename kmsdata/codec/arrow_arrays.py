@@ -154,7 +154,7 @@ def pack(values: pa.Array | pa.ChunkedArray, *, column: str, trusted: bool = Fal
     if t in VARIABLE:
         return _pack_variable(chunks, t, valid, column, trusted)
     width = 1 if pa.types.is_boolean(t) else t.bit_width // 8
-    if pa.types.is_boolean(t):
+    if pa.types.is_boolean(t):  # Arrow stores bits, a cell is a byte
         chunks = [chunk.cast(pa.uint8()) for chunk in chunks]
     parts = [_slots(chunk, width) for chunk in chunks if len(chunk)]
     # np.concatenate fails for an empty list, which an array without rows would give.
@@ -187,7 +187,7 @@ def _valid(chunks: list[Any]) -> Bools | None:
 
 
 def _slots(chunk: Any, width: int) -> Bytes:
-    raw = chunk.buffers()[1]
+    raw = chunk.buffers()[1]  # of the unsliced array: its offset counts from the start of the buffer
     whole = np.empty(0, np.uint8) if raw is None else np.frombuffer(raw, np.uint8)
     return whole[chunk.offset * width : (chunk.offset + len(chunk)) * width]
 
@@ -202,7 +202,7 @@ def _pack_variable(
     if valid is not None:
         wide = wide.drop_null()
     _, offsets_buffer, data_buffer = wide.buffers()
-    if offsets_buffer is None or not len(wide):
+    if offsets_buffer is None or not len(wide):  # Arrow allows an array without rows to have no offsets
         return Cells(np.empty(0, np.uint8), np.zeros(1, np.int64), valid=valid)
     offsets = np.frombuffer(offsets_buffer, np.int64)[wide.offset : wide.offset + len(wide) + 1]
     data = np.empty(0, np.uint8) if data_buffer is None else np.frombuffer(data_buffer, np.uint8)
@@ -242,6 +242,7 @@ def _decode_runs(chunk: Any) -> Any:
 
 def _pack_rows(chunks: list[Any], t: pa.DataType) -> Cells:
     schema = pa.schema([("c", t)])
+    # Unions and runs have no null bitmap: all of their rows are written.
     unions, views = pa.types.is_union(t) or pa.types.is_run_end_encoded(t), _inside(t, _is_view)
     write = _stream if _inside(t, pa.types.is_dictionary) else _message
     rows: list[bytes | None] = []
@@ -296,7 +297,7 @@ def dictionary(values: pa.Array | pa.ChunkedArray, *, column: str) -> tuple[Cell
     entries: list[bytes | None] = []
     place: dict[bytes | None, int] = {}
     codes: list[Ints] = []
-    for chunk in chunks:
+    for chunk in chunks:  # each chunk of an Arrow array may have another dictionary
         rows = pack(chunk.dictionary, column=column).rows()
         if rows != entries:
             fresh = rows if not entries else [row for row in dict.fromkeys(rows) if row not in place]
@@ -518,7 +519,7 @@ def _encode_runs(t: Any, cells: Cells, column: str) -> Any:
         at = np.flatnonzero(valid)
         starts[at[1:]] = pc.not_equal(raw[1:], raw[:-1]).to_numpy(zero_copy_only=False)
     starts[1:] |= valid[1:] != valid[:-1]
-    starts[1:] &= valid[1:] | valid[:-1]
+    starts[1:] &= valid[1:] | valid[:-1]  # nulls in a row are one run
     first = np.flatnonzero(starts)
     ends = pa.array(np.append(first[1:], n)[: len(first)], pa.int64()).cast(t.run_end_type)
     runs = take(cells, first, cells.width)

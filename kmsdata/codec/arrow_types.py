@@ -115,7 +115,7 @@ def arrow_type(entry: Any) -> pa.DataType:
     raise malformed("invalid Arrow type")
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)  # bounded: the texts come from files
 def _parse(text: str) -> pa.DataType:
     if text in _SIMPLE:
         return _SIMPLE[text]
@@ -152,7 +152,7 @@ def _read_ipc(text: str) -> pa.Field:
 
 def core(t: pa.DataType) -> pa.DataType:
     """Return the storage type below all extension types: it determines the cells."""
-    while isinstance(t, pa.BaseExtensionType):
+    while isinstance(t, pa.BaseExtensionType):  # the storage of an extension may be an extension
         t = t.storage_type
     return t
 

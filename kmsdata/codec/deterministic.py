@@ -174,7 +174,7 @@ def _nanoseconds(ticks: np.ndarray[Any, Any], unit: str, where: _Where) -> np.nd
     factor = 10**9 // _PER_SECOND[unit]
     if factor == 1:
         return ticks
-    high = _LIMITS.max // factor
+    high = _LIMITS.max // factor  # checked before: an int64 product would overflow without an error
     where.refuse(
         (ticks > high) | (ticks < -high),
         "values that do not fit into int64 nanoseconds. Encrypt the column randomised.",
@@ -330,6 +330,7 @@ def plain_decimal(value: decimal.Decimal) -> str:
 
 
 def _with_exponent(cells: Cells, exponent: int, column: str) -> Cells:
+    # quantize() fails beyond the precision of its context, which is 28 digits by default.
     context = decimal.Context(prec=decimal.MAX_PREC, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
     scale = decimal.Decimal((0, (1,), exponent))
     try:

@@ -75,6 +75,7 @@ def describe(
             column=column,
             dtype=label(type_),
         )
+    # A column with a list has one cell per row too: the list restores only the order and unused entries.
     categories = None
     if _has_list(type_):
         categories = arrow.write_list(_list_and_codes(values, column, deterministic)[0])
@@ -164,6 +165,7 @@ def _check_same(description: Description, values: Any, column: str) -> None:
         if found != type_:
             raise _not_as_described(column, type_)
         return
+    # Objects are compared by their values: a batch without any value or null fits any description.
     kind, null = objects.scan(values.to_numpy())
     if entry["object"] != "tagged" and (kind or entry["object"], null or entry["null"]) != (
         entry["object"],

@@ -172,11 +172,12 @@ def _numbers(values: pd.Series[Any], entry: dict[str, Any]) -> tuple[np.ndarray[
         parts = np.ascontiguousarray(raw).view(f"<f{raw.itemsize // 2}").reshape(-1, 2)
         return raw, _is_nan(parts[:, 0]) & (parts[:, 1].view(f"<u{raw.itemsize // 2}") == 0)
     if raw.dtype.kind in "mM" or "numpy" not in entry:
-        return raw, raw.view("<i8") == _NAT
+        return raw, raw.view("<i8") == _NAT  # by the integer, because a period's ordinal is no datetime
     return raw, None
 
 
 def _is_nan(values: np.ndarray[Any, Any]) -> Bools:
+    # Not np.isnan: NaN of another sign or payload is a value and keeps its bits.
     return np.asarray(values.view(f"<u{values.itemsize}") == _CANONICAL[values.itemsize])
 
 
@@ -211,6 +212,7 @@ def unpack(type: dict[str, Any], cells: Cells, *, column: str) -> Any:  # noqa: 
             return _string_dtype(storage, na).__from_arrow__(made)
         case {"datetime": [unit, zone]}:
             ticks = arrow.dense(cells, "<i8", _NAT, column)
+            # The ticks are in UTC. Localising wall times to the zone would be ambiguous in folds.
             naive = pd.Series(ticks.view(f"M8[{unit}]"), copy=False)
             return naive.dt.tz_localize("UTC").dt.tz_convert(zone_object(zone)).array
         case {"period": str(name)}:
@@ -298,7 +300,7 @@ def from_arrow(values: Any) -> Any:
     """Return a writable pandas array of an Arrow array, as pandas makes it; ArrowDtype if pandas cannot."""
     try:
         made = pd.Series(values.to_pandas())
-    except (pa.ArrowException, NotImplementedError, TypeError, ValueError):
+    except (pa.ArrowException, NotImplementedError, TypeError, ValueError):  # no equivalent in pandas
         return pd.arrays.ArrowExtensionArray(values)
     if not isinstance(made.dtype, np.dtype):
         return made.array

@@ -60,9 +60,10 @@ def scan(values: np.ndarray[Any, Any]) -> tuple[str, str]:
         >>> scan(np.array(["a", None], object)), scan(np.array(["a", 1], object))
         (('text', 'None'), ('tagged', ''))
     """
-    types = set(map(type, values))
+    types = set(map(type, values))  # exact types, not isinstance: a bool is not an int here
     nulls = {name for made, name in _NULL_TYPES.items() if made in types}
     if float in types:
+        # By bits: only the canonical NaN is null, any other NaN is a float and keeps its payload.
         nan = [struct.pack("<d", v) == _NAN for v in values.tolist() if type(v) is float]
         nulls |= {"NaN"} if any(nan) else set()
         types -= {float} if all(nan) else set()
@@ -209,6 +210,7 @@ def unpack(kind: str, null: str, cells: Cells, *, column: str) -> np.ndarray[Any
         )
     elif kind == "date":
         days = arrow.sized(cells, 4, column).view("<i4")
+        # numpy returns integers, not dates, for days that datetime.date cannot represent.
         if days.size and (days.min() < _DAYS[0] or days.max() > _DAYS[1]):
             raise arrow.bad_cells(column, "a date out of range")
         made = days.astype("M8[D]").astype(object)
@@ -255,7 +257,7 @@ def exponent_of(values: np.ndarray[Any, Any], *, column: str) -> int:
         if type(value) is not decimal.Decimal:
             continue
         exponent = value.as_tuple().exponent
-        if not isinstance(exponent, int):
+        if not isinstance(exponent, int):  # "F", "n" or "N", for an infinity or NaN
             why = "an infinity"
         elif value.is_zero() and value.is_signed():
             why = "a negative zero, which equals zero and could not be restored. Add 0 to it."

@@ -149,7 +149,7 @@ def _int(value: Any, *, signed: bool) -> list[bytes]:
         value = int(value)
     try:
         return [int(value).to_bytes(8, "little", signed=signed)]
-    except OverflowError:
+    except OverflowError:  # no cell can have this value
         return []
 
 
@@ -227,6 +227,7 @@ def _interval(value: Any, type_: dict[str, Any]) -> list[bytes]:
         if "int" in name:
             ends += [struct.unpack("<q", raw)[0] for raw in _int(end, signed=True)]
         elif name.startswith("duration"):
+            # In nanoseconds, as in the cells: the tagged form of a Timedelta includes its unit.
             ends += [pd.Timedelta(np.frombuffer(raw[1:9], "m8[ns]")[0]) for raw in _duration(end)]
         else:
             ends += [

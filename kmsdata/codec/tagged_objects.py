@@ -96,6 +96,7 @@ def encode(value: Any, *, deterministic: bool = False, depth: int = 0) -> bytes:
     made = _ENCODE.get(kind)
     if made is not None:
         if deterministic and kind in (float, complex):
+            # Only NaN differs from itself; it is a value here if the column's null is another one.
             hint = "Make all nulls None." if value != value else "Convert it to int or Decimal."
             raise RefusedError(value, f"that a deterministic column cannot store. {hint}")
         return made(value)
@@ -135,6 +136,7 @@ def _json(value: Any) -> bytes:
 def _encode_int(value: int) -> bytes:
     if -(2**63) <= value < 2**63:
         return b"i" + value.to_bytes(8, "little", signed=True)
+    # One bit more than bit_length() for the sign; ~value because -128 fits into 8 bits and 128 does not.
     return b"I" + value.to_bytes(
         (value if value >= 0 else ~value).bit_length() // 8 + 1, "little", signed=True
     )
@@ -172,6 +174,7 @@ def _encode_time(value: dt.time) -> bytes:
 
 
 def _encode_datetime(value: dt.datetime) -> bytes:
+    # The wall time, not UTC: a time in a fold or gap of the zone must be restored as it was written.
     wall = (value.replace(tzinfo=None, fold=0) - _EPOCH) // _TICK
     return b"p" + struct.pack("<qB", wall, value.fold) + _zone_bytes(value)
 
@@ -180,7 +183,7 @@ def _encode_timestamp(value: pd.Timestamp) -> bytes:
     zone = None if value.tzinfo is None else zone_json(value.tzinfo)
     if value.tzinfo is not None and zone is None:
         raise RefusedError(value.tzinfo, _NO_ZONE)
-    ticks = int(value.to_datetime64().view("i8"))
+    ticks = int(value.to_datetime64().view("i8"))  # in its own unit: Timestamp.value is always nanoseconds
     return b"P" + struct.pack("<qB", ticks, value.fold if zone is None else 0) + _json([value.unit, zone])
 
 
@@ -195,7 +198,7 @@ def _encode_numpy(value: Any) -> bytes:
         raise RefusedError(value)
     head = bytes([len(text)]) + text
     if isinstance(value, np.generic):
-        if np.dtype(small.str).type is not type(value):
+        if np.dtype(small.str).type is not type(value):  # np.longlong: its text "<i8" restores np.int64
             raise RefusedError(value)
         return b"#" + head + np.asarray(value).astype(small).tobytes()
     if type(value) is not np.ndarray or value.dtype != small:
@@ -307,7 +310,7 @@ def _decode_datetime(body: bytes) -> dt.datetime:
 def _decode_timestamp(body: bytes) -> pd.Timestamp:
     ticks, fold = struct.unpack_from("<qB", body)
     unit, zone = json.loads(body[9:])
-    if unit not in UNITS or ticks == -(2**63):
+    if unit not in UNITS or ticks == -(2**63):  # -(2**63) is NaT, which has a tag of its own
         raise ValueError("not a timestamp")
     exact: Any = np.datetime64  # pd.Timestamp(ticks, unit="s") has unit "us" in pandas 3.1
     made = pd.Timestamp(exact(ticks, unit))
@@ -343,7 +346,7 @@ def _decode_array(body: bytes) -> np.ndarray[Any, Any]:
     dtype, rest = _decode_dtype(body)
     shape = struct.unpack_from(f"<{rest[0]}q", rest, 1)
     if any(side < 0 for side in shape):
-        raise ValueError("a negative dimension")
+        raise ValueError("a negative dimension")  # reshape() would compute -1 from the size
     return np.frombuffer(rest[1 + 8 * rest[0] :], dtype).reshape(shape).copy()
 
 

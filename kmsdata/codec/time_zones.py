@@ -58,6 +58,7 @@ def zone_json(zone: dt.tzinfo | None) -> list[Any] | None:
         entry = ["timezone", offset // dt.timedelta(microseconds=1), rest[0] if rest else None]
     elif module.split(".")[0] == "pytz":
         made: Any = zone
+        # FixedOffset has no public attribute for its minutes; its zone is None.
         entry = ["pytz-offset", made._minutes] if made.zone is None else ["pytz", str(made.zone)]
     elif module.startswith("dateutil.tz."):
         made = zone
@@ -95,7 +96,7 @@ def is_zone(entry: Any) -> bool:
         case ["zoneinfo" | "pytz" | "dateutil", str(name)]:
             return ZONE.fullmatch(name) is not None
         case ["pytz-offset", int(minutes)]:
-            return type(minutes) is int and abs(minutes) < 1440
+            return type(minutes) is int and abs(minutes) < 1440  # type(): int() also matches True
         case ["dateutil-utc"]:
             return True
         case ["dateutil-offset", str() | None as name, int(seconds)]:
@@ -110,6 +111,7 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+# Cached, because every cell of a column of objects may have a zone.
 @functools.lru_cache(maxsize=256)
 def _zone(kind: str, *args: Any) -> dt.tzinfo:
     if kind == "zoneinfo":

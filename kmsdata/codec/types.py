@@ -159,6 +159,7 @@ def check(type: dict[str, Any], kind: str | None = None) -> None:  # noqa: A002 
         raise malformed("missing or unknown keys")
     if "arrow" in type:
         t = arrow_type(type["arrow"])
+        # One type must have one text, so that equal types have equal headers.
         if isinstance(type["arrow"], str) and print_arrow(t) != type["arrow"]:
             raise malformed("the Arrow type is not in canonical form")
     if "pandas" in type:
@@ -173,6 +174,7 @@ def check(type: dict[str, Any], kind: str | None = None) -> None:  # noqa: A002 
             check(pandas["category"]["values"], kind)
             if "category" in pandas["category"]["values"].get("pandas", {}):
                 raise malformed("a category list cannot itself be categorical")
+        # Deterministic cells have no trailing zeros: only the exponent can restore them.
         if pandas.get("object") == "decimal" and ("exponent" in pandas) != (kind is not None):
             raise malformed("missing or unexpected exponent of decimals")
     if kind is not None and (not isinstance(kind, str) or kind != kind_of(type)):
@@ -250,7 +252,7 @@ def label(type: Any) -> str:  # noqa: A002
     """
     try:
         return _label(type)[:100]
-    except (
+    except (  # a label is made before the type is checked, also for messages about malformed types
         KeyError,
         ValueError,
         TypeError,

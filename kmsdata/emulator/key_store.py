@@ -188,6 +188,7 @@ class Store(Secret):
         """Encrypt a plaintext to a CiphertextBlob."""
         number = len(key.versions) - 1
         name = uuid.UUID(key.key_id).bytes + number.to_bytes(4, "big") + bytes(16)
+        # Derived, not random: all blobs of one key version have the same first part.
         iv = hmac.digest(self._root, name, "sha256")[:12]
         first = iv + AESGCM(self._root).encrypt(iv, name, None)
         pad = 8 - len(plaintext) % 8

@@ -88,7 +88,7 @@ def checked(action: str, fields: Mapping[str, type], required: set[str], params:
     for name, value in params.items():
         if name not in fields:
             raise Refusal("UnknownParameter", f"The parameter `{name}` is not recognized by {action}.")
-        if type(value) is not fields[name]:
+        if type(value) is not fields[name]:  # type(), because True is an instance of int
             raise Refusal("InvalidParameter", f"Parameter `{name}` is of the wrong type.")
     return params
 
@@ -228,6 +228,7 @@ def _opened(call: Call, context: str) -> tuple[MasterKey, int, bytes]:
 
 
 def _decrypt(call: Call) -> dict[str, Any]:
+    # The key is known only after unsealing. An account without any right is refused before that.
     if not any(call.account.may(call.action, key.key_id) for key in call.keys):
         call.allowed()
     key, _, plaintext = _opened(call, _context(call))

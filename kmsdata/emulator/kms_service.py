@@ -83,7 +83,7 @@ class Service(Secret):
             now = time.monotonic()
             tokens, since = self._buckets.get(action, (rate, now))
             tokens = min(rate, tokens + (now - since) * rate)
-            self._buckets[action] = (max(0.0, tokens - 1), now)
+            self._buckets[action] = (max(0.0, tokens - 1), now)  # a token bucket: bursts up to one second
             return tokens < 1
 
     def _answer(self, method: str, query: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:

@@ -176,8 +176,8 @@ class Emulator(Service):
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
+    daemon_threads = True  # hanging requests must not keep the process alive
+    request_queue_size = 128  # the default of 5 is too small for clients with many threads
     emulator: Emulator
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -188,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "kmsdata-emulator"
     sys_version = ""
-    disable_nagle_algorithm = True
+    disable_nagle_algorithm = True  # otherwise headers and body, sent separately, may wait 40 ms
     timeout = 300
     server: _Server
 
@@ -201,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.number = emulator.connections
 
     def finish(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # flushing fails if the client has disconnected
             super().finish()
         with self.server.emulator._lock:
             self.server.emulator._open.discard(self.connection)
