@@ -89,7 +89,7 @@ def _fit(arrow: Any, pandas: dict[str, Any]) -> bool:
 
 
 def retyped(arrow: dict[str, Any], pandas: dict[str, Any]) -> dict[str, Any] | None:
-    """Combine the ``type`` of an Arrow column with that of the pandas column it was; None if impossible.
+    """Combine the ``type`` of an Arrow column with that of its pandas column; None if impossible.
 
     Example:
         >>> retyped({"arrow": "string"}, {"arrow": "large_string", "pandas": {"string": ["python", "NA"]}})
