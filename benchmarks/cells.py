@@ -1,9 +1,9 @@
-"""How long cells take: kmsdata's ciphers and its peers, on one core, in one run.
+"""Measure the time per cell of kmsdata's ciphers and of alternatives, on one core, in one run.
 
-``python benchmarks/cells.py [rows]`` prints the table of ways and the ratios; ``... sweep`` where kmsdata is
-slower than loops. Times are CPU times of this process. Rounds are interleaved, so that whatever slows the
-machine slows all; a figure is the median of its rounds, with half the distance between the quartiles. Ratios
-count.
+``python benchmarks/cells.py [rows]`` prints a table of all methods and the ratios; ``... sweep`` prints where
+kmsdata is slower than loops. Times are CPU times of this process. Rounds are interleaved, so that a slow
+machine slows all methods; a figure is the median of its rounds, with half the distance between the quartiles.
+Only the ratios are comparable between machines.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ int main(int count, char **words) {
 
 
 def make(rows, low, high):
-    """Cells of random bytes, of lengths from low to high."""
+    """Make cells of random bytes, with lengths from low to high."""
     numbers = np.random.default_rng(rows + high)
     if low == high and low:
         return Cells(numbers.integers(0, 256, rows * low, np.uint8), width=low)
@@ -74,7 +74,7 @@ def make(rows, low, high):
 
 
 def ways(cells):
-    """Every way in this process to encrypt and decrypt these cells: (cipher, direction, name) -> function."""
+    """Return all methods to encrypt and decrypt these cells: (cipher, direction, name) -> function."""
     rows = cells.rows()
     ivs = np.frombuffer(os.urandom(12 * len(rows)), np.uint8).reshape(-1, 12)
     nonces, aesgcm, aessiv, none = [iv.tobytes() for iv in ivs], AESGCM(KEY[:32]), AESSIV(KEY), [b""]
@@ -104,7 +104,7 @@ def ways(cells):
 
 
 def tink_ways(rows):
-    """Tink in loops, if it is installed."""
+    """Return loops over Tink, if it is installed."""
     try:
         tink, aead, daead = (importlib.import_module(name) for name in ("tink", "tink.aead", "tink.daead"))
     except ImportError:
@@ -123,24 +123,24 @@ def tink_ways(rows):
 
 
 def rounds(found, scale=1.0):
-    """Times of each way, in interleaved rounds, in ns divided by scale; the first round is not counted."""
+    """Measure each method in interleaved rounds, in ns divided by scale; the first round is not counted."""
     times = {way: [] for way in found}
     for turn in range(ROUNDS + 1):
         for way, run in found.items():
             spent = turns = 0
-            while spent < 300_000:  # else the clock would say little
+            while spent < 300_000:  # ns; shorter times are too inexact
                 start = time.process_time_ns()
                 result = run()
                 spent += time.process_time_ns() - start
                 turns += 1
-                del result  # not in the measured time, for either
+                del result  # freeing memory is not measured
             if turn:
                 times[way].append(spent / turns / scale)
     return times
 
 
 def show(times):
-    """Median and spread."""
+    """Format median and spread."""
     if not times:
         return "-"
     low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
@@ -148,7 +148,7 @@ def show(times):
 
 
 def c_loop(rows):
-    """A C loop over OpenSSL EVP, compiled here: kind -> times; or why not."""
+    """Compile and measure a C loop over OpenSSL EVP: kind -> times; or the reason why it is not possible."""
     if not shutil.which("cc"):
         return "no C compiler"
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +168,7 @@ def c_loop(rows):
 
 
 def chdb_loop(rows):
-    """ClickHouse in this process, one thread: kind -> times; or why not."""
+    """Measure ClickHouse in this process, one thread: kind -> times; or the reason why it is not possible."""
     try:
         chdb = importlib.import_module("chdb")
     except ImportError:
@@ -185,13 +185,13 @@ def chdb_loop(rows):
                 start = time.perf_counter_ns()
                 chdb.query(f"SELECT sum(length({what})) {rest}")
                 spent.append(time.perf_counter_ns() - start)
-            times.append((spent[0] - spent[1]) / rows)  # without what it takes to make the texts
+            times.append((spent[0] - spent[1]) / rows)  # without the time to make the texts
         found[kind] = times[1:]
     return found
 
 
 def table(rows):
-    """Nanoseconds per cell of all ways; returns medians for the ratios."""
+    """Print the nanoseconds per cell of all methods, and the ratios."""
     columns = {kind: rounds(ways(make(rows, *ends)), rows) for kind, ends in KINDS.items()}
     lines = {way: {kind: columns[kind].get(way) for kind in KINDS} for way in next(iter(columns.values()))}
     for name, found in (("C loop over OpenSSL EVP", c_loop(rows)), ("ClickHouse (chdb)", chdb_loop(rows))):
@@ -201,7 +201,7 @@ def table(rows):
     print(f"ns per cell, {rows} rows\n{'':44}" + "".join(f"{kind:>16}" for kind in KINDS))
     for way, figures in sorted(lines.items()):
         print(f"{' '.join(way):44}" + "".join(f"{show(figures.get(kind)):>16}" for kind in KINDS))
-    print("\ntimes faster than the loop over AESGCM or AESSIV (of each round; median, least, most)")
+    print("\ntimes faster than the loop over AESGCM or AESSIV (per round; median, minimum to maximum)")
     for (cipher, kind), goal in GOALS.items():
         for direction in ("encrypt", "decrypt"):
             pairs = zip(
@@ -219,7 +219,7 @@ def table(rows):
 
 
 def column_ways(cells):
-    """The loop as a user has it, who has a column and wants one: cells apart, and together again."""
+    """Return loops that begin and end with a column, as users need: split into cells and joined again."""
     ivs = np.frombuffer(os.urandom(12 * cells.count), np.uint8).reshape(-1, 12)
     nonces, aesgcm, aessiv, none = [iv.tobytes() for iv in ivs], AESGCM(KEY[:32]), AESSIV(KEY), [b""]
     sealed = {"gcm": gcm.seal_cells(KEY[:32], PREFIX, cells, ivs), "siv": siv.seal_cells(KEY, PREFIX, cells)}
@@ -249,11 +249,11 @@ def column_ways(cells):
 
 
 def sweep():
-    """Where kmsdata takes more than 20 microseconds and 5 % longer than the loop.
+    """Print where kmsdata takes more than 20 microseconds and 5 % longer than a loop.
 
-    Once than the bare loop, which is handed Python bytes and leaves a list of them; once than the loop that
-    begins and ends with a column, as kmsdata does. And where cutting a column up and joining it again, by
-    the fastest way there is and without any cipher, takes longer than that already.
+    It is compared with the bare loop, from Python bytes to a list of Python bytes, and with the loop that
+    begins and ends with a column, as kmsdata does. Also counted: where splitting a column and joining it
+    again, in the fastest way and without any cipher, already takes longer than that limit.
     """
     widths = [0, 1, 8, 20, 64, 100, 192, 300, 1000, 3000, 10_000, 100_000, 1_000_000]
     shapes = [
@@ -291,8 +291,8 @@ def sweep():
                 shown = "".join(f"{figure:>10.0f}" for figure in figures.values())
                 print(f"{cipher} {direction} {name:27}{shown}{marks}")
     every = 4 * len(shapes)
-    print(f"{slower['loop']} of {every} cases more than the loop, {slower['column']} than that over a column")
-    print(f"in {hopeless} of the {slower['loop']}, cutting and joining alone take more than 20 us + 5 %")
+    print(f"{slower['loop']} of {every} cases over the loop, {slower['column']} over the loop over a column")
+    print(f"in {hopeless} of the {slower['loop']}, splitting and joining alone take more than 20 us + 5 %")
 
 
 if __name__ == "__main__":

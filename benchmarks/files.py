@@ -1,8 +1,8 @@
-"""A large file: how fast it is encrypted and decrypted, and how much memory that takes.
+"""Measure the time and memory to encrypt and decrypt a large file.
 
 Run with ``python benchmarks/files.py [rows] [rows of a row group] [folder]``. Writes a Parquet file of 24
 million rows (4.5 GB uncompressed) into a temporary folder, encrypts three of its 20 columns, and decrypts
-them again, each in a process of its own. Memory is the peak of that process beyond that after the imports.
+them again, each in a separate process. Memory is the peak of that process minus its peak after the imports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GOAL = 600  # MB
 
 
 def text(prefix, digits):
-    """Texts of a prefix and so many digits, from bytes: numpy's own strings would be slow."""
+    """Make texts of a prefix and digits from bytes, because numpy's strings would be slow."""
     rows, width = digits.shape
     data = np.empty((rows, len(prefix) + width), np.uint8)
     data[:, : len(prefix)] = np.frombuffer(prefix, np.uint8)
@@ -36,7 +36,7 @@ def text(prefix, digits):
 
 
 def make(path, rows, group):
-    """A file in row groups; only one of them is in memory."""
+    """Write a file by row groups; only one of them is in memory."""
     random = np.random.default_rng(0)
     schema = pa.schema(
         [("id", pa.int64()), ("ssn", pa.string()), ("email", pa.string()), ("city", pa.string())]
@@ -57,7 +57,7 @@ def make(path, rows, group):
 
 
 def same(one, two):
-    """Whether two files hold the same, row group by row group."""
+    """Return whether two files are equal, row group by row group."""
     files = pq.ParquetFile(one), pq.ParquetFile(two)
     count = files[0].num_row_groups
     return count == files[1].num_row_groups and all(
@@ -70,7 +70,7 @@ def same(one, two):
 
 
 def child(verb, source, target):
-    """Do it, and say what it took."""
+    """Encrypt or decrypt the file, and print the time and memory as JSON."""
     import kmsdata
 
     before = resource.getrusage(resource.RUSAGE_SELF)
@@ -95,14 +95,14 @@ def child(verb, source, target):
 
 
 def alone(code):
-    """Run code of this file in a process of its own; returns what it prints."""
+    """Run code of this file in a separate process; return its output."""
     line = [sys.executable, "-c", f"from files import *; {code}"]
     folder = pathlib.Path(__file__).parent
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def run(verb, source, target, folder):
-    """One of the two, in a process of its own."""
+    """Encrypt or decrypt in a separate process; return its peak memory."""
     done = subprocess.run(
         [sys.executable, __file__, "--child", verb, source, target],
         env={**os.environ, "KMSDATA_KEYSTORE": str(folder / "keys" / "keystore.json")},
@@ -115,17 +115,17 @@ def run(verb, source, target, folder):
     print(
         f"{verb}: {figures['peak']:.0f} MB above the imports' {figures['imports']:.0f} MB (goal {GOAL}), "
         f"{figures['seconds']:.1f} s ({figures['cpu']:.1f} s of CPU), {rate / 1e6:.2f} M rows/s, "
-        f"{size / 1e6 / figures['seconds']:.0f} MB/s of file, {figures['calls']} call of the key service"
+        f"{size / 1e6 / figures['seconds']:.0f} MB/s of file, KMS calls: {figures['calls']}"
     )
     return figures["peak"]
 
 
 def main(rows=24_000_000, group=1 << 20, where=None):
-    """Make the file, and measure."""
+    """Make the file and measure."""
     with tempfile.TemporaryDirectory(dir=where) as name:
         folder = pathlib.Path(name)
         paths = [folder / f"{what}.parquet" for what in ("plain", "sealed", "back")]
-        # A process starts with its parent's peak, so that this one must stay small.
+        # A child process inherits its parent's peak memory, so this process must stay small.
         alone(f"make({str(paths[0])!r}, {int(rows)}, {int(group)})")
         metadata = pq.read_metadata(paths[0])
         whole = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
@@ -136,7 +136,7 @@ def main(rows=24_000_000, group=1 << 20, where=None):
         )
         peaks = [run("encrypt", *paths[:2], folder), run("decrypt", *paths[1:], folder)]
         back = alone(f"print(same({str(paths[0])!r}, {str(paths[2])!r}))") == "True\n"
-        print("it came back as it was" if back else "IT DID NOT COME BACK AS IT WAS")
+        print("the decrypted file equals the original" if back else "THE DECRYPTED FILE IS DIFFERENT")
         return max(peaks) > GOAL or not back
 
 

@@ -1,4 +1,4 @@
-"""How much of `df.kms.encrypt` and `decrypt` is AES, and how much is everything around it.
+"""Measure how much of the time of `df.kms.encrypt` and `decrypt` is AES, and how much is the rest.
 
 Run with ``python benchmarks/frames.py [rows]``, on one core. A figure is the median of its rounds in
 milliseconds; rounds of all columns are interleaved.
@@ -23,7 +23,7 @@ ROUNDS = 7
 
 
 def columns(rows):
-    """One column of each kind that the figures are about."""
+    """Make one column of each kind that is measured."""
     random = np.random.default_rng(0)
     text = pd.Series(np.char.add("person-", random.integers(0, 10**9, rows).astype(str)))
     return pd.DataFrame(
@@ -38,7 +38,7 @@ def columns(rows):
 
 
 class Inside:
-    """Time spent in the ciphers since it was last asked."""
+    """Time spent in the ciphers since the last call of `take`."""
 
     def __init__(self):
         self.spent = 0.0
@@ -47,7 +47,7 @@ class Inside:
                 setattr(cipher, verb, self.timed(getattr(cipher, verb)))
 
     def timed(self, function):
-        """The function, with its time added up."""
+        """Wrap a function to add up its time."""
 
         def run(*arguments):
             start = time.perf_counter()
@@ -59,7 +59,7 @@ class Inside:
         return run
 
     def take(self):
-        """The seconds since it was last asked."""
+        """Return the seconds since the last call."""
         spent, self.spent = self.spent, 0.0
         return spent
 
@@ -79,7 +79,7 @@ def main(rows):
                 start = time.perf_counter()
                 sealed.kms.decrypt(key=key)
                 times[name, exact, "decrypt"].append((time.perf_counter() - start, inside.take()))
-    print(f"{rows} rows, ms{'':37}{'in all':>10}{'ciphers':>10}{'around':>10}   around, of all")
+    print(f"{rows} rows, ms{'':37}{'total':>10}{'ciphers':>10}{'rest':>10}   rest of total")
     for (name, exact, verb), runs in times.items():
         whole, cipher = (1000 * statistics.median(run[place] for run in runs) for place in (0, 1))
         label = f"{name} {'deterministic' if exact else 'randomised'} {verb}"

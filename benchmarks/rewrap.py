@@ -1,8 +1,8 @@
-"""What `kmsdata.rewrap` costs beyond copying a file, against writing the file anew with Arrow.
+"""Measure what `kmsdata.rewrap` costs compared with copying a file and with rewriting it with Arrow.
 
-Run with ``python benchmarks/rewrap.py [MB] [small files]``. Rounds of all ways are interleaved, so that a
-busy disk is busy for all of them; a figure is the median of its rounds in milliseconds: of the clock, and of
-this process's own work. What waits for the disk stands in the first only.
+Run with ``python benchmarks/rewrap.py [MB] [small files]``. Rounds of all methods are interleaved, so that a
+busy disk slows all of them; a figure is the median of its rounds in milliseconds: of wall clock, and of CPU
+time of this process. Waiting for the disk counts only in the first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEYS = ("local://one", "local://two")
 
 
 def frame(rows):
-    """Two encrypted columns, and plain ones of random numbers: 60 bytes and more a row."""
+    """Make two encrypted columns, and plain ones of random numbers: 60 bytes or more per row."""
     random = np.random.default_rng(0)
     out = pd.DataFrame({f"x{number}": random.random(rows) for number in range(4)})
     out["id"] = random.integers(0, 2**62, rows)
@@ -38,7 +38,7 @@ def frame(rows):
 
 
 class Writing:
-    """Time spent in copying, syncing and renaming files, so that the rest can be told."""
+    """Time spent in copying, syncing and renaming files, which is subtracted from the total."""
 
     def __init__(self):
         self.clock = self.cpu = 0.0
@@ -55,47 +55,47 @@ class Writing:
         rewrapping._replace = timed
 
     def take(self):
-        """The seconds since it was last asked: of the clock, and of the process."""
+        """Return the seconds since the last call: wall clock, and CPU time of the process."""
         spent, self.clock, self.cpu = (self.clock, self.cpu), 0.0, 0.0
         return spent
 
 
 def copied(path):
-    """The file replaced by a copy of itself, whole or not at all: what no rewrap can go below."""
+    """Replace the file atomically by a copy of itself: the lower limit of a rewrap."""
     size = path.stat().st_size
     with path.open("rb") as source, whole_file(path) as target:
         rewrapping._copy(source, target, size, str(path))
 
 
 def rewritten(path):
-    """The file read and written by Arrow, whole or not at all: what a rewrap without a footer edit takes."""
+    """Read and atomically write the file with Arrow: a rewrap that does not edit the footer in place."""
     table = pq.read_table(path)
     with whole_file(path) as target:
         pq.write_table(table, target, compression="none", use_dictionary=False, write_statistics=False)
 
 
 def timed(times, name, work):
-    """Add what the work took."""
+    """Add the time that the work takes."""
     clock, cpu = time.perf_counter(), time.process_time()
     work()
     times[name].append((time.perf_counter() - clock, time.process_time() - cpu))
 
 
 def other(path):
-    """The key that a file is not under."""
+    """Return the master key that does not yet protect the file."""
     return KEYS[kmsdata.inspect(path).data_keys[0].keys == KEYS[:1]]
 
 
 def table(title, times, count=1):
     """Print the medians."""
-    print(f"\n{title:58}{'clock':>12}{'own work':>12}   ms{' a file' if count > 1 else ''}")
+    print(f"\n{title:58}{'clock':>12}{'CPU':>12}   ms{' per file' if count > 1 else ''}")
     for name, runs in times.items():
         clock, cpu = (1000 / count * statistics.median(run[place] for run in runs) for place in (0, 1))
         print(f"{name:58}{clock:>12.2f}{cpu:>12.2f}")
 
 
 def one_file(folder, megabytes):
-    """A large file."""
+    """Measure one large file."""
     path, times, writing = folder / "large.parquet", defaultdict(list), Writing()
     frame(megabytes * 1_000_000 // 105).kms.to_parquet(path, row_group_size=200_000, compression="none")
     clean = folder / "clean.parquet"
@@ -105,7 +105,7 @@ def one_file(folder, megabytes):
         key = other(path)
         timed(times, "rewrap", lambda key=key: kmsdata.rewrap(path, key))
         (clock, cpu), (all_clock, all_cpu) = writing.take(), times["rewrap"][-1]
-        times["  of that, the edit, and letting the old file go"].append((all_clock - clock, all_cpu - cpu))
+        times["  of that: footer edit, deletion of old file"].append((all_clock - clock, all_cpu - cpu))
         timed(times, "read and write with Arrow", lambda: rewritten(path))
         shutil.copy(clean, path)
     size = path.stat().st_size / 1e6
@@ -114,7 +114,7 @@ def one_file(folder, megabytes):
 
 
 def many_files(folder, count):
-    """Many small files, under one data key, each with metadata of its own."""
+    """Measure many small files under one data key, each with its own metadata."""
     key, times = kmsdata.new_data_key(KEYS[0]), defaultdict(list)
     parts = folder / "small"
     parts.mkdir()
@@ -129,9 +129,9 @@ def many_files(folder, count):
         new = KEYS[1 - number % 2]
         timed(times, "rewrap", lambda new=new: kmsdata.rewrap(parts, new))
         calls = kmsdata.usage().calls - before
-        timed(times, "rewrap of what is done", lambda new=new: kmsdata.rewrap(parts, new))
+        timed(times, "rewrap again (nothing to do)", lambda new=new: kmsdata.rewrap(parts, new))
         timed(times, "read and write with Arrow, one by one", lambda: [rewritten(path) for path in files])
-    table(f"{count} small files, {calls} calls of the key provider", times, count)
+    table(f"{count} small files, {calls} KMS calls", times, count)
 
 
 def main(megabytes, count):

@@ -1,9 +1,9 @@
-"""How fast a row filter is on ciphertext, against reading, decrypting and filtering.
+"""Compare a row filter on ciphertext with reading, decrypting and filtering.
 
 Run with ``python benchmarks/search.py [rows]``. A file with four encrypted columns is searched for 0.01 %
-of its rows (by values of a deterministic column, spread over all row groups), in both ways, whose rows must
-be the same; once of all columns, once of two. Rounds are interleaved; a figure is the median of its rounds,
-in seconds of wall clock and of CPU.
+of its rows (by values of a deterministic column, spread over all row groups), in both ways. Both must return
+the same rows; once with all columns, once with two. Rounds are interleaved; a figure is the median of its
+rounds, in seconds of wall clock and of CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EACH = 10  # rows of one person
 
 
 def people(random, rows, persons):
-    """Some rows of the table that is searched."""
+    """Make rows of the table that is searched."""
     who = random.integers(0, persons, rows)
     number = random.integers(0, 10**9, rows)
     return pa.table(
@@ -45,7 +45,7 @@ def people(random, rows, persons):
 
 
 def write(path, rows):
-    """The file, a row group at a time, as `df.kms.to_parquet` would write it; and the values to look for."""
+    """Write the file by row groups, as `df.kms.to_parquet` would; return the values to search for."""
     random, persons = np.random.default_rng(0), max(rows // EACH, 1)
     key, writer = kmsdata.new_data_key("local://benchmark"), None
     for start in range(0, rows, GROUP):
@@ -68,7 +68,7 @@ def write(path, rows):
 
 
 def timed(function, argument):
-    """Its result, and the seconds that it took: on the clock, and of CPU."""
+    """Call a function; return its result and the seconds it took: wall clock and CPU."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = function(argument)
     return result, (time.perf_counter() - wall, time.process_time() - cpu)
@@ -80,7 +80,7 @@ def main(rows):
         os.environ["KMSDATA_KEYSTORE"] = str(Path(folder) / "keystore.json")
         path = Path(folder) / "people.parquet"
         wanted = write(path, rows)
-        print(f"{rows:,} rows in {path.stat().st_size / 1e9:.2f} GB, {len(wanted)} values looked for")
+        print(f"{rows:,} rows in {path.stat().st_size / 1e9:.2f} GB, {len(wanted)} values searched for")
 
         def decrypted(columns):
             frame = kmsdata.read_parquet(path, columns=columns, decrypt=True)
@@ -99,7 +99,7 @@ def main(rows):
                     spent.append(seconds)
                 pd.testing.assert_frame_equal(found[searched], found[decrypted])
             whole = found[decrypted]
-            print(f"\n{len(whole):,} rows ({len(whole) / rows:.4%}), {whole.shape[1]} columns: the same")
+            print(f"\n{len(whole):,} rows ({len(whole) / rows:.4%}), {whole.shape[1]} columns: equal")
             medians = {
                 way: [statistics.median(side) for side in zip(*spent, strict=True)]
                 for way, spent in times.items()

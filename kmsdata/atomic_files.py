@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically: a file is replaced completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing is swept
+except ImportError:  # on Windows, where `sweep` removes nothing
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["claim", "naming", "sweep", "whole_file"]
@@ -24,7 +24,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def naming(target: Path) -> Iterator[None]:
-    """Where the disk is full, the error says for which file: writing to a handle names none."""
+    """Add the file's name to a disk-full error: errors of writing to a handle have none."""
     try:
         yield
     except OSError as error:
@@ -35,17 +35,17 @@ def naming(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iterator[BinaryIO]:
-    """A file to write to, which replaces ``path`` when the block ends, and vanishes when it raises.
+    """Open a file that replaces ``path`` when the block ends, and is deleted if the block raises.
 
-    Written beside the target under a temporary name, synced to disk, then renamed (POSIX rename is
-    atomic): whoever opens ``path``, at any time, after any crash, sees the old file or the new one.
+    The file is written next to the target under a temporary name, synced to disk, then renamed. A POSIX
+    rename is atomic: at any time, even after a crash, a reader of ``path`` sees the old file or the new one.
 
     Args:
         path: the target; ``~`` and a symbolic link are followed.
-        mode: permissions from the file's creation on; else those of the file it replaces, else the umask's.
+        mode: permissions, set at creation; None: those of the file it replaces, otherwise the umask's.
 
     Raises:
-        OSError: as for any file, or what stands there is none (a device, a folder); it is then as it was.
+        OSError: as for any file; or ``path`` is not a regular file (device, folder) and is left unchanged.
 
     Example:
         >>> import tempfile, pathlib
@@ -58,8 +58,8 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
     target = Path(os.path.realpath(Path(path).expanduser()))
     before = target.stat() if target.exists() else None
     if before is not None and not stat.S_ISREG(before.st_mode):
-        raise OSError(errno.EEXIST, "there is something at this path that is not a file", str(target))
-    # Never wider than what it replaces, not even while it is written.
+        raise OSError(errno.EEXIST, "cannot write here: it is a folder or device, not a file", str(target))
+    # Its permissions are never wider than those of the replaced file, not even while it is being written.
     first = mode if mode is not None else 0o666 if before is None else 0o600
     made: list[Path] = []
     try:
@@ -75,7 +75,7 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
         for temporary in made:
             temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the rename itself is on disk once its folder is
+    if os.name == "posix":  # a rename survives a crash only after its folder was synced
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -84,9 +84,9 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
 
 
 def _beside(target: Path, mode: int, made: list[Path]) -> int:
-    """The handle of a new file in the target's folder.
+    """Create a temporary file in the target's folder and return its handle.
 
-    Its path is in ``made`` before it is there: Ctrl-C may come between any two steps.
+    Its path is in ``made`` before the file exists, because Ctrl-C may come between any two steps.
     """
     for number in itertools.count():
         temporary = target.with_name(f".kmsdata-{os.getpid()}-{number}.tmp")
@@ -99,30 +99,30 @@ def _beside(target: Path, mode: int, made: list[Path]) -> int:
         except FileExistsError:
             made.clear()
             continue
-        except OSError as error:  # it is the target that the caller knows
+        except OSError as error:  # name the target: the caller does not know the temporary file
             made.clear()
             raise OSError(error.errno, error.strerror, str(target)) from None
-    raise OSError(errno.EEXIST, "no name left for a temporary file", str(target))
+    raise OSError(errno.EEXIST, "no unused name for a temporary file", str(target))
 
 
 def claim(handle: int) -> bool:
-    """Mark a temporary file or folder as in use, as long as its handle is open.
+    """Mark a temporary file or folder as in use while its handle is open.
 
     Returns:
-        Whether it is there still: another process may just have swept it away.
+        Whether it still exists: another process may just have removed it.
     """
     if fcntl is not None:
-        with contextlib.suppress(OSError):  # a filesystem without locks: nothing is swept there either
+        with contextlib.suppress(OSError):  # a file system without locks, where `sweep` removes nothing
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return os.fstat(handle).st_nlink > 0
 
 
 def sweep(target: str | os.PathLike[str], *, beside: bool = False) -> None:
-    """Remove what killed processes have left of their temporary files; of those at work nothing is touched.
+    """Remove temporary files that killed processes left behind, but none that a running process uses.
 
     Args:
         target: a folder.
-        beside: as well as in it, look in the folder that it is in.
+        beside: also look in the parent folder.
     """
     path = Path(os.path.realpath(Path(target).expanduser()))
     for folder in [path, path.parent] if beside else [path]:

@@ -1,1 +1,1 @@
-"""AES over whole columns of cells: `gcm` randomised, `siv` deterministic. No pandas, no Arrow, no JSON."""
+"""AES over whole columns of cells: `gcm` is randomised, `siv` deterministic. No pandas, Arrow, JSON."""

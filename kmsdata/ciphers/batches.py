@@ -1,10 +1,10 @@
 """Seal and open columns of cells in batches of rows: the part that GCM and SIV share.
 
-A sealed cell is ``lead ‖ text ‖ tag`` (GCM) or ``lead ‖ tag ‖ text`` (SIV): the lead is 5 bytes of prefix
-and, in GCM, the IV; the tag has 16 bytes; the text is as long as the plaintext. `run` takes a column in
-batches of rows. Cells of one length, if numerous enough, go in lock-step: a tile of them is gathered into
-blocks, goes through the mode's kernel, and is scattered to its places. All others go through the one-shot
-cipher. Which way a cell goes depends on the lengths in its batch and on nothing else.
+A sealed (encrypted) cell is ``lead ‖ text ‖ tag`` (GCM) or ``lead ‖ tag ‖ text`` (SIV): the lead is the
+5-byte prefix and, in GCM, the IV; the tag has 16 bytes; the text is as long as the plaintext. `run` processes
+a column in batches of rows. If a batch has enough cells of one length, they go in lock-step: a tile is
+gathered into blocks, processed by the mode's kernel, and scattered to its places. All other cells go through
+the one-shot cipher. Which way a cell goes depends only on the lengths in its batch.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from kmsdata.ciphers.cells import Bytes, Cells, Ints
 __all__ = ["PREFIX", "Column", "Mode", "run", "seal", "tiles"]
 
 PREFIX, TAG = 5, 16
-BATCH = 1 << 18  # rows: enough for many of each length, few enough for gather and scatter
-RUN = 350_000  # bytes that are copied to go through the one-shot cipher: many for numpy, few for the cache
-LONG = 2_500  # bytes of text from which on it is cheaper to point at them than to copy them
-VARIED = 100  # rows with associated data of their own that there must be for each of its lengths
-IN_PLACE = hasattr(AESGCM, "encrypt_into")  # cryptography 47
+BATCH = 1 << 18  # rows: enough to have many of each length, few enough to gather and scatter quickly
+RUN = 350_000  # bytes copied per pass of the one-shot cipher: many for numpy, few for the cache
+LONG = 2_500  # bytes of text: longer ones are cheaper to process in place than to copy
+VARIED = 100  # rows needed for each length of associated data, if it differs per row
+IN_PLACE = hasattr(AESGCM, "encrypt_into")  # from cryptography 47 on
 Rows: TypeAlias = Ints | slice
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)  # its bytes may be plaintext
 class Column:
-    """Some rows of bytes: ``data`` uint8[B], and int64[n] each, where they begin and how long they are."""
+    """Rows of bytes: ``data`` uint8[B], and where each row begins and how long it is, int64[n] each."""
 
     data: Bytes
     starts: Ints
@@ -43,7 +43,7 @@ class Column:
 
     @classmethod
     def of(cls, cells: Cells, start: int, stop: int) -> Column:
-        """Some of the rows of cells that are not null."""
+        """Select a range of the rows of cells that are not null."""
         if cells.offsets is not None:
             bounds = cells.offsets[start : stop + 1]
             return cls(cells.data, bounds[:-1], bounds[1:] - bounds[:-1])
@@ -53,17 +53,18 @@ class Column:
         return cls(cells.data, starts, np.broadcast_to(np.int64(width), count))
 
     def alike(self, longest: int) -> bool:
-        """Whether no row is longer than that, and there are many for each length."""
+        """Return whether no row is longer than ``longest`` and each length has many rows (on average)."""
         if self.lengths.max() > longest:
             return False
         return bool(VARIED * np.count_nonzero(np.bincount(self.lengths)) <= len(self.lengths))
 
     def window(self, width: int) -> Voids:
-        """Every run of ``width`` bytes as an element, without copying: V{width}[B - width + 1]."""
+        """View every run of ``width`` bytes as an element, without copying: V{width}[B - width + 1]."""
+        # Elements overlap (stride 1), so that rows can be gathered and scattered by where they begin.
         return np.ndarray((len(self.data) - width + 1,), f"V{width}", self.data, 0, (1,))
 
     def cells(self, rows: Rows, width: int) -> Voids:
-        """Rows of ``width`` bytes, not 0: V{width}[n], a view if the rows are a slice (and so end to end)."""
+        """Return rows of ``width`` > 0 bytes: V{width}[n], a view if the rows are a slice (so end to end)."""
         if isinstance(rows, slice):
             return self.data[self.starts[rows.start] :][: (rows.stop - rows.start) * width].view(f"V{width}")
         return self.window(width)[self.starts[rows]]
@@ -76,10 +77,10 @@ class Column:
             self.window(cells.dtype.itemsize)[self.starts[rows]] = cells
 
     def views(self, rows: Rows, skip: int = 0) -> Iterator[memoryview]:
-        """Rows where they stand, to read from or to write to, without their first bytes."""
+        """Return views of rows, to read or to write, without their first ``skip`` bytes."""
         starts = self.starts[rows]
         bounds = starts + skip, starts + self.lengths[rows]
-        steps = range(0, len(starts), 4096)  # integers for all rows at once would take 80 bytes for each
+        steps = range(0, len(starts), 4096)  # Python integers for all rows at once take 80 bytes per row
         slices = (map(slice, *(bound[at : at + 4096].tolist() for bound in bounds)) for at in steps)
         return map(self.data.data.__getitem__, chain.from_iterable(slices))
 
@@ -88,12 +89,12 @@ class Mode(Protocol):
     """A mode of AES under one key: a kernel for tiles, and the one-shot cipher with the same output.
 
     Attributes:
-        room: where the kernel's blocks are.
+        room: memory for the kernel's blocks.
         iv: bytes of IV in a sealed cell, 12 or 0.
-        tag_first: whether the tag stands before the text.
-        longest: texts of more bytes never go in lock-step.
-        least: rows of one length from which lock-step pays: so many, and so many for each byte of text.
-        setup: rows that the first tile costs: so many, and so many for each block.
+        tag_first: whether the tag comes before the text.
+        longest: bytes; longer texts never go in lock-step.
+        least: rows of one length from which lock-step is faster: a constant, plus a number per byte of text.
+        setup: cost of the first tile, in rows: a constant, plus a number per block.
     """
 
     room: Room
@@ -104,13 +105,14 @@ class Mode(Protocol):
     setup: tuple[int, int]
 
     def digests(self, associated: bytes | Column) -> Blocks | None:
-        """What the kernel needs of associated data, of each row if a column; None if it cannot be used."""
+        """Digest associated data for the kernel, per row for a column; None if the kernel cannot use it."""
 
     def kernel(self, sealing: bool, text: Blocks, length: int, ivs: Blocks, digests: Blocks) -> Blocks:
-        """Encrypt or decrypt n texts of equal length; returns the tags that they ought to have, uint64[n, 2].
+        """Encrypt or decrypt n texts of equal length; return their expected tags, uint64[n, 2].
 
-        Text is uint64[n, k, 2], changed in place; behind its end its last block holds anything. ``ivs`` is
-        uint64[n, 2], the IV in 12 bytes and 4 for the kernel to use; or, when opening without IVs, the tags.
+        Text is uint64[n, k, 2], changed in place; the bytes after its end in the last block are arbitrary.
+        ``ivs`` is uint64[n, 2]: 12 bytes of IV, and 4 that the kernel may use; or the tags, when opening
+        cells of a mode without IVs.
         """
 
     def one_shot(
@@ -121,16 +123,16 @@ class Mode(Protocol):
         associated: bytes | Iterable[Any],
         *outs: Iterable[memoryview],
     ) -> Iterator[Any]:
-        """Each row encrypted, or decrypted, which may raise InvalidTag; written to ``outs`` if given."""
+        """Encrypt or decrypt row by row, to ``outs`` if given; decrypting may raise InvalidTag."""
 
 
 def tiles(
     lengths: Ints, longest: int, least: tuple[int, int], setup: tuple[int, int]
 ) -> tuple[list[tuple[Rows, int]], Ints]:
-    """Sort the rows of a batch by their lengths, int64[n]; see `Mode` for the others.
+    """Group the rows of a batch by their lengths, int64[n]; for the other arguments see `Mode`.
 
     Returns:
-        Tiles, longest first, each rows and the length of all of them; and the rows in no tile, in order.
+        Tiles, longest first, each as (rows, their length); and the rows that are in no tile, in order.
     """
     count, order = len(lengths), None
     if count < setup[0] + least[0]:
@@ -141,10 +143,10 @@ def tiles(
     pays = counts >= need
     chosen, ends = np.flatnonzero(pays).tolist(), np.cumsum(counts[pays])
     done = int(ends[-1]) if chosen else 0
-    gain = 2 * done - count - need[pays].sum()  # others are slower for not being copied all together
+    gain = 2 * done - count - need[pays].sum()  # the others become slower: they are copied in pieces
     if not chosen or gain < setup[0] + setup[1] * (chosen[-1] // 16):
         return [], np.arange(count)
-    if counts[chosen[0]] < count:  # else the rows are in order as they are
+    if counts[chosen[0]] < count:  # otherwise all rows have one length and need no sorting
         rank = np.where(pays, np.arange(longest + 1), longest + 1).astype(np.uint16)
         order = np.argsort(np.append(rank, np.uint16(longest + 1))[clipped], kind="stable")  # radix sort
     found: list[tuple[Rows, int]] = []
@@ -155,11 +157,11 @@ def tiles(
             rows = slice(at, min(at + size, end))
             found.append((rows if order is None else order[rows], length))
         start = end
-    return found[::-1], np.arange(0) if order is None else order[done:]  # what the longest need serves all
+    return found[::-1], np.arange(0) if order is None else order[done:]  # longest first: its setup serves all
 
 
 def _drain(shots: Iterator[Any]) -> tuple[list[Any], list[int]]:
-    """All results, b"" for those that raised InvalidTag, and the numbers of these."""
+    """Return all results, b"" where InvalidTag was raised, and the positions of those."""
     done: list[Any] = []
     failed: list[int] = []
     while True:
@@ -173,12 +175,12 @@ def _drain(shots: Iterator[Any]) -> tuple[list[Any], list[int]]:
 
 
 def _each(associated: bytes | Column, rows: Rows) -> bytes | Iterator[Any]:
-    """Associated data of rows, as the one-shot cipher takes it."""
+    """Return the associated data of rows in the form that the one-shot cipher takes."""
     if isinstance(associated, bytes):
         return associated
     if isinstance(rows, slice) and rows.stop > rows.start:
         lengths, start = associated.lengths[rows], associated.starts[rows.start]
-        if (size := int(lengths.sum())) <= 1 << 24:  # it takes bytes faster than views
+        if (size := int(lengths.sum())) <= 1 << 24:  # the cipher takes bytes faster than views
             return map(io.BytesIO(associated.data[start:][:size].data).read, lengths.tolist())
     return associated.views(rows)
 
@@ -193,12 +195,13 @@ def _copied(
     ivs: Voids | None,
     extras: bytes | Iterator[Any],
 ) -> tuple[bytearray, list[int]]:
-    """Seal or open cells that are end to end, of one width or of lengths, by way of copies.
+    """Seal or open copies of cells that are end to end, with one width or with lengths.
 
     Returns:
-        New cells end to end, and which of them are not authentic.
+        New cells end to end, and the positions of those that are not authentic.
     """
-    skip, read = 0 if sealing else PREFIX + mode.iv, io.BytesIO(data.data).read  # the fastest way to cut
+    # BytesIO.read is the fastest way to cut bytes into pieces: no slice objects, no bounds in Python.
+    skip, read = 0 if sealing else PREFIX + mode.iv, io.BytesIO(data.data).read
     heads = [b""] * len(lengths) if ivs is None else ivs.tolist()
     if width is not None and width > skip:
         cells = data.view(f"V{width}")
@@ -221,9 +224,10 @@ def _copied(
 
 @dataclass(slots=True, repr=False)
 class _Batch:
-    """Rows on their way: ``plain`` and ``sealed`` are the same n rows, on one side yet to be written.
+    """A batch of rows: ``plain`` and ``sealed`` are the same n rows; `work` reads one and writes the other.
 
-    When sealing, ``prefix`` as in `run`, and ``ivs`` V12[n] or none; ``associated`` is one for all or n rows.
+    When sealing, ``prefix`` is as in `run`, and ``ivs`` V12[n] or None. ``associated`` is bytes for all rows,
+    or n rows.
     """
 
     mode: Mode
@@ -235,7 +239,7 @@ class _Batch:
     associated: bytes | Column
 
     def work(self) -> Iterator[Ints]:
-        """Seal or open all rows; yields those that are not authentic."""
+        """Seal or open all rows; yield those that are not authentic."""
         mode, short = self.mode, self.sealed.lengths < PREFIX + self.mode.iv + TAG
         if short.any():
             yield np.flatnonzero(short)
@@ -254,12 +258,12 @@ class _Batch:
             yield self.in_place(others)
 
     def lock_step(self, rows: Rows, length: int, digests: Blocks) -> Ints:
-        """Seal or open rows of one length; returns those that are not authentic, writes nothing if any is."""
+        """Seal or open rows of one length; if some are not authentic, return them and write nothing."""
         mode, room, lead = self.mode, self.mode.room, PREFIX + self.mode.iv
         room.clear()
         count, width = rows.stop - rows.start if isinstance(rows, slice) else len(rows), lead + length + TAG
         text, ivs, tags = room.blocks(count, -(-length // 16)), room.blocks(count), room.blocks(count)
-        parts = [(lead if mode.tag_first else lead + length, field(tags, TAG))]  # of a cell, and where
+        parts = [(lead if mode.tag_first else lead + length, field(tags, TAG))]  # (offset in a cell, part)
         parts += [(PREFIX, field(ivs, mode.iv))] if mode.iv else []
         parts += [(lead + TAG if mode.tag_first else lead, field(text, length))] if length else []
         if not self.sealing:
@@ -287,7 +291,7 @@ class _Batch:
         return np.arange(0)
 
     def one_by_one(self) -> Iterator[Ints]:
-        """Seal or open all rows through the one-shot cipher; yields those that are not authentic."""
+        """Seal or open all rows through the one-shot cipher; yield those that are not authentic."""
         source, target = (self.plain, self.sealed) if self.sealing else (self.sealed, self.plain)
         count, stop, ends = len(source.starts), 0, source.starts + source.lengths
         if int(ends[-1] - source.starts[0]) > LONG * count:
@@ -297,7 +301,7 @@ class _Batch:
         while (start := stop) < count:
             first = int(source.starts[start])
             stop = int(np.searchsorted(ends[: start + RUN // 4], first + RUN, "right"))  # few rows, too
-            if stop == start:  # a text that is so long
+            if stop == start:  # one text is longer than RUN
                 stop += 1
                 yield self.in_place(slice(start, stop))
                 continue
@@ -310,7 +314,7 @@ class _Batch:
             yield start + np.array(failed, np.int64)
 
     def in_place(self, rows: Rows) -> Ints:
-        """Seal or open rows where they stand, one by one; returns those that are not authentic."""
+        """Seal or open rows one by one without copying them; return those that are not authentic."""
         mode, lead, window = self.mode, PREFIX + self.mode.iv, self.sealed.window(PREFIX + self.mode.iv)
         starts = self.sealed.starts[rows]
         if self.sealing:
@@ -342,10 +346,10 @@ def run(
     """Seal or open a column.
 
     Args:
-        mode: the mode under its key.
-        sealing: which of the two.
+        mode: the mode with its key.
+        sealing: True to seal, False to open.
         cells: m cells that are not null.
-        associated: associated data, one for the column or m cells of it.
+        associated: associated data: bytes for the column, or m cells.
         prefix: 5 bytes that begin each sealed cell, when sealing.
         ivs: uint8[m, 12], when sealing with a mode that has IVs.
 
@@ -353,24 +357,24 @@ def run(
         The new cells and int64[0]; or None and int64[k], the rows that are too short or not authentic.
 
     Raises:
-        ValueError: associated data that does not fit the cells.
+        ValueError: the associated data does not have one value for each cell.
     """
     count, change = cells.count, (PREFIX + mode.iv + TAG) * (1 if sealing else -1)
     if not isinstance(associated, bytes) and (associated.valid is not None or associated.count != count):
-        raise ValueError("associated data per row: one for each cell that is not null")
+        raise ValueError("associated data per row must have exactly one value for each cell that is not null")
     width, offsets, few = cells.width, None, count < mode.setup[0] + mode.least[0] and len(cells.data) <= RUN
     if width is not None and (width := width + change) < 0 and count:
         return None, np.arange(count)
     if width is None or width <= 0:
         width, offsets = None, np.arange(count + 1)
-        offsets *= 0 if cells.offsets is None else change  # in place: a column of it is no small temporary
+        offsets *= 0 if cells.offsets is None else change  # in place: int64 for a whole column is large
         if cells.offsets is not None:
             offsets += cells.offsets
             if not sealing and (offsets[1:] < offsets[:-1]).any():  # rows that are too short
                 few, steps = False, np.diff(offsets)
                 np.cumsum(np.maximum(steps, 0, out=steps), out=offsets[1:])
     given = None if ivs is None else np.ascontiguousarray(ivs).view(f"V{mode.iv}")[:, 0]
-    if few:  # numpy's calls, which there are for each batch, would take most of the time
+    if few:  # for a small column, the numpy calls of a batch would take most of the time
         extra = associated if isinstance(associated, bytes) else Column.of(associated, 0, count)
         bounds, every = cells.offsets, _each(extra, slice(0, count))
         lengths = [cells.width or 0] * count if bounds is None else (bounds[1:] - bounds[:-1]).tolist()
@@ -387,7 +391,7 @@ def run(
         extra = associated if isinstance(associated, bytes) else Column.of(associated, start, stop)
         bad += [start + rows for rows in _Batch(mode, sealing, plain, sealed, prefix, own, extra).work()]
     if any(map(len, bad)):
-        data.fill(0)  # what was opened before the first failure
+        data.fill(0)  # erase the plaintext of the cells that were authentic
         return None, np.sort(np.concatenate(bad))
     return done, np.empty(0, np.int64)
 
@@ -395,7 +399,7 @@ def run(
 def seal(
     mode: Mode, cells: Cells, associated: bytes | Cells, prefix: bytes, ivs: Bytes | None = None
 ) -> Cells:
-    """Seal a column; see `run`, which reports rows only when it opens one."""
+    """Seal a column; see `run`, which reports rows only when it opens cells."""
     sealed, _ = run(mode, True, cells, associated, prefix, ivs)
     if sealed is None:
         raise ValueError("sealing cannot fail")

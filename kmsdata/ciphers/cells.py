@@ -1,4 +1,4 @@
-"""Cells: byte strings end to end, the shape in which codec, ciphers and columns hand values to each other."""
+"""Cells: byte strings end to end, the form in which codec, ciphers and columns exchange values."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Cells:
-    """Rows of bytes. Only rows that are not null have bytes, so ciphers never meet a null.
+    """Rows of bytes. Only rows that are not null have bytes, so ciphers never see a null.
 
     Attributes:
         data: uint8[B], C-contiguous; the bytes of the rows that are not null, end to end.
-        offsets: int64[m + 1], where each of the m such rows begins and the last one ends
+        offsets: int64[m + 1], where each of the m rows that are not null begins and the last one ends
             (``offsets[0] == 0``, ``offsets[m] == B``); None if all have the same width.
-        width: bytes of each such row where all are equally long by type, else None.
+        width: bytes of each row that is not null, where the type fixes it; otherwise None.
             Exactly one of ``offsets`` and ``width`` is given; with width 0 ``valid`` must be given.
         valid: bool[n], False where a row is null; None if no row is (then n = m).
 
@@ -43,13 +43,13 @@ class Cells:
 
     def __post_init__(self) -> None:
         if (self.offsets is None) == (self.width is None):
-            raise ValueError("cells have either offsets or a width")
+            raise ValueError("cells take either offsets or a width")
         if self.width == 0 and self.valid is None:
-            raise ValueError("cells of width 0 need their validity, which says how many there are")
+            raise ValueError("cells of width 0 require valid: only valid tells how many there are")
 
     @classmethod
     def of(cls, rows: list[bytes | None]) -> Cells:
-        """Cells of Python bytes; None is null. For few rows: it loops."""
+        """Make cells from Python bytes; None is null. Loops over the rows: use it for few."""
         present = [row for row in rows if row is not None]
         offsets = np.zeros(len(present) + 1, np.int64)
         np.cumsum([len(row) for row in present], out=offsets[1:])
@@ -59,7 +59,7 @@ class Cells:
 
     @property
     def count(self) -> int:
-        """How many rows are not null (m)."""
+        """Number of rows that are not null (m)."""
         if self.offsets is not None:
             return len(self.offsets) - 1
         if self.width:
@@ -70,13 +70,13 @@ class Cells:
         return self.count if self.valid is None else len(self.valid)
 
     def bounds(self) -> Ints:
-        """int64[m + 1], the offsets, made from the width where there are none."""
+        """Return the offsets, int64[m + 1]; computed from the width if there are none."""
         if self.offsets is not None:
             return self.offsets
         return np.arange(self.count + 1, dtype=np.int64) * np.int64(self.width or 0)
 
     def with_valid(self, valid: Bools | None) -> Cells:
-        """Return cells with the same bytes, of which other rows are null."""
+        """Return cells with the same bytes and another set of null rows."""
         return Cells(self.data, self.offsets, self.width, valid)
 
     def present(self) -> Iterator[bytes]:
@@ -85,11 +85,11 @@ class Cells:
         return (raw[a:b] for a, b in itertools.pairwise(bounds))
 
     def rows(self) -> list[bytes | None]:
-        """The cells as Python bytes, None for null. For few rows: it loops."""
+        """Return the cells as Python bytes, None for null. Loops over the rows: use it for few."""
         present = self.present()
         if self.valid is None:
             return list(present)
         return [next(present) if ok else None for ok in self.valid.tolist()]
 
     def __repr__(self) -> str:
-        return f"<{len(self)} cells>"  # never their bytes: they may be plaintext
+        return f"<{len(self)} cells>"  # never the bytes: they may be plaintext

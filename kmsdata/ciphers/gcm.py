@@ -1,10 +1,10 @@
 """AES-256-GCM (NIST SP 800-38D) over whole columns, in Tink's layout.
 
-A sealed cell is ``prefix (5) ‖ IV (12) ‖ ciphertext ‖ tag (16)``: 33 bytes more than its plaintext.
+A sealed (encrypted) cell is ``prefix (5) ‖ IV (12) ‖ ciphertext ‖ tag (16)``: 33 bytes more than plaintext.
 
-GHASH is the sum of all blocks, each times a power of the hash subkey H. The products come from tables, which
-are indexed by bytes that stand in clear: ciphertext, and associated data of which the caller says so. All
-other products are made of masks, so that no secret decides where memory is read.
+GHASH is the sum of all blocks, each times a power of the hash subkey H. The products come from tables that
+are indexed by public bytes only: ciphertext, and associated data that the caller declares public. All other
+products are computed with masks, so that no memory address depends on a secret (cache-timing attacks).
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ OVERHEAD = PREFIX + 12 + 16
 
 
 def times_x(v: Blocks, power: int) -> Blocks:
-    """Times x^power, 1 to 32, in GF(2^128) (SP 800-38D section 6.3): uint64[..., 2], high word first."""
+    """Multiply by x^1 to x^32 in GF(2^128) (SP 800-38D section 6.3): uint64[..., 2], high word first."""
     high, low = v[..., 0], v[..., 1]
     left, right = np.uint64(64 - power), np.uint64(power)
-    over = low << left  # what is shifted out, times x^128 = x^7 + x^2 + x + 1; it is added whether 0 or not
+    # The bits that are shifted out are reduced by x^128 = x^7 + x^2 + x + 1, without a branch if they are 0.
+    over = low << left
     out = np.empty_like(v)
     out[..., 0] = (
         (high >> right) ^ over ^ (over >> np.uint64(1)) ^ (over >> np.uint64(2)) ^ (over >> np.uint64(7))
     )
-    out[..., 1] = (low >> right) ^ (high << left)  # what is over has 32 zeros behind it, so adds nothing here
+    out[..., 1] = (low >> right) ^ (high << left)  # power <= 32, so ``over`` has no bits for the low word
     return out
 
 
 def multiples(blocks: Blocks) -> Blocks:
-    """Each block times x^0 to x^127 in GF(2^128): uint64[n, 128, 2] of uint64[n, 2]."""
+    """Multiply each block by x^0 to x^127 in GF(2^128): uint64[n, 128, 2] of uint64[n, 2]."""
     v = blocks.view(">u8").astype(np.uint64)[:, None]
     for power in (1, 2, 4, 8, 16, 32):
         v = np.concatenate([v, times_x(v, power)], axis=1)
@@ -48,10 +49,10 @@ def multiples(blocks: Blocks) -> Blocks:
 
 
 def product(blocks: Blocks, factor: Blocks) -> Blocks:
-    """Blocks times a factor in GF(2^128), by masks: no branch and no address depends on either.
+    """Multiply blocks by a factor in GF(2^128) with masks: no branch and no address depends on either.
 
     Args:
-        blocks: uint64[n, 2], few: it takes 4 kB for each.
+        blocks: uint64[n, 2], few: each takes 4 kB of memory.
         factor: uint64[128, 2], the `multiples` of the factor.
 
     Returns:
@@ -63,7 +64,7 @@ def product(blocks: Blocks, factor: Blocks) -> Blocks:
 
 
 def tables(factor: Blocks) -> Blocks:
-    """A factor times each value of each byte: uint64[16, 256, 2] of its `multiples`, uint64[128, 2]."""
+    """Multiply a factor by each value of each byte: uint64[16, 256, 2] of its `multiples`, uint64[128, 2]."""
     bits = factor.reshape(16, 8, 1, 2)
     out = np.zeros((16, 256, 2), np.uint64)
     for bit in range(8):
@@ -72,8 +73,9 @@ def tables(factor: Blocks) -> Blocks:
 
 
 def look_up(products: Blocks, index: Bytes, out: Blocks) -> None:
-    """Copy products[index], uint64[n, 2]: the one place where a table is read. Index uint8[n] is public."""
-    products.take(index, 0, out, "clip")  # no index can be out of range; "clip" spares a copy
+    """Copy products[index], uint64[n, 2], to out: the only table lookup. Index uint8[n] must be public."""
+    # No uint8 is out of range, but the default mode "raise" would make take() copy through a buffer.
+    products.take(index, 0, out, "clip")
 
 
 class Gcm:
@@ -88,7 +90,7 @@ class Gcm:
         self._tables: dict[int, Blocks] = {}
 
     def _times(self, power: int) -> Blocks:
-        """The multiples of a power of H (SP 800-38D section 7.1, step 1), 1 or more: uint64[128, 2]."""
+        """Return the multiples of H^power, power >= 1 (SP 800-38D section 7.1, step 1): uint64[128, 2]."""
         if not self._multiples:
             self._multiples = [*multiples(self._aes.encrypt(np.zeros((1, 2), np.uint64)))]
         blocks = [self._multiples[-1][:1]]
@@ -99,15 +101,18 @@ class Gcm:
         return self._multiples[power - 1]
 
     def _lengths(self, lengths: Ints, word: int) -> Blocks:
-        """The block of lengths, with bytes of associated data (word 0) or text (1) in it, times H."""
+        """Return H times the block of lengths: bytes of associated data (word 0) or of text (word 1)."""
         block = np.zeros((len(lengths), 2), ">u8")
         block[:, word] = 8 * lengths
         return product(block.view(np.uint64), self._times(1))
 
     def digests(self, associated: bytes | Column) -> Blocks | None:
-        """Blocks of associated data, then their lengths times H: uint64[2, 2], or [n, a + 1, 2] of a column.
+        """Return blocks of associated data, then their lengths times H.
 
-        Of one for all it is one block, which lacks a power of H. Those of a column are indices of tables.
+        Returns:
+            uint64[2, 2] for bytes: their GHASH, without the last multiplication by a power of H.
+            uint64[n, a + 1, 2] for a column: its bytes, which are used as indices of tables.
+            None if the kernel cannot use them.
         """
         if isinstance(associated, bytes):
             if len(associated) > 1024:
@@ -115,7 +120,7 @@ class Gcm:
             y: Blocks = np.zeros((1, 2), np.uint64)
             padded = associated + bytes(-len(associated) % 16)
             for block in np.frombuffer(padded, np.uint64).reshape(-1, 1, 2):
-                y = product(y, self._times(1)) ^ block  # section 6.4, but for the last multiplication
+                y = product(y, self._times(1)) ^ block  # section 6.4, except the last multiplication
             return np.concatenate([y, self._lengths(np.array([len(associated)]), 0)])
         if not self._clear or not associated.alike(64):
             return None
@@ -123,7 +128,7 @@ class Gcm:
         size = (top + 15) // 16
         out = np.zeros((count, size + 1, 2), np.uint64)
         for rows, length in tiles(associated.lengths, top, (0, 0), (0, 0))[0]:
-            if length:  # blocks of 0 in front leave GHASH as it is
+            if length:  # leading blocks of 0 do not change GHASH
                 skip = 16 * (size - (length + 15) // 16)
                 octets = associated.cells(rows, length).view(np.uint8).reshape(-1, length)
                 out.view(np.uint8).reshape(count, -1)[rows, skip : skip + length] = octets
@@ -131,7 +136,7 @@ class Gcm:
         return out
 
     def _add(self, tags: Blocks, octets: Bytes, power: int) -> None:
-        """Add public bytes, uint8[n, b], the first 16 times H^power, the next times H^(power - 1), ..."""
+        """Add public bytes, uint8[n, b]: the first 16 times H^power, the next times H^(power - 1), ..."""
         found = self.room.blocks(len(tags))
         for at in range(octets.shape[1]):
             here = power - at // 16
@@ -143,7 +148,7 @@ class Gcm:
     def kernel(self, sealing: bool, text: Blocks, length: int, ivs: Blocks, digests: Blocks) -> Blocks:
         """See `Mode`; SP 800-38D sections 7.1 and 7.2."""
         count, size = text.shape[:2]
-        self._times(size + digests.shape[-2])  # at once, if they are new
+        self._times(size + digests.shape[-2])  # the highest power first computes all others
         ivs.view(">u4")[:, 3] = 1
         tags = self._aes.encrypt(ivs)
         ivs.view(">u4")[:, 3] = 2
@@ -191,14 +196,14 @@ def seal_cells(
         prefix: 5 bytes that begin every sealed cell (version and key id).
         cells: m cells that are not null; any lengths.
         ivs: uint8[m, 12], unique under the key.
-        associated: associated data, one for the column or m cells of it.
-        clear: whether m cells of it stand in clear beside the sealed ones. Else they go one by one.
+        associated: associated data: bytes for the column, or m cells.
+        clear: whether such m cells are public (stored unencrypted); if not, cells go one by one.
 
     Returns:
-        m sealed cells with the same ``valid``; of the same width + 33, or offsets where the lengths differ.
+        m sealed cells with the same ``valid``; 33 bytes wider, or with offsets if the lengths differ.
 
     Raises:
-        ValueError: sizes that do not fit each other.
+        ValueError: the sizes of the arguments do not match.
 
     Example:
         >>> import numpy as np
@@ -207,7 +212,7 @@ def seal_cells(
         38
     """
     if len(key) != 32 or len(prefix) != PREFIX or ivs.shape != (cells.count, 12) or ivs.dtype != np.uint8:
-        raise ValueError("AES-256-GCM takes a key of 32 bytes, a prefix of 5 and an IV of 12 for each cell")
+        raise ValueError("AES-256-GCM requires a key of 32 bytes, a prefix of 5, and an IV of 12 per cell")
     return seal(Gcm(key, clear), cells, associated, prefix, ivs)
 
 
@@ -218,16 +223,16 @@ def open_cells(
 
     Args:
         key: 32 bytes.
-        cells: m sealed cells that are not null. Their first 5 bytes are skipped: the caller has read them.
-        associated: associated data, one for the column or m cells of it.
+        cells: m sealed cells that are not null. The first 5 bytes of each are ignored: the caller reads them.
+        associated: associated data: bytes for the column, or m cells.
         clear: as in `seal_cells`.
 
     Returns:
         The plaintext cells and an empty int64[0]; or, if any cell fails, None and int64[k], the positions
-        (among the m) of the cells that fail. Nothing of a batch with a failing cell is released.
+        (among the m) of the cells that fail. If a cell fails, no plaintext is returned.
 
     Raises:
-        ValueError: sizes that do not fit each other.
+        ValueError: the sizes of the arguments do not match.
 
     Example:
         >>> import numpy as np
@@ -237,5 +242,5 @@ def open_cells(
         (b'hello', [])
     """
     if len(key) != 32:
-        raise ValueError("AES-256-GCM takes a key of 32 bytes")
+        raise ValueError("AES-256-GCM requires a key of 32 bytes")
     return run(Gcm(key, clear), False, cells, associated)

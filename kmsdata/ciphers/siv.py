@@ -1,8 +1,8 @@
 """AES-256-SIV (RFC 5297) over whole columns, in Tink's layout, with exactly one associated-data component.
 
-A sealed cell is ``prefix (5) ‖ SIV (16) ‖ ciphertext``: 21 bytes more than its plaintext.
+A sealed (encrypted) cell is ``prefix (5) ‖ SIV (16) ‖ ciphertext``: 21 bytes more than its plaintext.
 
-CMAC is a chain of AES blocks in each cell: block j of all cells goes through AES at once. No table is used.
+CMAC chains the AES blocks of a cell, so one AES call encrypts block j of all cells. No lookup table is used.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ __all__ = ["OVERHEAD", "PREFIX", "open_cells", "seal_cells"]
 
 OVERHEAD = PREFIX + 16
 
-# By the bytes in a last block, uint64[17, 2]: which of its bits are text, and one bit behind them.
+# Indexed by the number of bytes in a last block, uint64[17, 2]: a mask of its text, and the padding bit.
 _TEXT = (255 * (np.arange(16) < np.arange(17)[:, None])).astype(np.uint8).view(np.uint64)
 _PAD = (128 * np.eye(17, 16)).astype(np.uint8).view(np.uint64)
+# RFC 5297 section 2.5 clears bits 31 and 63 of the IV, so that incrementing 32 bits never carries over.
 _CLEARED = np.frombuffer(bytes.fromhex("ffffffffffffffff7fffffff7fffffff"), np.uint64)
 
 
 def double(blocks: Blocks) -> Blocks:
-    """dbl(), x · S in GF(2^128) (RFC 5297 section 2.3), by masks: uint64[..., 2]."""
+    """Return dbl(), x · S in GF(2^128) (RFC 5297 section 2.3): uint64[..., 2]. Masks replace branches."""
     words = blocks.view(">u8").astype(np.uint64)
     top, one = words >> np.uint64(63), np.uint64(1)
     out = words << one
@@ -52,14 +53,15 @@ class Siv:
 
     @cached_property
     def _subkeys(self) -> tuple[Blocks, Blocks]:
-        """CMAC's subkeys for a last block that is whole, and for a padded one (SP 800-38B section 6.1)."""
+        """CMAC subkeys for a complete last block and for a padded one (SP 800-38B section 6.1)."""
         whole = double(self._mac.encrypt(np.zeros(2, np.uint64)))
         return whole, double(whole)
 
     def _cmac(self, blocks: Blocks, size: int, key: Blocks) -> Blocks:
-        """CMAC (SP 800-38B section 6.2) of blocks, uint64[n, k, 2], which are changed: uint64[n, 2].
+        """Return the CMAC (SP 800-38B section 6.2) of blocks uint64[n, k, 2], changed in place: uint64[n, 2].
 
-        The last block has ``size`` bytes and anything behind them; the key, uint64[2] or [n, 2], is added.
+        The last block has ``size`` bytes of text, and any bytes after them are ignored. The key, uint64[2] or
+        [n, 2], is XORed into it.
         """
         state = self.room.blocks(len(blocks))
         for word in (0, 1):
@@ -75,7 +77,11 @@ class Siv:
         return state
 
     def digests(self, associated: bytes | Column) -> Blocks | None:
-        """S2V before the plaintext, dbl(CMAC(0)) ^ CMAC(data) (RFC 5297 section 2.4): uint64[2] or [n, 2]."""
+        """Return S2V before the plaintext: dbl(CMAC(0)) ^ CMAC(data) (RFC 5297 section 2.4).
+
+        Returns:
+            uint64[2], or uint64[n, 2] for a column; None if the rows have too many or too large lengths.
+        """
         whole, padded = self._subkeys
         start = double(self._mac.encrypt(whole))  # dbl(CMAC(a block of zeros))
         if isinstance(associated, bytes):
@@ -97,7 +103,7 @@ class Siv:
         return out
 
     def _tags(self, text: Blocks, length: int, digests: Blocks) -> Blocks:
-        """S2V of plaintexts, behind what the digests hold (RFC 5297 section 2.4): uint64[n, 2]."""
+        """Return S2V of plaintexts, continued from the digests (RFC 5297 section 2.4): uint64[n, 2]."""
         (count, size), (whole, padded) = text.shape[:2], self._subkeys
         blocks = self.room.blocks(count, max(1, size))
         if size:
@@ -135,16 +141,16 @@ def seal_cells(key: bytes, prefix: bytes, cells: Cells, associated: bytes | Cell
     """Encrypt every cell (RFC 5297 section 2.6).
 
     Args:
-        key: 64 bytes, the half for S2V first (RFC 5297 section 2.2; Tink's order too).
+        key: 64 bytes; the first half is the key of S2V (RFC 5297 section 2.2; Tink uses the same order).
         prefix: 5 bytes that begin every sealed cell (version and key id).
         cells: m cells that are not null; any lengths.
-        associated: the one associated-data component, empty or not, one for the column or m cells of it.
+        associated: the associated-data component: bytes for the column (may be empty), or m cells.
 
     Returns:
-        m sealed cells with the same ``valid``; of the same width + 21, or offsets where the lengths differ.
+        m sealed cells with the same ``valid``; 21 bytes wider, or with offsets if the lengths differ.
 
     Raises:
-        ValueError: sizes that do not fit each other.
+        ValueError: the sizes of the arguments do not match.
 
     Example:
         >>> sealed = seal_cells(bytes(64), b"\\1abcd", Cells.of([b"hello", b"hello"]))
@@ -153,7 +159,7 @@ def seal_cells(key: bytes, prefix: bytes, cells: Cells, associated: bytes | Cell
         (True, 26)
     """
     if len(key) != 64 or len(prefix) != PREFIX:
-        raise ValueError("AES-256-SIV takes a key of 64 bytes and a prefix of 5")
+        raise ValueError("AES-256-SIV requires a key of 64 bytes and a prefix of 5")
     return seal(Siv(key), cells, associated, prefix)
 
 
@@ -162,15 +168,15 @@ def open_cells(key: bytes, cells: Cells, associated: bytes | Cells = b"") -> tup
 
     Args:
         key: 64 bytes.
-        cells: m sealed cells that are not null. Their first 5 bytes are skipped: the caller has read them.
-        associated: the one associated-data component, one for the column or m cells of it.
+        cells: m sealed cells that are not null. The first 5 bytes of each are ignored: the caller reads them.
+        associated: the associated-data component: bytes for the column, or m cells.
 
     Returns:
         The plaintext cells and an empty int64[0]; or, if any cell fails, None and int64[k], the positions
-        (among the m) of the cells that fail. Nothing of a batch with a failing cell is released.
+        (among the m) of the cells that fail. If a cell fails, no plaintext is returned.
 
     Raises:
-        ValueError: sizes that do not fit each other.
+        ValueError: the sizes of the arguments do not match.
 
     Example:
         >>> plain, bad = open_cells(bytes(64), seal_cells(bytes(64), b"\\1abcd", Cells.of([b"hello"])))
@@ -178,5 +184,5 @@ def open_cells(key: bytes, cells: Cells, associated: bytes | Cells = b"") -> tup
         (b'hello', [])
     """
     if len(key) != 64:
-        raise ValueError("AES-256-SIV takes a key of 64 bytes")
+        raise ValueError("AES-256-SIV requires a key of 64 bytes")
     return run(Siv(key), False, cells, associated)

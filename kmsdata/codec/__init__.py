@@ -1,8 +1,8 @@
-"""Values <-> bytes, exactly: what a column is (``type``), and each of its values as bytes of its own.
+"""Convert columns to bytes and back exactly: a column's ``type``, and one byte string (cell) per value.
 
-``describe`` says what a column is, without its data; ``pack`` makes cells of it; ``unpack`` and
-``unpack_arrow`` bring back what was there: dtype, bits, and which null. ``literals`` makes deterministic
-cells of values to search for.
+``describe`` returns the type of a column, without its data; ``pack`` makes its cells; ``unpack`` and
+``unpack_arrow`` restore the column: dtype, bits, and which null. ``literals`` makes deterministic cells of
+values to search for.
 
 ==============================================  ======================================================
 file                                            contents

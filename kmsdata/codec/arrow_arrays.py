@@ -1,4 +1,4 @@
-"""Arrow arrays <-> cells, straight from their buffers.
+"""Convert Arrow arrays to cells and back, directly from and to their buffers.
 
 ======================================================  ====================================================
 Arrow type                                              bytes of a cell (little-endian)
@@ -12,14 +12,13 @@ binary, large_binary, binary_view, fixed_size_binary    the bytes
 null                                                    none: every row is null
 extension                                               as its storage type
 dictionary, run_end_encoded                             as the value, never its code
-list…, struct, map, union; runs of such                 one RecordBatch of one row and one column "c", as an
+list…, struct, map, union; runs of these                one RecordBatch of one row and one column "c", as an
                                                         encapsulated Arrow IPC message (no schema)
 nested types with a dictionary inside                   a whole Arrow IPC stream of that one row
 ======================================================  ====================================================
 
-A null row has no bytes. Unions have no nulls of their own, so each of their rows has bytes. The list of a
-dictionary or category stands beside the cells: per entry its length (4 bytes, 0xFFFFFFFF if null) and its
-plain bytes.
+A null row has no bytes. A union has no null bitmap, so each of its rows has bytes. The list of a dictionary
+or category is stored outside the cells: per entry its length (4 bytes, 0xFFFFFFFF if null) and its bytes.
 """
 
 from __future__ import annotations
@@ -62,15 +61,19 @@ _NULL = 2**32 - 1
 
 
 def bad_cells(column: str, what: str) -> FormatError:
-    """The error of cells that are authentic but do not fit their type."""
-    return FormatError(f"column {column!r} holds {what}", column=column, field="cell")
+    """Make the error of cells that are authentic but do not match their type."""
+    return FormatError(
+        f"column {column!r} does not match the type in its header: it contains {what}",
+        column=column,
+        field="cell",
+    )
 
 
 # --- numpy ----------------------------------------------------------------------------------------
 
 
 def fixed(values: np.ndarray[Any, Any], null: Bools | None = None) -> Cells:
-    """Cells of a little-endian array of one width, without its null rows. No copy if none is null.
+    """Make cells of a little-endian fixed-width array, without its null rows. No copy if none is null.
 
     Args:
         values: any fixed-width dtype [n].
@@ -83,10 +86,10 @@ def fixed(values: np.ndarray[Any, Any], null: Bools | None = None) -> Cells:
 
 
 def sized(cells: Cells, width: int, column: str) -> Bytes:
-    """The bytes of cells that must each have this width.
+    """Return the bytes of cells that must all have this width.
 
     Raises:
-        FormatError: some have not.
+        FormatError: a cell has another width.
     """
     lengths = (cells.width is not None and cells.width == width) or (
         cells.offsets is not None and bool((np.diff(cells.offsets) == width).all())
@@ -97,7 +100,7 @@ def sized(cells: Cells, width: int, column: str) -> Bytes:
 
 
 def dense(cells: Cells, dtype: np.dtype[Any] | str, fill: Any, column: str) -> np.ndarray[Any, Any]:
-    """One value a row, in a writable, aligned array; ``fill`` where a row is null."""
+    """Return one value per row, in a writable, aligned array; ``fill`` where a row is null."""
     dtype = np.dtype(dtype)
     data = sized(cells, dtype.itemsize, column)
     if cells.valid is None:
@@ -110,10 +113,10 @@ def dense(cells: Cells, dtype: np.dtype[Any] | str, fill: Any, column: str) -> n
 
 
 def booleans(data: Bytes, column: str) -> Bools:
-    """Bytes that must each be 0 or 1 as booleans, without copying.
+    """View bytes, each 0 or 1, as booleans, without copying.
 
     Raises:
-        FormatError: some are neither.
+        FormatError: a byte is neither 0 nor 1.
     """
     if data.size and data.max() > 1:
         raise bad_cells(column, "a boolean that is neither 0 nor 1")
@@ -128,12 +131,12 @@ def _lane(width: int) -> str:
 
 
 def pack(values: pa.Array | pa.ChunkedArray, *, column: str, trusted: bool = False) -> Cells:
-    """Plain cells of an Arrow array that is not a dictionary (see ``dictionary``).
+    """Make plain cells of an Arrow array that is not a dictionary (see ``dictionary``).
 
     Args:
         values: the array; its buffers are read in place, so the cells may share its memory.
         column: for messages.
-        trusted: text that is known to be UTF-8.
+        trusted: whether text is known to be valid UTF-8 and need not be checked.
 
     Raises:
         UnsupportedTypeError: text that is not UTF-8.
@@ -151,9 +154,10 @@ def pack(values: pa.Array | pa.ChunkedArray, *, column: str, trusted: bool = Fal
     if t in VARIABLE:
         return _pack_variable(chunks, t, valid, column, trusted)
     width = 1 if pa.types.is_boolean(t) else t.bit_width // 8
-    if pa.types.is_boolean(t):
+    if pa.types.is_boolean(t):  # Arrow stores bits, a cell is a byte
         chunks = [chunk.cast(pa.uint8()) for chunk in chunks]
     parts = [_slots(chunk, width) for chunk in chunks if len(chunk)]
+    # np.concatenate fails for an empty list, which an array without rows would give.
     data = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, np.uint8)])
     if valid is not None and width:
         data = data.view(_lane(width))[valid].view(np.uint8)
@@ -163,7 +167,7 @@ def pack(values: pa.Array | pa.ChunkedArray, *, column: str, trusted: bool = Fal
 
 
 def _storage(values: pa.Array | pa.ChunkedArray) -> tuple[list[Any], Any]:
-    """The chunks of an array below extension types, and their type."""
+    """Return the chunks of an array below extension types, and their type."""
     chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
     t = values.type
     while isinstance(t, pa.BaseExtensionType):
@@ -172,7 +176,7 @@ def _storage(values: pa.Array | pa.ChunkedArray) -> tuple[list[Any], Any]:
 
 
 def _large(t: pa.DataType) -> pa.DataType:
-    """The type with 64-bit offsets of text, or of bytes."""
+    """Return the text or bytes type with 64-bit offsets."""
     return pa.large_string() if t in TEXT else pa.large_binary()
 
 
@@ -183,7 +187,7 @@ def _valid(chunks: list[Any]) -> Bools | None:
 
 
 def _slots(chunk: Any, width: int) -> Bytes:
-    raw = chunk.buffers()[1]
+    raw = chunk.buffers()[1]  # of the unsliced array: its offset counts from the start of the buffer
     whole = np.empty(0, np.uint8) if raw is None else np.frombuffer(raw, np.uint8)
     return whole[chunk.offset * width : (chunk.offset + len(chunk)) * width]
 
@@ -198,7 +202,7 @@ def _pack_variable(
     if valid is not None:
         wide = wide.drop_null()
     _, offsets_buffer, data_buffer = wide.buffers()
-    if offsets_buffer is None or not len(wide):
+    if offsets_buffer is None or not len(wide):  # Arrow allows an array without rows to have no offsets
         return Cells(np.empty(0, np.uint8), np.zeros(1, np.int64), valid=valid)
     offsets = np.frombuffer(offsets_buffer, np.int64)[wide.offset : wide.offset + len(wide) + 1]
     data = np.empty(0, np.uint8) if data_buffer is None else np.frombuffer(data_buffer, np.uint8)
@@ -209,19 +213,19 @@ def _pack_variable(
 def _widen(chunk: Any, large: pa.DataType) -> Any:
     try:
         return chunk.cast(large)
-    except pa.ArrowNotImplementedError:  # views, in older pyarrow
+    except pa.ArrowNotImplementedError:  # pyarrow 17 has no casts from or to string_view and binary_view
         return pa.array(chunk.to_pylist(), large)
 
 
 def _check_utf8(values: Any, column: str, t: pa.DataType) -> None:
-    try:
+    try:  # Arrow does not check text that is read from a file or viewed as text; this does
         values.validate(full=True)
     except pa.ArrowInvalid:
-        pass  # the error may show the text
+        pass  # raise below: the error may contain the text
     else:
         return
     raise UnsupportedTypeError(
-        f"column {column!r} ({t}) holds text that is not UTF-8: cast it to binary first",
+        f"column {column!r} ({t}) has text that is not valid UTF-8. Cast it to binary before encrypting.",
         column=column,
         dtype=str(t),
     )
@@ -231,13 +235,14 @@ def _decode_runs(chunk: Any) -> Any:
     ends = chunk.run_ends.to_numpy()
     at = np.searchsorted(ends, np.arange(chunk.offset, chunk.offset + len(chunk)), side="right")
     values = chunk.values
-    if _is_view(values.type):  # which have no kernel for take
+    if _is_view(values.type):  # take() has no kernel for view types, as of pyarrow 26
         values = _widen(values, _large(values.type))
     return values.take(pa.array(at))
 
 
 def _pack_rows(chunks: list[Any], t: pa.DataType) -> Cells:
     schema = pa.schema([("c", t)])
+    # Unions and runs have no null bitmap: all of their rows are written.
     unions, views = pa.types.is_union(t) or pa.types.is_run_end_encoded(t), _inside(t, _is_view)
     write = _stream if _inside(t, pa.types.is_dictionary) else _message
     rows: list[bytes | None] = []
@@ -271,7 +276,8 @@ def _is_view(t: pa.DataType) -> bool:
 
 
 def _compact(row: Any) -> Any:
-    """The row alone, where Python holds it exactly: a slice of views still carries all the column's text."""
+    """Return the row with only its own text, if Python objects represent it exactly; otherwise unchanged."""
+    # Serialising a slice of a view type writes the text of the whole column (pyarrow 26).
     try:
         small = pa.array(row.to_pylist(), row.type)
     except (pa.ArrowException, ValueError, TypeError, KeyError):
@@ -283,12 +289,15 @@ def _compact(row: Any) -> Any:
 
 
 def dictionary(values: pa.Array | pa.ChunkedArray, *, column: str) -> tuple[Cells, Ints]:
-    """The list of a dictionary array, one for all chunks, as plain cells, and int64[n] codes (-1: null)."""
+    """Return the list of a dictionary array as plain cells, one for all chunks, and its codes.
+
+    Codes are int64[n], -1 for null.
+    """
     chunks, t = _storage(values)
     entries: list[bytes | None] = []
     place: dict[bytes | None, int] = {}
     codes: list[Ints] = []
-    for chunk in chunks:
+    for chunk in chunks:  # each chunk of an Arrow array may have another dictionary
         rows = pack(chunk.dictionary, column=column).rows()
         if rows != entries:
             fresh = rows if not entries else [row for row in dict.fromkeys(rows) if row not in place]
@@ -303,8 +312,8 @@ def dictionary(values: pa.Array | pa.ChunkedArray, *, column: str) -> tuple[Cell
         codes.append(at)
     if len(entries) - 1 > np.iinfo(str(t.index_type)).max:
         raise UnsupportedTypeError(
-            f"column {column!r} ({t}) has dictionaries that, together, exceed its index type: "
-            "unify them with a wider one",
+            f"column {column!r} ({t}) cannot be encrypted: the dictionaries of its chunks together "
+            "exceed its index type. Cast it to a dictionary with a wider index type.",
             column=column,
             dtype=str(t),
         )
@@ -313,12 +322,12 @@ def dictionary(values: pa.Array | pa.ChunkedArray, *, column: str) -> tuple[Cell
 
 
 def take(entries: Cells, codes: Ints, width: int | None) -> Cells:
-    """The cells of codes into a list of cells; -1, and codes of null entries, are null.
+    """Select cells from a list by their codes; -1, and codes of null entries, become null.
 
     Args:
         entries: the list.
         codes: int64[n].
-        width: bytes of each cell, where all are equally long by type.
+        width: bytes of each cell, if the type fixes them.
     """
     null = codes < 0
     if entries.valid is not None:
@@ -337,14 +346,14 @@ def take(entries: Cells, codes: Ints, width: int | None) -> Cells:
 
 
 def _binary(cells: Cells) -> Any:
-    """The cells that are not null, as an Arrow array of bytes. Shares their memory."""
+    """Return the cells that are not null as an Arrow array of bytes, without copying."""
     return pa.Array.from_buffers(
         pa.large_binary(), cells.count, [None, pa.py_buffer(cells.bounds()), pa.py_buffer(cells.data)]
     )
 
 
 def codes_of(entries: Cells, cells: Cells, *, column: str) -> Ints:
-    """int64[n]: where each cell stands in a list of cells; -1 for null.
+    """Return the position of each cell in a list of cells: int64[n]; -1 for null.
 
     Raises:
         FormatError: a cell that is not in the list.
@@ -363,7 +372,7 @@ def codes_of(entries: Cells, cells: Cells, *, column: str) -> Ints:
 
 
 def from_codes(t: Any, entries: Cells, codes: Ints, *, column: str) -> Any:
-    """The dictionary array (or extension over one) of its list and codes."""
+    """Make a dictionary array (or an extension type over one) of its list and codes."""
     if isinstance(t, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(t, from_codes(t.storage_type, entries, codes, column=column))
     indices = pa.array(codes, mask=codes < 0).cast(t.index_type)
@@ -372,7 +381,7 @@ def from_codes(t: Any, entries: Cells, codes: Ints, *, column: str) -> Any:
 
 
 def write_list(entries: Cells) -> bytes:
-    """A category list in bytes: per entry its length (4 bytes; 0xFFFFFFFF if null) and its bytes."""
+    """Serialise a category list: per entry its length (4 bytes; 0xFFFFFFFF if null) and its bytes."""
     return b"".join(
         [
             _NULL.to_bytes(4, "little") if row is None else len(row).to_bytes(4, "little") + row
@@ -382,10 +391,10 @@ def write_list(entries: Cells) -> bytes:
 
 
 def read_list(raw: bytes, *, column: str) -> Cells:
-    """The list that ``write_list`` wrote.
+    """Parse a category list that ``write_list`` wrote.
 
     Raises:
-        FormatError: malformed.
+        FormatError: the list is malformed.
     """
     rows: list[bytes | None] = []
     at = 0
@@ -408,13 +417,13 @@ def read_list(raw: bytes, *, column: str) -> Cells:
 
 
 def unpack(t: pa.DataType, cells: Cells, *, column: str) -> Any:
-    """The Arrow array of plain cells, of a type that is not a dictionary.
+    """Restore the Arrow array of plain cells, of a type that is not a dictionary.
 
     Returns:
-        An Array; a ChunkedArray where text or bytes with 32-bit offsets need several chunks.
+        An Array; a ChunkedArray if text or bytes with 32-bit offsets need several chunks.
 
     Raises:
-        FormatError: cells that do not fit the type.
+        FormatError: the cells do not match the type.
     """
     if isinstance(t, pa.BaseExtensionType):
         made = unpack(t.storage_type, cells, column=column)
@@ -446,7 +455,7 @@ def unpack(t: pa.DataType, cells: Cells, *, column: str) -> Any:
 
 
 def null_bitmap(valid: Bools | None) -> pa.Buffer | None:
-    """Return which rows are not null as Arrow stores it; None if no row is."""
+    """Return Arrow's bitmap of the rows that are not null; None if no row is null."""
     return None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
 
 
@@ -467,7 +476,7 @@ def _unpack_variable(t: pa.DataType, cells: Cells, column: str) -> Any:
         try:
             wide.validate(full=True)
             fine = True
-        except pa.ArrowInvalid:  # the error may show the text
+        except pa.ArrowInvalid:  # raise below: the error may contain the text
             fine = False
         if not fine:
             raise bad_cells(column, "text that is not UTF-8")
@@ -476,20 +485,21 @@ def _unpack_variable(t: pa.DataType, cells: Cells, column: str) -> Any:
     if _is_view(t):
         try:
             return wide.cast(t)
-        except pa.ArrowNotImplementedError:  # older pyarrow
+        except pa.ArrowNotImplementedError:  # pyarrow 17, as in _widen
             return pa.array(wide.to_pylist(), t)
     if bounds[-1] <= MOST_BYTES:
         return wide.cast(t)
+    # A slice keeps offsets into the whole array, which do not fit 32 bits; concat_arrays() rebases them to 0.
     slices = [wide.slice(start, stop - start) for start, stop in chunk_ranges(bounds, MOST_BYTES)]
     return pa.chunked_array([pa.concat_arrays([part]).cast(t) for part in slices], type=t)
 
 
 def chunk_ranges(bounds: Ints, most: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into ranges of at most so many bytes; a longer row is a range by itself.
+    """Divide rows into ranges of at most ``most`` bytes; a longer row is a range by itself.
 
     Args:
         bounds: int64[n + 1], where each row begins and the last one ends.
-        most: bytes of a range.
+        most: largest number of bytes of a range.
     """
     start, rows = 0, len(bounds) - 1
     while start < rows:
@@ -499,7 +509,8 @@ def chunk_ranges(bounds: Ints, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _encode_runs(t: Any, cells: Cells, column: str) -> Any:
-    """Runs that are equal to the bit: compared by their cells, as numbers would take 0.0 for -0.0."""
+    """Encode runs of values that are equal bit for bit."""
+    # Cells are compared, not values: as numbers, 0.0 equals -0.0 and NaN does not equal NaN.
     n = len(cells)
     valid = np.ones(n, np.bool_) if cells.valid is None else cells.valid
     starts = np.ones(n, np.bool_)
@@ -508,7 +519,7 @@ def _encode_runs(t: Any, cells: Cells, column: str) -> Any:
         at = np.flatnonzero(valid)
         starts[at[1:]] = pc.not_equal(raw[1:], raw[:-1]).to_numpy(zero_copy_only=False)
     starts[1:] |= valid[1:] != valid[:-1]
-    starts[1:] &= valid[1:] | valid[:-1]
+    starts[1:] &= valid[1:] | valid[:-1]  # nulls in a row are one run
     first = np.flatnonzero(starts)
     ends = pa.array(np.append(first[1:], n)[: len(first)], pa.int64()).cast(t.run_end_type)
     runs = take(cells, first, cells.width)
@@ -522,7 +533,7 @@ def _unpack_rows(t: pa.DataType, cells: Cells, column: str) -> Any:
         if _inside(t, pa.types.is_dictionary):
             rows = [pa.ipc.open_stream(pa.py_buffer(raw)).read_all().cast(schema) for raw in cells.present()]
             parts = [chunk for row in rows for chunk in row.column(0).chunks]
-        else:  # messages, end to end after a schema, are one stream
+        else:  # a schema followed by all messages is one IPC stream: much faster than row by row
             stream = b"".join([schema.serialize().to_pybytes(), cells.data.tobytes()])
             parts = pa.ipc.open_stream(pa.py_buffer(stream)).read_all().column(0).chunks
         if len(parts) == cells.count and all(len(part) == 1 for part in parts):
@@ -531,12 +542,12 @@ def _unpack_rows(t: pa.DataType, cells: Cells, column: str) -> Any:
     except (pa.ArrowException, OSError, ValueError):
         made = None
     if made is None:
-        raise bad_cells(column, "a nested value that is malformed")
+        raise bad_cells(column, "a malformed nested value")
     return made
 
 
 def _gather(parts: list[Any], valid: Bools | None, t: pa.DataType) -> Any:
-    """One array of one-row arrays, with nulls between them."""
+    """Join one-row arrays to one array, and insert the nulls."""
     if valid is not None:
         null, present = pa.nulls(1, t), iter(parts)
         parts = [next(present) if ok else null for ok in valid.tolist()]
@@ -544,5 +555,5 @@ def _gather(parts: list[Any], valid: Bools | None, t: pa.DataType) -> Any:
         return pa.nulls(0, t)
     try:
         return pa.concat_arrays(parts)
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # dictionaries that differ
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # nested dictionaries that differ
         return pa.chunked_array(parts, type=t)

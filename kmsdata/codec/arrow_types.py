@@ -11,12 +11,12 @@
 ``"decimal32(p, s)"`` …64, …128, …256               decimals of precision p and scale s
 ``"date32"`` ``"date64"``                           days; milliseconds
 ``"time32[s|ms]"`` ``"time64[us|ns]"``              time of day
-``"timestamp[u]"`` ``"timestamp[u, tz=…]"``         u: s, ms, us or ns; all up to the last ``]``: the zone
+``"timestamp[u]"`` ``"timestamp[u, tz=…]"``         u: s, ms, us or ns; the zone ends at the last ``]``
 ``"duration[u]"`` ``"month_day_nano_interval"``     by their names
 ``{"ipc": base64}``                                 any other: the Arrow IPC schema message of a field "c"
 ==================================================  ==================================================
 
-A registered extension type comes back as itself; one that is not registered as its storage type, as in Arrow.
+A registered extension type is restored as itself; an unregistered one as its storage type, as Arrow does.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _KINDS = {
 
 
 def print_arrow(t: pa.DataType) -> str | dict[str, str]:
-    """The ``arrow`` entry of an Arrow type.
+    """Return the ``arrow`` entry of an Arrow type.
 
     Example:
         >>> print_arrow(pa.timestamp("ms", tz="UTC")), print_arrow(pa.float64())
@@ -97,11 +97,11 @@ def print_arrow(t: pa.DataType) -> str | dict[str, str]:
 
 
 def arrow_type(entry: Any) -> pa.DataType:
-    """The Arrow type of an ``arrow`` entry.
+    """Return the Arrow type of an ``arrow`` entry.
 
     Raises:
-        FormatError: the entry is not of the grammar.
-        UnsupportedTypeError: the running pyarrow has no such type.
+        FormatError: the entry does not match the grammar.
+        UnsupportedTypeError: the installed pyarrow has no such type.
 
     Example:
         >>> arrow_type("decimal128(10, 2)")
@@ -112,10 +112,10 @@ def arrow_type(entry: Any) -> pa.DataType:
     match entry:
         case {"ipc": str(text)} if len(entry) == 1:
             return _read_ipc(text).type
-    raise malformed("its Arrow type")
+    raise malformed("invalid Arrow type")
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)  # bounded: the texts come from files
 def _parse(text: str) -> pa.DataType:
     if text in _SIMPLE:
         return _SIMPLE[text]
@@ -128,13 +128,15 @@ def _parse(text: str) -> pa.DataType:
         return pa.binary(int(found[1]))
     if found := _DECIMAL.fullmatch(text):
         make = getattr(pa, found[1], None)
-        if make is None:
-            raise UnsupportedTypeError(f"pyarrow {pa.__version__} has no {found[1]}: upgrade it", dtype=text)
+        if make is None:  # pyarrow 17 has neither decimal32 nor decimal64
+            raise UnsupportedTypeError(
+                f"pyarrow {pa.__version__} does not support {found[1]}. Upgrade pyarrow.", dtype=text
+            )
         try:
             return make(int(found[2]), int(found[3]))
         except (ValueError, pa.ArrowException):
-            raise malformed("precision and scale of a decimal") from None
-    raise malformed("its Arrow type")
+            raise malformed("invalid precision or scale of a decimal") from None
+    raise malformed("invalid Arrow type")
 
 
 def _read_ipc(text: str) -> pa.Field:
@@ -142,21 +144,21 @@ def _read_ipc(text: str) -> pa.Field:
         raw = base64.b64decode(text, validate=True)
         schema = pa.ipc.read_schema(pa.py_buffer(raw))
     except (binascii.Error, ValueError, TypeError, OSError, KeyError, pa.ArrowException):
-        raise malformed("the IPC schema of its Arrow type") from None
+        raise malformed("invalid Arrow IPC schema") from None
     if schema.names != ["c"]:
-        raise malformed("the IPC schema of its Arrow type")
+        raise malformed("invalid Arrow IPC schema")
     return schema.field(0)
 
 
 def core(t: pa.DataType) -> pa.DataType:
-    """The type below extension types, which decides the cells."""
-    while isinstance(t, pa.BaseExtensionType):
+    """Return the storage type below all extension types: it determines the cells."""
+    while isinstance(t, pa.BaseExtensionType):  # the storage of an extension may be an extension
         t = t.storage_type
     return t
 
 
 def inner(t: pa.DataType) -> list[pa.DataType]:
-    """The types directly inside a type."""
+    """Return the types directly inside a type."""
     if isinstance(t, pa.BaseExtensionType):
         return [t.storage_type]
     if pa.types.is_dictionary(t) or pa.types.is_run_end_encoded(t):
@@ -165,7 +167,7 @@ def inner(t: pa.DataType) -> list[pa.DataType]:
 
 
 def is_rows(t: pa.DataType) -> bool:
-    """Whether the cells of a core type are one-row Arrow IPC messages: nested types, and runs of such."""
+    """Return whether cells of a core type are one-row Arrow IPC messages: nested types, and runs of them."""
     if pa.types.is_run_end_encoded(t):
         value = core(t.value_type)
         return pa.types.is_dictionary(value) or pa.types.is_run_end_encoded(value) or is_rows(value)
@@ -175,7 +177,7 @@ def is_rows(t: pa.DataType) -> bool:
 
 
 def arrow_width(t: pa.DataType) -> int | None:
-    """Return the bytes of each randomised cell where all are equally long by type, otherwise None."""
+    """Return the bytes of each randomised cell if the type fixes them, otherwise None."""
     t = core(t)
     if is_rows(t):
         return None
@@ -197,7 +199,7 @@ def arrow_kind(entry: Any) -> str | None:
 
 
 def _is_foreign_uuid(entry: Any) -> bool:
-    """Whether this is Arrow's UUID type, which older pyarrow sees as its storage."""
+    """Return whether this is Arrow's UUID type. pyarrow 17 does not know it and reads its storage type."""
     if not isinstance(entry, dict):
         return False
     metadata = _read_ipc(entry["ipc"]).metadata or {}
@@ -223,7 +225,7 @@ def _kind(t: pa.DataType) -> str | None:
 
 
 def value_type(t: pa.DataType) -> pa.DataType:
-    """The type of the values in the cells: below extensions, dictionaries and runs."""
+    """Return the type of the values in the cells: below extensions, dictionaries and runs."""
     t = core(t)
     while pa.types.is_dictionary(t) or pa.types.is_run_end_encoded(t):
         t = core(t.value_type)

@@ -1,4 +1,4 @@
-"""Deterministic cells: plain bytes -> bytes that are equal for equal values, whatever the dtype, and back.
+"""Convert plain cells to deterministic ones (equal bytes for equal values of any dtype) and back.
 
 ===========  ==========================================================================================
 kind         bytes of a cell
@@ -8,19 +8,19 @@ bytes        the bytes
 bool         1: 0 or 1
 int          8: int64, little-endian; signed integers and objects that fit
 uint         8: uint64, little-endian; unsigned integers
-timestamp    8: int64 nanoseconds since 1970-01-01 UTC, little-endian; naive ones count as UTC
+timestamp    8: int64 nanoseconds since 1970-01-01 UTC, little-endian; naive timestamps as if UTC
 date         4: int32 days since 1970-01-01, little-endian
 decimal      ASCII, shortest: no exponent, no zeros at the end of the decimal places, no point without
              places, no "-0"
 uuid         16
-tagged       a tagged object (``tagged_objects.py``), of the form that its dtype has:
+tagged       a tagged object (``tagged_objects.py``), in a form that depends on the dtype:
              durations ``q`` in nanoseconds; times of day ``t`` without fold and zone; periods ``r``;
              intervals ``v`` of ``i``, of ``P`` in nanoseconds without zone, or of ``q`` in nanoseconds;
-             mixed objects as they are, where neither floats nor containers are among them: equal in
-             type, unit, zone and scale, that is
+             mixed objects unchanged (floats and containers are not allowed), so they are equal only if
+             type, unit, zone and scale are equal
 ===========  ==========================================================================================
 
-Everything works on whole columns of cells; what a value's bytes mean comes from its ``type``.
+All functions work on whole columns of cells; the meaning of a value's bytes comes from its ``type``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LIMITS = np.iinfo(np.int64)
 
 
 def canonical(type: dict[str, Any], kind: str, cells: Cells, *, column: str) -> Cells:  # noqa: A002
-    """Deterministic cells of plain ones.
+    """Convert plain cells to deterministic cells.
 
     Args:
         type: the column's type.
@@ -55,7 +55,7 @@ def canonical(type: dict[str, Any], kind: str, cells: Cells, *, column: str) -> 
         column: for messages.
 
     Raises:
-        UnsupportedTypeError: values that the kind cannot hold (timestamps beyond nanoseconds).
+        UnsupportedTypeError: values that the kind cannot store (timestamps beyond int64 nanoseconds).
     """
     pandas = type.get("pandas", {})
     where = _Where(cells, column, type)
@@ -67,7 +67,7 @@ def canonical(type: dict[str, Any], kind: str, cells: Cells, *, column: str) -> 
         return _fixed(_nanoseconds(_int64(cells, column), _unit(type), where), cells)
     if kind == "date" and _storage(type) == pa.date64():
         millis = _int64(cells, column)
-        where.refuse(millis % _DAY_MS != 0, "dates with a time of day: cast them to timestamps")
+        where.refuse(millis % _DAY_MS != 0, "dates with a time of day. Cast them to timestamps.")
         return _fixed((millis // _DAY_MS).astype("<i4"), cells)
     if kind == "decimal":
         return (
@@ -87,16 +87,16 @@ def canonical(type: dict[str, Any], kind: str, cells: Cells, *, column: str) -> 
 
 
 def restore(type: dict[str, Any], kind: str, cells: Cells, *, column: str) -> Cells:  # noqa: A002
-    """Plain cells of deterministic ones: the inverse of ``canonical``.
+    """Convert deterministic cells to plain cells: the inverse of ``canonical``.
 
     Raises:
-        FormatError: cells that the type cannot have come from.
+        FormatError: cells that ``canonical`` cannot have made for this type.
     """
     pandas = type.get("pandas", {})
     if kind in ("int", "uint"):
         wide = arrow.sized(cells, 8, column).view(f"<{kind[0]}8")
         narrow = wide.astype(f"<{kind[0]}{_storage(type).bit_width // 8}", copy=False)
-        _expect(bool((narrow == wide).all()), column, "an integer that its type cannot hold")
+        _expect(bool((narrow == wide).all()), column, "an integer out of range")
         return _fixed(narrow, cells)
     if kind == "timestamp":
         return _fixed(_ticks(_int64(cells, column), _unit(type), column), cells)
@@ -147,7 +147,7 @@ def _expect(fine: bool, column: str, what: str) -> None:
 
 
 class _Where:
-    """Which rows the cells stand in, for messages."""
+    """The row numbers of cells, for messages."""
 
     def __init__(self, cells: Cells, column: str, type: dict[str, Any]) -> None:  # noqa: A002
         self.cells, self.column, self.type = cells, column, type
@@ -160,7 +160,7 @@ class _Where:
             rows = np.flatnonzero(self.cells.valid)[rows]
         first = rows[:5].tolist()
         raise UnsupportedTypeError(
-            f"deterministic column {self.column!r} ({label(self.type)}) holds, in rows {first}, {what}",
+            f"column {self.column!r} ({label(self.type)}) cannot be deterministic: rows {first} have {what}",
             column=self.column,
             dtype=label(self.type),
             rows=tuple(first),
@@ -174,9 +174,10 @@ def _nanoseconds(ticks: np.ndarray[Any, Any], unit: str, where: _Where) -> np.nd
     factor = 10**9 // _PER_SECOND[unit]
     if factor == 1:
         return ticks
-    high = _LIMITS.max // factor
+    high = _LIMITS.max // factor  # checked before: an int64 product would overflow without an error
     where.refuse(
-        (ticks > high) | (ticks < -high), "values that int64 nanoseconds cannot hold: encrypt it randomised"
+        (ticks > high) | (ticks < -high),
+        "values that do not fit into int64 nanoseconds. Encrypt the column randomised.",
     )
     return ticks * factor
 
@@ -186,7 +187,7 @@ def _ticks(nanos: np.ndarray[Any, Any], unit: str, column: str) -> np.ndarray[An
     if factor == 1:
         return nanos
     ticks = nanos // factor
-    _expect(bool((ticks * factor == nanos).all()), column, "a time that its unit cannot hold")
+    _expect(bool((ticks * factor == nanos).all()), column, "a time that is not a multiple of its unit")
     return ticks
 
 
@@ -194,7 +195,7 @@ def _ticks(nanos: np.ndarray[Any, Any], unit: str, column: str) -> np.ndarray[An
 
 
 def _tagged(tag: bytes, values: np.ndarray[Any, Any], tail: bytes) -> np.ndarray[Any, Any]:
-    """uint8[m, 9 + len(tail)]: tag ‖ int64 ‖ tail in each row."""
+    """Return tag ‖ int64 ‖ tail in each row: uint8[m, 9 + len(tail)]."""
     made = np.empty((len(values), 9 + len(tail)), np.uint8)
     made[:, :1] = np.frombuffer(tag, np.uint8)
     made[:, 1:9] = np.ascontiguousarray(values, "<i8").view(np.uint8).reshape(-1, 8)
@@ -207,12 +208,12 @@ def _untagged(tag: bytes, tail: bytes, cells: Cells, column: str) -> np.ndarray[
     fine = (raw[:, :1] == np.frombuffer(tag, np.uint8)).all() and (
         raw[:, 9:] == np.frombuffer(tail, np.uint8)
     ).all()
-    _expect(bool(fine), column, "a tagged value of another form")
+    _expect(bool(fine), column, "a malformed tagged value")
     return np.ascontiguousarray(raw[:, 1:9]).view("<i8").reshape(-1)
 
 
 def _end_form(sub: dict[str, Any]) -> tuple[str, str, bytes, bytes]:
-    """How the ends of an interval are stored: (numpy code, unit, tag, tail)."""
+    """Return how the ends of an interval are stored: (numpy code, unit, tag, tail)."""
     match sub:
         case {"datetime": [str(unit), _]}:
             return "<i8", unit, b"P", b'\0["ns",null]'
@@ -229,7 +230,10 @@ def _intervals(spec: list[Any], cells: Cells, column: str, where: _Where) -> np.
     size = np.dtype(code).itemsize
     both = arrow.sized(cells, 2 * size, column).view(code).reshape(-1, 2)
     if code == "<u8":
-        where.refuse((both > _LIMITS.max).any(axis=1), "ends that int64 cannot hold: encrypt it randomised")
+        where.refuse(
+            (both > _LIMITS.max).any(axis=1),
+            "ends that do not fit into int64. Encrypt the column randomised.",
+        )
     parts = [np.broadcast_to(np.frombuffer(b"v" + spec[0][:1].encode("ascii"), np.uint8), (len(both), 2))]
     for side in (0, 1):
         end = _tagged(tag, _nanoseconds(both[:, side].astype("<i8"), unit, where), tail)
@@ -249,7 +253,7 @@ def _ends(spec: list[Any], cells: Cells, column: str) -> np.ndarray[Any, Any]:
         and (raw[:, 2:6] == length).all()
         and (raw[:, 6 + size : 10 + size] == length).all()
     )
-    _expect(bool(fine), column, "a tagged value of another form")
+    _expect(bool(fine), column, "a malformed tagged value")
     made = []
     for at in (6, 10 + size):
         one = Cells(np.ascontiguousarray(raw[:, at : at + size]).reshape(-1), width=size)
@@ -262,7 +266,8 @@ def _ends(spec: list[Any], cells: Cells, column: str) -> np.ndarray[Any, Any]:
 
 
 def _decimal_text(t: Any, cells: Cells, column: str) -> Cells:
-    """Shortest text of Arrow decimals. They are read as integers, whose text never has an exponent."""
+    """Return the shortest text of Arrow decimals."""
+    # They are read as decimals of scale 0, whose text never has an exponent; the point is inserted below.
     plain = Cells(arrow.sized(cells, t.bit_width // 8, column), width=t.bit_width // 8)
     wide = pa.decimal128 if t.bit_width <= 128 else pa.decimal256
     digits = arrow.unpack(_integer_type(t), plain, column=column)
@@ -293,7 +298,8 @@ def _integer_type(t: Any) -> Any:
 
 
 def _decimal_bytes(t: Any, cells: Cells, column: str) -> Cells:
-    """Arrow decimals of their shortest text, by way of integers: casts to the scale itself may overflow."""
+    """Return Arrow decimals of their shortest text."""
+    # By way of decimals of scale 0: a cast to the scale itself may overflow.
     text = arrow.unpack(pa.large_string(), Cells(cells.data, cells.bounds()), column=column)
     zeros, scale = max(-t.scale, 0), max(t.scale, 0)
     form = rf"^(?P<sign>-?)(?:(?P<whole>[0-9]+)0{{{zeros}}}|0)(?:\.(?P<places>[0-9]{{0,{scale}}}))?$"
@@ -305,10 +311,10 @@ def _decimal_bytes(t: Any, cells: Cells, column: str) -> Cells:
         wide = (pa.decimal128 if t.bit_width <= 128 else pa.decimal256)(t.precision, 0)
         try:
             made = pc.if_else(pc.equal(digits, ""), _text("0"), digits).cast(wide).cast(_integer_type(t))
-        except pa.ArrowInvalid:  # too many digits; the error shows them
+        except pa.ArrowInvalid:  # too many digits; the error contains them, so it must not be chained
             made = None
     if made is None:
-        raise arrow.bad_cells(column, "a decimal that its type cannot hold")
+        raise arrow.bad_cells(column, "a decimal that does not fit its type")
     return arrow.pack(made, column=column).with_valid(cells.valid)
 
 
@@ -318,12 +324,13 @@ def _shortest(cells: Cells, column: str) -> Cells:
 
 
 def plain_decimal(value: decimal.Decimal) -> str:
-    """Shortest plain text of a finite Decimal that is not a negative zero."""
+    """Return the shortest plain text of a finite Decimal that is not a negative zero."""
     text = format(value, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _with_exponent(cells: Cells, exponent: int, column: str) -> Cells:
+    # quantize() fails beyond the precision of its context, which is 28 digits by default.
     context = decimal.Context(prec=decimal.MAX_PREC, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
     scale = decimal.Decimal((0, (1,), exponent))
     try:
@@ -331,7 +338,7 @@ def _with_exponent(cells: Cells, exponent: int, column: str) -> Cells:
     except ArithmeticError:
         rows = None
     if rows is None:
-        raise arrow.bad_cells(column, "a decimal that is none")
+        raise arrow.bad_cells(column, "text that is not a decimal")
     return arrow.pack(pa.array(rows, pa.large_string()), column=column).with_valid(cells.valid)
 
 

@@ -1,4 +1,4 @@
-"""A column's values <-> its description and cells: the four verbs of the codec."""
+"""Describe, pack and unpack columns: the four main functions of the codec."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["Description", "describe", "pack", "unpack", "unpack_arrow"]
 
 @dataclass(frozen=True)
 class Description:
-    """What a column is, apart from its data.
+    """The type of a column, without its data.
 
     Attributes:
-        type: the header's ``type`` (grammar: ``types.py``); holds nothing secret.
+        type: the header's ``type`` (grammar: ``types.py``); contains nothing secret.
         kind: the kind of a deterministic column (``deterministic.py``), None for a randomised one.
-        categories: the category list of a categorical or an Arrow dictionary, in the clear: the caller
+        categories: the category list of a categorical or an Arrow dictionary, not encrypted: the caller
             encrypts it. None for other columns.
     """
 
@@ -43,7 +43,7 @@ class Description:
 def describe(
     values: pd.Series[Any] | pa.ChunkedArray | pa.Array, *, column: str, deterministic: bool = False
 ) -> Description:
-    """Describe a column: alike for equal dtypes, but for category lists and kinds of objects.
+    """Describe a column. Equal dtypes have equal descriptions, except category lists and object columns.
 
     Args:
         values: the column.
@@ -51,7 +51,7 @@ def describe(
         deterministic: whether equal values must have equal cells.
 
     Raises:
-        UnsupportedTypeError: a dtype that cannot come back exactly, or cannot be deterministic.
+        UnsupportedTypeError: a dtype that cannot be restored exactly, or cannot be deterministic.
 
     Example:
         >>> describe(pd.Series([1, 2], dtype="Int64"), column="n", deterministic=True).type
@@ -65,16 +65,17 @@ def describe(
     if deterministic and kind is None:
         floats = _is_float(type_)
         hint = (
-            "convert it to Int64 where every value is integral, or to decimals or text, or encrypt it "
-            "randomised"
+            "floats are not supported. Convert it to Int64 if every value is an integer, or to decimals or "
+            "text, or encrypt it randomised."
             if floats
-            else "encrypt it randomised"
+            else "this type is not supported. Encrypt it randomised."
         )
         raise UnsupportedTypeError(
             f"column {column!r} ({label(type_)}) cannot be deterministic: {hint}",
             column=column,
             dtype=label(type_),
         )
+    # A column with a list has one cell per row too: the list restores only the order and unused entries.
     categories = None
     if _has_list(type_):
         categories = arrow.write_list(_list_and_codes(values, column, deterministic)[0])
@@ -102,7 +103,7 @@ def _list_and_codes(values: Any, column: str, deterministic: bool) -> tuple[Cell
 
 
 def _list_type(type_: dict[str, Any]) -> dict[str, Any]:
-    """The type of a category list."""
+    """Return the type of a category list."""
     if "category" in type_.get("pandas", {}):
         inside: dict[str, Any] = type_["pandas"]["category"]["values"]
         return inside
@@ -113,15 +114,15 @@ def _list_type(type_: dict[str, Any]) -> dict[str, Any]:
 def pack(
     description: Description, values: pd.Series[Any] | pa.ChunkedArray | pa.Array, *, column: str
 ) -> Cells:
-    """The cells of a column. Rows that are null have no bytes.
+    """Make the cells of a column. Rows that are null have no bytes.
 
     Args:
-        description: what ``describe`` gave for these values, or for others of the same type.
+        description: what ``describe`` returned for these values, or for others of the same type.
         values: the column; it is not changed, and the cells may share its memory.
         column: its name, for messages.
 
     Raises:
-        UnsupportedTypeError: a value that cannot come back exactly, or of another type than described.
+        UnsupportedTypeError: a value that cannot be restored exactly, or has another type than described.
 
     Example:
         >>> series = pd.Series(["a", None, "b"], dtype="string")
@@ -164,6 +165,7 @@ def _check_same(description: Description, values: Any, column: str) -> None:
         if found != type_:
             raise _not_as_described(column, type_)
         return
+    # Objects are compared by their values: a batch without any value or null fits any description.
     kind, null = objects.scan(values.to_numpy())
     if entry["object"] != "tagged" and (kind or entry["object"], null or entry["null"]) != (
         entry["object"],
@@ -176,7 +178,7 @@ def _check_same(description: Description, values: Any, column: str) -> None:
 
 def _not_as_described(column: str, type_: dict[str, Any]) -> UnsupportedTypeError:
     return UnsupportedTypeError(
-        f"column {column!r} holds values of another type than {label(type_)}, as which it was described",
+        f"column {column!r} has values that do not fit {label(type_)}, the type determined from other values",
         column=column,
         dtype=label(type_),
     )
@@ -190,22 +192,23 @@ def unpack(
     categories: bytes | None = None,
     column: str,
 ) -> Any:
-    """The pandas array of a column's cells, of exactly the recorded dtype.
+    """Restore the pandas array of a column's cells, with exactly the recorded dtype.
 
     Args:
         type: the header's ``type``, checked.
-        cells: what ``pack`` made; handed over, as the array takes their memory where it can.
+        cells: what ``pack`` made. Do not use them afterwards: the array may reuse their memory.
         kind: the header's ``kind``.
         categories: the category list, decrypted.
         column: its name, for messages.
 
     Returns:
-        A writable extension array or numpy array; of a column that came from Arrow, the one that pandas makes
-        of it. ``pd.Series(made, dtype=made.dtype)`` keeps it as it is (else pandas 3 infers ``str``).
+        A writable extension array or numpy array; for a column that came from Arrow, the one that pandas
+        makes of it. Make a Series with ``pd.Series(made, dtype=made.dtype)``: without the dtype, pandas 3
+        infers ``str`` for text objects.
 
     Raises:
-        FormatError: cells that do not fit the type.
-        UnsupportedTypeError: the running pandas has no such dtype, nor a near one.
+        FormatError: cells that do not match the type.
+        UnsupportedTypeError: the installed pandas has neither this dtype nor a similar one.
 
     Example:
         >>> series = pd.Series([1, None], dtype="Int64")
@@ -226,7 +229,9 @@ def unpack(
         return frames.unpack(type, plain, column=column)
     entries, codes = _codes(type, cells, kind, categories, column)
     if len(set(entries.rows())) < len(entries):
-        raise FormatError(f"column {column!r} has categories twice", column=column, field="categories")
+        raise FormatError(
+            f"column {column!r} has duplicates in its category list", column=column, field="categories"
+        )
     values = frames.unpack(_list_type(type), entries, column=column)
     return frames.from_codes(values, codes, ordered=entry["category"]["ordered"])
 
@@ -234,9 +239,11 @@ def unpack(
 def _codes(
     type_: dict[str, Any], cells: Cells, kind: str | None, categories: bytes | None, column: str
 ) -> tuple[Cells, Ints]:
-    """The category list as plain cells, and each row's place in it."""
+    """Return the category list as plain cells, and the position of each row in it."""
     if categories is None:
-        raise FormatError(f"column {column!r} lacks its category list", column=column, field="categories")
+        raise FormatError(
+            f"column {column!r} has no category list in its header", column=column, field="categories"
+        )
     list_type = _list_type(type_)
     entries = arrow.read_list(categories, column=column)
     if (size := width(list_type)) is not None:
@@ -257,24 +264,24 @@ def unpack_arrow(
     categories: bytes | None = None,
     column: str,
 ) -> Any:
-    """The Arrow array of a column's cells, of exactly the recorded Arrow type.
+    """Restore the Arrow array of a column's cells, with exactly the recorded Arrow type.
 
-    A type without one (categories, periods, intervals, mixed objects) becomes what ``pa.array`` makes of the
-    pandas array.
+    A type without an ``arrow`` entry (categories, periods, intervals, mixed objects) becomes what
+    ``pa.array`` makes of the pandas array.
 
     Args:
         type: the header's ``type``, checked.
-        cells: what ``pack`` made; handed over.
+        cells: what ``pack`` made. Do not use them afterwards: the array may reuse their memory.
         kind: the header's ``kind``.
         categories: the category list, decrypted.
         column: its name, for messages.
 
     Returns:
-        An Array, or a ChunkedArray where 32-bit offsets or unlike dictionaries need several chunks.
+        An Array, or a ChunkedArray if 32-bit offsets or different dictionaries need several chunks.
 
     Raises:
-        FormatError: cells that do not fit the type.
-        UnsupportedTypeError: there is no such Arrow type, or this pyarrow lacks it.
+        FormatError: cells that do not match the type.
+        UnsupportedTypeError: there is no such Arrow type, or the installed pyarrow does not have it.
 
     Example:
         >>> unpack_arrow({"arrow": "string"}, Cells.of([b"a", None]), column="s").to_pylist()
@@ -296,9 +303,9 @@ def _through_pandas(type_: dict[str, Any], values: Any, column: str) -> Any:
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowException, ValueError, TypeError, OverflowError, NotImplementedError):
-        pass  # those errors may show values
+        pass  # raise below, so that no error with values in its text is chained
     raise UnsupportedTypeError(
-        f"column {column!r} ({label(type_)}) has no Arrow type: decrypt it as a pandas frame",
+        f"column {column!r} ({label(type_)}) has no equivalent Arrow type. Decrypt it to a pandas DataFrame.",
         column=column,
         dtype=label(type_),
     )

@@ -1,4 +1,4 @@
-"""pandas arrays <-> plain cells.
+"""Convert pandas arrays to plain cells and back.
 
 ==========================  =============================================================================
 ``pandas`` entry            cell (little-endian); what is null
@@ -9,21 +9,21 @@ numpy floats                2, 4 or 8 bytes; the canonical NaN (7e00, 7fc00000, 
 numpy complex               8 or 16 bytes: real, imaginary; canonical NaN + 0j is null
 numpy datetime, timedelta   int64 in the unit; NaT is null
 masked                      as numpy; NA is null (NaN in Float32 and Float64 is a value)
-string                      UTF-8; NA or NaN, whichever the dtype has
+string                      UTF-8; NA or NaN, as the dtype defines
 datetime with zone          int64 in the unit since 1970-01-01 UTC; NaT
 period                      int64, pandas' ordinal; NaT
-interval                    left ‖ right, each as its own dtype; null where both ends are
+interval                    left ‖ right, each as its dtype; null if both ends are null
 category                    the category itself, by its dtype, never its code; code -1 is null
-arrow                       as ``arrow_arrays.py`` has it; Arrow's nulls
-object                      text UTF-8, bytes as they are, bool 1, int int64, date int32 days, uuid 16 bytes,
-                            decimal ``str(value)``, otherwise tagged (``tagged_objects.py``); null as
-                            ``pd.isna`` has it, of the one kind that the entry names (others are tagged cells)
+arrow                       as in ``arrow_arrays.py``; Arrow's nulls
+object                      text UTF-8, bytes unchanged, bool 1, int int64, date int32 days, uuid 16 bytes,
+                            decimal ``str(value)``, otherwise tagged (``tagged_objects.py``); null is what
+                            ``pd.isna`` finds, of the one kind in the entry (others are tagged cells)
 ==========================  =============================================================================
 
-Where the running pandas lacks a dtype, the nearest one comes back:
+If the installed pandas does not have a dtype, the column is restored with the most similar one:
 
 =====================================  ==========================================================
-dtype                                  in its place
+dtype                                  restored as
 =====================================  ==========================================================
 ``str``, on Python objects             pandas before 2.3: ``string[pyarrow_numpy]``
 ``str``, on pyarrow                    pandas before 2.3: ``string[pyarrow_numpy]``, the same dtype
@@ -62,15 +62,15 @@ _CANONICAL = {2: 0x7E00, 4: 0x7FC00000, 8: 0x7FF8000000000000}  # NaN, as bits
 
 
 def describe(values: pd.Series[Any], *, column: str, deterministic: bool = False) -> dict[str, Any]:
-    """The whole ``type`` of a Series.
+    """Return the whole ``type`` of a Series.
 
     Args:
-        values: any Series; only object columns (and categories) are looked into.
+        values: any Series; the values are read only for object columns (and object categories).
         column: for messages.
         deterministic: decimals must share one exponent, which is then recorded.
 
     Raises:
-        UnsupportedTypeError: a dtype that cannot come back exactly.
+        UnsupportedTypeError: a dtype that cannot be restored exactly.
     """
     dtype: Any = values.dtype
     if isinstance(dtype, pd.ArrowDtype):
@@ -87,6 +87,7 @@ def describe(values: pd.Series[Any], *, column: str, deterministic: bool = False
 
 
 def _series(index: Any) -> pd.Series[Any]:
+    # Without the dtype, pandas 3 infers str for an object array of texts.
     return pd.Series(index.array, dtype=index.dtype, copy=False)
 
 
@@ -100,31 +101,31 @@ def _describe_objects(values: pd.Series[Any], column: str, deterministic: bool) 
 
 def _describe_dtype(dtype: Any, column: str) -> dict[str, Any]:
     entry: dict[str, Any] | None = None
-    hint = "convert it to a numpy, pandas or Arrow dtype"
+    hint = "Convert it to a numpy, pandas or Arrow dtype."
     if isinstance(dtype, np.dtype):
         if NUMPY.fullmatch(dtype.str):
             return {"numpy": dtype.str}
-        hint = "convert it to float64 or complex128" if dtype.kind in "fc" else hint
+        hint = "Convert it to float64 or complex128." if dtype.kind in "fc" else hint
     elif isinstance(dtype, pd.StringDtype):
         na = "NA" if dtype.na_value is pd.NA else "nan"
         entry = {"string": ["python" if dtype.storage == "python" else "pyarrow", na]}
     elif isinstance(dtype, pd.DatetimeTZDtype):
         zone = zone_json(dtype.tz)
         entry = None if zone is None else {"datetime": [dtype.unit, zone]}
-        hint = 'convert it to a named zone: .dt.tz_convert("Europe/Berlin")'
+        hint = 'Convert it to a named time zone, for example .dt.tz_convert("Europe/Berlin").'
     elif isinstance(dtype, pd.PeriodDtype):
         entry = {"period": dtype.name[len("period[") : -1]}
     elif isinstance(dtype, pd.IntervalDtype):
         sub = _describe_dtype(dtype.subtype, column)
         entry = {"interval": [dtype.closed, sub]} if {"numpy", "datetime", "masked"} & set(sub) else None
-        hint = "give its ends a numpy dtype"
+        hint = "Convert its ends to a numpy dtype."
     elif isinstance(dtype, pd.SparseDtype):
-        hint = ".sparse.to_dense()"
+        hint = "Convert it with .sparse.to_dense()."
     elif _MASKED.get(str(dtype)) is type(dtype):
         entry = {"masked": str(dtype)}
     if entry is None:
         raise UnsupportedTypeError(
-            f"column {column!r} has dtype {dtype}, which cannot come back exactly: {hint}",
+            f"column {column!r} has dtype {dtype}, which cannot be restored exactly. {hint}",
             column=column,
             dtype=str(dtype),
         )
@@ -135,7 +136,7 @@ def _describe_dtype(dtype: Any, column: str) -> dict[str, Any]:
 
 
 def pack(values: pd.Series[Any], entry: dict[str, Any], *, column: str, deterministic: bool = False) -> Cells:
-    """Plain cells of a Series of this ``pandas`` entry (not a category, see ``categorical``)."""
+    """Make plain cells of a Series with this ``pandas`` entry (not a category, see ``categorical``)."""
     array: Any = values.array
     if "arrow" in entry:
         return arrow.pack(array.__arrow_array__(), column=column)
@@ -159,10 +160,10 @@ def pack(values: pd.Series[Any], entry: dict[str, Any], *, column: str, determin
 
 
 def _numbers(values: pd.Series[Any], entry: dict[str, Any]) -> tuple[np.ndarray[Any, Any], Bools | None]:
-    """Little-endian values, and which rows are null, of a dtype of fixed width."""
+    """Return the little-endian values of a fixed-width dtype, and which rows are null."""
     array: Any = values.array
     if "masked" in entry:
-        return array._data, array._mask
+        return array._data, array._mask  # no public accessor returns them without a copy
     raw = values.to_numpy() if "numpy" in entry else array.asi8
     raw = raw.astype(raw.dtype.newbyteorder("<"), copy=False)
     if raw.dtype.kind == "f":
@@ -171,16 +172,17 @@ def _numbers(values: pd.Series[Any], entry: dict[str, Any]) -> tuple[np.ndarray[
         parts = np.ascontiguousarray(raw).view(f"<f{raw.itemsize // 2}").reshape(-1, 2)
         return raw, _is_nan(parts[:, 0]) & (parts[:, 1].view(f"<u{raw.itemsize // 2}") == 0)
     if raw.dtype.kind in "mM" or "numpy" not in entry:
-        return raw, raw.view("<i8") == _NAT
+        return raw, raw.view("<i8") == _NAT  # by the integer, because a period's ordinal is no datetime
     return raw, None
 
 
 def _is_nan(values: np.ndarray[Any, Any]) -> Bools:
+    # Not np.isnan: NaN of another sign or payload is a value and keeps its bits.
     return np.asarray(values.view(f"<u{values.itemsize}") == _CANONICAL[values.itemsize])
 
 
 def categorical(values: pd.Series[Any], *, column: str, deterministic: bool = False) -> tuple[Cells, Ints]:
-    """The plain cells of the categories, in their order, and int64[n] codes (-1: null)."""
+    """Return the plain cells of the categories, in their order, and int64[n] codes (-1: null)."""
     array: Any = values.array
     categories = _series(array.categories)
     entry = describe(categories, column=column)["pandas"]
@@ -194,7 +196,7 @@ def categorical(values: pd.Series[Any], *, column: str, deterministic: bool = Fa
 
 
 def unpack(type: dict[str, Any], cells: Cells, *, column: str) -> Any:  # noqa: A002
-    """The pandas array of plain cells (not of a category).
+    """Restore the pandas array of plain cells (not of a category).
 
     Returns:
         A writable numpy or extension array of the recorded dtype.
@@ -210,6 +212,7 @@ def unpack(type: dict[str, Any], cells: Cells, *, column: str) -> Any:  # noqa: 
             return _string_dtype(storage, na).__from_arrow__(made)
         case {"datetime": [unit, zone]}:
             ticks = arrow.dense(cells, "<i8", _NAT, column)
+            # The ticks are in UTC. Localising wall times to the zone would be ambiguous in folds.
             naive = pd.Series(ticks.view(f"M8[{unit}]"), copy=False)
             return naive.dt.tz_localize("UTC").dt.tz_convert(zone_object(zone)).array
         case {"period": str(name)}:
@@ -251,7 +254,7 @@ def _string_dtype(storage: str, na: str) -> Any:
         return make(storage)
     try:
         return make(storage, na_value=np.nan)
-    except TypeError:  # before pandas 2.3
+    except TypeError:  # before pandas 2.3, StringDtype has no na_value
         return make("pyarrow_numpy")
 
 
@@ -271,6 +274,7 @@ def _unpack_interval(closed: str, sub: dict[str, Any], cells: Cells, column: str
     ]
     make: Any = pd.arrays.IntervalArray.from_arrays
     index = [pd.Index(end) for end in ends]
+    # Before pandas 3, from_arrays() converts masked ends to numpy: empty ends show it without a copy.
     if "masked" in sub and str(make(index[0][:0], index[1][:0]).dtype.subtype) != sub["masked"]:
         raise _too_old("an interval of " + sub["masked"], column)
     return make(*index, closed=closed)
@@ -278,26 +282,27 @@ def _unpack_interval(closed: str, sub: dict[str, Any], cells: Cells, column: str
 
 def _too_old(what: str, column: str) -> UnsupportedTypeError:
     return UnsupportedTypeError(
-        f"column {column!r} is {what}, which pandas {pd.__version__} lacks: use a newer pandas",
+        f"column {column!r} is {what}, which pandas {pd.__version__} does not support. Upgrade pandas.",
         column=column,
         dtype=what,
     )
 
 
 def from_codes(categories: Any, codes: Ints, *, ordered: bool) -> pd.Categorical[Any]:
-    """A Categorical of its unpacked categories and codes."""
+    """Make a Categorical of its unpacked categories and codes."""
     dtype: Any = categories.dtype
+    # pandas would make a MultiIndex of tuples, and infer str for texts of dtype object (pandas 3).
     index = pd.Index(categories, dtype=dtype, tupleize_cols=False, copy=False)
     return pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(index, ordered))
 
 
 def from_arrow(values: Any) -> Any:
-    """A writable pandas array of an Arrow array, as pandas would make it; ArrowDtype where it cannot."""
+    """Return a writable pandas array of an Arrow array, as pandas makes it; ArrowDtype if pandas cannot."""
     try:
         made = pd.Series(values.to_pandas())
-    except (pa.ArrowException, NotImplementedError, TypeError, ValueError):
+    except (pa.ArrowException, NotImplementedError, TypeError, ValueError):  # no equivalent in pandas
         return pd.arrays.ArrowExtensionArray(values)
     if not isinstance(made.dtype, np.dtype):
         return made.array
-    plain = made.to_numpy()
+    plain = made.to_numpy()  # read-only where to_pandas() shares Arrow's memory
     return plain if plain.flags.writeable and plain.dtype == object else plain.copy()

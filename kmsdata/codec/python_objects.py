@@ -1,4 +1,4 @@
-"""Object columns <-> cells: of one plain type, or tagged.
+"""Convert object columns to cells and back: values of one plain type, or tagged values.
 
 =========  ==================================================================================
 kind       bytes of a cell
@@ -6,15 +6,16 @@ kind       bytes of a cell
 text       UTF-8
 bytes      the bytes
 bool       1: 0 or 1
-int        8: int64, little-endian; a column with larger ones is tagged
+int        8: int64, little-endian; a column with larger integers is tagged
 date       4: int32 days since 1970-01-01, little-endian
-uuid       16, big-endian as RFC 9562 has them
-decimal    ``str(value)``, ASCII: with its zeros and its exponent; a column with NaN is tagged
-tagged     everything else, and mixes (``tagged_objects.py``)
+uuid       16, big-endian as in RFC 9562
+decimal    ``str(value)``, ASCII: with trailing zeros and exponent; a column with NaN is tagged
+tagged     everything else, and mixed types (``tagged_objects.py``)
 =========  ==================================================================================
 
-Null is None, NaN (the canonical one), NA or NaT, whichever comes first in the column. Any further kind of
-null is a tagged cell, as is what only ``pd.isna`` takes for null, such as ``Decimal("NaN")``.
+Null is None, NaN (the canonical one), NA or NaT: the one that comes first in the column. Every other kind of
+null is stored as a tagged cell, and so is a value that only ``pd.isna`` regards as null, like
+``Decimal("NaN")``.
 """
 
 from __future__ import annotations
@@ -53,21 +54,22 @@ _DAYS = [day.toordinal() - dt.date(1970, 1, 1).toordinal() for day in (dt.date.m
 
 
 def scan(values: np.ndarray[Any, Any]) -> tuple[str, str]:
-    """What an object array holds: (kind, null), as in its ``pandas`` entry; "" for what there is none of.
+    """Return (kind, null) of an object array, as in its ``pandas`` entry; "" if it has no value or no null.
 
     Example:
         >>> scan(np.array(["a", None], object)), scan(np.array(["a", 1], object))
         (('text', 'None'), ('tagged', ''))
     """
-    types = set(map(type, values))
+    types = set(map(type, values))  # exact types, not isinstance: a bool is not an int here
     nulls = {name for made, name in _NULL_TYPES.items() if made in types}
     if float in types:
+        # By bits: only the canonical NaN is null, any other NaN is a float and keeps its payload.
         nan = [struct.pack("<d", v) == _NAN for v in values.tolist() if type(v) is float]
         nulls |= {"NaN"} if any(nan) else set()
         types -= {float} if all(nan) else set()
     types -= set(_NULL_TYPES)
     kind = (_PLAIN.get(next(iter(types)), "tagged") if len(types) == 1 else "tagged") if types else ""
-    if len(nulls) > 1:  # the first one met is the null; the others are tagged cells
+    if len(nulls) > 1:  # the first one is the null; the others are tagged cells
         return "tagged", next(filter(None, map(_null_name, values.tolist())))
     if (kind == "int" and not _fits(values)) or (kind == "decimal" and _has_nan(values)):
         kind = "tagged"
@@ -92,14 +94,14 @@ def _has_nan(values: np.ndarray[Any, Any]) -> bool:
 def pack(
     kind: str, null: str, values: np.ndarray[Any, Any], *, column: str, deterministic: bool = False
 ) -> Cells:
-    """Cells of an object array whose ``scan`` gave this kind and null.
+    """Make cells of an object array for which ``scan`` returned this kind and null.
 
     Args:
         kind: kind of its objects.
         null: the null that has no bytes.
         values: object[n].
         column: for messages.
-        deterministic: refuse floats and containers in tagged cells.
+        deterministic: whether to reject floats and containers in tagged cells.
 
     Raises:
         UnsupportedTypeError: an object outside the closed set, or text with a lone surrogate.
@@ -127,7 +129,7 @@ def pack(
 
 
 def _nulls(null: str, values: np.ndarray[Any, Any], *, tagged: bool) -> Bools | None:
-    if tagged:  # nulls of other kinds than the recorded one are values
+    if tagged:  # nulls of a kind other than the recorded one are values
         mask = np.fromiter((_null_name(v) == null for v in values), np.bool_, len(values))
     else:
         mask = np.asarray(pd.isna(values), np.bool_)
@@ -141,18 +143,18 @@ def _joined(rows: list[bytes], valid: Bools | None) -> Cells:
 
 
 def text_cells(present: np.ndarray[Any, Any], valid: Bools | None, column: str) -> Cells:
-    """Cells of str objects, none of them null; ``valid`` only tells their rows, for the message."""
+    """Make cells of str objects, none of them null; ``valid`` is used only for row numbers in messages."""
     try:
         made = pa.array(present, pa.large_string())
-    except UnicodeEncodeError:  # the error holds the text, so it must not be chained
+    except UnicodeEncodeError:  # the error contains the text, so it must not be chained
         made = None
     if made is not None:
         return arrow.pack(made, column=column, trusted=True)
     bad = np.flatnonzero([not is_unicode(text) for text in present.tolist()])
     rows = (bad if valid is None else np.flatnonzero(valid)[bad])[:5].tolist()
     raise UnsupportedTypeError(
-        f"column {column!r} holds text with lone surrogates, which UTF-8 cannot encode, in rows {rows}: "
-        'repair it, or make it bytes first: .str.encode("utf-8", "surrogatepass")',
+        f"column {column!r} has text with lone surrogates, which UTF-8 cannot encode, in rows {rows}. "
+        'Repair the text, or convert it to bytes: .str.encode("utf-8", "surrogatepass")',
         column=column,
         dtype="text",
         rows=tuple(rows),
@@ -169,15 +171,15 @@ def _encode_all(
             made.append(encode(value, deterministic=deterministic))
     except RefusedError as error:
         failed = error.args
-    except UnicodeEncodeError:  # it holds the text: raise outside
-        failed = ("str", "with lone surrogates, which UTF-8 cannot encode: repair it, or make it bytes first")
+    except UnicodeEncodeError:  # the error contains the text: raise below, without chaining it
+        failed = ("str", "with lone surrogates, which UTF-8 cannot encode. Repair it or convert it to bytes.")
     if failed is None:
         return made
     name, why = failed
     row = int(rows[len(made)])
     raise UnsupportedTypeError(
-        f"column {column!r} (object) holds, in row {row}, a {name} "
-        + (why or "that cannot come back exactly: convert it to a plain Python or numpy value, or to text"),
+        f"column {column!r} (object) cannot be encrypted: row {row} has a {name} "
+        + (why or "that cannot be restored exactly. Convert it to a plain Python or numpy value or to text."),
         column=column,
         dtype="object",
         rows=(row,),
@@ -185,10 +187,10 @@ def _encode_all(
 
 
 def unpack(kind: str, null: str, cells: Cells, *, column: str) -> np.ndarray[Any, Any]:
-    """The object array of its cells.
+    """Restore the object array of its cells.
 
     Raises:
-        FormatError: cells that are not of this kind.
+        FormatError: the cells do not match this kind.
     """
     if kind == "tagged":
         found = [_decode_cell(raw, column) for raw in cells.present()]
@@ -208,6 +210,7 @@ def unpack(kind: str, null: str, cells: Cells, *, column: str) -> np.ndarray[Any
         )
     elif kind == "date":
         days = arrow.sized(cells, 4, column).view("<i4")
+        # numpy returns integers, not dates, for days that datetime.date cannot represent.
         if days.size and (days.min() < _DAYS[0] or days.max() > _DAYS[1]):
             raise arrow.bad_cells(column, "a date out of range")
         made = days.astype("M8[D]").astype(object)
@@ -225,8 +228,8 @@ def _decode_cell(raw: bytes, column: str) -> Any:
     try:
         return decode(raw)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, ArithmeticError, struct.error):
-        pass  # those errors may hold values
-    raise arrow.bad_cells(column, "an object that is malformed")
+        pass  # raise below: those errors may contain values
+    raise arrow.bad_cells(column, "a malformed object")
 
 
 def _writable(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -238,14 +241,15 @@ def _decimals(cells: Cells, column: str) -> list[decimal.Decimal]:
         return [decimal.Decimal(raw.decode("ascii")) for raw in cells.present()]
     except (ArithmeticError, ValueError):
         pass
-    raise arrow.bad_cells(column, "a decimal that is none")
+    raise arrow.bad_cells(column, "text that is not a decimal")
 
 
 def exponent_of(values: np.ndarray[Any, Any], *, column: str) -> int:
-    """The one exponent of an array of finite Decimals (0 if there are none), for deterministic columns.
+    """Return the exponent that an array of finite Decimals shares (0 if empty), for deterministic columns.
 
     Raises:
-        UnsupportedTypeError: they have several, or one is infinite, a negative zero, or beyond 10^±1000.
+        UnsupportedTypeError: the exponents differ, or a Decimal is infinite, a negative zero, or has an
+            exponent beyond ±1000.
     """
     found: int | None = None
     why = ""
@@ -253,18 +257,18 @@ def exponent_of(values: np.ndarray[Any, Any], *, column: str) -> int:
         if type(value) is not decimal.Decimal:
             continue
         exponent = value.as_tuple().exponent
-        if not isinstance(exponent, int):
+        if not isinstance(exponent, int):  # "F", "n" or "N", for an infinity or NaN
             why = "an infinity"
         elif value.is_zero() and value.is_signed():
-            why = "a negative zero, which joins with zero and could not come back: add 0 to it"
+            why = "a negative zero, which equals zero and could not be restored. Add 0 to it."
         elif abs(exponent) > 1000:
-            why = "an exponent beyond 1000"
+            why = "an exponent beyond ±1000"
         elif found not in (None, exponent):
-            why = "another number of decimal places than those before it: "
+            why = "a number of decimal places that differs from earlier rows. Make them equal: "
             why += '.map(lambda d: d.quantize(Decimal("0.01")))'
         if why:
             raise UnsupportedTypeError(
-                f"deterministic column {column!r} (object of Decimal) holds, in row {row}, {why}",
+                f"column {column!r} (object of Decimal) cannot be deterministic: row {row} has {why}",
                 column=column,
                 dtype="object",
                 rows=(row,),

@@ -1,19 +1,19 @@
-"""Values to look for -> deterministic cells: the bytes that equal values of a column have.
+"""Convert values to search for to deterministic cells: the bytes that equal values in a column have.
 
-A value that the column's kind has no word for (text among integers) is a mistake, and is reported. One that
-it has, but that no cell of it can be (2**70, 5.5 among integers), is simply not there.
+A value of the wrong type (text in a column of integers) is a mistake of the caller, and is reported. A value
+of the right type that no cell can have (2**70 or 5.5 in a column of integers) is simply not found.
 
 ==========================  =============================================================================
 kind                        values
 ==========================  =============================================================================
 text, bytes, bool, uuid     str; bytes, bytearray, memoryview; bool; UUID; and numpy's scalars of these
-int, uint                   integers, and floats (a whole one is that integer)
-timestamp                   datetime, pandas Timestamp, datetime64: naive where the column is naive, else with
-                            a zone
+int, uint                   integers, and floats (1.0 is the integer 1)
+timestamp                   datetime, pandas Timestamp, datetime64: naive if the column is naive, otherwise
+                            with a time zone
 date                        date, datetime64[D]
 decimal                     Decimal, integers
-tagged                      timedelta; time; Period of the same frequency; Interval of the same sides; in a
-                            column of mixed objects any of them, found where type, unit and zone are equal
+tagged                      timedelta; time; Period of the same frequency; Interval closed on the same sides;
+                            in a column of mixed objects any of them, if type, unit and zone are equal
 ==========================  =============================================================================
 """
 
@@ -43,7 +43,7 @@ _MOST_DIGITS = 1 << 20
 
 
 class _MisfitError(Exception):
-    """The kind has no word for such a value. Never leaves this file."""
+    """A value whose type does not match the kind. Never leaves this file."""
 
 
 def literals(
@@ -53,17 +53,17 @@ def literals(
     *,
     null: bool = False,
 ) -> tuple[Cells, dict[int, str]]:
-    """The deterministic cells of values.
+    """Make deterministic cells of values to search for.
 
     Args:
         type: the header's ``type``, checked.
         kind: its kind.
         values: Python objects, numpy scalars or pandas scalars; none of them null.
-        null: whether null is looked for too: among mixed objects, the nulls that are cells of their own.
+        null: whether to search for null, too: in mixed objects, some nulls are stored as cells.
 
     Returns:
-        The cells, in no order, of what can be in such a column at all; and, by position, what is wrong with
-        each value that its kind has no word for: its Python type, and what would fit.
+        The cells, in no order, of the values that such a column can contain; and, by position, each value of
+        the wrong type: its Python type, and what is expected.
 
     Example:
         >>> cells, misfits = literals({"arrow": "int32"}, "int", [5, np.int8(6), 2**70, "7"])
@@ -82,8 +82,8 @@ def literals(
             misfits[position] = f"{value.__class__.__name__}, not {error}"
         except RefusedError as error:
             name, why = error.args
-            misfits[position] = f"{name} {why or 'that a column of objects cannot hold'}"
-        except UnicodeEncodeError:  # a lone surrogate, which no cell holds
+            misfits[position] = f"{name} {why or 'that a column of Python objects cannot store'}"
+        except UnicodeEncodeError:  # a lone surrogate: no cell can contain it
             continue
     return Cells.of(list(found)), misfits
 
@@ -136,7 +136,7 @@ def _bool(value: Any) -> list[bytes]:
 
 
 def _is_integer(value: Any) -> bool:
-    # numpy counts time spans among its integers.
+    # np.timedelta64 is a subclass of np.signedinteger.
     return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
@@ -149,20 +149,20 @@ def _int(value: Any, *, signed: bool) -> list[bytes]:
         value = int(value)
     try:
         return [int(value).to_bytes(8, "little", signed=signed)]
-    except OverflowError:
+    except OverflowError:  # no cell can have this value
         return []
 
 
 def _timestamp(value: Any, *, aware: bool) -> list[bytes]:
     if not isinstance(value, dt.datetime | np.datetime64):
-        raise _MisfitError("a datetime: convert it with pd.Timestamp(...)")
+        raise _MisfitError("a datetime. Convert it with pd.Timestamp(...).")
     if (getattr(value, "tzinfo", None) is not None) != aware:
         raise _MisfitError("a datetime with a time zone" if aware else "a datetime without a time zone")
     return _nanoseconds(pd.Timestamp, value)
 
 
 def _nanoseconds(make: Any, value: Any) -> list[bytes]:
-    """The int64 of a point or span of time, if its nanoseconds fit."""
+    """Return the int64 nanoseconds of a point in time or a duration; nothing if they do not fit."""
     try:
         return [struct.pack("<q", make(value).as_unit("ns").value)]
     except (ValueError, OverflowError):  # pandas' OutOfBounds errors are ValueErrors
@@ -175,7 +175,7 @@ def _date(value: Any) -> list[bytes]:
     elif isinstance(value, dt.date) and not isinstance(value, dt.datetime):
         days = (value - _DAY).days
     else:
-        raise _MisfitError("a date: take its .date()")
+        raise _MisfitError("a date. Convert it with .date().")
     return [struct.pack("<i", days)] if -(2**31) <= days < 2**31 else []
 
 
@@ -187,7 +187,7 @@ def _decimal(value: Any) -> list[bytes]:
     if not value.is_finite():
         return []
     if abs(value.adjusted()) > _MOST_DIGITS or len(value.as_tuple().digits) > _MOST_DIGITS:
-        raise _MisfitError("one of less than a million digits")
+        raise _MisfitError("one with fewer than a million digits")
     return [b"0" if value.is_zero() else plain_decimal(value).encode("ascii")]
 
 
@@ -227,6 +227,7 @@ def _interval(value: Any, type_: dict[str, Any]) -> list[bytes]:
         if "int" in name:
             ends += [struct.unpack("<q", raw)[0] for raw in _int(end, signed=True)]
         elif name.startswith("duration"):
+            # In nanoseconds, as in the cells: the tagged form of a Timedelta includes its unit.
             ends += [pd.Timedelta(np.frombuffer(raw[1:9], "m8[ns]")[0]) for raw in _duration(end)]
         else:
             ends += [
@@ -240,7 +241,7 @@ def _interval(value: Any, type_: dict[str, Any]) -> list[bytes]:
 
 
 def _mixed(value: Any) -> list[bytes]:
-    """A tagged object; a numpy scalar also as the Python object that it equals."""
+    """Return the tagged object; for a numpy scalar, also that of the equal Python object."""
     found = [encode(value, deterministic=True)]
     if isinstance(value, np.generic) and (_is_integer(value) or isinstance(value, np.bool_)):
         found.append(encode(value.item()))

@@ -1,8 +1,8 @@
-"""One Python object <-> its tagged bytes.
+"""Convert one Python object to its tagged bytes and back.
 
 A tagged cell is one tag byte and a payload. Numbers are little-endian; JSON is ASCII without spaces; a
-*nested* item is its length (4 bytes) and the item, which is tagged itself. The set is closed, and types must
-match exactly: an ``IntEnum`` is not an ``int``.
+*nested* item is its length (4 bytes) and the item, which is tagged itself. The set of types is closed, and
+types must match exactly: an ``IntEnum`` is not an ``int``.
 
 =====  ==================  ==========================================================================
 tag    object              payload
@@ -14,20 +14,20 @@ tag    object              payload
 ``b``  bytes               the bytes
 ``B``  bytearray           the bytes
 ``?``  bool                0 or 1 (1 byte)
-``i``  int                 int64, where it fits
-``I``  int                 else two's complement, as few bytes as hold it
-``f``  float               float64, bit by bit
+``i``  int                 int64, if it fits
+``I``  int                 otherwise two's complement, in as few bytes as possible
+``f``  float               float64, bit for bit
 ``c``  complex             two float64: real, imaginary
 ``d``  Decimal             ``str(value)``, ASCII
 ``D``  date                int32 days since 1970-01-01
-``t``  time                int64 nanoseconds since midnight; where fold is 1 or there is a zone
+``t``  time                int64 nanoseconds since midnight; if fold is 1 or there is a zone:
                            ‖ fold (1 byte) ‖ zone JSON or nothing
 ``p``  datetime            int64 microseconds from 1970-01-01 to the wall time ‖ fold (1 byte)
                            ‖ zone JSON or nothing
 ``w``  timedelta           int32 days ‖ int32 seconds ‖ int32 microseconds
-``u``  UUID                16 bytes, big-endian as RFC 9562 has them
+``u``  UUID                16 bytes, big-endian as in RFC 9562
 ``P``  pd.Timestamp        int64 since 1970-01-01 UTC (naive: as if UTC)
-                           ‖ fold (1 byte; 0 where there is a zone, which gives it)
+                           ‖ fold (1 byte; 0 if there is a zone, which determines it)
                            ‖ JSON ``[unit,zone or null]``
 ``q``  pd.Timedelta        int64 ‖ unit
 ``r``  pd.Period           int64 ordinal ‖ frequency
@@ -44,7 +44,8 @@ tag    object              payload
 
 Zone JSON is that of ``time_zones.py``; a datetime or time that pytz has localised adds its UTC offset in
 seconds: ``["pytz","Europe/Berlin",3600]``. Containers nest at most 64 deep.
-Not kept, as they mean nothing: a UUID's ``is_safe``, an array's memory order, a pytz Timestamp's ``fold``.
+Not stored, because they do not change the value: a UUID's ``is_safe``, an array's memory order, a pytz
+Timestamp's ``fold``.
 """
 
 from __future__ import annotations
@@ -70,21 +71,21 @@ _DAY = dt.date(1970, 1, 1)
 _EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - wall time
 _TICK = dt.timedelta(microseconds=1)
 _CLOSED = {"left": b"l", "right": b"r", "both": b"b", "neither": b"n"}
-_NO_ZONE = "as time zone, which cannot come back exactly: use zoneinfo"
+_NO_ZONE = "as time zone, which cannot be restored exactly. Use zoneinfo."
 
 
 class RefusedError(Exception):
-    """A value outside the closed set: its Python type, and why. Never leaves the codec."""
+    """A value outside the closed set: its Python type, and the reason. Never leaves the codec."""
 
     def __init__(self, value: Any, why: str = "") -> None:
         super().__init__(f"{type(value).__module__}.{type(value).__qualname__}", why)
 
 
 def encode(value: Any, *, deterministic: bool = False, depth: int = 0) -> bytes:
-    """The tagged bytes of an object.
+    """Return the tagged bytes of an object.
 
     Raises:
-        RefusedError: outside the closed set.
+        RefusedError: its type is outside the closed set.
         UnicodeEncodeError: text with a lone surrogate.
 
     Example:
@@ -95,12 +96,13 @@ def encode(value: Any, *, deterministic: bool = False, depth: int = 0) -> bytes:
     made = _ENCODE.get(kind)
     if made is not None:
         if deterministic and kind in (float, complex):
-            hint = "make all its nulls None" if value != value else "convert it to int or Decimal"
-            raise RefusedError(value, f"which a deterministic column cannot hold: {hint}")
+            # Only NaN differs from itself; it is a value here if the column's null is another one.
+            hint = "Make all nulls None." if value != value else "Convert it to int or Decimal."
+            raise RefusedError(value, f"that a deterministic column cannot store. {hint}")
         return made(value)
     if isinstance(value, np.generic | np.ndarray):
         if deterministic and (value.dtype.kind in "fc" or isinstance(value, np.ndarray)):
-            raise RefusedError(value, "which a deterministic column cannot hold: convert it to int or text")
+            raise RefusedError(value, "that a deterministic column cannot store. Convert it to int or text.")
         return _encode_numpy(value)
     if kind is pd.Interval:
         ends = [
@@ -110,9 +112,9 @@ def encode(value: Any, *, deterministic: bool = False, depth: int = 0) -> bytes:
     if kind not in (list, tuple, set, frozenset, dict):
         raise RefusedError(value)
     if deterministic:
-        raise RefusedError(value, "which a deterministic column cannot hold: convert it to text")
+        raise RefusedError(value, "that a deterministic column cannot store. Convert it to text.")
     if depth >= _DEPTH:
-        raise RefusedError(value, f"nested more than {_DEPTH} deep")
+        raise RefusedError(value, f"that is nested more than {_DEPTH} levels deep")
     items = [x for pair in value.items() for x in pair] if kind is dict else value
     inside = [encode(item, depth=depth + 1) for item in items]
     return _CONTAINERS[kind] + _nested(sorted(inside) if kind in (set, frozenset) else inside)
@@ -134,6 +136,7 @@ def _json(value: Any) -> bytes:
 def _encode_int(value: int) -> bytes:
     if -(2**63) <= value < 2**63:
         return b"i" + value.to_bytes(8, "little", signed=True)
+    # One bit more than bit_length() for the sign; ~value because -128 fits into 8 bits and 128 does not.
     return b"I" + value.to_bytes(
         (value if value >= 0 else ~value).bit_length() // 8 + 1, "little", signed=True
     )
@@ -156,7 +159,8 @@ def _zone_bytes(value: dt.datetime | dt.time) -> bytes:
 
 
 def _localised(entry: list[Any], wall: dt.datetime) -> dt.tzinfo | None:
-    """The instance that pytz gives to a wall time with this offset."""
+    """Return the instance that pytz gives to a wall time with this offset."""
+    # pytz has one tzinfo instance per zone and offset; fromutc() selects it, replace(tzinfo=...) would not.
     zone: Any = zone_object(entry[:2])
     found: dt.tzinfo | None = zone.fromutc(wall - dt.timedelta(seconds=entry[2])).tzinfo
     return found
@@ -170,6 +174,7 @@ def _encode_time(value: dt.time) -> bytes:
 
 
 def _encode_datetime(value: dt.datetime) -> bytes:
+    # The wall time, not UTC: a time in a fold or gap of the zone must be restored as it was written.
     wall = (value.replace(tzinfo=None, fold=0) - _EPOCH) // _TICK
     return b"p" + struct.pack("<qB", wall, value.fold) + _zone_bytes(value)
 
@@ -178,7 +183,7 @@ def _encode_timestamp(value: pd.Timestamp) -> bytes:
     zone = None if value.tzinfo is None else zone_json(value.tzinfo)
     if value.tzinfo is not None and zone is None:
         raise RefusedError(value.tzinfo, _NO_ZONE)
-    ticks = int(value.to_datetime64().view("i8"))
+    ticks = int(value.to_datetime64().view("i8"))  # in its own unit: Timestamp.value is always nanoseconds
     return b"P" + struct.pack("<qB", ticks, value.fold if zone is None else 0) + _json([value.unit, zone])
 
 
@@ -193,7 +198,7 @@ def _encode_numpy(value: Any) -> bytes:
         raise RefusedError(value)
     head = bytes([len(text)]) + text
     if isinstance(value, np.generic):
-        if np.dtype(small.str).type is not type(value):
+        if np.dtype(small.str).type is not type(value):  # np.longlong: its text "<i8" restores np.int64
             raise RefusedError(value)
         return b"#" + head + np.asarray(value).astype(small).tobytes()
     if type(value) is not np.ndarray or value.dtype != small:
@@ -225,17 +230,17 @@ _ENCODE: dict[type, Callable[[Any], bytes]] = {
 
 
 def decode(raw: bytes, depth: int = 0) -> Any:
-    """The object of its tagged bytes.
+    """Return the object of its tagged bytes.
 
     Raises:
-        ValueError and others: malformed.
+        ValueError and others: the bytes are malformed.
 
     Example:
         >>> decode(encode((1, 2.5, None)))
         (1, 2.5, None)
     """
     if depth > _DEPTH:
-        raise ValueError("too deep")
+        raise ValueError("nested too deep")
     tag, body = raw[:1], raw[1:]
     simple = _DECODE.get(tag)
     if simple is not None:
@@ -264,7 +269,7 @@ def _items(body: bytes) -> Iterator[bytes]:
 def _constant(value: Any) -> Callable[[bytes], Any]:
     def read(body: bytes) -> Any:
         if body:
-            raise ValueError("bytes too many")
+            raise ValueError("too many bytes")
         return value
 
     return read
@@ -290,7 +295,7 @@ def _zone_of(raw: bytes, wall: dt.datetime | None = None) -> dt.tzinfo | None:
 def _decode_time(body: bytes) -> dt.time:
     (nanos,) = struct.unpack_from("<q", body)
     if not 0 <= nanos < 86400 * 10**9 or nanos % 1000:
-        raise ValueError("no time of day")
+        raise ValueError("not a time of day")
     plain = (_EPOCH + dt.timedelta(microseconds=nanos // 1000)).time()
     tail = body[8:]
     return plain.replace(fold=tail[0], tzinfo=_zone_of(tail[1:])) if tail else plain
@@ -305,9 +310,9 @@ def _decode_datetime(body: bytes) -> dt.datetime:
 def _decode_timestamp(body: bytes) -> pd.Timestamp:
     ticks, fold = struct.unpack_from("<qB", body)
     unit, zone = json.loads(body[9:])
-    if unit not in UNITS or ticks == -(2**63):
-        raise ValueError("no timestamp")
-    exact: Any = np.datetime64
+    if unit not in UNITS or ticks == -(2**63):  # -(2**63) is NaT, which has a tag of its own
+        raise ValueError("not a timestamp")
+    exact: Any = np.datetime64  # pd.Timestamp(ticks, unit="s") has unit "us" in pandas 3.1
     made = pd.Timestamp(exact(ticks, unit))
     if zone is not None:
         return made.tz_localize("UTC").tz_convert(zone_object(zone))
@@ -318,8 +323,8 @@ def _decode_timedelta(body: bytes) -> pd.Timedelta:
     (ticks,) = struct.unpack_from("<q", body)
     unit = body[8:].decode("ascii")
     if unit not in UNITS or ticks == -(2**63):
-        raise ValueError("no timedelta")
-    exact: Any = np.timedelta64
+        raise ValueError("not a timedelta")
+    exact: Any = np.timedelta64  # pd.Timedelta(ticks, unit="s") has unit "ns" in pandas 2.2
     return pd.Timedelta(exact(ticks, unit))
 
 
@@ -327,7 +332,7 @@ def _decode_dtype(body: bytes) -> tuple[np.dtype[Any], bytes]:
     size = body[0]
     text = body[1 : 1 + size].decode("ascii")
     if len(text) < 3 or text[1] not in "biufcmM":
-        raise ValueError("no dtype of this set")
+        raise ValueError("not a supported dtype")
     return np.dtype(text), body[1 + size :]
 
 
@@ -341,7 +346,7 @@ def _decode_array(body: bytes) -> np.ndarray[Any, Any]:
     dtype, rest = _decode_dtype(body)
     shape = struct.unpack_from(f"<{rest[0]}q", rest, 1)
     if any(side < 0 for side in shape):
-        raise ValueError("a negative dimension")
+        raise ValueError("a negative dimension")  # reshape() would compute -1 from the size
     return np.frombuffer(rest[1 + 8 * rest[0] :], dtype).reshape(shape).copy()
 
 

@@ -1,4 +1,4 @@
-"""Time zone objects <-> JSON, so that the very kind of object comes back.
+"""Convert time zone objects to JSON and back, so that the same class of object is restored.
 
 =======================================  ============================================================
 zone                                     object
@@ -9,10 +9,10 @@ zone                                     object
 ``["dateutil", name]``                   ``dateutil.tz.gettz(name)``
 ``["dateutil-utc"]``                     ``dateutil.tz.UTC``
 ``["dateutil-offset", name, seconds]``   ``dateutil.tz.tzoffset(name, seconds)``; name may be null
-``["timezone", microseconds, name]``     ``datetime.timezone(offset, name)``; name null where none is given
+``["timezone", microseconds, name]``     ``datetime.timezone(offset, name)``; name null if not given
 =======================================  ============================================================
 
-A name comes back as the zone that the reading machine knows by it, with that machine's rules.
+A name is restored as the zone of that name on the reading machine, with that machine's rules.
 """
 
 from __future__ import annotations
@@ -28,17 +28,21 @@ from kmsdata.errors import FormatError, UnsupportedTypeError
 
 __all__ = ["is_unicode", "is_zone", "malformed", "zone_json", "zone_name", "zone_object"]
 
-# Zone names reach functions that open files (dateutil takes any path), so their form is fixed here.
+# Zone names are passed to functions that open files (dateutil takes any path), so paths are excluded here.
 ZONE = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
 
 def malformed(what: str, *, column: str | None = None) -> FormatError:
-    """The error of a header whose ``type`` is not of this grammar."""
-    return FormatError(f"malformed or unknown column type: {what}", column=column, field="type")
+    """Make the error of a header whose ``type`` does not match the grammar."""
+    return FormatError(
+        f"the header has a malformed or unknown column type ({what}). If a newer kmsdata wrote it, upgrade.",
+        column=column,
+        field="type",
+    )
 
 
 def zone_json(zone: dt.tzinfo | None) -> list[Any] | None:
-    """The JSON of a time zone object; None if it is not one of the closed set.
+    """Return the JSON of a time zone object; None if it is not one of the closed set.
 
     Example:
         >>> zone_json(zoneinfo.ZoneInfo("Europe/Berlin")), zone_json(dt.timezone.utc)
@@ -49,11 +53,12 @@ def zone_json(zone: dt.tzinfo | None) -> list[Any] | None:
     if type(zone) is zoneinfo.ZoneInfo:
         entry = ["zoneinfo", zone.key]
     elif type(zone) is dt.timezone:
-        parts: Any = zone
+        parts: Any = zone  # no public attribute tells whether a name was given
         offset, *rest = parts.__getinitargs__()
         entry = ["timezone", offset // dt.timedelta(microseconds=1), rest[0] if rest else None]
     elif module.split(".")[0] == "pytz":
         made: Any = zone
+        # FixedOffset has no public attribute for its minutes; its zone is None.
         entry = ["pytz-offset", made._minutes] if made.zone is None else ["pytz", str(made.zone)]
     elif module.startswith("dateutil.tz."):
         made = zone
@@ -69,7 +74,7 @@ def zone_json(zone: dt.tzinfo | None) -> list[Any] | None:
 
 
 def _is_named(entry: list[Any], zone: dt.tzinfo | None) -> bool:
-    """Whether a zone read from a file is the one of that name: it may have been any file."""
+    """Return whether a zone read from a file equals the zone of that name: dateutil reads any file."""
     try:
         return zone_object(entry) == zone
     except UnsupportedTypeError:
@@ -77,7 +82,7 @@ def _is_named(entry: list[Any], zone: dt.tzinfo | None) -> bool:
 
 
 def _dateutil_name(zone: Any) -> str:
-    """The name of a zone that dateutil read from a file; before dateutil 3 only the file says it."""
+    """Return the name of a zone that dateutil read from a file; before dateutil 3 only the path has it."""
     path = str(zone._filename)
     module = importlib.import_module("dateutil.tz")
     folders = getattr(module, "TZPATH", None) or importlib.import_module("dateutil.tz.tz").TZPATHS
@@ -86,12 +91,12 @@ def _dateutil_name(zone: Any) -> str:
 
 
 def is_zone(entry: Any) -> bool:
-    """Whether this is the JSON of a time zone."""
+    """Return whether this is the JSON of a time zone."""
     match entry:
         case ["zoneinfo" | "pytz" | "dateutil", str(name)]:
             return ZONE.fullmatch(name) is not None
         case ["pytz-offset", int(minutes)]:
-            return type(minutes) is int and abs(minutes) < 1440
+            return type(minutes) is int and abs(minutes) < 1440  # type(): int() also matches True
         case ["dateutil-utc"]:
             return True
         case ["dateutil-offset", str() | None as name, int(seconds)]:
@@ -102,10 +107,11 @@ def is_zone(entry: Any) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can encode a text: it has no lone surrogates."""
+    """Return whether UTF-8 can encode a text: it has no lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+# Cached, because every cell of a column of objects may have a zone.
 @functools.lru_cache(maxsize=256)
 def _zone(kind: str, *args: Any) -> dt.tzinfo:
     if kind == "zoneinfo":
@@ -131,25 +137,26 @@ def _zone(kind: str, *args: Any) -> dt.tzinfo:
 
 
 def zone_object(entry: Any) -> dt.tzinfo:
-    """The time zone object of its JSON.
+    """Return the time zone object of its JSON.
 
     Raises:
-        FormatError: not of the grammar.
-        UnsupportedTypeError: this machine has no such zone, or lacks pytz.
+        FormatError: it does not match the grammar.
+        UnsupportedTypeError: this machine has no such zone, or pytz is not installed.
     """
     if not is_zone(entry):
-        raise malformed("its time zone")
+        raise malformed("invalid time zone")
     try:
         return _zone(*entry)
     except (KeyError, ImportError, OSError, ValueError) as error:
         hint = "pip install pytz" if isinstance(error, ImportError) else "pip install tzdata"
         raise UnsupportedTypeError(
-            f"this machine has no time zone {entry[-1]!r} of {entry[0]}: {hint}", dtype=f"{entry[0]}"
+            f"time zone {entry[-1]!r} of {entry[0]} is not available on this machine. Run: {hint}",
+            dtype=f"{entry[0]}",
         ) from None
 
 
 def zone_name(entry: list[Any]) -> str | None:
-    """The zone's name in an Arrow timestamp, or None where Arrow has none (offsets of odd seconds)."""
+    """Return the zone's name in an Arrow timestamp; None for offsets that are not whole minutes."""
     match entry:
         case ["zoneinfo" | "pytz" | "dateutil", str(name)]:
             return name

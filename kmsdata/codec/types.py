@@ -1,8 +1,8 @@
-"""The closed grammar of a column's ``type``: what stands in the header, and what may not.
+"""The closed grammar of a column's ``type`` in its header: everything else is rejected.
 
 ``type`` is a JSON object of text, integers, booleans, null, lists and objects, with one or both of two keys.
 ``arrow`` is the Arrow type whose cell encoding the column has (entry: ``arrow_types.py``, cells:
-``arrow_arrays.py``); it is absent where there is none. ``pandas`` is the pandas dtype of a column that comes
+``arrow_arrays.py``); it is absent if there is none. ``pandas`` is the pandas dtype of a column that comes
 from pandas.
 
 ==================================================  ==================================================
@@ -12,21 +12,21 @@ from pandas.
 ``{"masked": "Int64"}``                             Int8-64, UInt8-64, Float32, Float64, boolean
 ``{"string": [storage, na]}``                       storage "python" or "pyarrow", na "NA" or "nan"
 ``{"datetime": [u, zone]}``                         with a time zone (``time_zones.py``)
-``{"period": "M"}``                                 pandas' own frequency text
+``{"period": "M"}``                                 the frequency as pandas writes it
 ``{"interval": [closed, dtype]}``                   closed: left, right, both, neither; dtype: numpy,
                                                     masked or datetime
 ``{"category": {"ordered": …, "values": type}}``    type: the whole ``type`` of the category list
 ``{"arrow": true}``                                 ArrowDtype of ``arrow``
 ``{"object": kind, "null": null}``                  kind: text, bytes, bool, int, date, uuid, decimal,
-                                                    tagged; null, what a null is: None, NaN, NA, NaT
+                                                    tagged; null, the null value: None, NaN, NA, NaT
 ``{…, "object": "decimal", "exponent": -2}``        deterministic: the exponent that all cells share
 ==================================================  ==================================================
 
-What is not ArrowDtype has the ``arrow`` that ``arrow_of`` gives it, or none: numpy, masked and datetime
-columns the type of the same name, text ``"large_string"`` (a string dtype that came through Arrow: any of
-Arrow's three, as their cells are the same), bytes ``"large_binary"``, objects that are dates ``"date32"``
-and UUIDs ``"fixed_size_binary[16]"``. Complex numbers, periods, intervals, categories, zones
-with odd seconds, decimal and tagged objects have none.
+For a dtype that is not ArrowDtype, ``arrow`` is what ``arrow_of`` returns: the type of the same name for
+numpy, masked and datetime columns, ``"large_string"`` for text (for a string dtype that came through Arrow,
+any of Arrow's three string types: their cells are the same), ``"large_binary"`` for bytes, ``"date32"`` for
+date objects and ``"fixed_size_binary[16]"`` for UUID objects. There is no ``arrow`` for complex numbers,
+periods, intervals, categories, zones whose offset is not whole minutes, decimal objects and tagged objects.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MASKED = {
 }
 NUMPY = re.compile(r"\|b1|\|[iu]1|[<>](?:[iu][248]|f[248]|c8|c16|[mM]8\[(?:s|ms|us|ns)\])")
 UNITS = ("s", "ms", "us", "ns")
-OBJECTS = {  # kind of objects -> the Arrow type of the same cells
+OBJECTS = {  # kind of objects -> the Arrow type with the same cells
     "text": "large_string",
     "bytes": "large_binary",
     "bool": "bool",
@@ -62,7 +62,7 @@ OBJECTS = {  # kind of objects -> the Arrow type of the same cells
 
 
 def arrow_of(pandas: dict[str, Any]) -> str | None:
-    """The ``arrow`` entry of a ``pandas`` entry (not ArrowDtype): the type with the same cells."""
+    """Return the ``arrow`` entry of a ``pandas`` entry (not ArrowDtype): the type with the same cells."""
     match pandas:
         case {"numpy": str(code)}:
             kind, size = code[1], code[2:]
@@ -84,12 +84,12 @@ def arrow_of(pandas: dict[str, Any]) -> str | None:
 
 
 def _fit(arrow: Any, pandas: dict[str, Any]) -> bool:
-    """Whether a column of this ``arrow`` entry and this ``pandas`` entry can be: its cells are both's."""
+    """Return whether an ``arrow`` and a ``pandas`` entry match: both types have the same cells."""
     return arrow == arrow_of(pandas) or ("string" in pandas and arrow in ("string", "string_view"))
 
 
 def retyped(arrow: dict[str, Any], pandas: dict[str, Any]) -> dict[str, Any] | None:
-    """The ``type`` of an Arrow column that pandas made of a column of that ``type``; None if it cannot be.
+    """Combine the ``type`` of an Arrow column with that of its pandas column; None if impossible.
 
     Example:
         >>> retyped({"arrow": "string"}, {"arrow": "large_string", "pandas": {"string": ["python", "NA"]}})
@@ -103,7 +103,7 @@ def retyped(arrow: dict[str, Any], pandas: dict[str, Any]) -> dict[str, Any] | N
 
 
 def _is_dtype(entry: Any) -> bool:
-    """Whether this is a ``pandas`` entry (the categories of a category are checked by themselves)."""
+    """Return whether this is a ``pandas`` entry (the type of a category list is checked separately)."""
     if not isinstance(entry, dict):
         return False
     match entry:
@@ -142,7 +142,7 @@ def _is_endpoint(sub: Any) -> bool:
 
 
 def check(type: dict[str, Any], kind: str | None = None) -> None:  # noqa: A002 - the header's own word
-    """Check the ``type`` of a header, and its ``kind``, before anything is done with them.
+    """Check the ``type`` and the ``kind`` of a header; call this before they are used.
 
     Args:
         type: the header's ``type``.
@@ -150,37 +150,39 @@ def check(type: dict[str, Any], kind: str | None = None) -> None:  # noqa: A002 
 
     Raises:
         FormatError: malformed, unknown, or of another kind; ``field`` is "type" or "kind".
-        UnsupportedTypeError: well-formed, but the running pyarrow has no such type.
+        UnsupportedTypeError: well-formed, but the installed pyarrow has no such type.
 
     Example:
         >>> check({"arrow": "int64", "pandas": {"masked": "Int64"}}, "int")
     """
     if not isinstance(type, dict) or not type or not set(type) <= {"arrow", "pandas"}:
-        raise malformed("its keys")
+        raise malformed("missing or unknown keys")
     if "arrow" in type:
         t = arrow_type(type["arrow"])
+        # One type must have one text, so that equal types have equal headers.
         if isinstance(type["arrow"], str) and print_arrow(t) != type["arrow"]:
-            raise malformed("its Arrow type is not as it would be written")
+            raise malformed("the Arrow type is not in canonical form")
     if "pandas" in type:
         pandas = type["pandas"]
         if not _is_dtype(pandas):
-            raise malformed("its pandas dtype")
+            raise malformed("invalid pandas dtype")
         if ("arrow" in type) if "arrow" not in pandas and arrow_of(pandas) is None else "arrow" not in type:
-            raise malformed("its keys")
+            raise malformed("missing or unknown keys")
         if "arrow" not in pandas and not _fit(type.get("arrow"), pandas):
-            raise malformed("its Arrow type is not that of its pandas dtype")
+            raise malformed("the Arrow type does not match the pandas dtype")
         if "category" in pandas:
             check(pandas["category"]["values"], kind)
             if "category" in pandas["category"]["values"].get("pandas", {}):
-                raise malformed("categories of categories")
+                raise malformed("a category list cannot itself be categorical")
+        # Deterministic cells have no trailing zeros: only the exponent can restore them.
         if pandas.get("object") == "decimal" and ("exponent" in pandas) != (kind is not None):
-            raise malformed("the exponent of its decimals")
+            raise malformed("missing or unexpected exponent of decimals")
     if kind is not None and (not isinstance(kind, str) or kind != kind_of(type)):
-        raise FormatError("a kind that is not that of the column type", field="kind")
+        raise FormatError("the header is malformed: the kind does not match the column type", field="kind")
 
 
 def kind_of(type: dict[str, Any]) -> str | None:  # noqa: A002
-    """The kind of a deterministic column of this type, None where it cannot be one (floats, nested types)."""
+    """Return the kind of a deterministic column of this type; None if impossible (floats, nested types)."""
     match type.get("pandas"):
         case {"category": {"values": values}}:
             return kind_of(values)
@@ -198,7 +200,7 @@ def kind_of(type: dict[str, Any]) -> str | None:  # noqa: A002
 
 
 def width(type: dict[str, Any], kind: str | None = None) -> int | None:  # noqa: A002
-    """Bytes of each cell where all are equally long by type alone, else None.
+    """Return the bytes of each cell if the type fixes them, otherwise None.
 
     Args:
         type: the header's ``type``, checked.
@@ -235,12 +237,12 @@ def width(type: dict[str, Any], kind: str | None = None) -> int | None:  # noqa:
     return arrow_width(arrow_type(type["arrow"])) if "arrow" in type else None
 
 
-# deterministic: two tagged ends, see tagged_objects.py
+# Bytes of a deterministic interval: 2 + 2 * (4 + bytes of a tagged end), see tagged_objects.py.
 _INTERVAL = {"int": 28, "duration": 32, "timestamp": 52}
 
 
 def label(type: Any) -> str:  # noqa: A002
-    """A short name of a type for people. Never raises, whatever it is given.
+    """Return a short name of a type for messages and reports. Never raises, for any argument.
 
     Example:
         >>> label({"arrow": "timestamp[ns, tz=UTC]", "pandas": {"datetime": ["ns", ["zoneinfo", "UTC"]]}})
@@ -250,7 +252,7 @@ def label(type: Any) -> str:  # noqa: A002
     """
     try:
         return _label(type)[:100]
-    except (
+    except (  # a label is made before the type is checked, also for messages about malformed types
         KeyError,
         ValueError,
         TypeError,

@@ -1,8 +1,8 @@
-"""Tencent Cloud KMS on one's own machine: its HTTP API on loopback, for trying, offline work and tests.
+"""Emulator of Tencent Cloud KMS: its HTTP API on loopback, for trials, offline work and tests.
 
-What is tested against it is tested against the real SDK and real HTTP: signatures are checked in full, and
-keys have the states, limits and error codes of the service. It protects nothing: it speaks plain http, and
-its master keys lie in memory or in a file.
+Tests against it use the real SDK and real HTTP: signatures are checked in full, and keys have the states,
+limits and error codes of the service. It protects nothing: it uses unencrypted HTTP, and its master keys are
+stored unencrypted in memory or in a file.
 """
 
 from kmsdata.emulator.faults import Fault

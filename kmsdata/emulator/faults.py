@@ -1,4 +1,4 @@
-"""What can go wrong between a client and a key service, to be made to happen in tests."""
+"""Faults between a client and a key service that tests can inject."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Kind: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to fail; made by its class methods, and set with `Emulator.fail`."""
+    """One way to fail: made by a class method, injected with `Emulator.fail`."""
 
     kind: Kind
     code: str = ""
@@ -32,52 +32,52 @@ class Fault:
 
     @property
     def before(self) -> bool:
-        """Whether nothing is carried out."""
+        """Whether the fault happens before the action, so that the action is not carried out."""
         return self.kind in ("error", "hang", "reset", "hang_up", "status", "charset", "no_request_id")
 
     @classmethod
     def error(cls, code: str, message: str | None = None) -> Fault:
-        """An error of the service: any code, with HTTP 200, as all of its errors have."""
+        """Return an error of the service with this code. Like all its errors, it has HTTP status 200."""
         return cls("error", code=code, message=message or "An injected error.")
 
     @classmethod
     def latency(cls, seconds: float) -> Fault:
-        """The answer comes late."""
+        """Delay the answer."""
         return cls("latency", seconds=seconds)
 
     @classmethod
     def hang(cls) -> Fault:
-        """The request is taken, and never answered."""
+        """Accept the request and never answer."""
         return cls("hang")
 
     @classmethod
     def stall(cls) -> Fault:
-        """Headers and half of the body come, and then nothing more."""
+        """Send the headers and half of the body, then nothing more."""
         return cls("stall")
 
     @classmethod
     def drip(cls, seconds: float) -> Fault:
-        """The body comes a byte at a time, each after so many seconds."""
+        """Send the body one byte at a time, and wait ``seconds`` before each."""
         return cls("drip", seconds=seconds)
 
     @classmethod
     def truncate(cls) -> Fault:
-        """Half of the body comes, and the connection ends."""
+        """Send half of the body, then close the connection."""
         return cls("truncate")
 
     @classmethod
     def reset(cls) -> Fault:
-        """The connection is reset (RST) before any answer."""
+        """Reset the connection (RST) without an answer."""
         return cls("reset")
 
     @classmethod
     def hang_up(cls) -> Fault:
-        """The connection ends (FIN) before any answer."""
+        """Close the connection (FIN) without an answer."""
         return cls("hang_up")
 
     @classmethod
     def lost(cls) -> Fault:
-        """The action is carried out, and its answer is lost."""
+        """Carry out the action, and send no answer."""
         return cls("lost")
 
     @classmethod
@@ -89,59 +89,59 @@ class Fault:
         *,
         location: str | None = None,
     ) -> Fault:
-        """Another HTTP status, as proxies give it; ``location`` redirects."""
+        """Answer with another HTTP status, as proxies do; ``location`` redirects."""
         headers = {"Content-Type": content_type} | ({"Location": location} if location else {})
         return cls("status", status_code=status, body=body, headers=headers)
 
     @classmethod
     def html(cls) -> Fault:
-        """HTTP 200 and a page: a captive portal."""
+        """Answer with HTTP 200 and a web page, like a captive portal."""
         return cls.status(200, b"<!doctype html><title>Sign in</title>", "text/html; charset=utf-8")
 
     @classmethod
     def empty(cls) -> Fault:
-        """HTTP 200 and an empty body."""
+        """Answer with HTTP 200 and an empty body."""
         return cls.status(200, b"")
 
     @classmethod
     def garbage(cls) -> Fault:
-        """HTTP 200 and something that is no JSON."""
+        """Answer with HTTP 200 and a body that is not JSON."""
         return cls.status(200, b'{"Response": {"KeyId": \x00')
 
     @classmethod
     def bare(cls) -> Fault:
-        """HTTP 200 and ``{}``."""
+        """Answer with HTTP 200 and ``{}``."""
         return cls.status(200, b"{}")
 
     @classmethod
     def no_fields(cls) -> Fault:
-        """HTTP 200 and a response without fields."""
+        """Answer with HTTP 200 and a response without fields."""
         return cls.status(200, b'{"Response": {}}')
 
     @classmethod
     def charset(cls, code: str) -> Fault:
-        """An error whose content type names a charset: the SDK takes it for a good answer full of None."""
+        """Return an error whose content type has a charset: the SDK reads it as success with empty fields."""
         return cls("charset", code=code, message="An injected error.")
 
     @classmethod
     def no_request_id(cls, code: str) -> Fault:
-        """An error without a request id."""
+        """Return an error without a request id."""
         return cls("no_request_id", code=code, message="An injected error.")
 
     @classmethod
     def change(cls, **fields: Any) -> Fault:
-        """The action is carried out, and fields of its answer are replaced (by values, or by functions)."""
+        """Carry out the action, and replace fields of its answer (by values or functions)."""
         return cls("change", fields=fields)
 
     @classmethod
     def gzip(cls) -> Fault:
-        """The answer is compressed, which is no fault."""
+        """Compress the answer; clients must accept this."""
         return cls("gzip")
 
 
 @dataclass
 class Rule:
-    """A fault, and the calls that it happens to."""
+    """A fault, and the calls it applies to."""
 
     fault: Fault
     action: str | None
@@ -152,7 +152,7 @@ class Rule:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def takes(self, action: str, region: str) -> bool:
-        """Tell whether the fault happens to a call, and count that call."""
+        """Return whether the fault applies to a call, and count the call."""
         if (self.action or action, self.region or region) != (action, region):
             return False
         with self.lock:

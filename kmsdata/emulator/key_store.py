@@ -1,4 +1,4 @@
-"""The emulated service's accounts and master keys: in memory, or in a file as well."""
+"""Store accounts and master keys of the emulated service in memory, and optionally in a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UIN = "100000000001"
 
 
 class Account(Secret):
-    """A SecretId with its key, whose it is, and what it may do."""
+    """A SecretId with its key, the account it belongs to, and the actions it may use."""
 
     __slots__ = ("allow", "expires", "secret_key", "token", "uin")
 
@@ -48,13 +48,13 @@ class Account(Secret):
         )
 
     def may(self, action: str, key_id: str) -> bool:
-        """Whether it may do something, with a key or at all."""
+        """Return whether it may use an action, with this key or with all keys."""
         return self.allow is None or action in self.allow or f"{action}@{key_id}" in self.allow
 
 
 @dataclass(repr=False)
 class MasterKey:
-    """A master key (CMK): what `DescribeKey` says of it, and its versions."""
+    """A master key (CMK): the facts that `DescribeKey` returns, and its versions."""
 
     key_id: str
     alias: str
@@ -72,24 +72,24 @@ class MasterKey:
         return f"<MasterKey {self.key_id} {self.state}>"
 
     def rotate(self) -> None:
-        """New material; what older material wrapped still opens."""
+        """Add new key material; keys that older material wrapped can still be unwrapped."""
         self.versions.append(_b64(random_bytes(32)))
 
 
 class Store(Secret):
-    """All that the service keeps.
+    """The state of the service.
 
     Args:
-        path: a JSON file of mode 0600, kept by one process at a time; None: memory alone.
+        path: a JSON file of mode 0600, locked by one process at a time; None: memory only.
 
     Raises:
-        KeyServiceError: another process has the file, or it cannot be read.
-        FormatError: it is not such a file.
+        KeyServiceError: another process uses the file, or it cannot be read.
+        FormatError: the file is not a state file.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.lock = threading.RLock()
-        self.offset = 0.0  # seconds that its clock is ahead
+        self.offset = 0.0  # seconds by which its clock is ahead
         self.keys: dict[str, MasterKey] = {}
         self.accounts: dict[str, Account] = {}
         self.path = path
@@ -115,15 +115,15 @@ class Store(Secret):
             self._file_lock.acquire()
         except Timeout:
             raise KeyServiceError(
-                f"{path}: another emulator has it; stop that one, or name another file", code="InUse"
+                f"{path} is in use by another emulator. Stop it, or use another file.", code="InUse"
             ) from None
         if path.exists() and not self._load(path.read_bytes()):
             self.close()
-            raise FormatError(f"{path} is not the state of an emulator", path=str(path))
+            raise FormatError(f"{path} is not a state file of the emulator", path=str(path))
         self.save()
 
     def _load(self, text: bytes) -> bool:
-        """Whether it could be read. Never raises: an error would hold the keys."""
+        """Load the state; return whether it could be read. Never raises: an error would contain the keys."""
         try:
             state = json.loads(text)
             root = base64.b64decode(state["root"], validate=True)
@@ -137,7 +137,7 @@ class Store(Secret):
         return good
 
     def save(self) -> None:
-        """Write the file, where there is one and it would change."""
+        """Write the file, if there is one and its content has changed."""
         if self.path is None:
             return
         state = {
@@ -154,7 +154,7 @@ class Store(Secret):
             self._written = text
 
     def close(self) -> None:
-        """Let another process have the file."""
+        """Unlock the file, so that another process can use it."""
         if self._file_lock is not None:
             self._file_lock.release()
             self._file_lock = None
@@ -162,14 +162,17 @@ class Store(Secret):
     # Keys.
 
     def create(self, uin: str, region: str, alias: str, description: str) -> MasterKey:
-        """A new master key."""
+        """Create a master key."""
         key = MasterKey(_uuid(), alias, region, uin, int(self.now), description)
         key.rotate()
         self.keys[key.key_id] = key
         return key
 
     def of(self, uin: str, region: str) -> list[MasterKey]:
-        """The keys of an account in a region, the oldest first; what was to be deleted by now is gone."""
+        """Return the keys of an account in a region, the oldest first.
+
+        Deletions and rotations that are due are carried out first.
+        """
         for key in list(self.keys.values()):
             if key.state == "PendingDelete" and self.now >= key.deletion:
                 del self.keys[key.key_id]
@@ -178,13 +181,14 @@ class Store(Secret):
                 key.rotate()
         return [key for key in self.keys.values() if (key.uin, key.region) == (uin, region)]
 
-    # Blobs, in the shape that the service gives them: three parts of base64, and ``-k-`` between them.
-    # The context is not part of what authenticates the third, as has been observed of the service.
+    # Blobs have the form of the real service: three parts in base64, joined by ``-k-``. As observed of the
+    # real service, the context is not authenticated with the third part, the ciphertext.
 
     def seal(self, key: MasterKey, plaintext: bytes, context: str) -> str:
-        """A CiphertextBlob."""
+        """Encrypt a plaintext to a CiphertextBlob."""
         number = len(key.versions) - 1
         name = uuid.UUID(key.key_id).bytes + number.to_bytes(4, "big") + bytes(16)
+        # Derived, not random: all blobs of one key version have the same first part.
         iv = hmac.digest(self._root, name, "sha256")[:12]
         first = iv + AESGCM(self._root).encrypt(iv, name, None)
         pad = 8 - len(plaintext) % 8
@@ -193,7 +197,7 @@ class Store(Secret):
         return "-k-".join(map(_b64, (first, self._label(context), third)))
 
     def unseal(self, blob: str, uin: str, region: str, context: str) -> tuple[MasterKey, int, bytes] | None:
-        """The key that made a blob, its version's number, and the plaintext; None where it does not open."""
+        """Decrypt a blob: return its key, key version number and plaintext; None on failure."""
         try:
             first, second, third = map(_raw, blob.split("-k-"))
             name = AESGCM(self._root).decrypt(first[:12], first[12:], None)
@@ -209,7 +213,7 @@ class Store(Secret):
         return key, number, padded[: -padded[-1]]
 
     def relabel(self, blob: str, context: str) -> str:
-        """A blob under another context."""
+        """Return the blob with another context."""
         first, _, third = blob.split("-k-")
         return "-k-".join((first, _b64(self._label(context)), third))
 

@@ -1,4 +1,4 @@
-"""The actions of KMS, with their fields, limits, states and error codes."""
+"""The actions of KMS with their fields, limits, key states and error codes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _ALIAS = re.compile(r"(?!kms-)[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 _KEY_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class Refusal(Exception):  # noqa: N818 - it is the service that refuses
-    """An error of the service: its code and message."""
+class Refusal(Exception):  # noqa: N818 - an answer of the service, not an error of the emulator
+    """An error answer of the service: its code and message."""
 
     def __init__(self, code: str, message: str = "") -> None:
         super().__init__(code)
@@ -33,7 +33,7 @@ class Refusal(Exception):  # noqa: N818 - it is the service that refuses
 
 
 class Call(NamedTuple):
-    """One call: who, where, and with what."""
+    """One call: account, region, action and parameters."""
 
     store: Store
     account: Account
@@ -42,7 +42,7 @@ class Call(NamedTuple):
     params: Mapping[str, Any]
 
     def key(self, *states: str, refuse: str = "ResourceUnavailable.CmkStateNotSupport") -> MasterKey:
-        """The key that is named, which must be in one of these states."""
+        """Return the key of the call, which must be in one of these states."""
         key_id = self.params["KeyId"]
         if not _KEY_ID.fullmatch(key_id):
             raise Refusal("InvalidParameterValue.InvalidKeyId")
@@ -60,7 +60,7 @@ class Call(NamedTuple):
         return self.store.of(self.account.uin, self.region)
 
     def allowed(self, key_id: str = "") -> None:
-        """Refuse where the account may not do this: with a key, or without one at all."""
+        """Raise Refusal if the account may not use this action, with this key or with all keys."""
         if not self.account.may(self.action, key_id):
             raise Refusal(
                 "UnauthorizedOperation", f"you are not authorized to perform operation ({self.action})"
@@ -76,10 +76,10 @@ Action: TypeAlias = "tuple[Callable[[Call], dict[str, Any]], dict[str, type], se
 
 
 def checked(action: str, fields: Mapping[str, type], required: set[str], params: object) -> dict[str, Any]:
-    """Parameters as an action takes them.
+    """Check the parameters of an action and return them.
 
     Raises:
-        Refusal: not an object; a field that is missing, unknown or of another type.
+        Refusal: not an object; or a field is missing, unknown or of another type.
     """
     if not isinstance(params, dict):
         raise Refusal("InvalidParameter", "The body is not a JSON object.")
@@ -88,7 +88,7 @@ def checked(action: str, fields: Mapping[str, type], required: set[str], params:
     for name, value in params.items():
         if name not in fields:
             raise Refusal("UnknownParameter", f"The parameter `{name}` is not recognized by {action}.")
-        if type(value) is not fields[name]:
+        if type(value) is not fields[name]:  # type(), because True is an instance of int
             raise Refusal("InvalidParameter", f"Parameter `{name}` is of the wrong type.")
     return params
 
@@ -228,6 +228,7 @@ def _opened(call: Call, context: str) -> tuple[MasterKey, int, bytes]:
 
 
 def _decrypt(call: Call) -> dict[str, Any]:
+    # The key is known only after unsealing. An account without any right is refused before that.
     if not any(call.account.may(call.action, key.key_id) for key in call.keys):
         call.allowed()
     key, _, plaintext = _opened(call, _context(call))
@@ -344,7 +345,7 @@ _NEW: dict[str, type] = {
     "Alias": str, "Description": str, "KeyUsage": str, "Type": int, "Tags": list, "HsmClusterId": str,
 }  # fmt: skip
 
-# Of each action: what carries it out, the fields that it takes, and those of them that it needs.
+# For each action: its function, the fields it takes, and the required ones.
 ACTIONS: dict[str, Action] = {
     "CreateKey": (_create, _NEW, {"Alias"}),
     "DescribeKey": (_describe, _ID, {"KeyId"}),
@@ -375,4 +376,4 @@ ACTIONS: dict[str, Action] = {
     "GetServiceStatus": (_status, {}, set()),
     "GetRegions": (_regions, {}, set()),
 }
-UNSUPPORTED = {"GetPublicKey"}  # an action of the real service; any other that is not above is unknown
+UNSUPPORTED = {"GetPublicKey"}  # an action of the real service; any other action not listed above is unknown

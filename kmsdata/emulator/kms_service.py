@@ -1,4 +1,4 @@
-"""The emulated service without HTTP: accounts, clock, quotas, and the checks of a request in their order."""
+"""The emulated service without HTTP: accounts, clock, quotas, and the checks of a request, in order."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kmsdata.keys.data_key import Secret, random_bytes
 
 __all__ = ["Service", "parameters"]
 
-_SKEW = 300  # seconds that a client's clock may be off
+_SKEW = 300  # seconds by which a client's clock may differ
 _VERSIONS = {"kms": "2019-01-18", "sts": "2018-08-13"}
 _METADATA = "/latest/meta-data/cam/security-credentials/"
 
 
 class Service(Secret):
-    """What answers requests: KMS, STS, and the metadata of a CVM instance; `Emulator` brings them by HTTP."""
+    """Answer requests to KMS, STS and the metadata of a CVM instance; `Emulator` adds HTTP."""
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self._store = Store(None if path is None else Path(path))
@@ -50,14 +50,14 @@ class Service(Secret):
         allow: set[str] | None = None,
         expires: float | None = None,
     ) -> None:
-        """Let in another SecretId.
+        """Add another SecretId.
 
         Args:
-            secret_id: letters and digits.
+            secret_id: A-Z, a-z and 0-9.
             secret_key: its key.
-            token: that it must give, where it is temporary.
-            uin: whose it is: accounts of one uin share keys; None: the first account's.
-            allow: names of the actions that it may do, or ``"Action@KeyId"``; None: all.
+            token: the session token it must send, if it is temporary.
+            uin: the account it belongs to: SecretIds of one uin share keys; None: the first account.
+            allow: names of the actions it may use, or ``"Action@KeyId"``; None: all.
             expires: seconds from now, by the emulator's clock.
         """
         end = None if expires is None else self._store.now + expires
@@ -66,11 +66,11 @@ class Service(Secret):
         self._store.accounts[secret_id] = account
 
     def remove_account(self, secret_id: str) -> None:
-        """Let a SecretId in no longer."""
+        """Remove a SecretId: its requests are rejected from now on."""
         del self._store.accounts[secret_id]
 
     def advance(self, seconds: float) -> None:
-        """Set its clock forward; clients whose clock stays are off by that much."""
+        """Set the emulator's clock forward; the clocks of clients then differ by ``seconds``."""
         self._store.offset += seconds
 
     # One request.
@@ -83,11 +83,11 @@ class Service(Secret):
             now = time.monotonic()
             tokens, since = self._buckets.get(action, (rate, now))
             tokens = min(rate, tokens + (now - since) * rate)
-            self._buckets[action] = (max(0.0, tokens - 1), now)
+            self._buckets[action] = (max(0.0, tokens - 1), now)  # a token bucket: bursts up to one second
             return tokens < 1
 
     def _answer(self, method: str, query: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
-        """The response to a request: fields, or a Refusal."""
+        """Return the fields of the response to a request, or raise Refusal."""
         account = self._authenticated(method, query, headers, body)
         action, region = headers.get("x-tc-action", ""), headers.get("x-tc-region", "")
         actions = ACTIONS if headers.get("x-tc-version") == _VERSIONS["kms"] else STS
@@ -110,7 +110,7 @@ class Service(Secret):
             )
         carry_out, fields, required = actions[action]
         params = checked(action, fields, required, parameters(method, query, body))
-        if account is None:  # a pod, which signs nothing
+        if account is None:  # a pod does not sign its requests
             if action != "AssumeRoleWithWebIdentity" or params["WebIdentityToken"] != self.web_identity_token:
                 raise Refusal("AuthFailure.InvalidAuthorization")
             account = self._store.accounts[self.secret_id]
@@ -142,7 +142,7 @@ class Service(Secret):
         return account
 
     def _metadata(self, path: str) -> bytes | None:
-        """What the metadata service of a CVM instance says of its role; None: nothing there."""
+        """Return what the metadata service of a CVM instance has at this path; None if nothing."""
         if self.instance_role is None or not path.startswith(_METADATA):
             return None
         if path == _METADATA:
@@ -156,7 +156,7 @@ class Service(Secret):
 
 
 def parameters(method: str, query: str, body: bytes) -> object:
-    """Return the parameters of a request: of the body, or of the query. None where the body is not JSON."""
+    """Return the parameters of a request, from its body or its query; None if the body is not JSON."""
     if method == "POST":
         try:
             return json.loads(body)

@@ -1,4 +1,4 @@
-"""The emulator: the service by HTTP on loopback, with faults on request."""
+"""The emulator: the service over HTTP on loopback, with faults on request."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from kmsdata.keys.data_key import random_bytes
 __all__ = ["Emulator", "Request"]
 
 _MOST_BODY = 1 << 20
-_MOST_REQUESTS = 10_000  # that are kept to be looked at
+_MOST_REQUESTS = 10_000  # kept for inspection
 
 
 @dataclass(frozen=True, repr=False)
 class Request:
-    """A request as it came; for tests to look at. Its repr shows the action and the region alone."""
+    """A request as received, for tests to inspect. Its repr shows only the action and the region."""
 
     action: str
     region: str
@@ -42,29 +42,29 @@ class Request:
 
 
 class Emulator(Service):
-    """Tencent Cloud KMS on loopback; it listens from its making until `close`, or to the end of a with block.
+    """Tencent Cloud KMS on loopback. Listens from its creation until `close` or the end of a with block.
 
     Args:
-        path: a file of mode 0600 that its master keys and its SecretId are kept in; None: in memory.
-        port: where to listen on 127.0.0.1; 0: wherever there is room.
+        path: a file of mode 0600 for its master keys and its SecretId; None: in memory only.
+        port: the port on 127.0.0.1; 0: any free port.
 
     Attributes:
-        secret_id: SecretId of the account that it has from the start.
-        secret_key: its SecretKey.
-        uin: whose account that is.
-        port: where it listens.
-        requests: what came, in order; the last 10,000.
-        calls: how often each action was called.
-        connections: how many connections were made.
-        qps: by action, how many calls a second are let through; none has a limit unless set.
-        instance_role: name of the role that the metadata of a CVM instance give; None: no role.
-        role_seconds: for which that role's credentials are good.
-        web_identity_token: what a pod in TKE proves itself with.
+        secret_id: SecretId of its first account.
+        secret_key: SecretKey of its first account.
+        uin: uin of its first account.
+        port: the port it listens on.
+        requests: the last 10,000 requests, in order.
+        calls: number of calls of each action.
+        connections: number of connections made.
+        qps: by action, the number of calls allowed per second; not limited unless set.
+        instance_role: name of the role in the metadata of a CVM instance; None: no role.
+        role_seconds: lifetime of that role's credentials.
+        web_identity_token: the token by which a pod in TKE authenticates.
 
     Raises:
-        OSError: the port is taken.
-        KeyServiceError: another emulator has the file.
-        FormatError: it is not such a file.
+        OSError: the port is in use.
+        KeyServiceError: another emulator uses the file.
+        FormatError: the file is not a state file of the emulator.
 
     Example:
         >>> import kmsdata
@@ -94,7 +94,7 @@ class Emulator(Service):
 
     @property
     def url(self) -> str:
-        """What ``endpoint=`` takes."""
+        """The URL to pass as ``endpoint=``."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -109,12 +109,12 @@ class Emulator(Service):
     # Listening.
 
     def listen(self) -> None:
-        """Listen again, where it did not, on the same port."""
+        """Listen again on the same port, if it does not listen."""
         if self._server is None:
             try:
                 self._server = _Server(("127.0.0.1", self.port), _Handler)
             except OSError as error:
-                where = f"cannot listen at 127.0.0.1:{self.port} ({error.strerror}): name another port"
+                where = f"cannot listen at 127.0.0.1:{self.port} ({error.strerror}): use another port"
                 raise OSError(error.errno, where) from None
             self._server.emulator = self
             self.port = self._server.server_address[1]
@@ -123,7 +123,7 @@ class Emulator(Service):
             ).start()
 
     def stop_listening(self) -> None:
-        """Refuse connections, and end those there are."""
+        """Refuse new connections and close the open ones."""
         server, self._server = self._server, None
         if server is not None:
             server.shutdown()
@@ -134,7 +134,7 @@ class Emulator(Service):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Stop for good; what hangs is let go, and another process can have the file."""
+        """Stop permanently: end hanging requests, and let another process use the file."""
         self._closing.set()
         self.stop_listening()
         self._store.close()
@@ -151,21 +151,21 @@ class Emulator(Service):
         after: int = 0,
         probability: float = 1.0,
     ) -> None:
-        """Make something go wrong; of several faults, the first that takes a call happens to it.
+        """Inject a fault; if several faults apply to a call, the first one is used.
 
         Args:
-            fault: what.
-            action: to calls of this action; None: of any.
-            region: to calls in this region; None: in any.
-            times: how often; None: for ever.
-            after: how many such calls go well before.
-            probability: how likely each such call fails.
+            fault: the fault.
+            action: the action it applies to; None: all.
+            region: the region it applies to; None: all.
+            times: how often it happens; None: without limit.
+            after: number of such calls that succeed before.
+            probability: probability that such a call fails.
         """
         with self._lock:
             self._rules.append(Rule(fault, action, region, times, after, probability))
 
     def heal(self) -> None:
-        """Let nothing go wrong any more."""
+        """Remove all faults."""
         with self._lock:
             self._rules.clear()
 
@@ -176,19 +176,19 @@ class Emulator(Service):
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
+    daemon_threads = True  # hanging requests must not keep the process alive
+    request_queue_size = 128  # the default of 5 is too small for clients with many threads
     emulator: Emulator
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients go away as they like."""
+        """Ignore errors of a connection: clients may disconnect at any time."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "kmsdata-emulator"
     sys_version = ""
-    disable_nagle_algorithm = True
+    disable_nagle_algorithm = True  # otherwise headers and body, sent separately, may wait 40 ms
     timeout = 300
     server: _Server
 
@@ -201,13 +201,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.number = emulator.connections
 
     def finish(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # flushing fails if the client has disconnected
             super().finish()
         with self.server.emulator._lock:
             self.server.emulator._open.discard(self.connection)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the standard library
-        """Nothing: requests hold keys."""
+        """Log nothing: requests contain keys."""
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "0")
@@ -247,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             self._error(refusal.code, refusal.message)
             return
-        except OSError as error:  # its file cannot be written
+        except OSError as error:  # the state file cannot be written
             self._error("InternalError", error.strerror or "")
             return
         if fault is not None and fault.kind == "change":
@@ -274,7 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._partly(headers, body, fault)
 
     def _partly(self, headers: Mapping[str, str], body: bytes, fault: Fault) -> None:
-        """Headers, and not all of the body, or not at once."""
+        """Send the headers and a part of the body, or the body slowly."""
         self.close_connection = True
         half = b"" if fault.kind == "drip" else body[: len(body) // 2]
         self._respond(200, headers, half, length=len(body))
@@ -305,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             if fault.kind == "hang":
                 self.server.emulator._closing.wait()
-            elif fault.kind == "reset":  # a socket that does not linger is reset when it is closed
+            elif fault.kind == "reset":  # close() sends RST if the linger time is 0
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
 

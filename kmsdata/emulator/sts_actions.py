@@ -1,4 +1,4 @@
-"""The actions of STS, the service of temporary credentials."""
+"""The actions of STS, the service that issues temporary credentials."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _assumed(call: Call) -> dict[str, Any]:
 
 
 def temporary(store: Store, uin: str, allow: frozenset[str] | None, seconds: float) -> dict[str, Any]:
-    """Credentials that run out, as STS gives them."""
+    """Make credentials that expire, in the form that STS returns."""
     secret_id, secret_key = f"AKID{random_bytes(24).hex()}", random_bytes(16).hex()
     token, end = random_bytes(32).hex(), store.now + seconds
     store.accounts[secret_id] = Account(secret_key, token=token, uin=uin, allow=allow, expires=end)

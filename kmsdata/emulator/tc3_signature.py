@@ -1,4 +1,4 @@
-"""TC3-HMAC-SHA256, as Tencent Cloud checks it."""
+"""Check TC3-HMAC-SHA256 signatures as Tencent Cloud does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORM = re.compile(
 
 
 class Authorization(NamedTuple):
-    """The parts of the header ``Authorization``."""
+    """The parts of an ``Authorization`` header."""
 
     secret_id: str
     date: str
@@ -28,7 +28,7 @@ class Authorization(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Authorization | None:
-        """The parts; None where it is no such header."""
+        """Parse a header; return None if it is not a TC3 header."""
         found = _FORM.fullmatch(text)
         if found is None:
             return None
@@ -36,12 +36,12 @@ class Authorization(NamedTuple):
         return cls(found["id"], found["date"], found["service"], signed, found["signature"])
 
     def good(self, secret_key: str, method: str, query: str, headers: Mapping[str, str], body: bytes) -> bool:
-        """Whether the request is as it was signed.
+        """Return whether the signature matches the request.
 
         Args:
-            secret_key: of the SecretId.
+            secret_key: the key of the SecretId.
             method: ``GET`` or ``POST``.
-            query: what follows the ``?``.
+            query: the part of the URL after ``?``.
             headers: as received, by lower-case name.
             body: as received.
         """
@@ -80,7 +80,7 @@ def signature(
     headers: Mapping[str, str],
     payload: bytes,
 ) -> str:
-    """The signature of a request, in hexadecimal; ``headers`` are those that are signed, in their order."""
+    """Return the signature of a request in hexadecimal; ``headers`` are the signed ones, in order."""
     names = ";".join(headers)
     lines = "".join(f"{name}:{text}\n" for name, text in headers.items())
     canonical = f"{method}\n/\n{query}\n{lines}\n{names}\n{hashlib.sha256(payload).hexdigest()}"

@@ -1,4 +1,4 @@
-"""The ciphers: equal to the one-shot ciphers, strict, in public places only, and in little memory."""
+"""Test the ciphers: same output as the one-shot ciphers, strict, no secret table index, little memory."""
 
 import random
 import tracemalloc
@@ -21,13 +21,13 @@ def nonces(count, seed=0):
 
 
 def texts(lengths, seed=0):
-    """Cells of random bytes."""
+    """Make cells of random bytes."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return Cells(np.random.default_rng(seed).integers(0, 256, offsets[-1], np.uint8), offsets)
 
 
 class Gcm:
-    """GCM through the seam and through `cryptography`, with the IVs of `nonces`."""
+    """GCM of kmsdata and of `cryptography`, with the IVs of `nonces`."""
 
     overhead = gcm.OVERHEAD
     mode = gcm.Gcm
@@ -49,7 +49,7 @@ class Gcm:
 
 
 class Siv:
-    """SIV through the seam and through `cryptography`."""
+    """SIV of kmsdata and of `cryptography`."""
 
     overhead = siv.OVERHEAD
     mode = siv.Siv
@@ -73,7 +73,7 @@ both = pytest.mark.parametrize("mode", [Gcm, Siv])
 
 @st.composite
 def columns(draw):
-    """Rows, associated data (one or per row), and the knobs that decide where batches, tiles and runs end."""
+    """Draw rows, associated data (one or per row), and the settings that limit batches, tiles and runs."""
     top = draw(st.sampled_from([0, 1, 8, 16, 17, 33, 70, 200]))
     count = draw(st.integers(0, 130))
     numbers = random.Random(draw(st.integers(0, 1 << 30)))  # noqa: S311 - a test that can be repeated
@@ -105,7 +105,7 @@ def columns(draw):
 
 
 def changed(rows, numbers):
-    """Some rows with one bit changed (not in the prefix) or cut short; and which."""
+    """Change one bit (not in the prefix) of some rows, or truncate them; return which rows."""
     hit = sorted(numbers.sample(range(len(rows)), numbers.randint(1, min(4, len(rows)))))
     rows = list(rows)
     for row in hit:
@@ -240,7 +240,7 @@ def test_no_cells_of_a_width_that_is_too_short_are_no_bad_rows(mode):
 
 @both
 def test_a_cell_that_is_too_short_does_not_borrow_from_its_neighbour(mode):
-    """Of an empty cell and the sealed empty text behind it, the second alone is authentic."""
+    """Check that an empty cell is not authentic, and that the sealed empty text after it is."""
     for count in (4, 5000):
         rows = mode.expect([b""] * count, [b""] * count)
         if mode is Siv:
@@ -280,7 +280,7 @@ def test_sizes_that_do_not_fit():
         lambda: siv.seal_cells(KEY, b"123456", cells),
         lambda: siv.open_cells(KEY[:32], cells),
     ):
-        with pytest.raises(ValueError, match=r"takes a key|one for each cell"):
+        with pytest.raises(ValueError, match=r"requires a key|one value for each cell"):
             seal()
 
 
@@ -308,7 +308,7 @@ def test_what_holds_plaintext_or_keys_shows_neither():
 
 
 class Watched:
-    """Tables that only `look_up` can read: not arrays, so nothing else knows what to do with them."""
+    """Tables that only `look_up` can read: they are not arrays, so any other use fails."""
 
     def __init__(self, tables):
         self._tables = tables
@@ -378,7 +378,7 @@ def test_temporaries_stay_small(mode, lengths):
 @pytest.mark.slow
 @both
 def test_temporaries_stay_small_where_rows_go_one_by_one(mode):
-    """Rows of one byte whose associated data has too many lengths, and a column with a cell that is cut."""
+    """Make rows of one byte whose associated data has too many lengths, and a column with a cut-off cell."""
     count, size = 262_144, mode.overhead + 1
     cells, extra = texts(np.full(count, 1)), texts(np.arange(count) % 300)
     ends = np.append(np.arange(count) * size, count * size - 2)

@@ -1,4 +1,4 @@
-"""Published vectors through the kernels: each among rows of many lengths under the same key, in one batch."""
+"""Test published vectors in the kernels: each among rows of many lengths under the same key, in one batch."""
 
 import json
 import pathlib
@@ -39,7 +39,7 @@ def counting(rows, mode, kernel):
 
 @pytest.fixture
 def lock_step_only(monkeypatch):
-    """Send every cell through the kernels and count the rows there; the one-shot cipher is out of reach."""
+    """Process every cell in the kernels and count the rows there; the one-shot cipher cannot be used."""
     rows = {gcm.Gcm: 0, siv.Siv: 0}
     monkeypatch.setattr(batches, "VARIED", 0)
     for mode in rows:
@@ -52,7 +52,7 @@ def lock_step_only(monkeypatch):
 
 
 def crowd(message, others=60):
-    """The message three times among texts of many lengths; and where it stands."""
+    """Put the message three times among texts of many lengths; return its positions, too."""
     numbers = np.random.default_rng(len(message))
     lengths = numbers.choice([0, 1, 15, 16, 17, 31, 32, 33, 50, 100], others)
     rows = [numbers.bytes(length) for length in lengths]
@@ -67,7 +67,7 @@ def test_there_are_vectors():
     assert {v.get("result", "valid") for v in GCM} == {v["result"] for v in SIV} == {"valid", "invalid"}
 
 
-# Associated data of its own for each row goes in lock-step up to 64 bytes, and one by one beyond.
+# Rows with individual associated data go in lock-step up to 64 bytes of it, and one by one above.
 GCM_WAYS = [(v, per_row) for v in GCM for per_row in (False, True) if not per_row or len(v["aad"]) <= 2 * 64]
 
 
@@ -120,7 +120,7 @@ def test_siv(vector, per_row, lock_step_only):
 
 
 def test_rfc_5297_a1(lock_step_only):
-    """The kernel with AES-128 in it, which is all that differs."""
+    """The kernel with AES-128 in place of AES-256."""
 
     class Aes128(aes.Aes):
         def __init__(self, key, room):

@@ -1,4 +1,4 @@
-"""The codec: whatever goes in comes out, to the bit and to the type of each null."""
+"""Test the codec: every column is restored exactly, bit for bit, and with the type of each null."""
 
 import base64
 import collections
@@ -60,7 +60,7 @@ if not DATEUTIL_FILES:
 
 
 def same(a, b):
-    """Two objects of the same type, and equal to the bit."""
+    """Check that two objects have the same type and are equal bit for bit."""
     assert type(a) is type(b)
     if isinstance(a, float):
         assert struct.pack("<d", a) == struct.pack("<d", b)
@@ -89,7 +89,7 @@ def same(a, b):
         assert a.as_tuple() == b.as_tuple()
     elif isinstance(a, dt.datetime | dt.time):
         assert a.replace(tzinfo=None) == b.replace(tzinfo=None)
-        assert a.fold == b.fold or "pytz" in type(a.tzinfo).__module__  # where it means nothing
+        assert a.fold == b.fold or "pytz" in type(a.tzinfo).__module__  # where fold has no meaning
         assert getattr(a, "unit", None) == getattr(b, "unit", None)
         same_zone(a.tzinfo, b.tzinfo)
     else:
@@ -115,7 +115,7 @@ def same_arrow(a, b):
 
 
 def same_series(a, b):
-    """Two Series of equal dtype (whatever makes it up), values to the bit, and equal nulls."""
+    """Check that two Series have equal dtypes (all parts of them), equal bits and equal nulls."""
     assert len(a) == len(b)
     dtype = a.dtype
     if isinstance(dtype, pd.CategoricalDtype):
@@ -161,7 +161,7 @@ def bits(code, *values):
 
 
 def without_unit(code, ticks):
-    """A datetime or timedelta scalar without a unit. NumPy 2.5 deprecates its constructor, not the value."""
+    """Make a datetime or timedelta scalar without a unit. NumPy 2.5 deprecates only the constructor."""
     return np.array([ticks]).view(code)[0]
 
 
@@ -552,7 +552,7 @@ def test_there_are_many_cases():
 
 
 def trip(values, *, deterministic=False, to=codec.unpack, described=None):
-    """describe -> pack -> unpack, checking on the way what must hold of every type."""
+    """Describe, pack and unpack, and check on the way what must be true for every type."""
     described = described or codec.describe(values, column="身份证", deterministic=deterministic)
     text = json.dumps(
         described.type, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
@@ -574,7 +574,7 @@ def trip(values, *, deterministic=False, to=codec.unpack, described=None):
 
 
 def mine(cells):
-    """Cells as a cipher hands them over: memory of their own, and offsets of their own."""
+    """Copy cells, as a cipher returns them: memory and offsets that are not shared."""
     offsets = None if cells.offsets is None else cells.offsets.copy()
     valid = None if cells.valid is None else cells.valid.copy()
     return Cells(cells.data.copy(), offsets, cells.width, valid)
@@ -586,11 +586,11 @@ def series_of(array):
 
 def slices(values):
     if "view" in str(values.dtype if isinstance(values, pd.Series) else ""):
-        yield values.iloc[1:]  # pandas itself can do no more with them
+        yield values.iloc[1:]  # pandas itself supports nothing else for them
     elif isinstance(values, pd.Series):
         yield from (values.iloc[1:], values.iloc[:0], values.iloc[::2], values.iloc[::-1], values.iloc[:1])
         yield values[values.isna()]
-        if values.dtype != np.float16:  # of which there is no index
+        if values.dtype != np.float16:  # pandas has no index of float16
             yield pd.Series(pd.Index(values.iloc[:2], dtype=values.dtype), dtype=values.dtype)
     else:
         yield from (values.slice(1), values.slice(0, 0), values.slice(1, 1), values.slice(len(values) - 1))
@@ -684,7 +684,7 @@ def test_results_are_writable_and_alias_nothing(name):
     values = PANDAS[name]
     if isinstance(
         values.dtype, pd.ArrowDtype | pd.IntervalDtype
-    ):  # of immutable memory; not settable in all pandas
+    ):  # immutable memory; not settable in all pandas versions
         return
     values = values.dropna().reset_index(drop=True)
     if values.empty or isinstance(values.iloc[0], set | dict | list | np.ndarray | tuple | frozenset):
@@ -1062,7 +1062,7 @@ class Half(np.float64):
 
 
 def foreign_zone():
-    """A zone file that says it is Berlin, and is not."""
+    """A zone file that has the name Berlin, but is another zone."""
     with zoneinfo._common.load_tzdata("Asia/Tokyo") as file:
         return dateutil.tz.tzfile(io.BytesIO(file.read()), filename="Europe/Berlin")
 
@@ -1088,7 +1088,7 @@ REFUSALS = {
         ["Sparse[int64, 0]", ".sparse.to_dense()"],
     ),
     "longdouble": (lambda: pd.Series(np.array([1], np.longdouble)), False, ["float128", "float64"]),
-    "third party": (lambda: pd.Series(Odd()), False, ["odd", "convert"]),
+    "third party": (lambda: pd.Series(Odd()), False, ["odd", "Convert"]),
     "tzlocal": (lambda: tick("ns", dateutil.tz.tzlocal()), False, ["tzlocal", "tz_convert"]),
     "surrogate": (
         lambda: obj("a", SECRET + "\ud800", "b", "\udfff"),
@@ -1107,7 +1107,7 @@ REFUSALS = {
         False,
         ["surrogatepass"],
     ),
-    "enum": (lambda: obj(1, None, Colour.RED), False, ["row 2", "Colour", "convert"]),
+    "enum": (lambda: obj(1, None, Colour.RED), False, ["row 2", "Colour", "Convert"]),
     "np.str_": (lambda: obj("a", np.str_(SECRET)), False, ["row 1", "numpy.str_"]),
     "str subclass": (lambda: obj("a", Text(SECRET)), False, ["row 1", "Text"]),
     "all str subclass": (lambda: obj(Text(SECRET)), False, ["row 0", "Text"]),
@@ -1218,7 +1218,7 @@ def test_refusals_name_column_and_way_out_but_no_value(name):
         assert word in str(error), str(error)
     assert SECRET not in str(error)
     assert "77" not in str(error)
-    while error is not None:  # nor is an error chained that holds the value
+    while error is not None:  # and no chained error contains the value
         assert not isinstance(error, UnicodeError | pa.ArrowException | decimal.DecimalException)
         error = error.__cause__ or error.__context__
 

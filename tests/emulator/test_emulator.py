@@ -1,4 +1,4 @@
-"""The emulator: what the real SDK sees of it, and what the service's documentation says."""
+"""Test the emulator with the real SDK, and against the documentation of the service."""
 
 import base64
 import http.client
@@ -40,7 +40,7 @@ def emulator():
 
 
 class Sdk:
-    """The official SDK as anybody uses it: fields in, fields out; an error's code."""
+    """Call an action with the official SDK: return its fields, or the code of an error."""
 
     def __init__(self, emulator, region=REGION, pair=None, method="POST", timeout=5):
         from tencentcloud.common.credential import Credential
@@ -82,7 +82,7 @@ def key(sdk):
 
 
 def test_signature_vectors():
-    """Of the SDK (3.1.195): AKIDEXAMPLE at 1700000000, by POST and by GET."""
+    """Check signatures that SDK 3.1.195 made: AKIDEXAMPLE at 1700000000, by POST and by GET."""
     common = ("EXAMPLESECRETKEY", "2023-11-14", "kms", "1700000000")
     host = "kms.tencentcloudapi.com"
     body = b'{"CiphertextBlob": "x-k-y-k-z"}'
@@ -102,7 +102,7 @@ def raw(
     emulator, *, body=b"{}", action="ListKeys", tamper=None, signed_body=None, at=None,
     names=("content-type", "host"), **changed,
 ):  # fmt: skip
-    """A request by hand; what was signed may differ from what is sent."""
+    """Send a request without the SDK; what is signed may differ from what is sent."""
     timestamp = str(int(at or time.time()))
     date = time.strftime("%Y-%m-%d", time.gmtime(int(timestamp)))
     host = f"127.0.0.1:{emulator.port}"
@@ -150,7 +150,7 @@ def test_what_was_signed_is_what_counts(emulator):
     assert raw(emulator) is None
     assert (
         raw(emulator, X_TC_Action="GetRegions") is None
-    )  # the SDK does not sign the action: nor is it checked
+    )  # the SDK does not sign the action, so it is not checked
     assert raw(emulator, signed_body=b"{ }") == "AuthFailure.SignatureFailure"
     assert raw(emulator, Content_Type="application/json; charset=utf-8") == "AuthFailure.SignatureFailure"
     assert raw(emulator, Host="kms.tencentcloudapi.com") == "AuthFailure.SignatureFailure"
@@ -174,7 +174,7 @@ def test_what_was_signed_is_what_counts(emulator):
     for names in (("content-type",), ("host",)):
         assert raw(emulator, names=names) == "AuthFailure.SignatureFailure"
     lower = ("content-type", "host", "x-tc-action")
-    assert raw(emulator, names=lower, X_TC_Action="listkeys") == "InvalidAction"  # signed as it came
+    assert raw(emulator, names=lower, X_TC_Action="listkeys") == "InvalidAction"  # signed as received
     assert raw(emulator, names=lower, X_TC_Action="GetRegions") == "AuthFailure.SignatureFailure"
     assert raw(emulator, Authorization="Basic YTpi") == "AuthFailure.InvalidAuthorization"
     assert raw(emulator, Authorization=None) == "AuthFailure.InvalidAuthorization"
@@ -261,7 +261,7 @@ def test_the_most_keys(sdk):
 
 
 ABSENT = "23e80852-1e38-11e9-b129-5cb9019b4b01"
-# What each action makes of a key in each state: a code, or the state that follows.
+# What each action does to a key in each state: an error code, or the next state.
 _NOT = "ResourceUnavailable.CmkStateNotSupport"
 _OFF, _ARCHIVED = "ResourceUnavailable.CmkDisabled", "ResourceUnavailable.CmkArchived"
 _PENDING = "ResourceUnavailable.KeyPendingDelete"
@@ -323,7 +323,7 @@ def test_deletion_by_the_clock(emulator, sdk, key):
     assert sdk.code("ScheduleKeyDeletion", KeyId=key, PendingWindowInDays=6) == window
     assert sdk.code("ScheduleKeyDeletion", KeyId=key, PendingWindowInDays=31) == window
     sdk("ScheduleKeyDeletion", KeyId=key, PendingWindowInDays=7)
-    emulator._store.offset = 6.9 * 86400  # the client's clock stays where it is
+    emulator._store.offset = 6.9 * 86400  # the client's clock is unchanged
     assert [item.state for item in emulator._store.of(emulator.uin, REGION)] == ["PendingDelete"]
     emulator._store.offset = 7.1 * 86400
     assert emulator._store.of(emulator.uin, REGION) == []
@@ -353,23 +353,23 @@ def test_rotation(emulator, sdk, key):
 
 
 @pytest.mark.parametrize(
-    ("fields", "size", "letters"),
+    ("fields", "size", "characters"),
     [
         ({"KeySpec": "AES_128"}, 16, 190),
         ({"KeySpec": "AES_256"}, 32, 210),
         ({"NumberOfBytes": 1024, "KeySpec": "AES_128"}, 1024, None),
     ],
 )
-def test_data_keys(sdk, key, fields, size, letters):
+def test_data_keys(sdk, key, fields, size, characters):
     one, two = (sdk("GenerateDataKey", KeyId=key, **fields) for _ in range(2))
     assert one.KeyId == key
     assert len(base64.b64decode(one.Plaintext)) == size
     assert one.Plaintext != two.Plaintext
     parts = one.CiphertextBlob.split("-k-")
     assert [len(base64.b64decode(part)) for part in parts][:2] == [64, 16]
-    assert parts[:2] == two.CiphertextBlob.split("-k-")[:2]  # of the key, and of the context
-    if letters:
-        assert len(one.CiphertextBlob) == letters
+    assert parts[:2] == two.CiphertextBlob.split("-k-")[:2]  # they depend on the key and on the context
+    if characters:
+        assert len(one.CiphertextBlob) == characters
     assert sdk("Decrypt", CiphertextBlob=one.CiphertextBlob).Plaintext == one.Plaintext
 
 
@@ -408,7 +408,7 @@ def test_blobs_are_opaque_and_checked(emulator, sdk, key):
             bad,
             "MissingParameter",
         )
-    # As observed of the service, the context is not bound to what is encrypted: who relies on it is wrong.
+    # The real service does not bind the context to the ciphertext either (observed): do not rely on it.
     empty = sdk("Encrypt", KeyId=key, Plaintext="AAAA").CiphertextBlob.split("-k-")[1]
     assert sdk("Decrypt", CiphertextBlob=f"{first}-k-{empty}-k-{third}").Plaintext == "c2VjcmV0"
 
@@ -434,7 +434,7 @@ def test_random(sdk):
     assert sdk.code("GenerateRandom", NumberOfBytes=0) == "InvalidParameter"
 
 
-# Faults: what the SDK makes of them.
+# Faults: how the SDK reports them.
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_requests_are_kept_and_show_nothing(emulator, sdk, key):
     assert emulator._store.keys[key].versions[0] not in shown
 
 
-# Its file, and the command.
+# The state file, and the command.
 
 
 def test_a_file_keeps_everything(tmp_path):
@@ -546,8 +546,8 @@ def test_a_file_keeps_everything(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         written = path.stat().st_ino
         sdk("GenerateDataKey", KeyId=key, KeySpec="AES_256")
-        assert path.stat().st_ino == written  # what changes nothing writes nothing
-        with pytest.raises(kmsdata.KeyServiceError, match="another emulator has it"):
+        assert path.stat().st_ino == written  # without a change, nothing is written
+        with pytest.raises(kmsdata.KeyServiceError, match="is in use by another emulator"):
             Emulator(path)
     with Emulator(path) as emulator:
         assert (emulator.secret_id, emulator.secret_key) == pair
@@ -555,7 +555,7 @@ def test_a_file_keeps_everything(tmp_path):
         assert sdk("Decrypt", CiphertextBlob=made.CiphertextBlob).Plaintext == made.Plaintext
         assert sdk("DescribeKey", KeyId=key).KeyMetadata.Alias == "k"
     path.write_text("{}")
-    with pytest.raises(kmsdata.FormatError, match="not the state of an emulator"):
+    with pytest.raises(kmsdata.FormatError, match="not a state file of the emulator"):
         Emulator(path)
     assert path.read_text() == "{}"
 
@@ -575,7 +575,7 @@ def test_the_command(tmp_path, monkeypatch):
             assert process.wait(10) == 0
             assert "Traceback" not in process.stderr.read()
         finally:
-            process.kill()  # it may go on where the test fails, and leaving the block would wait for it
+            process.kill()  # if the test fails, it may still run, and leaving the block would wait for it
     assert json.loads(state.read_text())["keys"][0]["alias"] == "a"
 
 
