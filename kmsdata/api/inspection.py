@@ -1,4 +1,4 @@
-"""Looking at encrypted data without any key: frames, tables and files."""
+"""Inspect encrypted frames, tables and files without a key."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = ["inspect"]
 
 
 def inspect(x: Encrypted | FilePath, *, filesystem: Any = None) -> Inspection:
-    """Say what is encrypted, how, and who can open it. Needs no key, and makes no call of a key service.
+    """Describe what is encrypted, how, and by which master keys. Needs no key and makes no KMS call.
 
-    Of a file only the footer is read. What is shown is what the headers say: nothing is verified.
+    Only the footer of a file is read. The result repeats what the headers say; nothing is verified.
 
     Args:
         x: a frame, series, Arrow table, or path of a Parquet file or dataset.
-        filesystem: for a path: pyarrow or fsspec filesystem; else by the path.
+        filesystem: for a path: pyarrow or fsspec filesystem; otherwise inferred from the path.
 
     Returns:
-        An object that shows itself as text or HTML, and gives ``.to_dict()`` and ``.json()``.
+        A report that displays as text or HTML, with ``.to_dict()`` and ``.json()``.
 
     Raises:
-        FormatError: no Parquet file, or a header that is malformed.
+        FormatError: the file is not a Parquet file, or a header is malformed.
 
     Example:
         >>> import pandas as pd, kmsdata
@@ -111,7 +111,7 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
         rows += fragment.metadata.num_rows
         total += sum(sizes.values())
         if first and set(headers) != first:
-            notes.append(f"{name}: other columns are encrypted than in the first file")
+            notes.append(f"{name}: the encrypted columns differ from those of the first file")
         first = first or set(headers)
         types = dtype_names(fragment.physical_schema.metadata)
         for field in fragment.physical_schema:
@@ -132,7 +132,7 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
 
 
 def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, int | None]]:
-    """Of each column its bytes in the file, and its nulls where the footer counts them."""
+    """Return each column's bytes in the file, and its nulls where the footer counts them."""
     sizes: dict[str, int] = {}
     nulls: dict[str, int | None] = {}
     for number in range(metadata.num_row_groups):
@@ -140,7 +140,8 @@ def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, 
         for position in range(group.num_columns):
             chunk = group.column(position)
             path = chunk.path_in_schema
-            # A nested column's path begins with its name, which may have dots itself.
+            # The path of a nested column's leaf is "column.field". Names may contain dots too, so the longest
+            # name that fits is the column: "p.q.x" belongs to "p.q", not to "p".
             inside = [name for name in names if path == name or path.startswith(f"{name}.")]
             name = max(inside, key=len, default=path)
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
@@ -165,7 +166,7 @@ def _encrypted(name: str, headers: list[Header], nbytes: int, nulls: int | None)
 
 
 def _both(one: ColumnReport, two: ColumnReport) -> ColumnReport:
-    """A column of two files."""
+    """Combine the reports on one column of two files."""
 
     def joined(first: str | None, second: str | None) -> str | None:
         return (

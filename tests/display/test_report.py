@@ -110,7 +110,7 @@ def test_a_dataset_and_what_is_odd_in_it(tmp_path):
     found = kmsdata.inspect(tmp_path / "data")
     assert (found.rows, found.files, len(found.data_keys)) == (3, 3, 2)
     assert found.columns[0].encrypted is False  # not in every file
-    assert any("other columns are encrypted" in note for note in found.notes)
+    assert any("the encrypted columns differ from those of the first file" in note for note in found.notes)
     assert "cannot be joined" in str(found)
     assert found.data_keys[0].keys == ("local://one", "local://two")
 
