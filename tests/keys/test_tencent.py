@@ -1410,7 +1410,7 @@ def test_the_command_line_without_credentials(run, emulator, monkeypatch):
     monkeypatch.setenv("KMSDATA_TENCENT_ENDPOINT", emulator.url)
     code, _, err = run("keys", "list", REGION)
     assert code == 1
-    assert "hint: looked for, in this order: TENCENTCLOUD_SECRET_ID" in err.replace("\n", " ")
+    assert "hint: searched in this order: TENCENTCLOUD_SECRET_ID" in err.replace("\n", " ")
 
 
 @pytest.mark.usefixtures("environment")
