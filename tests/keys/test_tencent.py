@@ -1439,7 +1439,7 @@ def test_login_empties_the_cache(emulator, kms, key):
 
 def test_login_where_nobody_can_be_asked(emulator, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
-    with pytest.raises(CredentialsError, match="nobody can be asked here: set TENCENTCLOUD_SECRET_ID"):
+    with pytest.raises(CredentialsError, match="no user to ask for them: set TENCENTCLOUD_SECRET_ID"):
         kmsdata.login(region=REGION, endpoint=emulator.url)
     monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
     monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
@@ -1451,7 +1451,7 @@ def test_login_where_nobody_can_be_asked(emulator, monkeypatch):
 
 @pytest.mark.parametrize("key", ["local://demo", "tencent-kms://ap-shanghai/k", "svc://k"])
 def test_login_for_a_key_that_is_elsewhere(emulator, key):
-    with pytest.raises(ValueError, match="no key of Tencent Cloud KMS in ap-guangzhou"):
+    with pytest.raises(ValueError, match="not a key of Tencent Cloud KMS in ap-guangzhou"):
         kmsdata.login(region=REGION, key=key, endpoint=emulator.url)
     assert session._process == []
 
