@@ -62,6 +62,7 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
         headers += item.headers
         nbytes = sum(array.nbytes for _, array in item.parts)
         nulls = sum(int(array.isna().sum()) for _, array in item.parts)
+        # A column of dtype object mixes cells with nulls and other values, so the parts hold no nulls.
         if item.others is not None:
             nulls = int(pd.isna(item.others).sum())
         if item.level is None:
@@ -125,6 +126,7 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
                 )
             found[field.name] = report if seen is None else _both(seen, report)
         for field in file.partition:
+            # pyarrow gives the values of folder names as a dictionary, as pandas reads them.
             told = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
             found.setdefault(field.name, ColumnReport(field.name, False, f"{told} (in folder names)", 0))
     columns = tuple(found.values())
@@ -145,6 +147,7 @@ def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, 
             inside = [name for name in names if path == name or path.startswith(f"{name}.")]
             name = max(inside, key=len, default=path)
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
+            # The nulls of a nested column's leaf are not those of the column.
             counted = chunk.statistics.null_count if chunk.is_stats_set and path == name else None
             before = nulls.get(name, 0)
             nulls[name] = None if counted is None or before is None else before + counted
@@ -192,6 +195,7 @@ def _data_keys(headers: Iterable[Header]) -> tuple[DataKeyReport, ...]:
         for record in header.records:
             keys = tuple(wrap.key for wrap in record.wraps)
             known = seen.get(record.commitment)
+            # A data key may be in several files, wrapped with different master keys in each.
             if known is not None:
                 keys = tuple(dict.fromkeys((*known.keys, *keys)))
             seen[record.commitment] = DataKeyReport(record.commitment.hex()[:8], keys, dict(record.context))

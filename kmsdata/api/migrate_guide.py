@@ -143,6 +143,7 @@ def _values(cells: Cells, text: bool) -> tuple[pd.Series[Any] | None, list[int]]
     values: list[str | None] = []
     bad: list[int] = []
     for position, raw in enumerate(cells.rows()):
+        # A UnicodeDecodeError would contain the decrypted bytes: invalid UTF-8 becomes lone surrogates.
         decoded = None if raw is None else raw.decode("utf-8", "surrogateescape")
         if decoded is not None and has_lone_surrogate(decoded):
             bad.append(position)

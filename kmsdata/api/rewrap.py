@@ -146,6 +146,7 @@ def rewrap_table(table: pa.Table, change: Change) -> pa.Table:
         )
     records = _records([(copy.column or copy.place, copy.header) for copy in copies], change)
     schema = schema_with(table.schema, lambda copy: copy.header.under(records))
+    # The header is part of an Arrow extension type, so each column gets a new type; the cells are shared.
     for field in top:
         position = table.schema.get_field_index(field.name)
         new = schema.field(position)
@@ -162,5 +163,5 @@ def _records(headers: Sequence[tuple[str, Header]], change: Change) -> dict[byte
     if changed.other and not changed.records and not changed.already:
         raise not_meant(headers)
     for sentence in changed.left:
-        warnings.warn(sentence, stacklevel=4)
+        warnings.warn(sentence, stacklevel=4)  # the caller of rewrap() or df.kms.rewrap()
     return changed.records

@@ -42,7 +42,7 @@ app = typer.Typer(
     help="Column-level encryption for pandas, Arrow and Parquet.",
     epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # a bug shows Python's own traceback
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -139,7 +139,7 @@ def emulate(
             f"export TENCENTCLOUD_SECRET_ID={emulator.secret_id}\n"
             f"export TENCENTCLOUD_SECRET_KEY={emulator.secret_key}"
         )
-        sys.stdout.flush()
+        sys.stdout.flush()  # a script that reads the variables through a pipe gets them at once
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     typer.echo("# Stopped.", err=True)

@@ -137,6 +137,7 @@ def _own(path: Path, columns: Sequence[str], deterministic: Sequence[str]) -> _S
     with path.open("rb") as file:
         start = file.read(1 << 16)
     parquet = start[:4] == b"PAR1"
+    # CSV has no zero bytes; formats such as XLSX do.
     if not parquet and (b"\0" in start or path.suffix == ".parquet"):
         raise Refusal(f"{path.name} is neither CSV nor Parquet", "save it as CSV in UTF-8, or as Parquet")
     frame = kmsdata.read_parquet(path) if parquet else _csv(path, start)
@@ -170,6 +171,8 @@ def _own(path: Path, columns: Sequence[str], deterministic: Sequence[str]) -> _S
 def _csv(path: Path, start: bytes) -> pd.DataFrame:
     header = start.partition(b"\n")[0].decode("utf-8", "replace")
     try:
+        # The separator is the most frequent one in the header line. Excel writes a byte order mark ("-sig").
+        # With low_memory pandas infers the dtype of each block of rows, and may mix several in one column.
         return pd.read_csv(path, sep=max(",;\t|", key=header.count), encoding="utf-8-sig", low_memory=False)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
@@ -300,6 +303,7 @@ def _tamper(screen: _Screen, source: _Source, encrypted: pd.DataFrame) -> None:
     rows = np.flatnonzero(encrypted[name].notna())
     if not len(rows):
         return
+    # Cells are stored with the encoding PLAIN and no compression, so the bytes of a cell can be found in the file.
     cell = bytes(encrypted[name].iloc[rows[len(rows) // 2]])
     data = bytearray(source.target.read_bytes())
     data[data.index(cell) + len(cell) - 1] ^= 1

@@ -44,6 +44,7 @@ def explain(error: Exception) -> tuple[str, str, int]:
             hint = f"searched in this order: {'; '.join(error.tried[1:])}"
         return in_options(str(error)), hint, 1
     if isinstance(error, FileNotFoundError):
+        # fsspec raises FileNotFoundError with only the path as its message, and without a filename.
         text = in_options(str(error)) if error.filename is None else f"there is no file: {error.filename}"
         return text if " " in text else f"there is no file: {text}", "", 1
     if isinstance(error, OSError):
@@ -63,7 +64,7 @@ _OPTIONS = {
 
 def in_options(message: str) -> str:
     """Replace Python arguments in a message of the library by command-line options."""
-    message = message.replace(", or pass filesystem=", "")
+    message = message.replace(", or pass filesystem=", "")  # the command line has no such option
     message = re.sub(r"types=\{'([^']*)': '(\w+)'\}", r"--type \1=\2", message)
     message = re.sub(r"\bdomain=\{column: text\}", "--domain COLUMN=TEXT", message)
     return re.sub(
@@ -84,6 +85,7 @@ def guarded_call() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
         sys.exit(128 + number)  # raises, so that temporary files are removed, as after Ctrl-C
 
+    # Windows has no SIGHUP. Handlers that are already set, and ignored signals (nohup), are left in place.
     stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, stop) for number in stops if signal.getsignal(number) == 0}
     try:

@@ -262,6 +262,7 @@ def rewrap(
                 dry_run=dry_run,
             )
     except kmsdata.KmsDataError as error:
+        # Some files of a dataset failed: show what happened to the others before the error.
         if isinstance(partial := getattr(error, "report", None), RewrapReport):
             _show(partial, as_json=as_json, good=not partial.failed)
         raise

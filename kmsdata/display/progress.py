@@ -55,6 +55,7 @@ class Progress:
             # ipykernel finds the cell to show output below in context variables, which a new thread does not
             # inherit by default: without a copy the bar might appear below another cell.
             tick = functools.partial(contextvars.copy_context().run, self._tick)
+            # A daemon, so that it cannot keep an interrupted process alive.
             self._clock = threading.Thread(target=tick, name="kmsdata progress", daemon=True)
             self._clock.start()
         return self

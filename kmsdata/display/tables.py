@@ -47,6 +47,7 @@ def as_text(title: str, rows: Sequence[Mapping[str, str]], more: Sequence[str]) 
             heading,
             justify="right" if heading in _NUMBERS else "left",
             overflow="fold",
+            # 11: the length of "AES-256-GCM". Longer texts, such as several ids of data keys, may be folded.
             no_wrap=heading not in _FOLDED and all(len(row[heading]) <= 11 for row in rows),
         )
     for row in rows:

@@ -41,6 +41,7 @@ _MARKS = {
     "good": ("✓", "var(--jp-success-color1, #2e7d32)"),
     "bad": ("✗", "var(--jp-error-color1, #c62828)"),
 }
+# The --jp variables are those of JupyterLab's themes; the colours after them are for other front ends.
 _HEAD = """<style>
 .kmsdata-login { border: 1px solid var(--jp-border-color1, #bdbdbd); border-radius: 6px;
   padding: 12px 16px 14px; max-width: 640px; color: var(--jp-content-font-color1, inherit); }

@@ -194,6 +194,7 @@ class LoginForm(FormLayout):
             self._settled = True
             waiting, self._waiting = self._waiting, []
         for loop, future in waiting:
+            # A future may only be set in the thread of its loop.
             with contextlib.suppress(RuntimeError):  # the loop is closed, and its waiting cell is gone
                 loop.call_soon_threadsafe(_finish, future)
         self._arrange()
@@ -383,6 +384,7 @@ def _finish(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+# One form for each process, since the session that it signs in to is one for each process.
 _of_process: list[LoginForm] = []
 
 
