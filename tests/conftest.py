@@ -1,4 +1,4 @@
-"""Which tests run, what must not be skipped in CI, and fixtures: a keystore and a session for each test."""
+"""Selection of tests, failures for skipped tests in CI, and fixtures: a keystore and a session per test."""
 
 import contextlib
 import importlib.resources
@@ -56,7 +56,7 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    """Take the count from a worker of pytest-xdist: each collects all tests, and the controller none."""
+    """Take the count from a worker of pytest-xdist: each worker collects all tests, the controller none."""
     if left_out := getattr(node, "workeroutput", {}).get("left_out"):
         node.config.stash[LEFT_OUT] = Counter(left_out)
 
@@ -106,8 +106,8 @@ def pytest_runtest_teardown(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def sigint_is_not_ignored():
-    """Handle SIGINT as in the foreground. A shell starts background jobs with SIGINT ignored; tests that send
-    it, to themselves or to a child process, which inherits this, would wait for a process that goes on."""
+    """Handle SIGINT as in the foreground. A shell starts background jobs with SIGINT ignored, and child
+    processes inherit this: tests that send SIGINT would wait for a process that does not stop."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -131,7 +131,7 @@ def keystore(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(capsys):
-    """A command's exit code, output and errors."""
+    """Run a command; return its exit code, output and errors."""
 
     def call(*arguments):
         with pytest.raises(SystemExit) as exit_:
@@ -144,7 +144,7 @@ def run(capsys):
 
 @pytest.fixture
 def locked():
-    """A block while which another thread holds every lock of kmsdata: a fork may come at any moment."""
+    """A block during which another thread holds every lock of kmsdata, as can happen at a fork."""
 
     @contextlib.contextmanager
     def block():

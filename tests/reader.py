@@ -32,7 +32,7 @@ def derive(data_key, info, size):
 
 
 def parse(text, *fields):
-    """SPEC 3: canonical JSON of this version, with these fields and no other."""
+    """SPEC 3: parse canonical JSON of this version, with exactly these fields."""
     data = json.loads(text)
     if canonical(data) != text or data.get("version") != 1 or set(data) != {"version", *fields}:
         raise Failure("format")
@@ -40,10 +40,10 @@ def parse(text, *fields):
 
 
 def unwrap(record, keystore):
-    """SPEC 7 for local keys: the first wrap whose key commits as the record says."""
+    """SPEC 7 for local keys: the first wrapped key that matches the commitment."""
     for wrap in record["wraps"]:
         master = keystore["keys"].get(wrap["key"].removeprefix("local://"))
-        if master is None:  # another's key: try the next wrap
+        if master is None:  # not in this keystore: try the next one
             continue
         raw = b64decode(wrap["wrapped"])
         place = {"context": record["context"], "id": master["id"], "key": wrap["key"]}
@@ -58,7 +58,7 @@ def unwrap(record, keystore):
 
 
 def opener(column, record, data_key):
-    """SPEC 4 and 5: check a column object's MAC; then its key id and the function that opens a cell."""
+    """SPEC 4 and 5: check the MAC of a column object; return its key id and a function that opens a cell."""
     fields = {"AES-256-GCM": {"name"}, "AES-256-SIV": {"domain", "kind"}}.get(column["algorithm"], set())
     bare = {key: value for key, value in column.items() if key != "mac"}
     message = canonical({"column": bare, "context": record["context"], "version": 1}).encode()
@@ -74,7 +74,7 @@ def opener(column, record, data_key):
 
 
 def read(path, keystore):
-    """SPEC 6: the columns of a file, by the field metadata, else by the file's own entry."""
+    """SPEC 6: read the encrypted columns, from the field metadata, otherwise from the file's entry."""
     schema = pq.read_schema(path)
     headers = {}
     for field in schema:

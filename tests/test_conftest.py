@@ -1,4 +1,4 @@
-"""How the tests are run: what a run leaves out and says so, what fails in CI, and time limits."""
+"""The test configuration: which tests a run leaves out and reports, what fails in CI, and time limits."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ SUMMARY = "Left out: 2 marked slow, 1 marked browser. To run everything: pytest 
 
 @pytest.fixture
 def pytest_run(tmp_path):
-    """Run pytest with this project's configuration on other test files: exit code and output."""
+    """Run pytest with this project's configuration on other test files; return exit code and output."""
     shutil.copy(TESTS / "conftest.py", tmp_path)
 
     def run(*arguments, ci=False, **options):
@@ -98,7 +98,7 @@ def test_what_is_skipped_or_empty_fails_in_ci(pytest_run):
 
 
 def test_time_limits_and_sigint(pytest_run):
-    """A test and a teardown that hang fail, and the run goes on. SIGINT works where the parent ignores it."""
+    """A test or teardown that hangs fails, and the run continues. SIGINT works if the parent ignores it."""
     conftest = (pytest_run.folder / "conftest.py").read_text()
     short = conftest.replace("TEARDOWN_LIMIT = 120", "TEARDOWN_LIMIT = 1")
     assert short != conftest

@@ -1,4 +1,4 @@
-"""The examples of docstrings, README and guides run, and the guides name what there is."""
+"""The examples in docstrings, README and guides run, and the guides list what there is."""
 
 import ast
 import doctest
@@ -30,10 +30,10 @@ def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     assert module.__doc__
-    finder = doctest.DocTestFinder(recurse=name != "kmsdata")  # what it hands on is tested where it is
+    finder = doctest.DocTestFinder(recurse=name != "kmsdata")  # re-exports are tested in their own module
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     found = finder.find(module)
-    # Public classes call themselves kmsdata's, so doctest does not take them for this module's.
+    # The __module__ of public classes is "kmsdata", so doctest does not find them in this module.
     for node in ast.parse(Path(module.__file__).read_text()).body:
         if isinstance(node, ast.ClassDef) and getattr(module, node.name).__module__ == "kmsdata":
             found += finder.find(
@@ -42,7 +42,7 @@ def test_docstrings(name, tmp_path, monkeypatch):
     for test in found:
         runner.run(test)
     assert runner.failures == 0
-    assert name != "kmsdata.keys.session" or runner.tries > 0  # an example of a class that says kmsdata
+    assert name != "kmsdata.keys.session" or runner.tries > 0  # a module with examples of such a class
 
 
 def test_public_functions_have_examples():

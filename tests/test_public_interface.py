@@ -45,7 +45,7 @@ def is_ours(cls):
 
 
 def bases(cls):
-    """The nearest base classes that are public. A private one is replaced by its own bases."""
+    """Yield the nearest public base classes. A private one is replaced by its bases."""
     for base in cls.__bases__:
         if is_ours(base) and base.__name__ not in kmsdata.__all__:
             yield from bases(base)
@@ -54,7 +54,7 @@ def bases(cls):
 
 
 def members(cls):
-    """The public members that kmsdata defines. What pandas and Arrow define depends on their versions."""
+    """Return the public members that kmsdata defines. Those of pandas and Arrow depend on their versions."""
     found = {}
     if dataclasses.is_dataclass(cls):
         found |= dict.fromkeys(field.name for field in dataclasses.fields(cls))
@@ -65,7 +65,7 @@ def members(cls):
 
 
 def described(name, thing):
-    """The lines of a function, a class, or a member of a class."""
+    """Yield the lines for a function, a class, or a member of a class."""
     if isinstance(thing, property | functools.cached_property):
         getter = thing.fget if isinstance(thing, property) else thing.func
         yield f"{name}: {annotated(inspect.signature(getter).return_annotation)}"
@@ -84,7 +84,7 @@ def interface():
             yield from described(name, thing)
             continue
         yield f"class {name}({', '.join(bases(thing))})".removesuffix("()")
-        if not getattr(thing, "_is_protocol", False):  # of which no instances are made
+        if not getattr(thing, "_is_protocol", False):  # a protocol has no instances
             yield f"{name}.__init__{signature(thing)}"
         for member, value in members(thing).items():
             yield from described(f"{name}.{member}", value)

@@ -1,1 +1,1 @@
-"""Operations on a frame, a table or a path alike."""
+"""Operations that take a frame, an Arrow table or a path."""

@@ -1,4 +1,4 @@
-"""``df.kms`` and ``series.kms``."""
+"""The pandas accessors ``df.kms`` and ``series.kms``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["FrameAccessor", "SeriesAccessor"]
 
 @pd.api.extensions.register_dataframe_accessor("kms")
 class FrameAccessor:
-    """Encryption of a frame's columns: ``df.kms``."""
+    """Encrypt, decrypt, search and save the columns of a frame: ``df.kms``."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self._frame = frame
@@ -39,30 +39,31 @@ class FrameAccessor:
         context: Mapping[str, str] | None = None,
         progress: bool | None = None,
     ) -> pd.DataFrame:
-        """Encrypt columns, under one data key.
+        """Encrypt columns under one data key.
 
         Args:
-            columns: name or names of the columns to encrypt with random IVs: nothing shows but which cells
-                are null and how long each is.
-            deterministic: names of those to encrypt so that equal values have equal cells, and so can be
-                joined, grouped and counted; True for all of ``columns``.
-            key: URI of a master key, such as ``"local://demo"``, which makes a new data key; several, each of
-                which can open it; a `DataKey`, or an encrypted frame whose data key to use, so that both
-                frames can be joined; None: the session's key (`kmsdata.use`, ``KMSDATA_KEY``).
-            domain: what deterministic columns may be joined across: by column, or one text for one column;
-                default: the column's own name.
-            context: pairs that stand in clear beside the wrapped key, and that opening it takes.
-            progress: show a bar; None: where it takes longer than a second and somebody may be looking.
+            columns: name or names of the columns to encrypt with random IVs. They reveal only which cells
+                are null and how long each value is.
+            deterministic: name or names of the columns to encrypt so that equal values have equal cells and
+                can be joined, grouped and counted; True: all of ``columns``.
+            key: URI of a master key, such as ``"local://demo"``, to wrap a new data key with; several URIs:
+                each of these master keys can open the data; a `DataKey`, or an encrypted frame whose data
+                key to use, so that both frames can be joined; None: the session's key (`kmsdata.use`,
+                ``KMSDATA_KEY``).
+            domain: deterministic columns can be joined if they have the same domain. A mapping by column, or
+                one text for one column. Default: the column's name.
+            context: pairs that are stored unencrypted with the wrapped key and are required to unwrap it.
+            progress: show a progress bar; None: in a terminal or notebook, after one second.
 
         Returns:
-            A new frame with those columns encrypted; index, order, attrs and all else as they were.
+            A new frame with those columns encrypted; index, order, attrs and other columns are unchanged.
 
         Raises:
-            KeyError: no such column.
-            ValueError: no column named, one encrypted already, of a label that stands twice, or in the index;
-                no key named anywhere.
-            UnsupportedTypeError: values that could not come back exactly.
-            KeyServiceError: the key service refused.
+            KeyError: there is no such column.
+            ValueError: no column is named; a column is already encrypted, has a duplicate label or is in the
+                index; no key is given and the session has none.
+            UnsupportedTypeError: a column has values that decryption could not restore exactly.
+            KeyServiceError: the KMS call failed.
 
         Example:
             >>> import pandas as pd, kmsdata
@@ -91,25 +92,25 @@ class FrameAccessor:
         on_denied: Literal["raise", "keep"] = "raise",
         progress: bool | None = None,
     ) -> pd.DataFrame:
-        """Decrypt columns, with one call of the key service for each data key.
+        """Decrypt columns, with one KMS call for each data key.
 
         Args:
-            columns: name or names, which must be encrypted; None: every encrypted column and index level.
-            key: only these may open it: a URI, several, ``"tencent-kms://region/*"``, or a `DataKey`.
-                None: keys of the session's key's provider and region; in a session without a key, whatever
-                the header names.
-            context: pairs that the authenticated context must hold.
-            on_denied: ``"keep"`` leaves a column whose key is refused or not there as it is.
-            progress: show a bar; None: where it takes longer than a second and somebody may be looking.
+            columns: name or names of encrypted columns; None: every encrypted column and index level.
+            key: use only these keys: a URI, several URIs, ``"tencent-kms://region/*"``, or a `DataKey`.
+                None: keys of the same provider and region as the session's key; without a session key, any
+                key that the header names.
+            context: pairs that the authenticated context must contain.
+            on_denied: ``"keep"`` leaves a column encrypted if its key is refused or does not exist.
+            progress: show a progress bar; None: in a terminal or notebook, after one second.
 
         Returns:
-            A new frame with those columns as they were before encryption, dtype included.
+            A new frame with the original values and dtypes of those columns.
 
         Raises:
-            TamperedError: cells that fail authentication; nothing is returned then.
-            WrongKeyError: not the key of this data, or cells of other data.
-            FormatError: a header that is malformed or was changed, or a named column that has none.
-            KeyServiceError: the key service refused.
+            TamperedError: a cell failed authentication; no values are returned.
+            WrongKeyError: the key is not the one of this data, or cells belong to other data.
+            FormatError: a header is malformed or was changed, or a named column has no header.
+            KeyServiceError: the KMS call failed.
 
         Example:
             >>> import pandas as pd, kmsdata
@@ -129,19 +130,19 @@ class FrameAccessor:
         add: bool = False,
         retire: str | Iterable[str] | None = None,
     ) -> pd.DataFrame:
-        """Put the frame under another master key: the same cells, with the data key wrapped anew.
+        """Wrap the data key with another master key; the cells stay the same.
 
-        It takes no right away from whoever has the data key or an older copy. See `kmsdata.rewrap`, which
-        does this to files, for the errors.
+        This does not revoke access: a user who has the data key or an older copy can still open it. See
+        `kmsdata.rewrap`, which does this for files, for the errors.
 
         Args:
             key: URI of the new master key.
-            source: URIs of the master keys to be replaced; default: the session's; without one, the only key.
-            add: add the new key beside the others, and replace none.
-            retire: in place of ``key``: URIs of master keys whose wraps to remove.
+            source: URIs of the master keys to replace; default: the session's; without one, the only key.
+            add: add the new master key and keep the others.
+            retire: instead of ``key``: URIs of master keys whose wrapped keys to remove.
 
         Returns:
-            A new frame with the same cells. A wrap that does not open is left alone, with a warning.
+            A new frame with the same cells. A wrapped key that cannot be unwrapped is kept, with a warning.
 
         Example:
             >>> import pandas as pd, kmsdata
@@ -152,28 +153,28 @@ class FrameAccessor:
         return rewrap_frame(self._frame, Change(key, source=source, add=add, retire=retire))
 
     def isin(self, column: str, values: Any, *, key: Key | Encrypted | None = None) -> pd.Series[bool]:
-        """Which rows of a deterministic column hold one of these values: the column is not decrypted.
+        """Find the rows of a deterministic column that hold one of these values, without decrypting it.
 
-        The values are encrypted and compared with the cells, with one call of the key service for each data
-        key of the column. Every True is authentic; a cell that was changed is False, and is noticed by
-        decryption or `kmsdata.verify` only.
+        The values are encrypted and compared with the cells, with one KMS call for each data key of the
+        column. Every True is authentic. A cell that was changed is False; only decryption and
+        `kmsdata.verify` detect the change.
 
         Args:
-            column: its name, or that of an encrypted level of the index.
+            column: name of the column, or of an encrypted index level.
             values: one value, or any list of values (Series, Index, numpy or Arrow array, set). Integers of
-                any width, and whole floats, are found among integers of any width, and one that the
-                column could not hold (2**70) is not there. A null finds every null, whichever each is.
-            key: only these may open it, as in `decrypt`.
+                any width, and floats without a fraction, match integers of any width; an integer that is too
+                large for the column (2**70) matches no row. A null of any kind matches every null.
+            key: use only these keys, as in `decrypt`.
 
         Returns:
-            bool Series of the frame's index and the column's name.
+            bool Series with the frame's index and the column's name.
 
         Raises:
-            TypeError: the column is randomised; or a value that such a column cannot hold: text for integers,
-                a datetime with a time zone for a column without.
+            TypeError: the column is randomised; or it cannot hold such a value: text in a column of integers,
+                a datetime with a time zone in a column without.
             FormatError: the column is not encrypted, or its header was changed.
-            WrongKeyError: cells of a key that the header does not name: they could never be found.
-            KeyServiceError: the key service refused.
+            WrongKeyError: cells belong to a key that the header does not name, so a search cannot find them.
+            KeyServiceError: the KMS call failed.
 
         Example:
             >>> import pandas as pd, kmsdata
@@ -191,7 +192,7 @@ class FrameAccessor:
         return [item.name for item in encrypted_columns(self._frame)]
 
     def inspect(self) -> Inspection:
-        """What is encrypted, how, and who can open it: a table, as text or HTML. Needs no key.
+        """Describe what is encrypted, how, and by which master keys: a table in text or HTML. Needs no key.
 
         Example:
             >>> import pandas as pd, kmsdata
@@ -204,18 +205,18 @@ class FrameAccessor:
     def to_parquet(
         self, path: FilePath, *, index: bool | None = None, filesystem: Any = None, **pyarrow_options: Any
     ) -> None:
-        """Write a Parquet file that holds the wrapped data key; it appears whole or not at all.
+        """Write a Parquet file that contains the wrapped data key. The write is atomic.
 
         Args:
-            path: the file; one that is there is replaced.
-            index: as `pandas.DataFrame.to_parquet` takes it.
-            filesystem: pyarrow or fsspec filesystem; else by the path.
-            **pyarrow_options: as `pyarrow.parquet.write_table` takes them; compression, dictionaries and
-                statistics apply to plain columns, ciphertext has settings of its own.
+            path: the file; an existing file is replaced.
+            index: as in `pandas.DataFrame.to_parquet`.
+            filesystem: pyarrow or fsspec filesystem; otherwise inferred from the path.
+            **pyarrow_options: as in `pyarrow.parquet.write_table`. Options for compression, dictionaries and
+                statistics apply only to plain columns; encrypted columns have fixed settings.
 
         Raises:
-            FormatError: a label that is not the name the column was encrypted under.
-            OSError: it cannot be written; what stood at the path is as it was.
+            FormatError: a label differs from the name that the column was encrypted under.
+            OSError: the file cannot be written; an existing file at the path is unchanged.
 
         Example:
             >>> import pandas as pd, kmsdata
@@ -227,7 +228,7 @@ class FrameAccessor:
 
 @pd.api.extensions.register_series_accessor("kms")
 class SeriesAccessor:
-    """Encryption of one column: ``series.kms``."""
+    """Encrypt and decrypt one column: ``series.kms``."""
 
     def __init__(self, series: pd.Series[Any]) -> None:
         self._series = series
@@ -240,7 +241,7 @@ class SeriesAccessor:
         domain: str | None = None,
         context: Mapping[str, str] | None = None,
     ) -> pd.Series[Any]:
-        """Encrypt the series; it must have a name. See `FrameAccessor.encrypt`.
+        """Encrypt the series, which must have a name. See `FrameAccessor.encrypt`.
 
         Example:
             >>> import pandas as pd, kmsdata
@@ -251,7 +252,7 @@ class SeriesAccessor:
         name = self._series.name
         if not isinstance(name, str):
             raise TypeError(
-                "the series needs a name that is text: its key is derived from it (series.rename)"
+                "the series needs a name that is text: its key is derived from the name. Call series.rename()"
             )
         frame = encrypt_frame(
             self._series.to_frame(),
@@ -266,9 +267,10 @@ class SeriesAccessor:
     def decrypt(
         self, *, key: Key | Encrypted | None = None, context: Mapping[str, str] | None = None
     ) -> pd.Series[Any]:
-        """Decrypt the series, and its index where that is encrypted. See `FrameAccessor.decrypt`."""
+        """Decrypt the series, and its index if that is encrypted. See `FrameAccessor.decrypt`."""
         frame = self._series.to_frame()
-        columns = None if encrypted_columns(frame) else list(frame.columns)  # the latter says what is wrong
+        # With nothing encrypted, the column is named, so that the error says that it has no header.
+        columns = None if encrypted_columns(frame) else list(frame.columns)
         return self._as_it_was(decrypt_frame(frame, columns, key=key, context=context))
 
     def _as_it_was(self, frame: pd.DataFrame) -> pd.Series[Any]:

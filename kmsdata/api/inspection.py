@@ -1,4 +1,4 @@
-"""Looking at encrypted data without any key: frames, tables and files."""
+"""Inspect encrypted frames, tables and files without a key."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = ["inspect"]
 
 
 def inspect(x: Encrypted | FilePath, *, filesystem: Any = None) -> Inspection:
-    """Say what is encrypted, how, and who can open it. Needs no key, and makes no call of a key service.
+    """Describe what is encrypted, how, and by which master keys. Needs no key and makes no KMS call.
 
-    Of a file only the footer is read. What is shown is what the headers say: nothing is verified.
+    Only the footer of a file is read. The result repeats what the headers say; nothing is verified.
 
     Args:
         x: a frame, series, Arrow table, or path of a Parquet file or dataset.
-        filesystem: for a path: pyarrow or fsspec filesystem; else by the path.
+        filesystem: for a path: pyarrow or fsspec filesystem; otherwise inferred from the path.
 
     Returns:
-        An object that shows itself as text or HTML, and gives ``.to_dict()`` and ``.json()``.
+        A report that displays as text or HTML, with ``.to_dict()`` and ``.json()``.
 
     Raises:
-        FormatError: no Parquet file, or a header that is malformed.
+        FormatError: the file is not a Parquet file, or a header is malformed.
 
     Example:
         >>> import pandas as pd, kmsdata
@@ -62,6 +62,7 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
         headers += item.headers
         nbytes = sum(array.nbytes for _, array in item.parts)
         nulls = sum(int(array.isna().sum()) for _, array in item.parts)
+        # A column of dtype object mixes cells with nulls and other values, so the parts hold no nulls.
         if item.others is not None:
             nulls = int(pd.isna(item.others).sum())
         if item.level is None:
@@ -111,7 +112,7 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
         rows += fragment.metadata.num_rows
         total += sum(sizes.values())
         if first and set(headers) != first:
-            notes.append(f"{name}: other columns are encrypted than in the first file")
+            notes.append(f"{name}: the encrypted columns differ from those of the first file")
         first = first or set(headers)
         types = dtype_names(fragment.physical_schema.metadata)
         for field in fragment.physical_schema:
@@ -125,6 +126,7 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
                 )
             found[field.name] = report if seen is None else _both(seen, report)
         for field in file.partition:
+            # pyarrow gives the values of folder names as a dictionary, as pandas reads them.
             told = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
             found.setdefault(field.name, ColumnReport(field.name, False, f"{told} (in folder names)", 0))
     columns = tuple(found.values())
@@ -132,7 +134,7 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
 
 
 def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, int | None]]:
-    """Of each column its bytes in the file, and its nulls where the footer counts them."""
+    """Return each column's bytes in the file, and its nulls where the footer counts them."""
     sizes: dict[str, int] = {}
     nulls: dict[str, int | None] = {}
     for number in range(metadata.num_row_groups):
@@ -140,10 +142,12 @@ def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, 
         for position in range(group.num_columns):
             chunk = group.column(position)
             path = chunk.path_in_schema
-            # A nested column's path begins with its name, which may have dots itself.
+            # The path of a nested column's leaf is "column.field". Names may contain dots too, so the longest
+            # name that fits is the column: "p.q.x" belongs to "p.q", not to "p".
             inside = [name for name in names if path == name or path.startswith(f"{name}.")]
             name = max(inside, key=len, default=path)
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
+            # The nulls of a nested column's leaf are not those of the column.
             counted = chunk.statistics.null_count if chunk.is_stats_set and path == name else None
             before = nulls.get(name, 0)
             nulls[name] = None if counted is None or before is None else before + counted
@@ -165,7 +169,7 @@ def _encrypted(name: str, headers: list[Header], nbytes: int, nulls: int | None)
 
 
 def _both(one: ColumnReport, two: ColumnReport) -> ColumnReport:
-    """A column of two files."""
+    """Combine the reports on one column of two files."""
 
     def joined(first: str | None, second: str | None) -> str | None:
         return (
@@ -191,6 +195,7 @@ def _data_keys(headers: Iterable[Header]) -> tuple[DataKeyReport, ...]:
         for record in header.records:
             keys = tuple(wrap.key for wrap in record.wraps)
             known = seen.get(record.commitment)
+            # A data key may be in several files, wrapped with different master keys in each.
             if known is not None:
                 keys = tuple(dict.fromkeys((*known.keys, *keys)))
             seen[record.commitment] = DataKeyReport(record.commitment.hex()[:8], keys, dict(record.context))

@@ -1,4 +1,4 @@
-"""The functions that take a frame, a table or a path."""
+"""Make, unwrap and export the data keys of frames, tables and files."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["data_key", "export_keyset", "new_data_key"]
 
 
 def new_data_key(key: Key | Encrypted | None = None, *, context: Mapping[str, str] | None = None) -> DataKey:
-    """A new data key, to encrypt several frames with so that they can be joined: one call of the service.
+    """Make a data key, with one KMS call. Frames that are encrypted with the same one can be joined.
 
     Args:
-        key: URI of a master key, or several, each of which can open it; None: the session's.
-        context: pairs that stand in clear beside the wrapped key, and that opening it takes.
+        key: URI of a master key, or several URIs, each of which can unwrap it; None: the session's key.
+        context: pairs that are stored unencrypted with the wrapped key and are required to unwrap it.
 
     Raises:
-        ValueError: no key was named anywhere.
-        KeyServiceError: the key service refused.
+        ValueError: no key is given and the session has none.
+        KeyServiceError: the KMS call failed.
 
     Example:
         >>> import kmsdata
@@ -39,14 +39,14 @@ def new_data_key(key: Key | Encrypted | None = None, *, context: Mapping[str, st
 
 
 def data_key(x: Encrypted | FilePath, *, key: Key | Encrypted | None = None) -> DataKey:
-    """The data key of encrypted data, unwrapped.
+    """Unwrap the data key of encrypted data.
 
     Args:
         x: a frame, series, Arrow table, or path of a Parquet file.
-        key: only these may open it; None: as for decryption.
+        key: use only these keys; None: as for decryption.
 
     Raises:
-        ValueError: nothing in it is encrypted, or it is under several data keys: they are listed.
+        ValueError: nothing is encrypted, or there are several data keys; the message lists them.
         KeyServiceError, WrongKeyError, FormatError: as for decryption.
 
     Example:
@@ -60,21 +60,22 @@ def data_key(x: Encrypted | FilePath, *, key: Key | Encrypted | None = None) -> 
 
 
 def export_keyset(source: Encrypted | FilePath, column: str, *, key: Key | Encrypted | None = None) -> Keyset:
-    """A Tink keyset that opens one column in Tink, BigQuery or Spark, without kmsdata and without KMS.
+    """Export a Tink keyset that decrypts one column in Tink, BigQuery or Spark, without kmsdata or KMS.
 
-    Whoever holds it can read, and write, the cells of that randomised column; of a deterministic one, those
-    of its domain and kind in every file under the same data key.
+    A user who has the keyset of a randomised column can read and write its cells. The keyset of a
+    deterministic column does this for all columns of its domain and kind in every file under the same data
+    key.
 
     Args:
         source: a frame, series, Arrow table, or path of a Parquet file.
-        column: its name.
-        key: only these may open it; None: as for decryption.
+        column: name of the column.
+        key: use only these keys; None: as for decryption.
 
     Returns:
-        An object with a hidden repr; its ``.json()`` hands out the secret.
+        An object whose repr hides the secret; its ``.json()`` returns it.
 
     Raises:
-        KeyError: no such encrypted column.
+        KeyError: there is no encrypted column of that name.
         KeyServiceError, WrongKeyError, FormatError: as for decryption.
 
     Example:

@@ -1,4 +1,4 @@
-"""Columns that were encrypted the way of the vendor's guide, brought over."""
+"""Read columns that were encrypted as in the vendor's guide."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ def migrate_guide_column(
     encrypt: Key | Encrypted | None = None,
     text: bool = True,
 ) -> pd.Series[Any]:
-    """Read a column that was written as the vendor's guide does it: AES-ECB, zero padding, base64.
+    """Decrypt a column that was written as in the vendor's guide: AES-ECB, zero padding, base64.
 
-    Data so written had no integrity: whoever could write it could change, swap or repeat values unnoticed,
-    and equal blocks showed. And its padding is ambiguous: zero bytes at the end of a value cannot be told
-    from padding, and are taken away. A warning says both. The series given stays as it is; nothing is ever
-    written that way.
+    Such data has no integrity: a user with write access could change, swap or repeat values without
+    detection, and equal blocks are visible. Its padding is ambiguous: zero bytes at the end of a value cannot
+    be distinguished from padding and are removed. A warning says both. The given series is unchanged;
+    kmsdata never writes this format.
 
     Args:
         series: base64 text, or null.
-        wrapped: the wrapped data key (CiphertextBlob) that was kept aside; AES_128 or AES_256.
-        key: URI of the master key that wrapped it; None: the session's.
+        wrapped: the wrapped data key (CiphertextBlob), which the guide stores separately; AES_128 or AES_256.
+        key: URI of the master key that wrapped it; None: the session's key.
         context: the encryption context that it was wrapped with, if any.
-        encrypt: a key (URI, several, a `DataKey`, encrypted data) to encrypt the values afresh with, so that
-            no plain column is returned; None: return the values.
+        encrypt: a key (URI, several URIs, a `DataKey`, encrypted data) to encrypt the values with, so that an
+            encrypted column is returned; None: return the plain values.
         text: whether the values are UTF-8 text; False: bytes.
 
     Returns:
-        A series of the same index and name: of text or bytes, or encrypted.
+        A series with the same index and name: text, bytes, or encrypted.
 
     Raises:
-        FormatError: cells that are not base64 of whole blocks, or no UTF-8 text: the message names the rows.
-            So shows a wrong key too, for ECB cannot tell.
-        ValueError: no key was named anywhere.
-        KeyServiceError: the key service refused.
+        FormatError: cells are not base64 of whole blocks, or not UTF-8 text. The message names the rows. A
+            wrong key has the same effect, since ECB does not detect it.
+        ValueError: no key is given and the session has none.
+        KeyServiceError: the KMS call failed.
 
     Example:
         >>> import pandas as pd, kmsdata
@@ -64,17 +64,17 @@ def migrate_guide_column(
     """
     uri = key or session_key()
     if uri is None:
-        raise ValueError("no key: pass key= with the URI of the master key that wrapped the data key")
+        raise ValueError("no key: the session has none. Pass key=, the master key that wrapped the data key")
     if encrypt is not None and not isinstance(series.name, str):
         raise TypeError(
-            "the series needs a name that is text: its new key is derived from it (series.rename)"
+            "the series needs a name that is text: its new key is derived from the name. Call series.rename()"
         )
     rows, bad = _decoded(series)
     if bad:
-        raise _refused(series, bad, "are not base64 of whole AES blocks, as the guide writes them")
+        raise _refused(series, bad, "are not base64 of whole AES blocks, which is what the guide writes")
     warnings.warn(
-        f"column {series.name!r} had no integrity: whoever could write it could change or swap values, and "
-        "nothing here can tell. Zero bytes at the end of a value were taken for padding",
+        f"column {series.name!r} had no integrity: a user with write access could change or swap values, and "
+        "this cannot be detected. Zero bytes at the end of a value were removed as padding",
         UserWarning,
         stacklevel=2,
     )
@@ -82,7 +82,7 @@ def migrate_guide_column(
     values, bad = _values(opened, text)
     if values is None:
         raise _refused(
-            series, bad, "open to something that is no UTF-8 text: the wrong key, or bytes (text=False)"
+            series, bad, "are not UTF-8 text when decrypted: the wrong key, or bytes (pass text=False)"
         )
     values.index, values.name = series.index, series.name
     if encrypt is None:
@@ -91,7 +91,7 @@ def migrate_guide_column(
 
 
 class _Key(Secret):
-    """The guide's data key: 16 or 32 bytes."""
+    """The data key of the guide: 16 or 32 bytes."""
 
     __slots__ = ("secret",)
 
@@ -104,7 +104,7 @@ def _unwrapped(uri: str, wrapped: str, context: Mapping[str, str] | None) -> _Ke
     key = _Key(provider.unwrap(wrapped, uri, pairs(context)))
     if len(key.secret) not in (16, 32):
         raise KeyServiceError(
-            f"{uri}: what was unwrapped is no key of AES_128 or AES_256",
+            f"{uri}: the unwrapped data is not a key of AES_128 or AES_256: it has another length",
             provider=provider.scheme,
             operation="unwrap",
             code="InvalidDataKey",
@@ -113,7 +113,7 @@ def _unwrapped(uri: str, wrapped: str, context: Mapping[str, str] | None) -> _Ke
 
 
 def _decoded(series: pd.Series[Any]) -> tuple[list[bytes | None], list[int]]:
-    """The cells' bytes, and the positions of those that are none."""
+    """Return the cells' bytes, and the positions of cells that are not valid."""
     rows: list[bytes | None] = []
     bad: list[int] = []
     for position, (cell, null) in enumerate(zip(series.tolist(), series.isna().tolist(), strict=True)):
@@ -134,12 +134,16 @@ def _opened(key: _Key, rows: list[bytes | None]) -> Cells:
 
 
 def _values(cells: Cells, text: bool) -> tuple[pd.Series[Any] | None, list[int]]:
-    """The values; or None and where they are no text. Never raises, since it holds them."""
+    """Return the values; or None, and the positions of values that are not text.
+
+    Never raises: a traceback that shows local variables would show the values.
+    """
     if not text:
         return pd.Series(cells.rows(), dtype=object), []
     values: list[str | None] = []
     bad: list[int] = []
     for position, raw in enumerate(cells.rows()):
+        # A UnicodeDecodeError would contain the decrypted bytes: invalid UTF-8 becomes lone surrogates.
         decoded = None if raw is None else raw.decode("utf-8", "surrogateescape")
         if decoded is not None and has_lone_surrogate(decoded):
             bad.append(position)

@@ -1,4 +1,4 @@
-"""Other master keys for a frame, an Arrow table or a path; no cell is touched."""
+"""Wrap the data keys of a frame, an Arrow table or a path with other master keys."""
 
 from __future__ import annotations
 
@@ -61,43 +61,45 @@ def rewrap(
     filesystem: Any = None,
     progress: bool | None = None,
 ) -> Any:
-    """Put data under another master key: the wrapped data keys are exchanged, and no cell is touched.
+    """Wrap the data keys with another master key; the cells are not changed.
 
-    Each data key is unwrapped, checked against its commitment and the headers' MACs, and wrapped anew: one
-    call of each key service for all files under it. It takes no right away: whoever has an older copy of the
-    file, or the data key, opens the data for as long as the old master key lives, or for good.
+    Each data key is unwrapped, checked against its commitment and the headers' MACs, and wrapped again: one
+    KMS call to unwrap and one to wrap it, for all files under it. This does not revoke access: a user who has
+    an older copy of the file can open it until the old master key is disabled or deleted; a user who has the
+    data key can always open it.
 
-    A file is replaced by a copy of itself under another footer: at once where the filesystem has reflinks,
-    otherwise a full copy, which needs as much space on the disk as the file takes.
+    A file is replaced by a copy with another footer. On a filesystem with reflinks this takes almost no time;
+    otherwise it is a full copy, which needs as much disk space as the file.
 
-    A run that was stopped, or killed, leaves every file readable with the old or the new key; run it again
-    for the rest. Files that are as they were asked to be are skipped.
+    An interrupted run leaves every file readable with the old or the new key. Run it again to finish; files
+    that need no change are skipped.
 
     Args:
         x: path of a Parquet file or of a dataset's folder, with its ``_metadata``; or a frame or Arrow table.
         key: URI of the new master key.
-        source: URIs of the master keys to be replaced, which must open the data (``"tencent-kms://region/*"``
-            stands for all such); default: the session's key; without one, the only key that a data key is
-            under. Wraps under other keys stay.
-        add: add the new key beside the others, and replace none.
-        retire: in place of ``key``: URIs of master keys whose wraps to remove. Another that stays must
-            open the data.
-        dry_run: for a path: change nothing, and open nothing, but report what would become of the files.
-        filesystem: for a path: pyarrow or fsspec filesystem; else by the path.
-        progress: show a bar; None: where it takes longer than a second and somebody may be looking.
+        source: URIs of the master keys to replace, which must open the data (``"tencent-kms://region/*"``
+            means all keys of a region). Default: the session's key; without one, the only master key of a
+            data key. Wrapped keys under other master keys are kept.
+        add: add the new master key and keep the others.
+        retire: instead of ``key``: URIs of master keys whose wrapped keys to remove. Another master key,
+            which is kept, must open the data.
+        dry_run: for a path: report what would happen to the files, but change and unwrap nothing.
+        filesystem: for a path: pyarrow or fsspec filesystem; otherwise inferred from the path.
+        progress: show a progress bar; None: in a terminal or notebook, after one second.
 
     Returns:
-        For a path a report; for a frame or table a new one with the same cells.
+        For a path: a report. For a frame or table: a new one with the same cells.
 
     Raises:
-        FormatError: no Parquet file, one without encrypted columns, with a signed or encrypted footer, or
-            with a header that was changed, or of which copies disagree.
-        KeyServiceError: a key service refused.
-        WrongKeyError: under other keys than the one to be replaced, or not the key that was committed to.
-        ValueError: arguments that do not go together, a last wrap that would go, or several keys of which
-            none was named.
-        KmsDataError: of a dataset, some files failed, after all others were done; its ``report`` says which.
-        OSError: it cannot be written; it is then as it was.
+        FormatError: the file is not a Parquet file, has no encrypted columns, has a signed or encrypted
+            footer, has a header that was changed, or has copies of a header that disagree.
+        KeyServiceError: a KMS call failed.
+        WrongKeyError: the data is not under the master key to replace, or the key does not match the
+            commitment.
+        ValueError: arguments contradict each other, the last wrapped key would be removed, or there are
+            several master keys and ``source`` names none.
+        KmsDataError: some files of a dataset failed; all others are done. Its ``report`` says which.
+        OSError: the file cannot be written; it is unchanged.
 
     Example:
         >>> import pandas as pd, kmsdata
@@ -110,7 +112,7 @@ def rewrap(
     """
     change = Change(key, source=source, add=add, retire=retire, dry_run=dry_run)
     if dry_run and not isinstance(x, (str, os.PathLike)):
-        raise ValueError("dry_run=True is for paths: in memory nothing is changed in place")
+        raise ValueError("dry_run=True is for paths: frames and tables are never changed in place")
     if isinstance(x, pd.DataFrame):
         return rewrap_frame(x, change)
     if isinstance(x, pa.Table):
@@ -121,14 +123,14 @@ def rewrap(
 
 
 def rewrap_frame(frame: pd.DataFrame, change: Change) -> pd.DataFrame:
-    """See `kmsdata.api.accessor.FrameAccessor.rewrap`."""
+    """Rewrap a frame. See `kmsdata.api.accessor.FrameAccessor.rewrap`."""
     headers = [(str(item.name), header) for item in encrypted_columns(frame) for header in item.headers]
     records = _records(headers, change)
     return with_headers(frame, lambda header: header.under(records))
 
 
 def rewrap_table(table: pa.Table, change: Change) -> pa.Table:
-    """An Arrow table with other wraps on its data keys, wherever its schema holds them."""
+    """Rewrap an Arrow table: exchange the wrapped keys wherever its schema holds them."""
     copies: list[Copy] = []
 
     def look(copy: Copy) -> Header:
@@ -139,10 +141,12 @@ def rewrap_table(table: pa.Table, change: Change) -> pa.Table:
     top = [field for field in table.schema if isinstance(field.type, EncryptedType)]
     if any(copy.nested for copy in copies):
         raise TypeError(
-            "cells inside of lists, structs or maps: write the table to a Parquet file, and rewrap that"
+            "the table has cells inside of lists, structs or maps: rewrap changes those in files only. "
+            "Write the table to a Parquet file and rewrap that"
         )
     records = _records([(copy.column or copy.place, copy.header) for copy in copies], change)
     schema = schema_with(table.schema, lambda copy: copy.header.under(records))
+    # The header is part of an Arrow extension type, so each column gets a new type; the cells are shared.
     for field in top:
         position = table.schema.get_field_index(field.name)
         new = schema.field(position)
@@ -152,12 +156,12 @@ def rewrap_table(table: pa.Table, change: Change) -> pa.Table:
 
 
 def _records(headers: Sequence[tuple[str, Header]], change: Change) -> dict[bytes, DataKeyRecord]:
-    """The records that are changed, of data in memory."""
+    """Return the records that change, of data in memory."""
     if not headers:
-        raise ValueError("nothing in it is encrypted, so there is no wrapped key")
+        raise ValueError("no column is encrypted: there is no wrapped key to exchange")
     changed = change(headers)
     if changed.other and not changed.records and not changed.already:
         raise not_meant(headers)
     for sentence in changed.left:
-        warnings.warn(sentence, stacklevel=4)
+        warnings.warn(sentence, stacklevel=4)  # the caller of rewrap() or df.kms.rewrap()
     return changed.records

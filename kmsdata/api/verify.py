@@ -1,4 +1,4 @@
-"""Authenticating every encrypted cell of frames, tables and files, without returning plaintext."""
+"""Authenticate every encrypted cell of frames, tables and files, without returning plaintext."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def verify(
     filesystem: Any = None,
     progress: bool | None = None,
 ) -> Verification:
-    """Authenticate every cell of every encrypted column. No plaintext is returned, nor kept.
+    """Authenticate every cell of every encrypted column. No plaintext is returned or kept.
 
-    What is wrong does not raise: it is reported, so that one damaged file of a thousand says which it is.
-    Files are read a batch of one column at a time. Of a file, also the copies of its headers are compared:
-    the types of its columns, and its key-value metadata.
+    Failures are reported, not raised, so that one damaged file does not hide the results of the others.
+    Files are read in batches of one column. The copies of a file's headers are compared too: the types of
+    its columns, and its key-value metadata.
 
     Args:
         x: a frame, series, Arrow table, or path of a Parquet file or dataset.
-        encrypted: name or names that must be encrypted, in every file. Without it, a column whose header was
-            stripped is taken for a plain one.
-        key: only these may open it: a URI, several, or a `DataKey`; None: as for decryption.
-        context: pairs that the authenticated context must hold.
-        filesystem: for a path: pyarrow or fsspec filesystem; else by the path.
-        progress: show a bar; None: where it takes longer than a second and somebody may be looking.
+        encrypted: name or names of columns that must be encrypted in every file. Without it, a column whose
+            header was removed counts as a plain column.
+        key: use only these keys: a URI, several URIs, or a `DataKey`; None: as for decryption.
+        context: pairs that the authenticated context must contain.
+        filesystem: for a path: pyarrow or fsspec filesystem; otherwise inferred from the path.
+        progress: show a progress bar; None: in a terminal or notebook, after one second.
 
     Returns:
-        An object that shows itself as text or HTML; ``.ok`` and ``.exit_status`` are for pipelines,
-        ``.failures`` names files, columns, row groups and rows. A column whose key is refused is not
-        verified, and so the whole is not ok; nor is data in which nothing is encrypted.
+        A report that displays as text or HTML. ``.ok`` and ``.exit_status`` are for pipelines; ``.failures``
+        names files, columns, row groups and rows. The report is not ok if a key is refused, since its
+        columns are not verified, or if no column is encrypted.
 
     Raises:
         FileNotFoundError: there is no such file.

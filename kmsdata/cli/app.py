@@ -34,7 +34,7 @@ _EXAMPLES = examples(
     "kmsdata inspect sealed.parquet",
 )
 _EXIT_CODES = (
-    "[bold]Exit codes[/bold]\n\n0 done; 1 refused or failed; 2 wrong usage; 3 not authentic (verify); "
+    "[bold]Exit codes[/bold]\n\n0 success; 1 refused or failed; 2 wrong usage; 3 not authentic (verify); "
     "130 interrupted"
 )
 
@@ -42,7 +42,7 @@ app = typer.Typer(
     help="Column-level encryption for pandas, Arrow and Parquet.",
     epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # a bug shows Python's own traceback
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -51,14 +51,14 @@ app.add_typer(keys, name="keys")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 refused, 2 wrong usage, 3 not authentic, 130 interrupted.
+    """Run the command line and exit: 0 success, 1 refused, 2 wrong usage, 3 not authentic, 130 interrupted.
 
     Args:
-        arguments: without the program's name; None for those of the process.
+        arguments: the arguments without the program's name; None: those of the process.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a letter that the terminal cannot show is no error
+            stream.reconfigure(errors="replace")  # not an error for characters that the terminal cannot show
     try:
         app(args=arguments, prog_name="kmsdata")
     except (Refusal, ImportError, kmsdata.KmsDataError, OSError) as error:
@@ -89,7 +89,7 @@ def demo(
     path: Annotated[
         Path | None,
         typer.Option(
-            "--input", metavar="FILE", help="A CSV or Parquet file of yours instead of the Titanic."
+            "--input", metavar="FILE", help="Your CSV or Parquet file, instead of the Titanic list."
         ),
     ] = None,
     columns: Annotated[
@@ -99,46 +99,47 @@ def demo(
         str,
         typer.Option(
             metavar="C,D",
-            help="Columns of FILE to encrypt so that equal values look equal: for groups and joins.",
+            help="Columns of FILE to encrypt so that equal values have equal cells, for grouping and joins.",
         ),
     ] = "",
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite the encrypted file of an earlier run.")
     ] = False,
 ) -> None:
-    """Show a frame's trip into an encrypted file and back, on one screen.
+    """Encrypt a table, save it, read it, decrypt it, and show each step on one screen.
 
-    Writes one file into the current folder: titanic.encrypted.parquet, or that of FILE.
+    Writes one file into the current folder: titanic.encrypted.parquet, or the encrypted form of FILE.
     """
     if path is None and (columns or deterministic):
-        raise Refusal(
-            "--columns and --deterministic name columns of your own file", "add --input FILE", usage=True
-        )
+        raise Refusal("--columns and --deterministic need your own file", "add --input FILE", usage=True)
     _demo.run(path, _names(columns), _names(deterministic), force=force)
 
 
 @app.command("emulator", epilog="kmsdata emulator --port 8600 --state kms.json")
 def emulate(
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Where to listen on 127.0.0.1; 0: anywhere.")
+        int, typer.Option(min=0, max=65535, help="The port to listen on at 127.0.0.1; 0: any free port.")
     ] = 0,
     state: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep keys and credentials in FILE; else they go when it stops."),
+        typer.Option(
+            metavar="FILE", help="Save keys and credentials to FILE; otherwise a stop deletes them."
+        ),
     ] = None,
 ) -> None:
-    """Run a Tencent Cloud KMS on this machine, for trying, offline work and tests, until Ctrl-C.
+    """Run an emulator of Tencent Cloud KMS on this machine, for trials, offline work and tests.
 
-    Prints the variables that let kmsdata, or the official SDK, use it. It protects nothing.
+    Prints the environment variables that make kmsdata or the official SDK use it. Stops at Ctrl-C. The
+    emulator does not protect keys.
     """
     with Emulator(state, port=port) as emulator:
         typer.echo(
-            f"# Tencent Cloud KMS, emulated at {emulator.url}; Ctrl-C stops it. In another terminal:\n"
+            f"# Emulator of Tencent Cloud KMS at {emulator.url}. Stop it with Ctrl-C. In another terminal:\n"
             f"export KMSDATA_TENCENT_ENDPOINT={emulator.url}\n"
             f"export TENCENTCLOUD_SECRET_ID={emulator.secret_id}\n"
             f"export TENCENTCLOUD_SECRET_KEY={emulator.secret_key}"
         )
-        sys.stdout.flush()
+        sys.stdout.flush()  # a script that reads the variables through a pipe gets them at once
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     typer.echo("# Stopped.", err=True)

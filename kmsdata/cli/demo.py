@@ -1,4 +1,4 @@
-"""What ``kmsdata demo`` shows: a frame's trip into an encrypted file and back, on one screen."""
+"""The command ``kmsdata demo``: encrypt, use, save, read and decrypt a table, on one screen."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLOURS = {"plain": "", "encrypted": "magenta", "deterministic": "cyan"}
 
 @dataclass(frozen=True)
 class _Source:
-    """What to encrypt, and where to."""
+    """A frame, its columns to encrypt, and the file to write."""
 
     title: str
     frame: pd.DataFrame
@@ -40,14 +40,14 @@ class _Source:
     deterministic: list[str]
     target: Path
     csv_size: int | None
-    credit: str = ""  # of the list that the package ships
+    credit: str = ""  # for the list that the package includes; empty for the user's own file
 
     @property
     def chosen(self) -> list[str]:
         return self.columns + self.deterministic
 
     def word(self, column: str) -> str:
-        """How a column stands in the encrypted frame."""
+        """Return how a column is stored: plain, encrypted or deterministic."""
         if column in self.deterministic:
             return "deterministic"
         return "encrypted" if column in self.columns else "plain"
@@ -61,20 +61,20 @@ def run(
     force: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Encrypt, use, write, read, decrypt and compare a frame, and show it.
+    """Encrypt, use, write, read, decrypt and compare a frame, and show each step.
 
     Args:
-        path: a CSV or Parquet file; None for the passenger list that the package ships.
+        path: a CSV or Parquet file; None: the passenger list that the package includes.
         columns: names of the columns of that file to encrypt.
-        deterministic: names of those whose equal values are to be equal cells.
-        force: overwrite the file that is to be written, if there is one.
-        console: where to show it; None for standard output.
+        deterministic: names of the columns to encrypt so that equal values have equal cells.
+        force: overwrite the encrypted file if it exists.
+        console: the console to print to; None: standard output.
 
     Returns:
         The encrypted file, in the current folder.
 
     Raises:
-        Refusal: what was asked for cannot be done.
+        Refusal: the request is not possible.
         KmsDataError, OSError: as the library raises them.
     """
     source = _titanic() if path is None else _own(path, columns, deterministic)
@@ -94,7 +94,7 @@ def run(
         _write_and_read(screen, source, encrypted, encrypting)
         _tamper(screen, source, encrypted)
     file = source.target.name
-    screen.step("File", f"./{file}; pandas without kmsdata, DuckDB, Polars open it and see binary")
+    screen.step("File", f"./{file}; pandas without kmsdata, DuckDB and Polars read it as bytes")
     screen.console.print()
     screen.step(
         "Open it", _code("import kmsdata"), _code(f"df = kmsdata.read_parquet({_quoted(file)}, decrypt=True)")
@@ -102,7 +102,7 @@ def run(
     screen.step(
         "Next",
         _code("kmsdata demo --input FILE --columns a,b", "your CSV or Parquet file"),
-        _code("kmsdata keys list", "which keys there are, and where they lie"),
+        _code("kmsdata keys list", "your keys, and where they are stored"),
     )
     return source.target
 
@@ -137,6 +137,7 @@ def _own(path: Path, columns: Sequence[str], deterministic: Sequence[str]) -> _S
     with path.open("rb") as file:
         start = file.read(1 << 16)
     parquet = start[:4] == b"PAR1"
+    # CSV has no zero bytes; formats such as XLSX do.
     if not parquet and (b"\0" in start or path.suffix == ".parquet"):
         raise Refusal(f"{path.name} is neither CSV nor Parquet", "save it as CSV in UTF-8, or as Parquet")
     frame = kmsdata.read_parquet(path) if parquet else _csv(path, start)
@@ -144,9 +145,9 @@ def _own(path: Path, columns: Sequence[str], deterministic: Sequence[str]) -> _S
     if frame.empty:
         raise Refusal(f"{path.name} has no rows", "name a CSV or Parquet file with a header and rows")
     if len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
-        raise Refusal(f"{path.name} has columns whose names are no text, or stand twice", "rename them")
+        raise Refusal(f"{path.name} has duplicate column names, or names that are not text", "rename them")
     if sealed := frame.kms.encrypted:
-        hint = f"kmsdata.read_parquet({_quoted(str(path))}, decrypt=True) opens it"
+        hint = f"to decrypt them: kmsdata.read_parquet({_quoted(str(path))}, decrypt=True)"
         raise Refusal(f"{path.name} has encrypted columns already: {', '.join(sealed)}", hint)
     if not columns and not deterministic:
         hint = "name those to encrypt: --columns a,b"
@@ -170,6 +171,8 @@ def _own(path: Path, columns: Sequence[str], deterministic: Sequence[str]) -> _S
 def _csv(path: Path, start: bytes) -> pd.DataFrame:
     header = start.partition(b"\n")[0].decode("utf-8", "replace")
     try:
+        # The separator is the most frequent one in the header line. Excel writes a byte order mark ("-sig").
+        # With low_memory pandas infers the dtype of each block of rows, and may mix several in one column.
         return pd.read_csv(path, sep=max(",;\t|", key=header.count), encoding="utf-8-sig", low_memory=False)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
@@ -190,8 +193,8 @@ def _key(screen: _Screen, store: kmsdata.LocalKeystore) -> None:
         screen.step("Key", f"{_KEY} in {place}")
         return
     store.create_key(_KEY.removeprefix("local://"), quiet=True)
-    advice = "Back that file up" if store.sealed else "It lies there in the clear; back that file up"
-    advice += ": without it, what the key encrypts is lost."
+    advice = "Back that file up" if store.sealed else "It is stored unencrypted; back that file up"
+    advice += ": without it, encrypted data is lost."
     screen.step("Key", f"made {_KEY} in {place}", Text(advice, "yellow"))
 
 
@@ -199,7 +202,7 @@ def _encrypt(screen: _Screen, source: _Source) -> tuple[pd.DataFrame, float]:
     names, exact = source.columns, source.deterministic
     try:
         encrypted, seconds = _timed(lambda: source.frame.kms.encrypt(names, deterministic=exact, key=_KEY))
-    except (ValueError, TypeError) as error:  # the library's own sentences, such as on a float column
+    except (ValueError, TypeError) as error:  # of the library: a deterministic float column
         raise Refusal(str(error)) from None
     start = f"enc = df.kms.encrypt({_listed(names)}, " if names else "enc = df.kms.encrypt("
     end = f"deterministic={_listed(exact)}, " if exact else ""
@@ -216,7 +219,7 @@ def _encrypt(screen: _Screen, source: _Source) -> tuple[pd.DataFrame, float]:
 
 
 def _preview(source: _Source, encrypted: pd.DataFrame, width: int) -> Table:
-    """The first rows, in as many columns as there is room for."""
+    """Return the first rows, with as many columns as fit."""
     texts = {str(name): [_shown(value) for value in encrypted[name].head(4)] for name in encrypted}
     wanted = source.columns[:3]
     wanted += source.deterministic[: 4 - len(wanted)]
@@ -241,7 +244,7 @@ def _preview(source: _Source, encrypted: pd.DataFrame, width: int) -> Table:
 
 
 def _use(screen: _Screen, source: _Source, encrypted: pd.DataFrame) -> None:
-    """Filter and group while it is encrypted."""
+    """Filter and group the encrypted frame."""
     if not source.credit:
         name = source.chosen[0]
         kept = encrypted[encrypted[name].notna()]
@@ -257,7 +260,7 @@ def _use(screen: _Screen, source: _Source, encrypted: pd.DataFrame) -> None:
             bar = letter * round(part * 30)
             screen.step("", Text.assemble(f"  class {pclass}  {part:4.0%}  ", (bar, "green")))
     if not source.deterministic:
-        screen.step("", "No group: equal values have unequal cells, except in columns of --deterministic.")
+        screen.step("", "No grouping: equal values have different cells, except in --deterministic columns.")
         return
     name = source.deterministic[0]
     top = encrypted[name].value_counts().head(3)
@@ -275,15 +278,17 @@ def _write_and_read(screen: _Screen, source: _Source, encrypted: pd.DataFrame, e
     back, decrypting = _timed(lambda: sealed.kms.decrypt(key=_KEY))
     plain = io.BytesIO()
     frame.to_parquet(plain, engine="pyarrow")
-    expected = pd.read_parquet(plain)  # plain columns come back as pandas' own Parquet brings them
+    expected = pd.read_parquet(plain)  # what pandas restores from Parquet, for the plain columns
     for name in source.chosen:
         expected[name] = frame[name].array
     try:
         pd.testing.assert_frame_equal(back, expected, check_exact=True)
-    except AssertionError:  # its message would quote values
-        raise Refusal("what came back is not what was encrypted: please report this as a bug") from None
+    except AssertionError:  # its message contains values
+        raise Refusal("the decrypted data differs from the original: please report this as a bug") from None
     screen.step("Write", _code(f"enc.kms.to_parquet({_quoted(target.name)})", "wrapped key inside"))
-    screen.step("Decrypt", f"the original again: {_shape(back)}, every value and dtype (assert_frame_equal)")
+    screen.step(
+        "Decrypt", f"equal to the original: {_shape(back)}, every value and dtype (assert_frame_equal)"
+    )
     times = {"encrypt": encrypting, "write": writing, "read": reading, "decrypt": decrypting}
     screen.step("Time", ", ".join(f"{name} {_duration(seconds)}" for name, seconds in times.items()))
     sizes = {"plain Parquet": plain.tell(), "encrypted Parquet": target.stat().st_size}
@@ -293,11 +298,12 @@ def _write_and_read(screen: _Screen, source: _Source, encrypted: pd.DataFrame, e
 
 
 def _tamper(screen: _Screen, source: _Source, encrypted: pd.DataFrame) -> None:
-    """Flip one bit of one cell in a copy of the file, and decrypt that."""
+    """Flip one bit of one cell in a copy of the file, and try to decrypt it."""
     name = source.chosen[0]
     rows = np.flatnonzero(encrypted[name].notna())
     if not len(rows):
         return
+    # Cells are stored with the encoding PLAIN and no compression, so the bytes of a cell can be found in the file.
     cell = bytes(encrypted[name].iloc[rows[len(rows) // 2]])
     data = bytearray(source.target.read_bytes())
     data[data.index(cell) + len(cell) - 1] ^= 1
@@ -309,15 +315,15 @@ def _tamper(screen: _Screen, source: _Source, encrypted: pd.DataFrame) -> None:
         except kmsdata.TamperedError as error:
             said = Text.assemble(("TamperedError: ", "red"), clean(str(error)))
         else:
-            raise Refusal("a changed bit went unnoticed: please report this as a bug")
-    screen.step("Tamper", f"one bit of {name} flipped in a copy of the file, which is then decrypted:", said)
+            raise Refusal("a changed bit was not detected: please report this as a bug")
+    screen.step("Tamper", f"one bit of {name} is flipped in a copy of the file; decrypting it fails:", said)
 
 
-# Words, numbers, lines.
+# Texts, numbers, lines.
 
 
 class _Screen:
-    """Steps: a verb on the left, what there is to say beside it."""
+    """Print steps: a verb on the left, lines of text beside it."""
 
     def __init__(self, console: Console | None) -> None:
         self.console = console or Console(highlight=False)
@@ -375,7 +381,7 @@ def _code(text: str, note: str = "") -> Text:
 
 
 def _shortened(path: Path) -> str:
-    """A path as people write it: ``~`` for the home folder."""
+    """Return a path with ``~`` for the home folder."""
     try:
         return str(Path("~") / path.relative_to(Path.home()))
     except (ValueError, RuntimeError):

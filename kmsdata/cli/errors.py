@@ -1,4 +1,4 @@
-"""Errors on the command line: one sentence, a hint what to do, and an exit code."""
+"""Errors on the command line: one sentence, a hint on what to do, and an exit code."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kmsdata.cli.output import clean
 __all__ = ["Refusal", "explain", "guarded_call", "in_options"]
 
 _HINTS = {
-    "KeyExists": "keys are never overwritten: choose another name; 'kmsdata keys list' shows those there are",
+    "KeyExists": "keys are never overwritten: choose another name; 'kmsdata keys list' shows all keys",
 }
 
 
-class Refusal(Exception):  # noqa: N818 - it is no fault of the program's
-    """What was asked for cannot be done, in one sentence.
+class Refusal(Exception):  # noqa: N818 - not an error of the program
+    """A request that is not possible, with a message of one sentence.
 
     Attributes:
-        hint: what to do about it, or empty.
-        usage: whether the command line is wrong, rather than the data.
+        hint: what to do, or an empty text.
+        usage: whether the command line is wrong, not the data.
     """
 
     def __init__(self, message: str, hint: str = "", *, usage: bool = False) -> None:
@@ -41,9 +41,10 @@ def explain(error: Exception) -> tuple[str, str, int]:
     if isinstance(error, kmsdata.KmsDataError):
         hint = _HINTS.get(getattr(error, "code", None) or "", "")
         if isinstance(error, kmsdata.CredentialsError) and error.code == "NoCredentials":
-            hint = f"looked for, in this order: {'; '.join(error.tried[1:])}"
+            hint = f"searched in this order: {'; '.join(error.tried[1:])}"
         return in_options(str(error)), hint, 1
     if isinstance(error, FileNotFoundError):
+        # fsspec raises FileNotFoundError with only the path as its message, and without a filename.
         text = in_options(str(error)) if error.filename is None else f"there is no file: {error.filename}"
         return text if " " in text else f"there is no file: {text}", "", 1
     if isinstance(error, OSError):
@@ -62,8 +63,8 @@ _OPTIONS = {
 
 
 def in_options(message: str) -> str:
-    """Replace Python's arguments in a sentence of the library by options."""
-    message = message.replace(", or pass filesystem=", "")
+    """Replace Python arguments in a message of the library by command-line options."""
+    message = message.replace(", or pass filesystem=", "")  # the command line has no such option
     message = re.sub(r"types=\{'([^']*)': '(\w+)'\}", r"--type \1=\2", message)
     message = re.sub(r"\bdomain=\{column: text\}", "--domain COLUMN=TEXT", message)
     return re.sub(
@@ -75,15 +76,16 @@ def in_options(message: str) -> str:
 
 @contextmanager
 def guarded_call() -> Iterator[None]:
-    """Guard a call of the library: bad input is refused in one sentence, and a stopped call cleans up.
+    """Guard a call of the library: report bad input in one sentence, and clean up after a signal.
 
     A bug keeps its traceback. KeyError, TypeError and ValueError may be either: they are about the input if a
-    ``raise`` statement of the library raised them, otherwise they are a bug.
+    ``raise`` statement of kmsdata raised them; otherwise they are a bug.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
-        sys.exit(128 + number)  # an exception, so that temporary files go, as they do after Ctrl-C
+        sys.exit(128 + number)  # raises, so that temporary files are removed, as after Ctrl-C
 
+    # Windows has no SIGHUP. Handlers that are already set, and ignored signals (nohup), are left in place.
     stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, stop) for number in stops if signal.getsignal(number) == 0}
     try:
@@ -100,10 +102,11 @@ def guarded_call() -> Iterator[None]:
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Tell whether a ``raise`` statement of kmsdata has raised an error."""
+    """Return whether a ``raise`` statement of kmsdata raised this error."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     if last is None or not str(last.tb_frame.f_globals.get("__name__")).startswith("kmsdata."):
         return False
+    # The last instruction tells `raise KeyError(...)` from a lookup that fails, such as `{}["column"]`.
     return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"

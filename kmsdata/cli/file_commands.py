@@ -1,4 +1,4 @@
-"""The commands for files: each parses its options, makes one call of the library, and shows the report."""
+"""The commands for files: each parses its options, calls one library function, and shows the report."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def encrypt(
             "--columns",
             "-c",
             metavar="A,B",
-            help="Columns to encrypt, quoted where they hold commas. Repeatable.",
+            help="Columns to encrypt. Quote names that contain commas. Repeatable.",
         ),
     ] = None,
     deterministic: Annotated[
@@ -64,7 +64,7 @@ def encrypt(
             "--deterministic",
             "-d",
             metavar="C,D",
-            help="Those to encrypt so that equal values look equal: for joins and groups.",
+            help="Columns to encrypt so that equal values have equal cells, for joins and grouping.",
         ),
     ] = None,
     key: Annotated[
@@ -73,44 +73,48 @@ def encrypt(
             "--key",
             "-k",
             metavar="KEY",
-            help="NAME, local://NAME or tencent-kms://REGION/KEYID-OR-ALIAS; else KMSDATA_KEY. Repeatable: "
-            "any of them opens it.",
+            help="NAME, local://NAME or tencent-kms://REGION/KEYID-OR-ALIAS; default: KMSDATA_KEY. "
+            "Repeatable: each key can open the file.",
         ),
     ] = None,
     domain: Annotated[
         list[str] | None,
-        typer.Option("--domain", metavar="C=TEXT", help="What a deterministic column joins across."),
+        typer.Option(
+            "--domain", metavar="C=TEXT", help="Domain of a deterministic column: joins need equal domains."
+        ),
     ] = None,
     context: Annotated[
         list[str] | None,
         typer.Option(
-            "--context", metavar="NAME=TEXT", help="Stands in clear, and opening takes it. Repeatable."
+            "--context", metavar="NAME=TEXT", help="Stored unencrypted, required to decrypt. Repeatable."
         ),
     ] = None,
     types: Annotated[
         list[str] | None,
         typer.Option(
-            "--type", metavar="A=TYPE", help="Of a CSV column, such as string or int64. Repeatable."
+            "--type", metavar="A=TYPE", help="Type of a CSV column, such as string or int64. Repeatable."
         ),
     ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Encrypt columns of a file or dataset of any size into another one.
+    """Encrypt columns of a file or dataset of any size, and write a new one.
 
-    The other columns are copied as they are. TARGET appears whole or not at all.
+    The other columns are copied unchanged. TARGET is written completely or not at all.
     """
     keys = key_uris(key)
     if keys is None and session_key() is None:
         raise Refusal(
-            "no key to encrypt under",
-            "--key local://NAME (in a file of yours), --key tencent-kms://REGION/ALIAS (in Tencent Cloud "
-            "KMS), or either in the variable KMSDATA_KEY",
+            "no key to encrypt with",
+            "pass --key local://NAME (a key in a local file) or --key tencent-kms://REGION/ALIAS (a key in "
+            "Tencent Cloud KMS), or set the variable KMSDATA_KEY",
             usage=True,
         )
     if not columns and not deterministic:
-        raise Refusal("no column to encrypt", "name some: --columns A,B, or --deterministic C,D", usage=True)
+        raise Refusal(
+            "no column to encrypt", "name columns: --columns A,B or --deterministic C,D", usage=True
+        )
     with guarded_call():
         report = kmsdata.encrypt_parquet(
             source,
@@ -146,9 +150,9 @@ def decrypt(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Decrypt columns of a file or dataset of any size into another one.
+    """Decrypt columns of a file or dataset of any size, and write a new one.
 
-    A cell that is not authentic fails all of it. TARGET appears whole or not at all.
+    Fails if any cell is not authentic. TARGET is written completely or not at all.
     """
     with guarded_call():
         report = kmsdata.decrypt_parquet(
@@ -165,7 +169,7 @@ def decrypt(
 
 @files.command(epilog=examples("kmsdata inspect sealed.parquet", "kmsdata inspect sealed/ --json"))
 def inspect(path: DataPath, as_json: Json = False) -> None:
-    """Say what is encrypted, how, and which keys open it. Takes no key, verifies nothing."""
+    """Show what is encrypted, how, and which keys open it. Needs no key and verifies nothing."""
     with guarded_call():
         report = kmsdata.inspect(path)
     _show(report, as_json=as_json)
@@ -176,7 +180,7 @@ def inspect(path: DataPath, as_json: Json = False) -> None:
         "kmsdata verify sealed.parquet --encrypted name,ssn",
         "kmsdata verify sealed/ -k local://payroll --json",
     )
-    + "\n\n[bold]Exit codes[/bold]\n\n0 authentic; 1 it could not be verified, such as for a key that is "
+    + "\n\n[bold]Exit codes[/bold]\n\n0 authentic; 1 not verified, for example because a key was "
     "refused; 2 wrong usage; 3 not authentic; 130 interrupted"
 )
 def verify(
@@ -187,14 +191,14 @@ def verify(
             "--encrypted",
             "-e",
             metavar="A,B",
-            help="Columns that must be encrypted: else one whose header was removed passes for a plain one.",
+            help="Columns that must be encrypted. Without it, a column without its header counts as plain.",
         ),
     ] = None,
     key: AllowedKeys = None,
     context: ContextPairs = None,
     as_json: Json = False,
 ) -> None:
-    """Authenticate every cell of every encrypted column. No plaintext is shown or kept."""
+    """Authenticate every cell of every encrypted column. Shows and keeps no plaintext."""
     with guarded_call():
         report = kmsdata.verify(
             path,
@@ -218,33 +222,33 @@ def rewrap(
     path: DataPath,
     key: Annotated[
         str | None,
-        typer.Option("--key", "-k", metavar="NEW", help="The master key that is to open it from now on."),
+        typer.Option("--key", "-k", metavar="NEW", help="The new master key."),
     ] = None,
     source: Annotated[
         list[str] | None,
         typer.Option(
             "--source",
             metavar="OLD",
-            help="The one to be replaced; else KMSDATA_KEY, or the only one that there is. Repeatable.",
+            help="The master key to replace; default: KMSDATA_KEY, or the only one. Repeatable.",
         ),
     ] = None,
-    add: Annotated[bool, typer.Option("--add", help="Let NEW open it as well, and replace none.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add NEW and keep the other master keys.")] = False,
     retire: Annotated[
         list[str] | None,
-        typer.Option("--retire", metavar="KEY", help="Let KEY open it no more. Repeatable."),
+        typer.Option("--retire", metavar="KEY", help="Remove the access of KEY. Repeatable."),
     ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Put files under another master key. Only their footers change; no cell is touched.
+    """Wrap the data keys of files with another master key. Only footers change, no cells.
 
-    After an interruption every file opens by the old or the new key: the same command finishes.
+    After an interruption, every file opens with the old or the new key. Run the command again to finish.
     """
     if (key is None) == (not retire) or (add and retire):
         raise Refusal(
             "name the new key, or one to retire",
-            "--key NEW replaces the old one, --key NEW --add keeps it, --retire OLD removes it; to add and "
-            "to retire are two runs",
+            "--key NEW replaces the old key, --key NEW --add keeps it, --retire OLD removes it; to add one "
+            "key and retire another, run it twice",
             usage=True,
         )
     try:
@@ -258,6 +262,7 @@ def rewrap(
                 dry_run=dry_run,
             )
     except kmsdata.KmsDataError as error:
+        # Some files of a dataset failed: show what happened to the others before the error.
         if isinstance(partial := getattr(error, "report", None), RewrapReport):
             _show(partial, as_json=as_json, good=not partial.failed)
         raise
@@ -277,12 +282,12 @@ def _show_stream(report: StreamReport, done: str, *, as_json: bool) -> None:
         return
     dry = report.dry_run
     about = "about " if dry else ""
-    calls = "1 call" if report.kms_calls == 1 else f"{report.kms_calls:,} calls"
+    calls = "1 KMS call" if report.kms_calls == 1 else f"{report.kms_calls:,} KMS calls"
     written = f"{about}{report.rows:,} rows{in_files(report.files)}, {about}{size(report.bytes)}"
     for label, text, colour in (
         ("Dry run" if dry else done, printable(", ".join(report.columns)), "yellow" if dry else "green"),
-        ("Would be" if dry else "Wrote", written, "green"),
+        ("Size" if dry else "Wrote", written, "green"),
         ("To", report.target, "green"),
-        ("Cost", f"{calls} of the key service{', at most' if dry else ''}", "green"),
+        ("Cost", f"{calls}{', at most' if dry else ''}", "green"),
     ):
         say(label, f" {text}", width=9, colour=colour)

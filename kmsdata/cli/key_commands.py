@@ -1,4 +1,4 @@
-"""The commands for master keys: make, list, describe, disable, enable, rotate."""
+"""The commands for master keys: create, list, describe, disable, enable, rotate."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kmsdata.keys.session import provider_of
 __all__ = ["keys"]
 
 keys = typer.Typer(
-    help="Master keys, in the local keystore or in Tencent Cloud KMS: make, list, disable, rotate them.",
+    help="Create, list, disable and rotate master keys, in the local keystore or in Tencent Cloud KMS.",
     no_args_is_help=True,
-    epilog="A KEY is NAME or local://NAME in the local keystore (the file in KMSDATA_KEYSTORE, else one in "
-    "your folder for user data; KMSDATA_PASSPHRASE seals a new one), or tencent-kms://REGION/KEYID-OR-ALIAS "
-    "in Tencent Cloud KMS (credentials: TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY, a profile, or a "
-    "role).",
+    epilog="A KEY is NAME or local://NAME in the local keystore (the file in KMSDATA_KEYSTORE, otherwise one "
+    "in your user data folder; KMSDATA_PASSPHRASE encrypts a new keystore), or "
+    "tencent-kms://REGION/KEYID-OR-ALIAS in Tencent Cloud KMS (credentials: TENCENTCLOUD_SECRET_ID and "
+    "TENCENTCLOUD_SECRET_KEY, a profile, or a role).",
 )
 
 _Key = Annotated[
     str,
     typer.Argument(metavar="KEY", help="NAME, local://NAME, or tencent-kms://REGION/KEYID-OR-ALIAS."),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @keys.command("create", epilog="kmsdata keys create tencent-kms://ap-guangzhou/payroll")
@@ -38,19 +38,19 @@ def create(
         str,
         typer.Argument(
             metavar="KEY",
-            help="NAME or local://NAME (1 to 64 letters, digits or '_.-'), or tencent-kms://REGION/ALIAS.",
+            help="NAME or local://NAME (1 to 64 of A-Z, a-z, 0-9, '_.-'), or tencent-kms://REGION/ALIAS.",
         ),
     ],
     as_json: _Json = False,
 ) -> None:
-    """Make a master key. Keys are never overwritten."""
+    """Create a master key. Keys are never overwritten."""
     uri = _uri(key)
     provider = _provider(uri)
     name = uri.rpartition("/")[2]
     if isinstance(provider, kmsdata.LocalKeystore):
         made = provider.create_key(name, quiet=True)
         where = f"{provider.path}, {_guard(provider)}"
-        now = "back that file up: without it, what the key encrypts is lost"
+        now = "back that file up: without the key, data that it encrypts is lost"
     else:
         made = provider.create_key(name)
         where = f"{provider.region}, as {name}, with {provider.account}"
@@ -84,7 +84,7 @@ def list_(
     else:
         kms = _provider(_uri(f"tencent-kms://{place}/any"))
         if not isinstance(kms, kmsdata.TencentKMS):
-            raise Refusal(f"{where} is no region", "a region is called ap-guangzhou, say", usage=True)
+            raise Refusal(f"{where} is not a region", "name a region such as ap-guangzhou", usage=True)
         found = kms.list_keys()
         about = {"region": kms.region, "endpoint": kms.endpoint}
         source = f"{kms.region} at {kms.endpoint}, with {kms.account}"
@@ -106,7 +106,7 @@ def list_(
 
 @keys.command("describe")
 def describe(key: _Key, as_json: _Json = False) -> None:
-    """Say what is known of a master key: its state, when it was made, how it is rotated."""
+    """Show a master key: its state, when it was created, how it is rotated."""
     uri = _uri(key)
     if as_json:
         _json_of(uri)
@@ -117,15 +117,15 @@ def describe(key: _Key, as_json: _Json = False) -> None:
 
 @keys.command("disable")
 def disable(key: _Key, as_json: _Json = False) -> None:
-    """Let a key be used no more until it is enabled: what it wrapped cannot be read meanwhile."""
+    """Disable a key. Data under it cannot be decrypted until the key is enabled again."""
     uri = _uri(key)
     _provider(uri).disable_key(uri)
-    _done(uri, f"is disabled: 'kmsdata keys enable {uri}' lets it be used again", as_json)
+    _done(uri, f"is disabled. To use it again: kmsdata keys enable {uri}", as_json)
 
 
 @keys.command("enable")
 def enable(key: _Key, as_json: _Json = False) -> None:
-    """Let a disabled key be used again."""
+    """Enable a key that was disabled."""
     uri = _uri(key)
     _provider(uri).enable_key(uri)
     _done(uri, "is enabled", as_json)
@@ -136,22 +136,20 @@ def rotate(
     key: _Key,
     every: Annotated[
         int | None,
-        typer.Option(
-            metavar="DAYS", help="In Tencent Cloud KMS: from now on every 7 to 365 days; 0: no more."
-        ),
+        typer.Option(metavar="DAYS", help="Tencent Cloud KMS: rotate every 7 to 365 days; 0: stop rotating."),
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Give a key new material, now or regularly. What it wrapped before still opens."""
+    """Rotate a key: give it new key material, now or regularly. Older data stays readable."""
     uri = _uri(key)
     provider = _provider(uri)
     if every is None:
         provider.rotate_key(uri)
-        _done(uri, "has new material; what it wrapped before still opens", as_json)
+        _done(uri, "has new key material; older data stays readable", as_json)
         return
     if isinstance(provider, kmsdata.LocalKeystore):
         raise Refusal(
-            "a local key is not rotated by itself", "leave --every out to rotate it now", usage=True
+            "a local key cannot be rotated regularly", "leave out --every to rotate it now", usage=True
         )
     if every and not 7 <= every <= 365:
         raise Refusal("--every takes 7 to 365 days, or 0", "such as --every 90", usage=True)
@@ -159,7 +157,7 @@ def rotate(
         provider.enable_rotation(uri, every)
     else:
         provider.disable_rotation(uri)
-    _done(uri, f"is rotated {f'every {every} days' if every else 'no more'}", as_json)
+    _done(uri, f"is rotated {f'every {every} days' if every else 'on request only'}", as_json)
 
 
 def _uri(key: str) -> str:
@@ -169,11 +167,13 @@ def _uri(key: str) -> str:
 
 
 def _provider(uri: str) -> kmsdata.LocalKeystore | kmsdata.TencentKMS:
-    # A keystore of its own at each command: the one of a session has asked for its passphrase already.
+    # A new keystore for each command: the one of the session has already read its passphrase.
     provider = kmsdata.LocalKeystore() if uri.startswith("local:") else provider_of(uri)
     if isinstance(provider, (kmsdata.LocalKeystore, kmsdata.TencentKMS)):
         return provider
-    raise Refusal(f"{uri}: its keys are not managed here", "name a local:// or tencent-kms:// key")
+    raise Refusal(
+        f"{uri}: this command cannot manage keys of that provider", "name a local:// or tencent-kms:// key"
+    )
 
 
 def _done(uri: str, what: str, as_json: bool) -> None:
@@ -188,4 +188,8 @@ def _json_of(uri: str) -> None:
 
 
 def _guard(store: kmsdata.LocalKeystore) -> str:
-    return "sealed by a passphrase" if store.sealed else "without a passphrase: the file's mode guards it"
+    return (
+        "protected by a passphrase"
+        if store.sealed
+        else "without a passphrase: only file permissions protect it"
+    )

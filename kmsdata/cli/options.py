@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts are read: names, key URIs, pairs."""
+"""Options that several commands share, and the parsing of their values: names, key URIs, pairs."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ DataPath = Annotated[
 ]
 ContextPairs = Annotated[
     list[str] | None,
-    typer.Option("--context", metavar="NAME=TEXT", help="What the context must say. Repeatable."),
+    typer.Option("--context", metavar="NAME=TEXT", help="A pair that the context must contain. Repeatable."),
 ]
 AllowedKeys = Annotated[
     list[str] | None,
-    typer.Option("--key", "-k", metavar="KEY", help="Only this master key may open it. Repeatable."),
+    typer.Option("--key", "-k", metavar="KEY", help="Use only this master key. Repeatable."),
 ]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that are there.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", "-n", help="Write nothing, call no key service; say what would happen."),
+    typer.Option("--dry-run", "-n", help="Write nothing and make no KMS call; show what would happen."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def examples(*lines: str) -> str:
@@ -59,17 +59,17 @@ def examples(*lines: str) -> str:
 
 
 def key_uri(key: str) -> str:
-    """Return the URI of a key; a name alone is one of the local keystore."""
+    """Return the URI of a key; a name without a scheme is a key of the local keystore."""
     return key if "://" in key else f"local://{key}"
 
 
 def key_uris(keys: list[str] | None) -> list[str] | None:
-    """Return the URIs of keys; None for no keys."""
+    """Return the URIs of keys; None if there are none."""
     return [key_uri(key) for key in keys] if keys else None
 
 
 def names(texts: list[str] | None) -> list[str] | None:
-    """Return the names in lists with commas, as CSV has them; None for no lists."""
+    """Return the names in comma-separated lists, quoted as in CSV; None for no lists."""
     if not texts:
         return None
     try:
@@ -80,7 +80,7 @@ def names(texts: list[str] | None) -> list[str] | None:
 
 
 def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
-    """Return the pairs that an option gives as NAME=TEXT."""
+    """Return the pairs of an option whose values are NAME=TEXT."""
     found: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""Printing for every command: labelled lines, tables, reports and errors."""
+"""Print labelled lines, tables, reports and errors, for every command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def say(label: str, text: str, *, width: int = 5, colour: str = "green") -> None
 
 
 def show_table(fields: Sequence[str], fold: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """Print a table of 80 columns: one field is folded where it is long, and times are cut to days."""
+    """Print a table of 80 columns: one field is folded if it is long, and times are shortened to dates."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for field in fields:
         table.add_column(field, overflow="fold", no_wrap=field != fold)
@@ -28,13 +28,13 @@ def show_table(fields: Sequence[str], fold: str, rows: Sequence[Mapping[str, str
             *(row[field][: 10 if field == "created" else None] for field in fields[1:]),
         )
     console = Console(highlight=False)
-    if not console.is_terminal:  # in a pipe nothing is folded: a program reads it
+    if not console.is_terminal:  # a program reads the pipe, so nothing is folded
         console = Console(highlight=False, width=400)
     console.print(table)
 
 
 def show_report(text: str, *, good: bool = True) -> None:
-    """Print a report's own text, which is no wider than the terminal, in colours."""
+    """Print the text of a report, which already fits the terminal, in colours."""
     console = Console(highlight=False)
     title, *lines = text.split("\n")
     console.print(Text(title, "bold green" if good else "bold red"), soft_wrap=True)
@@ -44,7 +44,7 @@ def show_report(text: str, *, good: bool = True) -> None:
 
 
 def show_error(message: str, hint: str) -> None:
-    """Print an error, and what to do about it, to standard error."""
+    """Print an error and a hint to standard error."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("error: ", "bold red"), message))
     if hint:

@@ -1,1 +1,1 @@
-"""Results and progress, as text, HTML and JSON."""
+"""Reports and progress bars, as text, HTML and JSON."""

@@ -1,4 +1,4 @@
-"""What was done to files: rewrapped, or written with encrypted or decrypted columns."""
+"""Reports on files that were rewrapped, or written with encrypted or decrypted columns."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ __all__ = ["RewrapReport", "StreamReport"]
 
 @dataclass(frozen=True, repr=False)
 class RewrapReport(Report):
-    """What became of the files of a path; see `kmsdata.rewrap`.
+    """The result of rewrapping the files of a path; see `kmsdata.rewrap`.
 
     Attributes:
         what: the path.
-        files: how many files there are, ``_metadata`` and the like among them.
-        rewrapped: how many have other wraps now.
-        already: how many were as they were asked to be, and were skipped.
-        other: how many are under other master keys than the one to be replaced, and were left alone.
-        plain: how many have no encrypted column.
-        keys: by master key that opens files now, how many.
-        left: by sentence on a wrap that does not open and so was left alone, in how many files.
-        failed: by file, why it could not be rewrapped; such a file is as it was.
-        kms_calls: calls of key services.
-        dry_run: whether nothing was done, so that all of this is what would be.
+        files: number of files, including ``_metadata`` and ``_common_metadata``.
+        rewrapped: number of files whose wrapped keys were exchanged.
+        already: number of files that needed no change and were skipped.
+        other: number of files under master keys other than the one to replace; they were skipped.
+        plain: number of files without encrypted columns.
+        keys: number of files that each master key can open now, by URI.
+        left: number of files for each message about a wrapped key that could not be unwrapped and was kept.
+        failed: why a file could not be rewrapped, by file; such a file is unchanged.
+        kms_calls: number of KMS calls.
+        dry_run: True: nothing was changed, and the report says what would happen.
     """
 
     what: str
@@ -42,15 +42,15 @@ class RewrapReport(Report):
 
     @property
     def exit_status(self) -> int:
-        """For pipelines: 0 where every file is as asked, 1 where some failed."""
+        """Exit status for pipelines: 0 if no file failed, otherwise 1."""
         return 1 if self.failed else 0
 
     @property
     def _title(self) -> str:
         counts = [
             (self.rewrapped, "would be rewrapped" if self.dry_run else "rewrapped"),
-            (self.already, "as asked already"),
-            (self.other, "under other keys, left alone"),
+            (self.already, "already up to date"),
+            (self.other, "under other keys, skipped"),
             (self.plain, "without encrypted columns"),
             (len(self.failed), "failed"),
         ]
@@ -58,12 +58,12 @@ class RewrapReport(Report):
         return f"{self.what}: {self.files:,} {'file' if self.files == 1 else 'files'}: {', '.join(said)}"
 
     def _items(self) -> list[str]:
-        opens = "would open {:,}" if self.dry_run else "opens {:,} now"
+        opens = "would open {:,} file(s)" if self.dry_run else "now opens {:,} file(s)"
         items = [f"{key} {opens.format(count)}" for key, count in self.keys.items()]
         if self.dry_run:
-            calls = "1 call" if self.kms_calls == 1 else f"{self.kms_calls:,} calls"
-            items += [f"{calls} of the key service"]
-        items += [f"{sentence} ({count:,} files)" for sentence, count in self.left.items()]
+            calls = "1 KMS call" if self.kms_calls == 1 else f"{self.kms_calls:,} KMS calls"
+            items += [f"{calls} would be made"]
+        items += [f"{sentence} ({count:,} file(s))" for sentence, count in self.left.items()]
         failed = list(self.failed.items())[:MOST_SHOWN]
         items += [why if name in why else f"{name}: {why}" for name, why in failed]
         hidden = len(self.failed) - MOST_SHOWN
@@ -72,16 +72,16 @@ class RewrapReport(Report):
 
 @dataclass(frozen=True, repr=False)
 class StreamReport(Report):
-    """What was written to a file or folder, or would be; see `kmsdata.encrypt_parquet`.
+    """The result of writing a file or folder, or of its dry run; see `kmsdata.encrypt_parquet`.
 
     Attributes:
-        target: where to.
-        rows: how many; of a dry run over CSV, about.
-        files: how many.
-        bytes: what they take; of a dry run, about.
-        columns: those that were encrypted or decrypted.
-        kms_calls: calls of key services; of a dry run, at most.
-        dry_run: whether nothing was written.
+        target: the file or folder.
+        rows: number of rows; an estimate in a dry run over CSV.
+        files: number of files.
+        bytes: size of the files; an estimate in a dry run.
+        columns: the columns that were encrypted or decrypted.
+        kms_calls: number of KMS calls; the maximum in a dry run.
+        dry_run: True: nothing was written.
     """
 
     target: str
@@ -97,8 +97,8 @@ class StreamReport(Report):
     @property
     def _title(self) -> str:
         would = "would write about" if self.dry_run else "wrote"
-        calls = "1 call" if self.kms_calls == 1 else f"{self.kms_calls} calls"
+        calls = "1 KMS call" if self.kms_calls == 1 else f"{self.kms_calls} KMS calls"
         return printable(
             f"{would} {self.rows:,} rows{in_files(self.files)}, {size(self.bytes)}, to {self.target}; "
-            f"columns {', '.join(self.columns)}; {calls} of the key service"
+            f"columns {', '.join(self.columns)}; {calls}"
         )

@@ -1,4 +1,4 @@
-"""What can be read from encrypted data without a key."""
+"""Reports on what the headers of encrypted data say, without a key."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kmsdata.display.tables import escaped, in_files, size
 
 __all__ = ["ColumnReport", "DataKeyReport", "Inspection"]
 
-_UNVERIFIED = "As the headers say; nothing was decrypted or verified."
-_EQUAL = "AES-256-SIV is deterministic: equal values are equal cells, within a domain under one data key."
-_NOT_JOINED = "Columns under different data keys cannot be joined: give the second key= the first frame."
+_UNVERIFIED = "This repeats what the headers say; nothing was decrypted or verified."
+_EQUAL = "AES-256-SIV is deterministic: equal values have equal cells within one domain and data key."
+_NOT_JOINED = "Columns under different data keys cannot be joined: encrypt both frames with one data key."
 
 _HOW = {"AES-256-GCM": " randomised", "AES-256-SIV": " deterministic"}
 
@@ -24,13 +24,13 @@ class ColumnReport:
 
     Attributes:
         name: its label.
-        encrypted: whether it is.
+        encrypted: whether it is encrypted.
         algorithm: ``AES-256-GCM`` (randomised), ``AES-256-SIV`` (deterministic), or None.
-        domain: of a deterministic column: what it may be joined across.
-        type: the original type, as pandas or Arrow write it.
-        nulls: how many cells are null; None where that was not counted.
-        bytes: what its cells take, in memory or in the file.
-        data_keys: ids of the data keys that it is under.
+        domain: domain of a deterministic column; columns of the same domain and data key can be joined.
+        type: the original type, as pandas or Arrow name it.
+        nulls: number of null cells; None if they were not counted.
+        bytes: size of its cells, in memory or in the file.
+        data_keys: ids of the data keys that encrypt it.
     """
 
     name: str
@@ -49,8 +49,8 @@ class DataKeyReport:
 
     Attributes:
         id: the first eight hexadecimal digits of its commitment.
-        keys: URIs of the master keys, any one of which opens it.
-        context: the pairs that opening it takes, which stand in clear.
+        keys: URIs of the master keys; any one of them can unwrap it.
+        context: the pairs that are required to unwrap it; they are stored unencrypted.
     """
 
     id: str
@@ -60,18 +60,18 @@ class DataKeyReport:
 
 @dataclass(frozen=True, repr=False)
 class Inspection(Report):
-    """What can be said of a frame, a table or a file without any key; see `kmsdata.inspect`.
+    """What the headers of a frame, a table or a file say; see `kmsdata.inspect`.
 
-    Shows itself as a table: text in a terminal, HTML in a notebook.
+    Displays as a table: text in a terminal, HTML in a notebook.
 
     Attributes:
-        what: what was looked at, such as a path.
-        rows: how many.
-        bytes: what the columns take in memory, or the files on disk.
+        what: what was inspected, such as a path.
+        rows: number of rows.
+        bytes: size of the columns in memory, or of their data in the files.
         columns: every column, in order.
         data_keys: every data key.
-        files: how many files; 0 for what is in memory.
-        notes: what is odd, in sentences.
+        files: number of files; 0 for data in memory.
+        notes: remarks on inconsistencies.
     """
 
     what: str
@@ -88,7 +88,7 @@ class Inspection(Report):
         return [column.name for column in self.columns if column.encrypted]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain Python, for programs."""
+        """Return the report as plain Python objects."""
         return super().to_dict() | {"verified": False}
 
     @property

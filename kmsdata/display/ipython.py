@@ -1,4 +1,4 @@
-"""Questions to IPython and the notebook kernel. IPython is not loaded to find out whether it runs."""
+"""Query IPython and the notebook kernel. IPython is not imported to find out whether it runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["cell_number", "in_notebook", "show", "show_bundle", "takes_input"]
 
 
 def _shell() -> Any:
-    """Return the running shell of IPython; None outside IPython."""
+    """Return IPython's running shell; None outside IPython."""
     ipython = sys.modules.get("IPython")
     return None if ipython is None else ipython.get_ipython()
 
@@ -20,17 +20,19 @@ def _kernel() -> Any:
 
 
 def in_notebook() -> bool:
-    """Tell whether this runs in a kernel, whose output is a page."""
+    """Return whether this runs in a kernel, whose output can be HTML."""
     return _kernel() is not None
 
 
 def takes_input() -> bool:
-    """Tell whether the kernel can ask the user: not in cells that nbconvert, nbclient or papermill run."""
+    """Return whether the kernel can ask the user: not in cells that nbconvert, nbclient or papermill run."""
+    # Each request to run a cell says whether its sender answers questions. ipykernel 7 keeps that only in
+    # this private attribute. A kernel without it is assumed to be able to ask.
     return bool(getattr(_kernel(), "_allow_stdin", True))
 
 
 def cell_number() -> int | None:
-    """Return the number of the cell that runs; None outside IPython."""
+    """Return the number of the running cell; None outside IPython."""
     return getattr(_shell(), "execution_count", None)
 
 
@@ -38,8 +40,8 @@ def show(thing: object, handle: Any = None) -> Any:
     """Show an object in the cell's output.
 
     Args:
-        thing: an object that has HTML.
-        handle: what an earlier call returned: its output is replaced. None: a new output is added.
+        thing: an object with an HTML representation.
+        handle: the handle that an earlier call returned: its output is replaced. None: an output is added.
 
     Returns:
         The handle of the output.
@@ -53,7 +55,7 @@ def show(thing: object, handle: Any = None) -> Any:
 
 
 def show_bundle(bundle: dict[str, Any]) -> None:
-    """Show data by media type, such as a widget's, in the cell's output."""
+    """Show data by media type, such as the data of a widget, in the cell's output."""
     from IPython.display import display
 
     display(bundle, raw=True)  # type: ignore[no-untyped-call]

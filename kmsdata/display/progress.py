@@ -1,4 +1,4 @@
-"""A bar for long work: live in a notebook without JavaScript, plain in a terminal, silent in a pipe."""
+"""A progress bar: HTML without JavaScript in a notebook, text in a terminal, nothing in a pipe."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from kmsdata.display.ipython import in_notebook, show
 
 __all__ = ["Progress"]
 
-_PATIENCE = 1.0  # seconds of silence: short work shows no bar
-_EVERY = 0.25  # seconds between two looks of it
+_PATIENCE = 1.0  # seconds before a bar appears: short work shows none
+_EVERY = 0.25  # seconds between two updates
 
 
 class Progress:
-    """Shows how far work is, as a context manager.
+    """A context manager that shows the progress of work.
 
-    In a notebook it is one output that is replaced by its final state, so that the saved file holds that and
-    nothing else. It holds numbers and a title, and none of the data. A thread shows it while a long step is
-    at work.
+    In a notebook it is one output, whose updates replace each other, so that a saved notebook contains only
+    the final state. It shows a title and numbers, never the data. A thread updates it, also during a long
+    step.
 
     Args:
         title: what is done, such as ``"encrypt"``.
-        total: how much there is.
-        unit: of what, such as ``"rows"``.
-        wanted: True: always; False: never; None: where somebody may be looking, and it takes longer than a
-            second.
+        total: the amount of work.
+        unit: the unit of ``total``, such as ``"rows"``.
+        wanted: True: show it at once; False: never; None: in a terminal or notebook, after one second.
 
     Example:
         >>> with Progress("encrypt", 100, "rows", wanted=False) as progress:
@@ -53,8 +52,10 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self._notebook or self._terminal:
-            # In this cell's context, or a kernel might show it below another one.
+            # ipykernel finds the cell to show output below in context variables, which a new thread does not
+            # inherit by default: without a copy the bar might appear below another cell.
             tick = functools.partial(contextvars.copy_context().run, self._tick)
+            # A daemon, so that it cannot keep an interrupted process alive.
             self._clock = threading.Thread(target=tick, name="kmsdata progress", daemon=True)
             self._clock.start()
         return self
@@ -70,11 +71,11 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """How much is done."""
+        """The amount that is done."""
         return self._done
 
     def step(self, count: int) -> None:
-        """So much more is done."""
+        """Add to the amount that is done."""
         self._done += count
 
     def _tick(self) -> None:
@@ -85,11 +86,11 @@ class Progress:
             wait = _EVERY
 
     def _show(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a terminal that was closed does not stop the work
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal must not stop the work
             if self._notebook:
                 self._handle = show(self, self._handle)
             else:
-                # A line that is longer than the terminal would not be overwritten by the next one.
+                # A line that is wider than the terminal wraps, and "\r" returns only to its last part.
                 most = shutil.get_terminal_size().columns - 1
                 end = "\n" if self._state else ""
                 print(f"\r{str(self)[:most]}\x1b[K", end=end, file=sys.stderr, flush=True)
@@ -114,7 +115,7 @@ class Progress:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        # <progress> is kept in a notebook that is not trusted, and says its state to screen readers.
+        # JupyterLab keeps <progress> in a notebook that is not trusted, and screen readers announce it.
         return (
             f'{html.escape(self._title)} <progress value="{self._part:.3f}" max="1" '
             f'style="vertical-align:middle"></progress> {html.escape(self._figures)}'

@@ -1,4 +1,4 @@
-"""The base of every result object: text, HTML, JSON and an exit status."""
+"""The base class of reports: text, HTML, JSON and an exit status."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from kmsdata.display.tables import as_html, as_text, escaped, printable
 
 __all__ = ["MOST_SHOWN", "Report"]
 
-MOST_SHOWN = 20  # items of a long list, such as failures
+MOST_SHOWN = 20  # items of a long list, such as failures, that text and HTML show
 
 
 @dataclass(frozen=True, repr=False)
 class Report(ABC):
-    """A result that shows itself: text in a terminal, HTML in a notebook, JSON for programs.
+    """A result that displays as text in a terminal and as HTML in a notebook, and converts to JSON.
 
-    A subclass is a frozen dataclass. Its fields are the JSON document; it says its title, and the table rows,
-    items and notes that it has.
+    A subclass is a frozen dataclass. Its fields are the JSON document. It defines a title, and optionally
+    table rows, items and notes.
     """
 
-    _indent: ClassVar[int | None] = 1  # of the JSON document; None: all on one line
+    _indent: ClassVar[int | None] = 1  # indentation of the JSON document; None: one line
 
     @property
     def exit_status(self) -> int:
-        """For pipelines: 0 where nothing is wrong."""
+        """Exit status for pipelines: 0 if nothing is wrong."""
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain Python, for programs."""
+        """Return the report as plain Python objects."""
         return asdict(self)
 
     def json(self) -> str:
-        """All of it as JSON.
+        """Return the report as JSON.
 
         Example:
             >>> import json, kmsdata
@@ -50,15 +50,15 @@ class Report(ABC):
         """The first line."""
 
     def _rows(self) -> Sequence[Mapping[str, str]] | None:
-        """Return the rows of the table: texts by heading; None for a report without a table."""
+        """Return the rows of the table, each as texts by heading; None for a report without a table."""
         return None
 
     def _html_rows(self) -> Sequence[Mapping[str, str]] | None:
-        """Return the rows of the table in HTML, which has room for more words."""
+        """Return the rows of the HTML table, which has room for more words."""
         return self._rows()
 
     def _items(self) -> list[str]:
-        """Return the sentences listed below the table."""
+        """Return the sentences to list below the table."""
         return []
 
     def _text_items(self) -> list[str]:
@@ -70,12 +70,12 @@ class Report(ABC):
         return [escaped(item) for item in self._items()]
 
     def _notes(self) -> list[str]:
-        """Return the remarks at the end."""
+        """Return the remarks to put at the end."""
         return []
 
     def __str__(self) -> str:
         rows = self._rows()
-        if rows is None:  # nothing to align, so nothing is folded
+        if rows is None:  # no table to align, so long lines are not folded
             return printable("\n  ".join([self._title, *self._items()]), "\n")
         items = self._text_items()
         return as_text(self._title, rows, [*([""] if items else []), *items, "", *self._notes()])

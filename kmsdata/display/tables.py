@@ -1,4 +1,4 @@
-"""Text and HTML tables, sizes for people, and text that is safe to print."""
+"""Text and HTML tables, readable sizes, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 __all__ = ["as_html", "as_text", "escaped", "in_files", "printable", "size"]
 
-_NUMBERS = ("authentic", "bad", "nulls", "size")  # headings of what is aligned to the right
-_FOLDED = ("column", "type", "domain")  # and of what may be long
-# Each state has a mark for text; a glyph and colours for HTML. Background and colour together: a notebook
-# that is not trusted drops style sheets and variables, and either alone could be unreadable in the dark.
-# GitHub drops both: the glyph and the word remain.
+_NUMBERS = ("authentic", "bad", "nulls", "size")  # headings of columns that are aligned to the right
+_FOLDED = ("column", "type", "domain")  # headings of columns whose texts may be long
+# Each state has a mark for text, and a glyph and colours for HTML. Background and text colour are set
+# together, since one alone could be unreadable in a dark theme, and Jupyter removes style sheets and CSS
+# variables from notebooks that are not trusted. GitHub removes both colours: glyph and word remain.
 _STATES = {
     "encrypted": ("[x]", "&#128274;", "background:#d7f0dd;color:#0b4f26"),
     "plain": ("[ ]", "&#9675;", "background:#eceff1;color:#37474f"),
@@ -30,9 +30,10 @@ def _used(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def as_text(title: str, rows: Sequence[Mapping[str, str]], more: Sequence[str]) -> str:
-    """Return a title, a table no wider than the terminal, and further lines. Folded, never cut.
+    """Return a title, a table that fits the terminal, and further lines. Long texts are folded, never cut.
 
-    Rows are texts by heading, of the same headings; a heading that has no text in any row is left out.
+    Each row is a mapping of texts by heading; all rows have the same headings. A heading without text in any
+    row is left out.
     """
     from rich.console import Console
     from rich.table import Table
@@ -46,12 +47,14 @@ def as_text(title: str, rows: Sequence[Mapping[str, str]], more: Sequence[str]) 
             heading,
             justify="right" if heading in _NUMBERS else "left",
             overflow="fold",
+            # 11: the length of "AES-256-GCM". Longer texts, such as several ids of data keys, may be folded.
             no_wrap=heading not in _FOLDED and all(len(row[heading]) <= 11 for row in rows),
         )
     for row in rows:
         table.add_row(_STATES[row["state"]][0], *(Text(printable(row[heading])) for heading in headings))
     text = io.StringIO()
     width = max(shutil.get_terminal_size((120, 24)).columns, 40)
+    # In a notebook rich would display the table in the cell instead of writing it to the file.
     out = Console(file=text, width=width, color_system=None, force_jupyter=False, markup=False)
     out.print(
         Text(printable(title)),
@@ -63,10 +66,10 @@ def as_text(title: str, rows: Sequence[Mapping[str, str]], more: Sequence[str]) 
 
 
 def as_html(title: str, rows: Sequence[Mapping[str, str]], items: Sequence[str], notes: Sequence[str]) -> str:
-    """Return the same as HTML, which survives notebooks that are not trusted; items are HTML already."""
+    """Return the same as HTML with inline styles only, which untrusted notebooks keep. Items are HTML."""
 
     def cell(heading: str, text: str, tag: str) -> str:
-        # Notebooks align to the right what does not say otherwise.
+        # Jupyter's style sheet aligns table cells to the right by default.
         style = f"text-align:{'right' if heading in _NUMBERS else 'left'};padding:3px 10px;"
         style += "max-width:24em;overflow-wrap:break-word" if heading in _FOLDED else "white-space:nowrap"
         return f'<{tag} style="{style}">{text}</{tag.split()[0]}>'
@@ -91,12 +94,12 @@ def as_html(title: str, rows: Sequence[Mapping[str, str]], items: Sequence[str],
 
 
 def escaped(text: str) -> str:
-    """Return text for HTML, without characters that move a terminal or turn a line around."""
+    """Return text escaped for HTML, and without control and bidirectional characters."""
     return html.escape(printable(text))
 
 
 def size(count: int) -> str:
-    """A number of bytes for people.
+    """Return a number of bytes with a unit.
 
     Example:
         >>> size(999), size(1_234_567)
@@ -111,7 +114,7 @@ def size(count: int) -> str:
 
 
 def in_files(count: int) -> str:
-    """Say how many files, where there are several.
+    """Return the number of files as words, or an empty text for one file.
 
     Example:
         >>> in_files(1), in_files(1200)
@@ -121,11 +124,13 @@ def in_files(count: int) -> str:
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Text without letters that move a terminal or turn a line around, as names in a file may hold.
+    """Escape control and bidirectional characters, which names in a file may contain.
+
+    Printed unescaped, they could move the cursor of a terminal or reverse a line.
 
     Args:
-        text: any.
-        kept: letters that stay as they are, such as the ends of lines.
+        text: any text.
+        kept: characters to keep, such as line ends.
 
     Example:
         >>> printable("身份证 \x1b[2J")

@@ -1,4 +1,4 @@
-"""What authenticating every encrypted cell has found."""
+"""Reports on the authentication of every encrypted cell."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from kmsdata.display.tables import in_files
 __all__ = ["ColumnCheck", "Failure", "Verification"]
 
 _NOT_SHOWN = (
-    "Not noticed: rows removed, repeated or reordered, cells set to null or exchanged within their column, "
-    "plain columns changed, older data under the same data key."
+    "Not detected: rows removed, repeated or reordered, cells set to null or exchanged within their column, "
+    "changes to plain columns, replacement by older data under the same data key."
 )
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that does not hold.
+    """A check that failed.
 
     Attributes:
-        what: a sentence.
-        file: where, in a dataset or file.
-        column: of which column; None where it is the file's.
-        row_group: of which row group.
+        what: a sentence that describes the failure.
+        file: the file, for a dataset or file.
+        column: the column; None if it concerns the whole file.
+        row_group: the row group.
         rows: positions (in the file, frame or table) of the first cells concerned.
-        count: how many cells are concerned; 0 where it is none's.
+        count: number of cells concerned; 0 if the failure is not about cells.
     """
 
     what: str
@@ -50,16 +50,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class ColumnCheck:
-    """What was found of one column.
+    """The result for one column.
 
     Attributes:
         name: its label.
-        state: ``authentic``: every cell is; ``failed``: something is not; ``not verified``: its key was
-            refused, so nothing can be said.
-        algorithm: ``AES-256-GCM``, ``AES-256-SIV``, or None where no header says it.
-        cells: how many cells were found to be authentic.
-        nulls: how many are null, and so cannot be told from those that were set to null.
-        bad: how many cells are not authentic.
+        state: ``authentic``: every cell is; ``failed``: a check failed; ``not verified``: the key was
+            refused, so the cells could not be checked.
+        algorithm: ``AES-256-GCM``, ``AES-256-SIV``, or None without a header.
+        cells: number of cells that are authentic.
+        nulls: number of nulls. An original null cannot be distinguished from a cell that was set to null.
+        bad: number of cells that are not authentic.
     """
 
     name: str
@@ -72,16 +72,16 @@ class ColumnCheck:
 
 @dataclass(frozen=True, repr=False)
 class Verification(Report):
-    """What was found when every encrypted cell was authenticated; see `kmsdata.verify`.
+    """The result of authenticating every encrypted cell; see `kmsdata.verify`.
 
-    Shows itself as a table: text in a terminal, HTML in a notebook. Holds no plaintext.
+    Displays as a table: text in a terminal, HTML in a notebook. Contains no plaintext.
 
     Attributes:
-        what: what was looked at, such as a path.
-        rows: how many.
-        columns: the encrypted columns, and those that should have been.
-        failures: everything that does not hold, and every column that could not be verified.
-        files: how many files; 0 for what is in memory.
+        what: what was verified, such as a path.
+        rows: number of rows.
+        columns: the encrypted columns, and columns that should be encrypted but are not.
+        failures: every check that failed, and every column that could not be verified.
+        files: number of files; 0 for data in memory.
     """
 
     what: str
@@ -92,7 +92,7 @@ class Verification(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether there is something encrypted, and all of it is authentic."""
+        """Whether there are encrypted columns, and every cell of them is authentic."""
         return (
             bool(self.columns)
             and not self.failures
@@ -101,9 +101,9 @@ class Verification(Report):
 
     @property
     def exit_status(self) -> int:
-        """For pipelines: 0 where all is authentic, 3 where something is not.
+        """Exit status for pipelines: 0 if every cell is authentic, 3 if not.
 
-        1 where all that is wrong is that keys were refused, so that nothing can be said.
+        1 if the only failures are refused keys, so that the cells could not be checked.
         """
         if self.ok:
             return 0
@@ -112,7 +112,7 @@ class Verification(Report):
         return 1 if self.failures and refused else 3
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain Python, for programs."""
+        """Return the report as plain Python objects."""
         return super().to_dict() | {"ok": self.ok}
 
     @property

@@ -1,1 +1,1 @@
-"""Signing in from a notebook."""
+"""Sign in from a notebook or a terminal."""

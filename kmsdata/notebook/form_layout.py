@@ -1,4 +1,4 @@
-"""How the login form looks: its widgets and their places, its style, and the names of the regions."""
+"""The layout of the login form: widgets, style, and names of regions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REGIONS = {
 }
 """Regions that have KMS, with their names in English and Chinese."""
 
-OTHER = "*"  # the choice that opens a field for one's own text
+OTHER = "*"  # the choice that shows a text field for another value
 DOT = "  ·  "  # between a key's alias and its state
 _LABELS = "110px"
 _MARKS = {
@@ -41,6 +41,7 @@ _MARKS = {
     "good": ("✓", "var(--jp-success-color1, #2e7d32)"),
     "bad": ("✗", "var(--jp-error-color1, #c62828)"),
 }
+# The --jp variables are those of JupyterLab's themes; the colours after them are for other front ends.
 _HEAD = """<style>
 .kmsdata-login { border: 1px solid var(--jp-border-color1, #bdbdbd); border-radius: 6px;
   padding: 12px 16px 14px; max-width: 640px; color: var(--jp-content-font-color1, inherit); }
@@ -61,7 +62,7 @@ _HEAD = """<style>
 
 
 class FormLayout(w.VBox):
-    """The widgets of the form, and their places; `LoginForm` says what they do."""
+    """The widgets of the form and their layout; `LoginForm` defines what they do."""
 
     def __init__(self) -> None:
         self.service = w.ToggleButtons(
@@ -79,7 +80,7 @@ class FormLayout(w.VBox):
         self.other_region = w.Text(**_field("Region's code", "such as ap-guangzhou"))
         self.endpoint = w.Text(placeholder="kms.tencentcloudapi.com", layout=_wide())
         self.more = w.Accordion([self.endpoint], titles=["Endpoint"], selected_index=None, layout=_wide())
-        self.passphrase = WipingPassword(exact=True, **_field("Passphrase", "empty where the file has none"))
+        self.passphrase = WipingPassword(exact=True, **_field("Passphrase", "empty if the file has none"))
         self.repeated = WipingPassword(exact=True, **_field("Once more", "the same passphrase"))
         self.file = w.HTML(**_field("File"))
         self.connect = w.Button(description="Connect", button_style="primary", layout=_button())
@@ -87,7 +88,7 @@ class FormLayout(w.VBox):
         self.keys_there = w.Select(**_field("Key"))
         self.other_key = w.Text(**_field("Key's name"))
         self.choose = w.Button(description="Make this my key", button_style="primary", layout=_button())
-        self.go_on = w.Button(description="Go on without", layout=_button())
+        self.go_on = w.Button(description="Continue without", layout=_button())
         self.again = w.Button(description="Sign in again", layout=_button())
 
         self._cloud = w.VBox(
@@ -106,7 +107,7 @@ class FormLayout(w.VBox):
 
 
 def _field(name: str, hint: str | None = None) -> dict[str, Any]:
-    """Return the options of a field in a column: label and box, each as wide as those above."""
+    """Return the options of a field: labels have one width, and so do boxes."""
     options = {"description": name, "style": {"description_width": _LABELS}, "layout": _wide()}
     return options if hint is None else options | {"placeholder": hint}
 
@@ -122,7 +123,7 @@ def _button() -> w.Layout:
 
 
 def _row(*buttons: w.Button) -> w.HBox:
-    """Return buttons in a row, below the fields."""
+    """Return a row of buttons, aligned with the fields."""
     return w.HBox(buttons, layout=w.Layout(flex_flow="row wrap", margin=f"4px 0 4px calc({_LABELS} + 6px)"))
 
 
@@ -132,7 +133,7 @@ def show(widget: w.DOMWidget, shown: bool) -> None:
 
 
 def status_html(kind: str, text: str) -> str:
-    """Return the HTML of the status line; a kind is ask, busy, good or bad."""
+    """Return the HTML of the status line; the kind is ask, busy, good or bad."""
     mark, colour = _MARKS[kind]
     return (
         f'<div role="status" aria-live="polite" class="kmsdata-status" style="border-color:{colour}">'
@@ -141,14 +142,14 @@ def status_html(kind: str, text: str) -> str:
 
 
 def _regions() -> list[tuple[str, str]]:
-    """Return the choices of regions: labels and codes."""
+    """Return the labels and codes of the regions."""
     return [(f"{name} ({code})", code) for code, name in REGIONS.items()]
 
 
 def key_choices(keys: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Return the choices of keys: labels and URIs.
+    """Return the labels and URIs of keys.
 
-    A label is the alias (a local key's name, or a KeyId where there is none) and the state.
+    A label is the alias (the name of a local key; without an alias the KeyId) and the state.
     """
     listed = [
         (f"{about.get('alias') or about['key'].rpartition('/')[2]}{DOT}{about['state']}", about["key"])

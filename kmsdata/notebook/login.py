@@ -1,4 +1,4 @@
-"""Signing in to Tencent Cloud: with what there is, else by asking; in a notebook by a form."""
+"""Sign in to Tencent Cloud: with configured credentials, otherwise by asking; in a notebook with a form."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ def login(
 ) -> TencentKMS | LoginForm:
     """Sign in to Tencent Cloud KMS for this process.
 
-    Where the environment, a profile or a role gives credentials, those are taken, and it says which;
-    elsewhere a notebook shows a form, and a terminal asks, without showing or keeping them anywhere. They are
-    tried with one call, and every data key at hand is forgotten.
+    Credentials from the environment, a profile or a role are used, and a message names their source. If there
+    are none, a notebook shows a form and a terminal asks; what is typed is not displayed or stored. The
+    credentials are tested with one KMS call, and all data keys are removed from memory.
 
-    A form does not hold up the cell: until it is filled in, calls that need a key raise `CredentialsError`,
-    which stops a run of all cells. ``kms = await kmsdata.login()`` waits instead (ipykernel 7.0 and newer),
-    and reads the same where no form is needed. Without ipywidgets (``pip install "kmsdata[notebook]"``) the
-    notebook asks as a terminal does.
+    The form does not block the cell. Until it is filled in, calls that need a key raise `CredentialsError`,
+    which stops a run of all cells. ``kms = await kmsdata.login()`` waits instead (ipykernel 7.0 and newer);
+    the same line works when no form is needed. Without ipywidgets (``pip install "kmsdata[notebook]"``) the
+    notebook asks like a terminal.
 
     Args:
-        region: such as ``"ap-guangzhou"``; None: that of ``key`` or the session's key, else
-            ``TENCENTCLOUD_REGION``, else it is asked for.
-        key: URI of a master key that calls use where they name none, as with `kmsdata.use`.
-        endpoint: as `kmsdata.TencentKMS` takes it.
+        region: such as ``"ap-guangzhou"``; None: the region of ``key`` or of the session's key, otherwise
+            ``TENCENTCLOUD_REGION``; without these the user is asked.
+        key: URI of the master key for calls without ``key=``, as with `kmsdata.use`.
+        endpoint: as in `kmsdata.TencentKMS`.
 
     Returns:
-        The provider, which is the session's from now on; where a form is needed the form, which ``await``
-        turns into the provider.
+        The provider, which the session uses from now on. If a form is needed, the form; ``await`` returns its
+        provider.
 
     Raises:
-        CredentialsError: there are none, and nobody can be asked; or those there are were refused.
-        ValueError: no region, and nobody can be asked; or one that is not that of ``key``.
+        CredentialsError: there are no credentials and no user to ask, or they were refused.
+        ValueError: there is no region and no user to ask, or the region is not that of ``key``.
         KeyServiceError: KMS did not answer.
 
     Example:
@@ -62,7 +62,7 @@ def login(
     kms = None if region is None else TencentKMS(region, endpoint=endpoint)
     found = None if kms is None else _account(kms)
     if kms is None or found is None:
-        if region is None:  # which one credentials are looked up for makes no difference
+        if region is None:  # the credentials do not depend on the region, so any region will do
             found = _account(TencentKMS("ap-guangzhou", endpoint=endpoint))
         if not _somebody():
             _nobody(found)
@@ -71,10 +71,10 @@ def login(
                 from kmsdata.notebook.login_form import LoginForm
 
                 return LoginForm.shown(region=region, key=key, endpoint=endpoint, found=found)
-            print('A form instead of these questions: pip install "kmsdata[notebook]"')
+            print('To get a form instead of these questions: pip install "kmsdata[notebook]"')
         while not region:
             region = input("Region (such as ap-guangzhou): ").strip()
-        kms = TencentKMS(region, endpoint=endpoint)  # says what is wrong before secrets are typed
+        kms = TencentKMS(region, endpoint=endpoint)  # raises for a wrong region before secrets are typed
         if found is None:
             kms = _asked(region, endpoint)
     number = kms.count_keys()
@@ -82,7 +82,7 @@ def login(
     use(kms)
     if key is not None:
         use(key)
-    keys = "it may not list keys" if number is None else f"{number} key{'' if number == 1 else 's'}"
+    keys = "no permission to list keys" if number is None else f"{number} key{'' if number == 1 else 's'}"
     print(f"Connected to Tencent Cloud KMS in {kms.region} with {kms.account}; {keys}")
     return kms
 
@@ -92,7 +92,7 @@ def _region(region: str | None, key: str | None) -> str | None:
         scheme, place, _ = parse_key(key)
         if scheme != "tencent-kms" or region not in (None, place):
             raise ValueError(
-                f"key= {key} is no key of Tencent Cloud KMS in {region or 'any region'}: it is named "
+                f"key= {key} is not a key of Tencent Cloud KMS in {region or 'any region'}: pass a URI like "
                 "tencent-kms://<region>/<KeyId or alias>"
             )
         return place
@@ -103,7 +103,7 @@ def _region(region: str | None, key: str | None) -> str | None:
 
 
 def _account(kms: TencentKMS) -> str | None:
-    """Whose credentials there are without asking; an error where there are some that cannot be used."""
+    """Return whose credentials are configured, in words, or None. Raise if they are unusable."""
     try:
         return kms.account
     except CredentialsError as error:
@@ -113,7 +113,7 @@ def _account(kms: TencentKMS) -> str | None:
 
 
 def _somebody() -> bool:
-    """Whether there is anybody to ask: not in cells that nbconvert, nbclient or papermill run."""
+    """Return whether a user can be asked: not in cells that nbconvert, nbclient or papermill run."""
     if in_notebook():
         return takes_input()
     return sys.stdin is not None and sys.stdin.isatty()
@@ -121,9 +121,9 @@ def _somebody() -> bool:
 
 def _nobody(found: str | None) -> NoReturn:
     if found is not None:
-        raise ValueError("no region: pass region='ap-guangzhou', say, or set TENCENTCLOUD_REGION")
+        raise ValueError("no region: pass region=, such as region='ap-guangzhou', or set TENCENTCLOUD_REGION")
     raise CredentialsError(
-        "no Tencent Cloud credentials, and nobody can be asked here: set TENCENTCLOUD_SECRET_ID, "
+        "no Tencent Cloud credentials, and no user to ask for them: set TENCENTCLOUD_SECRET_ID, "
         "TENCENTCLOUD_SECRET_KEY and TENCENTCLOUD_REGION (and TENCENTCLOUD_SECURITY_TOKEN for temporary "
         "ones), or write ~/.tencentcloud/credentials",
         provider="tencent-kms",
@@ -134,7 +134,7 @@ def _nobody(found: str | None) -> NoReturn:
 
 
 class _Typed(Secret):
-    """What was typed. A frame that is interrupted may hold it, since it shows nothing."""
+    """The typed texts. Its repr is hidden, so a traceback that shows local variables does not reveal them."""
 
     __slots__ = ("texts",)
 
@@ -142,7 +142,7 @@ class _Typed(Secret):
         self.texts: list[str] = []
 
     def ask(self, label: str) -> bool:
-        """Whether anything was typed; a blank that was pasted along is taken away."""
+        """Ask for a text without displaying it; return whether there is one. Blanks around it are removed."""
         try:
             self.texts.append(getpass.getpass(f"{label}: ").strip())
         except EOFError:  # Ctrl-D
@@ -153,7 +153,7 @@ class _Typed(Secret):
 def _asked(region: str, endpoint: str | None) -> TencentKMS:
     typed = _Typed()
     with warnings.catch_warnings():
-        # Where the terminal cannot hide what is typed, getpass would show it and warn.
+        # If the terminal cannot hide what is typed, getpass only warns and displays it: raise instead.
         warnings.simplefilter("error", getpass.GetPassWarning)
         given = typed.ask("SecretId (not shown)") and typed.ask("SecretKey (not shown)")
         if given:

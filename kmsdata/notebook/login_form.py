@@ -1,8 +1,8 @@
-"""The form that `kmsdata.login` shows in a notebook. What is typed into it is nowhere but in this process.
+"""The form that `kmsdata.login` shows in a notebook. What is typed into it stays in this process.
 
-Widgets hold their state in the notebook: it is saved with it, at the wrong moment too. So no field keeps what
-was typed: it is moved out as it comes, and the field is empty again before anything could save it. Nothing
-here needs JavaScript of its own.
+The state of widgets is part of the notebook and can be saved with it at any moment. Therefore no field keeps
+a secret: the kernel takes it out when it arrives and empties the field before a save could include it. The
+form needs no JavaScript except that of ipywidgets.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from kmsdata.notebook.form_layout import DOT, OTHER, REGIONS, FormLayout, key_ch
 
 __all__ = ["LoginForm"]
 
-_LATE = 0.3  # seconds within which what was typed last arrives, though Enter or Connect came before it
+_LATE = 0.3  # seconds to wait for the last typed text, which can arrive after Enter or Connect
 _UNANSWERED = "not signed in yet: fill in the form above, then run again from here"
 
 
 class LoginForm(FormLayout):
-    """The form; `kmsdata.login` makes one for a process, and shows it again where it stands.
+    """The form; `kmsdata.login` makes one for a process, and shows the same one again in its current state.
 
-    ``await form`` waits until it is answered: connected, and a key chosen where the session has none. It
-    gives the provider. Elsewhere calls that need it raise `CredentialsError` until then.
+    ``await form`` waits until the user is connected and has chosen a key (if the session has none), and
+    returns the provider. Without ``await``, calls that need a key raise `CredentialsError` until then.
 
     Args:
-        region: chosen from the start.
-        key: URI that becomes the session's key with the connection.
-        endpoint: as `kmsdata.TencentKMS` takes it.
-        found: whose credentials were found, in words, where only the region is wanted.
+        region: the initial region.
+        key: URI that becomes the session's key on connection.
+        endpoint: as in `kmsdata.TencentKMS`.
+        found: whose credentials are configured, in words, if only the region is missing.
 
     Attributes:
-        provider: what one is connected to, or None.
+        provider: the connected provider, or None.
 
     Example:
         >>> LoginForm(region="ap-guangzhou")
-        <kmsdata.login: not filled in yet; it shows in notebooks alone, elsewhere set TENCENTCLOUD_SECRET_ID
-        and TENCENTCLOUD_SECRET_KEY>
+        <kmsdata.login: not filled in yet; the form works only in notebooks. Elsewhere set
+        TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY>
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class LoginForm(FormLayout):
         self._found = found
         self.provider: KeyProvider | None = None
         self._key = key
-        self._settled = False  # connected, and nothing is left to choose
+        self._settled = False  # connected, and a key is chosen
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
-        self._cell: object = None  # the one that it was shown in last
-        self._place = ""  # who is connected, and where, in words
+        self._cell: object = None  # the cell that it was last shown in
+        self._place = ""  # the provider and the account, in words
 
         super().__init__()
         self.service.observe(lambda _: self._explain(), "value")
@@ -84,13 +84,13 @@ class LoginForm(FormLayout):
         self._fill_in(region, endpoint)
         self._ask()
 
-    # Showing it.
+    # Display.
 
     @classmethod
     def shown(
         cls, *, region: str | None, key: str | None, endpoint: str | None, found: str | None
     ) -> LoginForm:
-        """The form of this process, displayed: as it stands, unless it is connected to another place."""
+        """Display the form of this process in its current state; reset it if region or endpoint differ."""
         form = _of_process[0] if _of_process else None
         if form is None:
             form = cls(region=region, key=key, endpoint=endpoint, found=found)
@@ -108,7 +108,7 @@ class LoginForm(FormLayout):
 
     def __repr__(self) -> str:
         state = (
-            "not filled in yet; it shows in notebooks alone, elsewhere set TENCENTCLOUD_SECRET_ID and "
+            "not filled in yet; the form works only in notebooks. Elsewhere set TENCENTCLOUD_SECRET_ID and "
             "TENCENTCLOUD_SECRET_KEY"
             if self.provider is None
             else f"connected to {self.provider!r}"
@@ -117,14 +117,17 @@ class LoginForm(FormLayout):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         bundle: dict[str, Any] = super()._repr_mimebundle_() or {}
-        # What is left of it where there is no kernel: in a mail, on GitHub, in an export.
+        # Without a kernel (in a mail, on GitHub, in an export) only these representations are shown.
         return bundle | {
             "text/plain": repr(self),
             "text/html": "<p><b>kmsdata</b>: run this cell to use the sign-in form.</p>",
         }
 
     def _ipython_display_(self) -> None:
-        """Show it, once in a cell: `login` does so, and a cell that ends with what it returns would too."""
+        """Display the form once per cell.
+
+        `login` displays it, and IPython does so again for a cell that ends with the form.
+        """
         cell = cell_number()
         if cell is None or cell != self._cell:
             show_bundle(self._repr_mimebundle_())
@@ -140,7 +143,7 @@ class LoginForm(FormLayout):
             self.more.set_title(0, f"Endpoint: {endpoint}")
 
     def _arrange(self) -> None:
-        """Show what belongs to the state and to what was chosen."""
+        """Show the widgets that belong to the current state and choices, and hide the others."""
         cloud, connected = self.service.value == "tencent", self.provider is not None
         show(self._asking, not connected)
         show(self._cloud, cloud)
@@ -158,17 +161,18 @@ class LoginForm(FormLayout):
     def _say(self, kind: str, text: str) -> None:
         self.status.value = status_html(kind, text)
 
-    # Waiting for it.
+    # Await.
 
     def __await__(self) -> Generator[Any, None, KeyProvider]:
         return self._answered().__await__()
 
     async def _answered(self) -> KeyProvider:
+        # ipykernel 6 handles no messages of widgets while a cell runs: the form could never be filled in.
         kernel = sys.modules.get("ipykernel")
         if kernel is not None and kernel.version_info[0] < 7:
             raise CredentialsError(
-                f"ipykernel {kernel.__version__} cannot wait for a form in a cell (7.0 can): leave out "
-                "await, fill in the form, and then run the next cells",
+                f"ipykernel {kernel.__version__} cannot wait for a form in a cell: that needs 7.0 or newer. "
+                "Leave out await, fill in the form, and then run the next cells",
                 provider="tencent-kms",
                 operation="login",
                 code="CannotWait",
@@ -181,7 +185,7 @@ class LoginForm(FormLayout):
             else:
                 self._waiting.append((loop, future))
         await future
-        if self.provider is None:  # it was signed in again in the meantime
+        if self.provider is None:  # "Sign in again" was pressed in the meantime
             raise CredentialsError(_UNANSWERED, provider="tencent-kms", operation="login", code="NotAnswered")
         return self.provider
 
@@ -190,18 +194,20 @@ class LoginForm(FormLayout):
             self._settled = True
             waiting, self._waiting = self._waiting, []
         for loop, future in waiting:
-            with contextlib.suppress(RuntimeError):  # the loop is gone, and who waited with it
+            # A future may only be set in the thread of its loop.
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and its waiting cell is gone
                 loop.call_soon_threadsafe(_finish, future)
         self._arrange()
 
-    # What its buttons do. Nothing that goes wrong in a handler would be seen, so all is said in the form.
+    # Actions of the buttons. Jupyter does not show errors of a handler in the cell, so the form shows them.
 
     def _entered(self, _: object, content: dict[str, Any], __: object) -> None:
-        if content.get("event") == "submit":  # Enter, which comes before what was typed
+        # Browsers send Enter before the text of the field.
+        if content.get("event") == "submit":
             self._start(self._connect, late=_LATE)
 
     def _start(self, step: Callable[[], None], *, late: float = 0.0) -> None:
-        """Carry out a step in a thread: the kernel does not wait for it, and no block's `use` is in force."""
+        """Run a step in a thread: the kernel does not wait for it, and no `with use(...)` block applies."""
         with self._lock:
             if self._worker is not None and self._worker.is_alive():
                 return
@@ -218,14 +224,14 @@ class LoginForm(FormLayout):
             step()
         except (KmsDataError, ImportError, ValueError) as error:
             self._say("bad", str(error))
-        except Exception as error:  # noqa: BLE001 - the text of a stranger's error may hold anything
+        except Exception as error:  # noqa: BLE001 - its text may contain secrets
             self._say("bad", f"this failed ({type(error).__name__}): try again")
         finally:
             for button in self._buttons:
                 button.disabled = False
 
     def _ask(self) -> None:
-        """Stand unanswered: whoever needs a key is told to fill in the form first."""
+        """Reset the form: calls that need a key raise an error until it is filled in."""
         self.provider, self._settled = None, False
         forget()
         hold(_UNANSWERED)
@@ -234,12 +240,12 @@ class LoginForm(FormLayout):
     def _explain(self) -> None:
         self._arrange()
         if self.service.value == "local":
-            self._say("ask", "Master keys in a file of yours: for trying, and where there is no key service.")
+            self._say("ask", "Master keys in a local file: for trials, and where there is no KMS.")
         elif self._found is not None:
             self._say("ask", f"Choose a region. Without a SecretId, {self._found} is used.")
         else:
             self._say(
-                "ask", "Enter an API key of your account (in its console: Access Management, API Keys)."
+                "ask", "Enter an API key of your account (in the console: Access Management, API Keys)."
             )
 
     def _connect(self) -> None:
@@ -250,7 +256,7 @@ class LoginForm(FormLayout):
 
     def _connect_to_tencent(self) -> None:
         if not (self.secret_id.typed.text and self.secret_key.typed.text):
-            time.sleep(_LATE)  # some kernels take a click before what was typed
+            time.sleep(_LATE)  # some kernels handle a click before the typed text
         pair = {"the SecretId": self.secret_id, "the SecretKey": self.secret_key}
         missing = [name for name, field in pair.items() if not field.typed.text]
         found = self._found is not None and len(missing) == 2
@@ -262,7 +268,7 @@ class LoginForm(FormLayout):
         pasted = {**pair, "the session token": self.token}
         wrong = [name for name, field in pasted.items() if not field.typed.plausible]
         if wrong:
-            self._say("bad", f"Enter {' and '.join(wrong)} again: there are letters in it that no key has.")
+            self._say("bad", f"Enter {' and '.join(wrong)} again: it contains characters that no key has.")
             return
         kms = TencentKMS(
             region,
@@ -272,8 +278,8 @@ class LoginForm(FormLayout):
         self._say("busy", f"Connecting to {kms.endpoint} …")
         try:
             keys, note = kms.list_keys(), ""
-        except KeyAccessError:  # KMS knows who this is, and lists no keys for them
-            keys, note = [], "; no right to list keys (kms:ListKeyDetail), so enter a KeyId"
+        except KeyAccessError:  # the credentials are valid, but may not list keys
+            keys, note = [], "; no permission to list keys (kms:ListKeyDetail), so enter a KeyId"
         name = f"{region} ({REGIONS[region]})" if region in REGIONS else region
         account = kms.account.removesuffix(" (credential=)")
         place = f"Tencent Cloud KMS in {name} at {kms.endpoint}, as {account}{note}"
@@ -299,7 +305,7 @@ class LoginForm(FormLayout):
             show(self.repeated, True)
             self._say(
                 "ask" if first else "bad",
-                "this makes a new keystore: enter its passphrase once more, and connect"
+                "this creates a new keystore: enter its passphrase once more, and connect"
                 if first
                 else "the two passphrases differ: enter the second once more",
             )
@@ -331,7 +337,7 @@ class LoginForm(FormLayout):
         self._place = f"Connected to {place}"
         if mine is None:
             number = "no keys" if not keys else "1 key" if len(keys) == 1 else f"{len(keys)} keys"
-            self._say("good", f"{self._place}; {number}. Which one encrypts where a call names none?")
+            self._say("good", f"{self._place}; {number}. Which one is the default?")
             self._arrange()
         else:
             self._say("good", f"{self._place}. Your key: {mine}")
@@ -345,7 +351,7 @@ class LoginForm(FormLayout):
         if uri in (None, OTHER):
             uri = self.other_key.value.strip()
             if not uri:
-                self._say("bad", "enter the key's name, or choose one of the list")
+                self._say("bad", "enter the name of a key, or choose one from the list")
                 return
         if "://" not in uri:
             place = f"{provider.region}/" if isinstance(provider, TencentKMS) else ""
@@ -366,7 +372,7 @@ class LoginForm(FormLayout):
 
 
 def _elsewhere(provider: KeyProvider, region: str | None, endpoint: str | None) -> bool:
-    """Whether a provider has another region or endpoint; a keystore was chosen in the form, and stays."""
+    """Return whether region or endpoint differ from the provider's; never for a keystore."""
     if not isinstance(provider, TencentKMS):
         return False
     wanted = TencentKMS(region or provider.region, endpoint=endpoint or provider.endpoint)
@@ -374,15 +380,16 @@ def _elsewhere(provider: KeyProvider, region: str | None, endpoint: str | None) 
 
 
 def _finish(future: asyncio.Future[None]) -> None:
-    if not future.done():  # the cell may have been interrupted
+    if not future.done():  # done if the cell was interrupted
         future.set_result(None)
 
 
+# One form for each process, since the session that it signs in to is one for each process.
 _of_process: list[LoginForm] = []
 
 
 def _mine(provider: KeyProvider, keys: list[dict[str, str]]) -> str | None:
-    """The session's key, where it is one of this provider's, and not one of another account's."""
+    """Return the session's key if it belongs to this provider and account; otherwise None."""
     uri = session_key()
     if uri is None:
         return None
@@ -390,5 +397,5 @@ def _mine(provider: KeyProvider, keys: list[dict[str, str]]) -> str | None:
     if (scheme, place) != (provider.scheme, getattr(provider, "region", None)):
         return None
     there = any(uri == about["key"] or name == about.get("alias") for about in keys)
-    # A local key is made when it is first used; and some may not list keys.
+    # A local key is created on first use, and an empty list may mean no permission to list keys.
     return uri if there or scheme == "local" or not keys else None

@@ -1,4 +1,4 @@
-"""A password field that keeps nothing of what was typed where the notebook could save it."""
+"""A password field whose text is never stored where the notebook could save it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kmsdata.keys.data_key import Secret
 
 __all__ = ["WipingPassword"]
 
-_INVISIBLE = "\u200b\u2060\ufeff"  # pasted along from web pages; `strip` knows the other blanks
+_INVISIBLE = "\u200b\u2060\ufeff"  # zero-width characters from web pages, which str.strip() keeps
 
 
 class _Typed(Secret):
-    """What was typed. A frame may hold it, since it shows nothing."""
+    """The typed text. Its repr is hidden, so a traceback that shows local variables does not reveal it."""
 
     __slots__ = ("text",)
 
@@ -24,27 +24,28 @@ class _Typed(Secret):
 
     @property
     def plausible(self) -> bool:
-        """Whether it holds nothing but what keys are made of."""
+        """Whether it contains only characters that a key can have."""
         return self.text.isascii() and self.text.isprintable()
 
     def equals(self, other: _Typed) -> bool:
-        """Whether the same was typed."""
+        """Return whether the other text is the same."""
         return self.text == other.text
 
 
 class WipingPassword(w.Password):
-    """A field whose value is moved out as it comes; what the notebook could save of it is always empty.
+    """A field that moves its value to ``typed`` when it arrives; the value that can be saved is always empty.
 
     Args:
-        exact: whether blanks around it are part of it, as in a passphrase; pasted ones are none of a key.
-        named: whether its first and last four letters are shown, so that one sees which it was.
+        exact: True: blanks around the text are part of it, as in a passphrase. False: they are removed.
+        named: whether to show the first and last four characters, so that the user can recognise the text.
         options: of `ipywidgets.Password`.
     """
 
-    value = traitlets.Unicode("").tag(sync=True, echo_update=False)  # nor is it sent to other windows
+    # ipywidgets 8 would echo the value to every other window that shows the notebook.
+    value = traitlets.Unicode("").tag(sync=True, echo_update=False)
 
     def __init__(self, *, exact: bool = False, named: bool = False, **options: Any) -> None:
-        # With every letter sent by itself, half a secret would be on its way whenever somebody saves.
+        # By default each character is sent at once: part of a secret would be in the state when it is saved.
         super().__init__(continuous_update=False, **options)
         self._exact, self._named, self._hint = exact, named, options.get("placeholder", "")
         self.typed = _Typed()
@@ -56,7 +57,7 @@ class WipingPassword(w.Password):
         typed = _Typed(change["new"])
         self.value = change["new"] = ""
         stripped = typed.text.strip().strip(_INVISIBLE).strip()
-        if not (self._exact and stripped):  # nothing but blanks takes back what was typed before
+        if not (self._exact and stripped):  # blanks alone clear the field
             typed.text = stripped
         del stripped
         self.typed = typed

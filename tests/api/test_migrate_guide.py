@@ -1,4 +1,4 @@
-"""Columns that the vendor's guide wrote."""
+"""Migration of columns that were encrypted as in the vendor's guide."""
 
 import base64
 
@@ -29,7 +29,7 @@ class Guide:
 
 
 def written(secret, text):
-    """As the guide does it: zeros up to a whole block, AES-ECB, base64."""
+    """Encrypt a value like the guide: zeros up to a whole block, AES-ECB, base64."""
     raw = text.encode() if isinstance(text, str) else text
     raw += bytes(-len(raw) % 16)
     encryptor = Cipher(algorithms.AES(secret), modes.ECB()).encryptor()  # noqa: S305
@@ -60,7 +60,7 @@ def test_encrypted_afresh():
     with WARNING:
         new = kmsdata.migrate_guide_column(old, "w", key="guide://k", encrypt="local://demo")
     assert new.dtype.name.startswith("encrypted[")
-    assert new.astype(str).nunique() == 2  # no longer equal where the values are
+    assert new.astype(str).nunique() == 2  # equal values no longer have equal cells
     assert new.kms.decrypt().tolist() == ["a", "a"]
 
 
@@ -80,12 +80,12 @@ def test_what_is_not_of_the_guide():
     with pytest.raises(FormatError, match=r"'n': 2 cells \(rows 1, 3\) are not base64") as caught:
         kmsdata.migrate_guide_column(pd.Series([good, good[:-4], None, 7], name="n"), "w", key="guide://k")
     assert caught.value.rows == (1, 3)
-    kmsdata.use(Guide(bytes(31) + b"\x01"))  # another key: ECB cannot tell, but text can
+    kmsdata.use(Guide(bytes(31) + b"\x01"))  # another key: ECB does not detect it, the UTF-8 check does
     with WARNING, pytest.raises(FormatError, match="wrong key") as caught:
         kmsdata.migrate_guide_column(pd.Series([good], name="n"), "w", key="guide://k")
     assert good not in str(caught.value)
     kmsdata.use(Guide(bytes(24)))
-    with WARNING, pytest.raises(KeyServiceError, match="no key of AES_128 or AES_256"):
+    with WARNING, pytest.raises(KeyServiceError, match="not a key of AES_128 or AES_256"):
         kmsdata.migrate_guide_column(pd.Series([good], name="n"), "w", key="guide://k")
     with pytest.raises(ValueError, match="no key"):
         kmsdata.migrate_guide_column(pd.Series([good], name="n"), "w")

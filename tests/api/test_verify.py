@@ -1,4 +1,4 @@
-"""verify: what is authentic, what is not and where; and that nothing else is told."""
+"""verify: which cells are authentic, which are not and where; and that it reveals no values."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def path(enc, tmp_path):
 
 
 def with_cells(frame, column, change):
-    """The frame with other cells under the same header."""
+    """Return the frame with changed cells under the same header."""
     cells = change(frame[column].array.storage.to_pylist())
     array = kmsdata.EncryptedArray(pa.array(cells, pa.large_binary()), frame[column].dtype)
     return frame.assign(**{column: array})
@@ -63,7 +63,7 @@ def flipped(row):
 
 
 def rewritten(path, *, types=None, entry=None, also=None):
-    """The file with other headers: of types by column, as its entry, and as an entry beside it."""
+    """Rewrite the file with other headers: in column types, in its schema's entry, in an entry outside it."""
     table = pq.read_table(path)
     for name, text in (types or {}).items():
         position = table.schema.get_field_index(name)
@@ -230,7 +230,7 @@ def test_copies_of_the_header_that_disagree(enc, path):
 
 
 def test_an_entry_that_only_other_readers_see(enc, path):
-    """pyarrow takes the schema's metadata from ARROW:schema: what stands beside it, others alone see."""
+    """pyarrow reads the schema's metadata from ARROW:schema; only other readers see entries outside it."""
     headers = {name: enc[name].dtype.header for name in enc.kms.encrypted}
     other = kmsdata.data_key(enc).under([Wrap("local://other", "b64")])
     rewrapped = {name: Header.of(header.columns, [other.record]) for name, header in headers.items()}

@@ -66,7 +66,7 @@ def test_a_passphrase_seals_and_is_said(run, monkeypatch):
     monkeypatch.setenv("KMSDATA_PASSPHRASE", "correct horse")
     code, out, _ = run("keys", "create", "payroll")
     assert code == 0
-    assert "sealed by a passphrase" in out
+    assert "protected by a passphrase" in out
     assert "correct horse" not in out
     assert json.loads(run("keys", "list", "--json")[1])["passphrase"] is True
     monkeypatch.setenv("KMSDATA_PASSPHRASE", "wrong horse")
@@ -149,4 +149,4 @@ def test_an_interruption_is_quiet():
             assert process.communicate(timeout=20) == ("", "")
             assert process.returncode == 130
         finally:
-            process.kill()  # it may go on where the test fails, and leaving the block would wait for it
+            process.kill()  # if the test failed it may still run, and the end of the block would wait for it

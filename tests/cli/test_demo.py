@@ -1,4 +1,4 @@
-"""What `kmsdata demo` promises: one screen, a whole file that decrypts exactly, one sentence per refusal."""
+"""`kmsdata demo`: it fits one screen, its file decrypts exactly, each refusal is one sentence."""
 
 import io
 import os
@@ -41,7 +41,7 @@ def test_the_file_holds_the_list_and_no_secret_of_it(run, folder):
     for name in ("name", "ticket", "home.dest"):
         texts = original[name].dropna().unique()
         assert not [text for text in texts if len(text) > 5 and text.encode() in raw]
-    # A float of many digits is eight bytes that stand in no other place by chance.
+    # A float with many digits is eight bytes that do not occur elsewhere by chance.
     ages = {age for age in original["age"].dropna() if age != int(age) and age < 1}
     assert ages
     assert not [age for age in ages if pd.Series([age]).to_numpy().tobytes() in raw]
@@ -73,7 +73,7 @@ def test_it_says_what_happened(run):
     assert re.search(r"encrypt \S+ m?s, write \S+ m?s, read \S+ m?s, decrypt \S+ m?s", out)
     assert re.search(r"CSV \d+ kB, plain Parquet \d+ kB, encrypted Parquet \d+ kB", out)
     assert re.search(r"enc#[0-9a-f]{8}\s+64\s+New York, NY", out)
-    assert re.search(r"class 1 +97%", out)  # as the encyclopedias have it
+    assert re.search(r"class 1 +97%", out)  # the published survival rate
     assert "DuckDB" in out
 
 
@@ -104,7 +104,7 @@ def test_a_pipe_of_ascii_gets_ascii(folder):
     assert (folder / FILE).exists()
 
 
-# One's own file.
+# The user's own file.
 
 
 def test_own_csv(run, folder):
@@ -128,7 +128,7 @@ def test_own_parquet_without_a_deterministic_column(run):
     original.to_parquet("events.parquet")
     code, out, _ = run("demo", "--input", "events.parquet", "--columns", "when")
     assert code == 0
-    assert "No group" in out
+    assert "No grouping" in out
     back = kmsdata.read_parquet("events.encrypted.parquet", decrypt=True)
     pd.testing.assert_frame_equal(back, pd.read_parquet("events.parquet"), check_exact=True)
 

@@ -1,4 +1,4 @@
-"""The commands for files: what they write and show, their help, their exit codes, and how they stop."""
+"""The commands for files: what they write and print, their help, their exit codes, and how they stop."""
 
 import fcntl
 import json
@@ -78,7 +78,7 @@ def test_a_file_there_and_back(run, plain, titanic):
     assert (code, err) == (0, "")
     assert "name, ticket" in out
     assert "1,309 rows" in out
-    assert "1 call of the key service" in out
+    assert "1 KMS call" in out
     assert kmsdata.inspect("sealed.parquet").encrypted == ["name", "ticket"]
     assert run("decrypt", "sealed.parquet", "back.parquet")[0] == 0
     pd.testing.assert_frame_equal(pd.read_parquet("back.parquet"), pd.read_parquet(plain))
@@ -104,7 +104,7 @@ def test_a_hive_dataset(run, titanic):
     assert code == 0
     assert "1,309 rows in 3 files" in out
     assert run("verify", "sealed", "--encrypted", "name")[0] == 0
-    assert "local://next opens 3 now" in run("rewrap", "sealed", "-k", "next")[1]
+    assert "local://next now opens 3 file(s)" in run("rewrap", "sealed", "-k", "next")[1]
     assert run("decrypt", "sealed", "back")[0] == 0
     pd.testing.assert_frame_equal(pd.read_parquet("back"), pd.read_parquet("hive"))
     code, _, err = run("encrypt", "hive", "other", "-c", "pclass", *KEY)
@@ -145,7 +145,7 @@ def test_a_dry_run_writes_nothing_and_is_about_right(run, plain, here):
     arguments = ["encrypt", plain, "sealed.parquet", "-c", "name", *KEY]
     dry = json.loads(run(*arguments, "--dry-run", "--json")[1])
     code, out, _ = run(*arguments, "--dry-run")
-    assert (code, "Dry run" in out, "1 call of the key service, at most" in out) == (0, True, True)
+    assert (code, "Dry run" in out, "1 KMS call, at most" in out) == (0, True, True)
     assert everything(here) == before
     assert kmsdata.usage().calls == calls
     done = json.loads(run(*arguments, "--json")[1])
@@ -208,7 +208,7 @@ def test_in_a_terminal_it_fits_and_has_colours(sealed):
 
 
 def in_terminal(*arguments, before=""):
-    """A command's exit code, and what it writes to a terminal of 80 columns."""
+    """Return a command's exit code, and what it writes to a terminal of 80 columns."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     code = f"{before}\nfrom kmsdata.cli.app import main\nmain({list(arguments)!r})"
@@ -225,7 +225,7 @@ def in_terminal(*arguments, before=""):
         while True:
             try:
                 part = os.read(ours, 4096)
-            except OSError:  # Linux's way to say that the other end is closed
+            except OSError:  # Linux raises EIO when the other end is closed
                 break
             if not part:
                 break
@@ -388,7 +388,7 @@ def test_a_dataset_of_which_some_failed_says_which(run, titanic):
 
 
 def test_rewrap_adds_and_retires(run, sealed):
-    assert "local://next opens 1 now" in run("rewrap", sealed, "-k", "next", "--add")[1]
+    assert "local://next now opens 1 file(s)" in run("rewrap", sealed, "-k", "next", "--add")[1]
     assert kmsdata.inspect(sealed).data_keys[0].keys == ("local://payroll", "local://next")
     assert run("rewrap", sealed, "--retire", "payroll")[0] == 0
     assert kmsdata.inspect(sealed).data_keys[0].keys == ("local://next",)
@@ -433,7 +433,7 @@ def test_a_stopped_run_leaves_nothing_behind(here, stop, kind):
             process.send_signal(stop)
             out, err = process.communicate(timeout=60)
         finally:
-            process.kill()  # it may go on where the test fails, and leaving the block would wait for it
+            process.kill()  # if the test failed it may still run, and the end of the block would wait for it
     assert process.returncode == 128 + stop
     assert (out, err) == ("", "")
     assert list(Path("out").iterdir()) == []

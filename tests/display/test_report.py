@@ -1,4 +1,4 @@
-"""What can be said without a key, and how it looks."""
+"""Reports that need no key, how they are displayed, and progress bars."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ from kmsdata.display.progress import Progress
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
-    """As wide as text is made where there is none."""
+    """Set the width that text has without a terminal."""
     monkeypatch.setenv("COLUMNS", "120")
 
 
@@ -64,7 +64,7 @@ def test_tables_series_and_files_say_the_same(enc, tmp_path):
     assert (on_disk.rows, on_disk.files) == (1309, 1)
     for file, memory in zip(on_disk.columns, in_memory.columns, strict=True):
         assert (file.name, file.algorithm, file.domain) == (memory.name, memory.algorithm, memory.domain)
-        assert file.nulls == (None if file.encrypted else memory.nulls)  # nothing is counted of cells
+        assert file.nulls == (None if file.encrypted else memory.nulls)  # a file has no statistics of cells
         assert file.bytes > 0
     with pytest.raises(TypeError, match="a path"):
         kmsdata.inspect(5)
@@ -110,7 +110,7 @@ def test_a_dataset_and_what_is_odd_in_it(tmp_path):
     found = kmsdata.inspect(tmp_path / "data")
     assert (found.rows, found.files, len(found.data_keys)) == (3, 3, 2)
     assert found.columns[0].encrypted is False  # not in every file
-    assert any("other columns are encrypted" in note for note in found.notes)
+    assert any("the encrypted columns differ from those of the first file" in note for note in found.notes)
     assert "cannot be joined" in str(found)
     assert found.data_keys[0].keys == ("local://one", "local://two")
 
@@ -121,11 +121,11 @@ def test_as_text(enc):
     assert [line[:3] for line in table].count("[x]") == 3
     heading = next(line for line in lines if "column" in line and "state" in line)
     start = cell_len(heading[: heading.index("state")])
-    for line in table:  # aligned in a terminal, where a Chinese letter takes two places
+    for line in table:  # aligned in a terminal, where a Chinese character is two columns wide
         match = re.search("encrypted|plain", line)
         assert cell_len(line[: match.start()]) == start
     assert "opened by  local://demo" in str(enc.kms.inspect())
-    assert "equal values are equal cells" in lines[-2]
+    assert "equal values have equal cells" in lines[-2]
     assert "nothing was decrypted or verified" in lines[-1]
     assert "equal values" not in str(enc[["age"]].kms.inspect())
 
@@ -161,11 +161,11 @@ def test_names_cannot_move_the_terminal(tmp_path):
         assert all(letter.isprintable() or letter == "\n" for letter in shown)
         assert r"a\x1b[2J\u202e\nb" in shown
         assert r"c\x07=\x1b[31m" in shown
-    assert found.columns[0].name == name  # programs get it as it is
+    assert found.columns[0].name == name  # programs get it unchanged
 
 
 class Strict(HTMLParser):
-    """Every tag is closed, in order."""
+    """Parse HTML, and check that every tag is closed, in order."""
 
     def __init__(self):
         super().__init__()
@@ -190,14 +190,14 @@ def test_as_html():
     parser = Strict()
     parser.feed(page)
     assert parser.open == []
-    # What notebooks keep of pages that they do not trust; and nothing that came from the data.
+    # Only tags that notebooks keep in pages that they do not trust, and none that came from the data.
     kept = "div strong table thead tbody tr th td span ul li code p small br"
     assert parser.tags <= set(kept.split())
     styles = [text for attribute, text in parser.attributes if attribute == "style"]
     assert all("var(" not in style for style in styles)
     assert all(("background" in style) == ("color:#" in style) for style in styles)
     assert "<script>" not in page
-    without_style = re.sub(r' style="[^"]*"', "", page)  # as GitHub shows it
+    without_style = re.sub(r' style="[^"]*"', "", page)  # GitHub removes styles
     assert "&#128274; encrypted<" in without_style
     assert "&#9675; plain<" in without_style
 
@@ -243,7 +243,7 @@ def test_cells_show_short(enc):
             assert "enc#" in shown
             assert "enc:" not in shown
     assert "enc:" not in repr(enc["ticket"]) + repr(enc["ticket"].array) + repr(enc["age"][0])
-    assert "<NA>" in enc["age"].iloc[15:16].to_string()  # and a null is no cell
+    assert "<NA>" in enc["age"].iloc[15:16].to_string()  # a null is not a cell
     one, two, three = (repr(cell) for cell in enc["ticket"][:3])
     assert one != two == three  # equal cells look equal
 
@@ -260,7 +260,7 @@ def test_cells_are_written_whole(enc):
 
 
 def test_json_holds_the_whole_cells(enc):
-    """pandas 3 crashes the interpreter where an extension array does not say what stands in JSON."""
+    """pandas 3 crashes the interpreter if an extension array does not define its values in JSON."""
     for orient in ("columns", "records", "split", "index", "table"):
         assert str(enc["ticket"][0]) in enc.head(2).to_json(orient=orient).replace("\\/", "/")
     found = json.loads(enc.iloc[15:16].to_json(orient="records"))[0]
@@ -272,7 +272,7 @@ def test_a_row_keeps_its_cells(enc):
     row = enc.iloc[0]
     assert row["age"] == enc["age"][0]
     assert row.to_dict()["姓名"] == enc["姓名"][0]
-    back = pd.DataFrame([enc.iloc[0], enc.iloc[1]])  # what iterrows is used for
+    back = pd.DataFrame([enc.iloc[0], enc.iloc[1]])  # as code with iterrows does
     assert back.kms.decrypt()["姓名"].tolist() == enc.kms.decrypt()["姓名"][:2].tolist()
 
 
@@ -280,7 +280,7 @@ def test_describe_says_no_more_than_it_knows(enc):
     assert list(enc.describe().columns) == ["pclass", "survived", "sibsp", "parch", "fare", "body"]
     found = enc["ticket"].describe()
     assert (found["count"], found["unique"], found["freq"]) == (1309, enc["ticket"].nunique(), 11)
-    # A randomised column's cells are all different, which says nothing of the values: there is no answer.
+    # The cells of a randomised column are all different, which says nothing about the values.
     with pytest.raises(TypeError, match=r"'age' is randomised.*deterministic="):
         enc["age"].describe()
     with pytest.raises(TypeError, match="is randomised"):
@@ -340,7 +340,7 @@ def test_when_a_bar_is_shown(monkeypatch, terminal, wanted, patience, shown):
     monkeypatch.setattr(progress_module, "_PATIENCE", patience)
     with Progress("encrypt", 10, "rows", wanted) as progress:
         progress.step(4)
-        if shown:  # while the work goes on, and before its next step
+        if shown:  # during the work, before its next step
             until(lambda: "40% of 10 rows" in stream.getvalue())
         else:
             time.sleep(5 * SOON)

@@ -1410,7 +1410,7 @@ def test_the_command_line_without_credentials(run, emulator, monkeypatch):
     monkeypatch.setenv("KMSDATA_TENCENT_ENDPOINT", emulator.url)
     code, _, err = run("keys", "list", REGION)
     assert code == 1
-    assert "hint: looked for, in this order: TENCENTCLOUD_SECRET_ID" in err.replace("\n", " ")
+    assert "hint: searched in this order: TENCENTCLOUD_SECRET_ID" in err.replace("\n", " ")
 
 
 @pytest.mark.usefixtures("environment")
@@ -1439,7 +1439,7 @@ def test_login_empties_the_cache(emulator, kms, key):
 
 def test_login_where_nobody_can_be_asked(emulator, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
-    with pytest.raises(CredentialsError, match="nobody can be asked here: set TENCENTCLOUD_SECRET_ID"):
+    with pytest.raises(CredentialsError, match="no user to ask for them: set TENCENTCLOUD_SECRET_ID"):
         kmsdata.login(region=REGION, endpoint=emulator.url)
     monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
     monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
@@ -1451,7 +1451,7 @@ def test_login_where_nobody_can_be_asked(emulator, monkeypatch):
 
 @pytest.mark.parametrize("key", ["local://demo", "tencent-kms://ap-shanghai/k", "svc://k"])
 def test_login_for_a_key_that_is_elsewhere(emulator, key):
-    with pytest.raises(ValueError, match="no key of Tencent Cloud KMS in ap-guangzhou"):
+    with pytest.raises(ValueError, match="not a key of Tencent Cloud KMS in ap-guangzhou"):
         kmsdata.login(region=REGION, key=key, endpoint=emulator.url)
     assert session._process == []
 

@@ -2,5 +2,5 @@
 
 
 def pytest_ignore_collect(config):
-    """Do not import them for `-m "not newest"`, which also runs where ipywidgets is not installed."""
+    """Skip the import of these files for `-m "not newest"`, which also runs without ipywidgets."""
     return True if config.option.markexpr == "not newest" else None

@@ -1,4 +1,4 @@
-"""The form in a real JupyterLab in a real browser: how it looks, how it waits, what stays behind."""
+"""The form in a real JupyterLab and browser: its display, how it waits, and that no secret is stored."""
 
 import base64
 import contextlib
@@ -28,12 +28,12 @@ ARTEFACTS = ROOT / "artefacts"
 REGION = "ap-guangzhou"
 TOKEN = "lab-t0ken"
 
-# A command that never answers (because JupyterLab asks something, say) must not hold up the tests.
+# A command that never answers (for example because JupyterLab asks a question) must not block the tests.
 WITHIN = """Promise.race([
   (%s)().then(answer => ['done', answer]),
   new Promise(done => setTimeout(() => done(['late', null]), 1000 * %d)),
 ])"""
-# The page says that it is idle before there is a kernel: this waits for the kernel itself.
+# The page reports idle before there is a kernel, so this waits for the kernel itself.
 READY = """async () => {
   const app = window.jupyterapp;
   await app.restored;
@@ -51,7 +51,7 @@ READY = """async () => {
 
 
 class Lab:
-    """A JupyterLab server whose every file lies below one folder."""
+    """A JupyterLab server that stores all its files in one folder."""
 
     def __init__(self, home, settings, environment):
         self.home, self.root = home, home / "work"
@@ -116,7 +116,7 @@ class Lab:
             self.server.wait()
 
     def notebook(self, name, *cells):
-        """A notebook to be, as a path."""
+        """Write a notebook; return its path."""
         path = self.root / f"{name}.ipynb"
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         written = [
@@ -161,12 +161,12 @@ class Notebook:
         return self.page.get_by_role("button", name=name, exact=True)
 
     def status(self, text):
-        """Wait until the form says it."""
+        """Wait until the form shows this text."""
         self.page.locator(".kmsdata-status", has_text=text).wait_for()
 
     def type(self, name, text):
         field = self.field(name)
-        field.wait_for()  # what is not shown yet takes no focus, and letters would be commands of JupyterLab
+        field.wait_for()  # a hidden field takes no focus, and keys would be commands of JupyterLab
         field.press_sequentially(text)
         assert field.input_value().endswith(text), f"{name} did not get all that was typed"
 
@@ -177,20 +177,20 @@ class Notebook:
         self.command("docmanager:save")
 
     def autosave(self):
-        """Let JupyterLab save by itself, which it does where cells were changed."""
+        """Wait for JupyterLab's autosave, which needs a change to a cell."""
         before = self.path.stat().st_mtime_ns
         self.command("notebook:insert-cell-below")
         end = time.monotonic() + 30
         while self.path.stat().st_mtime_ns == before:
             assert time.monotonic() < end, "JupyterLab did not save by itself"
             time.sleep(0.05)
-        time.sleep(0.3)  # until it is whole
+        time.sleep(0.3)  # until the file is complete
 
     def saved(self):
         return self.path.read_text()
 
     def outputs(self):
-        """All that stands below the cells."""
+        """Return all text below the cells."""
         return self.page.locator(".jp-Cell-outputArea").all_inner_texts()
 
     def theme(self, name):
@@ -268,7 +268,7 @@ def test_the_form(start, emulator, keys):
     notebook = Notebook(page, lab, path)
     notebook.run_all()
     notebook.status("Enter an API key")
-    # What needs a key stops the run, in one block.
+    # A call that needs a key stops the run, with one short block.
     _, stopped, rest = notebook.outputs()
     assert stopped.splitlines() == [
         "CredentialsError: not signed in yet: fill in the form above, then run again from here",
@@ -277,7 +277,7 @@ def test_the_form(start, emulator, keys):
     ]
     assert rest == ""
     notebook.picture("form-empty")
-    # Fields and their labels stand in one column each.
+    # Fields and labels are aligned.
     boxes = [
         notebook.field(name).bounding_box() for name in ("SecretId", "SecretKey", "Session token", "Region")
     ]
@@ -306,7 +306,7 @@ def test_the_form(start, emulator, keys):
     notebook.picture("form-connected")
     notebook.button("Make this my key").click()
     notebook.status("Your key: payroll")
-    notebook.run_all()  # nobody has to type again
+    notebook.run_all()  # nothing has to be typed again
     assert notebook.outputs()[1:] == ["", "decrypted [1, 2]\n"]
     notebook.picture("form-chosen")
     notebook.theme("JupyterLab Dark")
@@ -342,7 +342,7 @@ def test_await_holds_up_the_run(start, emulator, keys):
     assert notebook.outputs()[1].strip() == f"<TencentKMS {REGION} at {emulator.url}> [1]"
 
 
-# What stays behind.
+# What is stored.
 
 SECRET_ID, SECRET_KEY = "AKIDkQ7vT2mX9cLr4zBn8KpWs3YdJg6F", "hV7cX2mQ9tLr4zBn8KpWs3YdJg6FaE1u"
 SESSION_TOKEN = "tNw5RfKq8ZbVx3MhYc7LpDj2GsTa9EuX4oWi6Cn1"
@@ -351,17 +351,17 @@ NAIVE, LITERAL = "nAiVe-widget-value-5582013", "literal-in-a-cell-7714260"
 
 
 def forms(secret):
-    """A secret as it may stand in a file: its beginning and its end, as text, in UTF-16 and in base64."""
+    """Yield the forms a secret may have in a file: its start and end, as text, in UTF-16 and in base64."""
     for part in (secret[:16], secret[-16:]):
         yield part.encode()
         yield part.encode("utf-16-le")
-        for shift in range(3):  # of what comes before it
+        for shift in range(3):  # bytes that may precede it
             text = base64.b64encode(bytes(shift) + part.encode()).decode()
             yield text[(0, 2, 3)[shift] : len(part.encode()) // 3 * 4 - 2].encode()
 
 
 def found(secret, folder):
-    """The files below a folder that hold it."""
+    """Return the files below a folder that contain the secret."""
     wanted = list(forms(secret))
     holding = set()
     for path in folder.rglob("*"):
@@ -385,7 +385,7 @@ def test_the_search_finds_what_it_looks_for(tmp_path):
     assert found(SESSION_TOKEN, tmp_path) == set()
 
 
-WAYS = {  # of saving, and the settings that make it so
+WAYS = {  # of saving, and their settings
     "by hand": ({"autosave": False}, False),
     "by hand, with widget state": ({"autosave": False}, True),
     "by itself, with widget state": ({"autosaveInterval": 1}, True),
@@ -412,16 +412,16 @@ def test_nothing_typed_stays_behind(start, emulator, way):
     notebook = Notebook(page, lab, path)
     notebook.run_all()
     save = notebook.save if "by hand" in way else notebook.autosave
-    # Typed, and saved half-way.
+    # Type, and save when half of it is typed.
     notebook.type("SecretId", SECRET_ID)
     notebook.type("SecretKey", SECRET_KEY[:20])
     save()
-    # Pasted over it, with a blank; saved with the cursor still there, and when it has left.
+    # Paste over it, with a blank; save with the cursor in the field, and after it left.
     notebook.field("SecretKey").select_text()
     page.keyboard.insert_text(f"{SECRET_KEY} ")
     save()
     notebook.type("Session token", SESSION_TOKEN)
-    # Typed, and never submitted.
+    # Type without submitting.
     notebook.button("Local keystore").click()
     notebook.type("Passphrase", PASSPHRASE)
     notebook.button("Tencent Cloud KMS").click()
@@ -430,7 +430,7 @@ def test_nothing_typed_stays_behind(start, emulator, way):
     page.keyboard.press("Tab")
     save()
     shutil.copy(path, lab.root / "half-way.ipynb")
-    # Refused, corrected, and connected.
+    # Connect: the first attempt is refused, the second succeeds.
     notebook.choose("Region", "Guangzhou 广州 (ap-guangzhou)")
     emulator.fail(Fault.error("AuthFailure.SignatureFailure"))
     notebook.button("Connect").click()
@@ -447,11 +447,11 @@ def test_nothing_typed_stays_behind(start, emulator, way):
         cwd=lab.root, capture_output=True, check=False, env={**os.environ, "HOME": str(lab.home)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    start.close()  # so that browser, kernel and server write all that they ever will
+    start.close()  # so that browser, kernel and server write all their files
 
     for secret in (SECRET_ID, SECRET_KEY, SESSION_TOKEN, PASSPHRASE):
         assert found(secret, lab.home) == set()
-    # The control: the same search finds what was careless.
+    # The control: the same search finds the careless texts.
     careless = {"work/half-way.ipynb", "work/half-way.html"}
     if "by hand" in way:  # JupyterLab writes a checkpoint
         careless.add("work/.ipynb_checkpoints/leaks-checkpoint.ipynb")

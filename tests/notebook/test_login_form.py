@@ -1,4 +1,4 @@
-"""The form of `kmsdata.login` in process, errors as IPython shows them, and login in a real kernel."""
+"""The form of `kmsdata.login` in this process, errors in IPython, and login in a real kernel."""
 
 import asyncio
 import copy
@@ -20,9 +20,7 @@ from kmsdata.keys import session
 
 pytestmark = pytest.mark.newest
 
-w = pytest.importorskip(
-    "ipywidgets"
-)  # where it is wanted and missing, test_docs[kmsdata.notebook.login_form] fails
+w = pytest.importorskip("ipywidgets")  # in CI without it, test_docs[kmsdata.notebook.login_form] fails
 from kmsdata.emulator import Emulator, Fault  # noqa: E402
 from kmsdata.keys.tencent import credentials  # noqa: E402
 from kmsdata.keys.tencent import transport as service  # noqa: E402
@@ -66,7 +64,7 @@ def keys(emulator):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """All that widgets tell the browser."""
+    """Record all messages from widgets to the browser."""
     messages = []
 
     def send(widget, message, buffers=None):
@@ -82,7 +80,7 @@ def form(emulator):
 
 
 def types_in(field, text):
-    """What a browser sends when the field is left."""
+    """Send what a browser sends when the cursor leaves the field."""
     field.set_state({"value": text})
 
 
@@ -104,7 +102,7 @@ def shown(widget):
 
 
 def everything(form):
-    """All that could be saved of every widget there is, and what can be seen of the form in Python."""
+    """Return all that could be saved of every widget, and all that Python shows of the form."""
     return json.dumps(w.Widget.get_manager_state(drop_defaults=False)) + repr(form) + repr(vars(form))
 
 
@@ -129,7 +127,7 @@ def test_a_field_gives_up_what_was_typed_at_once(sent, pasted):
 
 
 def test_a_usual_password_field_keeps_it(sent):
-    field = w.Password()  # the control: the searches above do find a secret where there is one
+    field = w.Password()  # the control: the searches above find a secret that is there
     types_in(field, SECRET)
     assert SECRET in json.dumps(w.Widget.get_manager_state(drop_defaults=False))
     assert SECRET in json.dumps([message for _, message in sent])
@@ -181,7 +179,7 @@ def test_connect_and_choose_a_key(form, emulator, keys, sent):
     for secret in (emulator.secret_id, emulator.secret_key):
         assert secret not in everything(form)
         assert secret not in json.dumps([message for _, message in sent])
-    assert not form.secret_key.typed.text  # nobody needs it any more
+    assert not form.secret_key.typed.text  # it is no longer needed
     for whatever in (form, form.secret_key, form.provider):
         with pytest.raises((TypeError, AttributeError)):
             pickle.dumps(whatever)
@@ -190,7 +188,7 @@ def test_connect_and_choose_a_key(form, emulator, keys, sent):
 
 def test_enter_connects(form, emulator, keys):
     fill_in(form, emulator)
-    # As browsers do: the key comes before what was typed.
+    # Like browsers: the Enter key arrives before the typed text.
     form.secret_key._handle_custom_msg({"event": "submit"}, [])
     types_in(form.secret_key, emulator.secret_key)
     form._worker.join(20)
@@ -202,8 +200,8 @@ def test_a_key_by_its_name(form, emulator, keys):
     press(form, form.connect)
     form.keys_there.value = "*"
     assert shown(form.other_key)
-    assert "enter the key" in press(form, form.choose)
-    form.other_key.value = "nobody"
+    assert "enter the name of a key" in press(form, form.choose)
+    form.other_key.value = "missing"
     assert "no key of that alias" in press(form, form.choose)
     form.other_key.value = "local://demo"
     assert "is not a key of" in press(form, form.choose) or "KeyNotFound" in form.status.value
@@ -233,7 +231,7 @@ def test_regions_are_those_that_have_kms():
 
 WRONG = {
     "nothing entered": (None, "Enter the SecretId and the SecretKey."),
-    "not a key": ("not a key", "Enter the SecretKey again: there are letters in it that no key has."),
+    "not a key": ("not a key", "Enter the SecretKey again: it contains characters that no key has."),
     "wrong key": ("wrong key", "the SecretKey is not that of the SecretId"),
     "unknown id": (Fault.error("AuthFailure.SecretIdNotFound"), "no such SecretId"),
     "old token": (Fault.error("AuthFailure.TokenFailure"), "get new temporary credentials"),
@@ -269,7 +267,7 @@ def test_what_goes_wrong_is_said_and_the_form_stays_usable(form, emulator, keys,
         assert secret not in everything(form)
     with pytest.raises(CredentialsError, match="fill in the form above"):
         kmsdata.new_data_key(keys[0])
-    # And again, with only what was wrong corrected.
+    # Correct only what was wrong, and try again.
     emulator.listen()
     emulator.heal()
     form.endpoint.value = emulator.url
@@ -285,7 +283,7 @@ def test_who_may_not_list_keys_is_connected_all_the_same(form, emulator, keys):
     types_in(form.secret_key, "writerKey")
     form.region.value = REGION
     status = press(form, form.connect)
-    assert "no right to list keys (kms:ListKeyDetail), so enter a KeyId" in status
+    assert "no permission to list keys (kms:ListKeyDetail), so enter a KeyId" in status
     assert shown(form.other_key)
     assert not shown(form.keys_there)
     form.other_key.value = "payroll"
@@ -320,7 +318,7 @@ def test_a_slow_service_holds_up_nobody(form, emulator, keys):
     fill_in(form, emulator)
     began = time.monotonic()
     form.connect.click()
-    form.connect.click()  # impatience does no harm
+    form.connect.click()  # a second click is ignored
     assert time.monotonic() - began < 0.9
     while not form.connect.disabled or "Connecting" not in form.status.value:
         assert time.monotonic() - began < 5
@@ -384,7 +382,7 @@ def test_a_keystore_that_has_none(form, keystore):
     assert "Connected to" in press(form, form.connect)
 
 
-# Waiting.
+# Await.
 
 
 def test_until_it_is_filled_in_keys_are_not_to_be_had(form, emulator, keys, monkeypatch):
@@ -401,7 +399,7 @@ def test_until_it_is_filled_in_keys_are_not_to_be_had(form, emulator, keys, monk
         assert str(caught.value) == "not signed in yet: fill in the form above, then run again from here"
         assert caught.value.code == "NotAnswered"
     assert emulator.calls["GenerateDataKey"] == 0
-    frame.kms.encrypt("a", key="local://demo")  # which needs nobody
+    frame.kms.encrypt("a", key="local://demo")  # which needs no sign-in
     monkeypatch.undo()
 
 
@@ -509,7 +507,7 @@ def test_the_key_of_another_account_is_not_kept(form, emulator, keys):
     other = kms.create_key("payroll")
     types_in(form.secret_id, "AKIDother0123456789")
     types_in(form.secret_key, SECRET)
-    assert "Which one encrypts" in press(form, form.connect)
+    assert "Which one is the default" in press(form, form.connect)
     press(form, form.choose)
     assert session.session_key() == other
 
@@ -519,7 +517,7 @@ def test_the_key_of_another_account_is_not_kept(form, emulator, keys):
 
 @pytest.fixture
 def notebook(monkeypatch):
-    """As if this were a notebook; what it shows."""
+    """Pretend that this is a notebook; record what it displays."""
     displayed = []
     monkeypatch.setattr(sign_in, "in_notebook", lambda: True)
     monkeypatch.setattr(sign_in, "_somebody", lambda: True)
@@ -537,17 +535,17 @@ def test_login_shows_the_form(notebook, emulator, keys):
     fill_in(form, emulator)
     press(form, form.connect)
     press(form, form.choose)
-    # The cell is run again: nobody has to type again.
+    # The cell runs again: nothing has to be typed again.
     assert kmsdata.login(region=REGION, endpoint=emulator.url) is form
     assert "Connected to" in form.status.value
     kmsdata.new_data_key()
-    # But for another region.
+    # Another region resets the form.
     assert kmsdata.login(region="ap-nanjing") is form
     assert form.region.value == "ap-nanjing"
     with pytest.raises(CredentialsError, match="fill in the form above"):
         kmsdata.new_data_key()
     assert len(notebook) == 3
-    # Or at another endpoint.
+    # So does another endpoint.
     fill_in(form, emulator)
     press(form, form.connect)
     kmsdata.new_data_key()
@@ -558,7 +556,7 @@ def test_login_shows_the_form(notebook, emulator, keys):
 
 
 def test_login_with_what_there_is_shows_no_form(notebook, emulator, keys, monkeypatch, capsys):
-    LoginForm()  # somebody ran the cell before the environment was set
+    LoginForm()  # the cell ran before the environment was set
     monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
     monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
 
@@ -602,7 +600,7 @@ def shell():
 
 @pytest.fixture
 def ran(shell, capsys):
-    """Run a cell; what it shows, without colours."""
+    """Run a cell; return its output without colours."""
     import re
 
     def run(code, **names):
@@ -615,22 +613,22 @@ def ran(shell, capsys):
 
 
 def test_an_error_is_one_block(ran):
-    shown = ran("import kmsdata\nkmsdata.LocalKeystore().describe_key('local://nobody')")
+    shown = ran("import kmsdata\nkmsdata.LocalKeystore().describe_key('local://missing')")
     first, second, third = shown.strip().splitlines()
-    assert first.startswith("KeyNotFoundError: there is no local://nobody in ")
+    assert first.startswith("KeyNotFoundError: there is no local://missing in ")
     assert "put its backup there" in first
-    assert second.strip().endswith("line 2: kmsdata.LocalKeystore().describe_key('local://nobody')")
+    assert second.strip().endswith("line 2: kmsdata.LocalKeystore().describe_key('local://missing')")
     assert "%tb Verbose" in third
 
 
 def test_the_traceback_is_there_on_request(ran):
-    ran("import kmsdata\nkmsdata.LocalKeystore().describe_key('local://nobody')")
+    ran("import kmsdata\nkmsdata.LocalKeystore().describe_key('local://missing')")
     verbose = ran("%tb Verbose")
     assert "keystore.py" in verbose
     assert "describe_key(" in verbose
     assert "keystore.py" not in ran("%tb")
-    assert "keystore.py" in ran("%xmode Verbose\nkmsdata.LocalKeystore().describe_key('local://nobody')")
-    assert "keystore.py" in ran("%xmode Plain\nkmsdata.LocalKeystore().describe_key('local://nobody')")
+    assert "keystore.py" in ran("%xmode Verbose\nkmsdata.LocalKeystore().describe_key('local://missing')")
+    assert "keystore.py" in ran("%xmode Plain\nkmsdata.LocalKeystore().describe_key('local://missing')")
 
 
 def test_a_block_without_ipython(monkeypatch):
@@ -697,7 +695,7 @@ def test_no_way_to_show_an_error_shows_a_secret(ran, emulator, monkeypatch, atte
         attempt(emulator, monkeypatch)
     except Exception as error:  # noqa: BLE001
         caught = error
-    # Below the test's own frames, which know the secret.
+    # Skip the frames of the test, which contain the secret.
     trace = caught.__traceback__.tb_next
     while trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
@@ -737,7 +735,7 @@ def test_a_frame_that_holds_a_secret_would_show_it(ran, how):
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
-    """A client of a kernel; it answers whoever asks."""
+    """A client of a kernel, which answers its questions."""
     from jupyter_client.manager import start_new_kernel
 
     home = tmp_path_factory.mktemp("home")
@@ -756,7 +754,7 @@ def kernel(tmp_path_factory):
 
 
 def run_in(client, code, answers=None):
-    """What a cell shows, and what it asks; where there are no answers nobody can be asked."""
+    """Run a cell; return its output and its questions. Without answers, the kernel has no user to ask."""
     outputs, asked = [], []
 
     def answer(message):
@@ -780,7 +778,7 @@ def texts(outputs, kind):
 def test_a_kernel_where_nobody_can_type(kernel):
     outputs, _ = run_in(kernel, "import kmsdata\nkmsdata.login(region='ap-guangzhou')")
     (error,) = texts(outputs, "error")
-    assert "nobody can be asked here: set TENCENTCLOUD_SECRET_ID" in error["evalue"]
+    assert "no user to ask for them: set TENCENTCLOUD_SECRET_ID" in error["evalue"]
     assert len(error["traceback"]) == 3
     assert texts(outputs, "display_data") == []
 

@@ -308,7 +308,7 @@ def test_a_report_says_what_became_of_the_files(path):
     assert json.loads(report.json())["rewrapped"] == 1
     for text in (str(report), repr(report), report._repr_html_()):
         assert "1 file: 1 rewrapped" in text
-        assert "local://new opens 1 now" in text
+        assert "local://new now opens 1 file(s)" in text
 
 
 # Every copy.
