@@ -85,7 +85,7 @@ def agree(copies: Iterable[Copy]) -> dict[bytes, DataKeyRecord]:
             if (known.context, set(known.wraps)) != (record.context, set(record.wraps)):
                 what = f"data key {record.commitment.hex()[:8]}"
                 one, two = ("+".join(wrap.key for wrap in item.wraps) for item in (known, record))
-                said = f" (wrapped by {one} and by {two})" if one != two else ""
+                said = f", wrapped by {one} in the first and by {two} in the second" if one != two else ""
                 raise FormatError(
                     f"copies of the header disagree about {what}: {where} and {place}{said}. Some software "
                     "changed only one of them. Restore the file, or write it again from a copy that can be "

@@ -55,7 +55,7 @@ def read(data):
 
 
 def check_alike(data):
-    """Reading and skipping end at the same byte; skipping may accept what reading refuses, not the reverse."""
+    """Reading and skipping end at the same byte; only skipping may accept what the other refuses."""
     one, two = skipped(data), read(data)
     assert one == two or "twice" in str(two) or "unknown type" in str(two)
 
