@@ -1,8 +1,9 @@
-"""A Parquet file anew with some of its columns replaced; every other column chunk is copied byte for byte.
+"""Rewrite a Parquet file with some columns replaced; copy every other column chunk byte for byte.
 
-So plain columns keep what no reader and writer would: encodings, compression, statistics, page indexes,
-bloom filters, types of later versions. And they take no memory, and only a copy's time. Of a replaced column
-nothing is copied: not its statistics, nor its indexes, nor its bloom filter.
+Plain columns therefore keep what is lost when a file is read and written again: encodings, compression,
+statistics, page indexes, bloom filters, and types of later Parquet versions. They are never decoded, so they
+need no memory, and only the time of a copy. Nothing of a replaced column is copied: no statistics, no
+indexes and no bloom filter.
 
 The numbers are the field ids of parquet.thrift, in the Parquet format 2.12.
 """
@@ -25,12 +26,12 @@ from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Struct, decod
 
 __all__ = ["PART", "Replacement", "rewrite"]
 
-PART = 64 << 20  # bytes of a column that are encoded at once; a chunk of more has no dictionary
+PART = 64 << 20  # bytes of a column that are encoded at once; a larger chunk has no dictionary
 _COPY = 8 << 20
 
 
 class Sink(Protocol):
-    """What is written to, from its start to its end."""
+    """A file that is open for writing and is written from start to end."""
 
     def write(self, data: Any, /) -> Any:
         """Write these bytes."""
@@ -39,11 +40,11 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Replacement:
-    """What comes in the place of a column.
+    """The new version of a column.
 
     Attributes:
-        field: its name and type in Arrow.
-        settings: how it is written: what `pyarrow.parquet.write_table` takes.
+        field: its Arrow name and type.
+        settings: how to write it: keyword arguments of `pyarrow.parquet.write_table`.
     """
 
     field: pa.Field
@@ -51,7 +52,7 @@ class Replacement:
 
     @functools.cached_property
     def _blank(self) -> _Encoded:
-        """The column without rows, for what the schema says of it."""
+        """The column without rows, for its schema elements."""
         return _encoded(self.field, None, self.settings)
 
 
@@ -71,12 +72,12 @@ class _Output:
         for at in range(start, start + length, _COPY):
             piece = file.read_at(min(_COPY, start + length - at), at)
             if len(piece) != min(_COPY, start + length - at):
-                _refuse(path, "it was cut short while it was read")
+                _refuse(path, "the file became shorter while it was read. Try again")
             self.write(piece)
 
 
 Anew = Callable[[int], Mapping[str, Callable[[], Iterable[Any]]]]
-"""Of a row group: by column a function that makes its values, in arrays of at most some `PART` bytes."""
+"""Maps a row group number to one function per column, which makes values in arrays of about `PART` bytes."""
 
 
 def rewrite(
@@ -90,29 +91,29 @@ def rewrite(
     metadata: Mapping[bytes, bytes],
     done: Callable[[int], None],
 ) -> int:
-    """Write a Parquet file like another one, but for some columns.
+    """Write a copy of a Parquet file with some columns replaced.
 
     Args:
-        file: the other one.
+        file: the source file.
         path: its path, for errors.
         footer: its footer.
-        sink: what is written to.
-        replaced: by name, what comes in the place of a column.
+        sink: the file to write.
+        replaced: the new version of each replaced column, by name.
         anew: makes the values of a row group's replaced columns.
         schema: the Arrow schema of the result, with the metadata that Arrow shows.
-        metadata: key-value metadata of the result, but for the Arrow schema.
-        done: is told after each row group how many rows it had.
+        metadata: key-value metadata of the result, without the Arrow schema.
+        done: called after each row group with its number of rows.
 
     Returns:
         The size of the result, in bytes.
 
     Raises:
-        FormatError: the file was cut short.
+        FormatError: the file was cut short, or the result would not be readable.
     """
     out = _Output(sink)
     out.write(MAGIC)
     blanks = {name: column._blank for name, column in replaced.items()}
-    places: list[list[int | None]] = []  # of each top-level column: its leaves, by their old numbers
+    places: list[list[int | None]] = []  # the old numbers of each top-level column's leaves; None: a new leaf
     for name, leaves in footer.columns:
         places.append([None] * len(blanks[name].leaves) if name in replaced else list(leaves))
     order = [old for group in places for old in group]
@@ -137,17 +138,18 @@ def rewrite(
                     moved.append((chunks[leaf], chunk))
                     made.append(chunk)
             groups.append(_group(group, made, order))
-            parts = {}  # before the next row group is made
+            parts = {}  # free this row group before the next one is made
             done(value(group, 3))
     except BaseException:
-        groups.clear()  # new statistics are plaintext: no error keeps them in its frames
+        # Statistics of decrypted columns are plaintext: no traceback may keep them in memory.
+        groups.clear()
         made.clear()
         parts = {}
         raise
     for old, chunk in moved:
         _copy_bloom_filter(out, file, path, value(old, 3), value(chunk, 3))
     for old, chunk in moved:
-        if 6 in old and 7 in old:  # the column index holds no positions
+        if 6 in old and 7 in old:  # a column index contains no file positions, so it is copied unchanged
             chunk[6] = I64, out.at
             out.copy(file, value(old, 6), value(old, 7), path)
     for old, chunk in moved:
@@ -160,17 +162,19 @@ def rewrite(
 
 
 def _check(body: bytes, schema: pa.Schema, path: str) -> None:
-    """Readers must see the schema that was meant: no file is better than one that nobody can read."""
-    alone = pa.BufferReader(MAGIC + ending(body))
+    """Raise FormatError unless Arrow reads the intended schema from the new footer."""
+    alone = pa.BufferReader(MAGIC + ending(body))  # a schema is readable without the pages
     try:
         seen = pq.ParquetFile(alone).schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise FormatError(f"{path}: its footer cannot be written anew", path=path) from error
+        raise FormatError(
+            f"{path}: cannot be rewritten: Arrow cannot read the new footer", path=path
+        ) from error
     for field, shown in zip(schema, seen, strict=True):
         if shown.type != field.type:
             raise FormatError(
-                f"{path}: column {field.name!r} would be {shown.type} for readers, not {field.type}: it "
-                "cannot be written anew",
+                f"{path}: column {field.name!r} cannot be rewritten: readers would see it as {shown.type}, "
+                f"not {field.type}",
                 path=path,
                 column=field.name,
             )
@@ -191,8 +195,9 @@ def _file(
             elements += old
             continue
         first, *rest = blanks[name].elements
+        # Keep the original field id (9): table formats such as Iceberg find columns by it.
         first = {number: item for number, item in first.items() if number != 9}
-        if 9 in old[0]:  # the field id
+        if 9 in old[0]:
             first[9] = old[0][9]
         elements += [first, *rest]
     text = base64.b64encode(schema.serialize().to_pybytes())
@@ -212,12 +217,12 @@ def _file(
 
 
 def _moved(chunk: Struct, by: int) -> Struct:
-    """A ColumnChunk whose pages stand elsewhere; its indexes and its bloom filter come later."""
+    """Return a ColumnChunk whose pages are moved; without indexes and bloom filter, which are added later."""
     meta = dict(value(chunk, 3))
-    for field in (9, 10, 11):
+    for field in (9, 10, 11):  # offsets of the data, index and dictionary pages
         if value(meta, field):
             meta[field] = I64, value(meta, field) + by
-    for field in (14, 15):
+    for field in (14, 15):  # offset and length of the bloom filter
         meta.pop(field, None)
     file_offset = value(chunk, 2, 0)
     return {2: (I64, file_offset + by if file_offset else 0), 3: (STRUCT, meta)}
@@ -228,7 +233,9 @@ def _copy_bloom_filter(out: _Output, file: pa.NativeFile, path: str, old: Struct
     if start is None:
         return
     length = value(old, 15)
-    if length is None:  # older writers say it only in the filter's own header
+    if (
+        length is None
+    ):  # the field is optional: older writers store the length only in the filter's own header
         try:
             header, used = decode(bytes(file.read_at(64, start)) + bytes(1))
             length = used + value(header, 1)
@@ -255,7 +262,7 @@ def _copy_offset_index(out: _Output, file: pa.NativeFile, old: Struct, chunk: St
 
 
 def _group(old: Struct, chunks: list[Struct], order: Sequence[int | None]) -> Struct:
-    """A RowGroup with these column chunks, of which ``order`` says what number each had."""
+    """Return a RowGroup with these column chunks; ``order`` has the old number of each."""
     metas = [value(chunk, 3) for chunk in chunks]
     new = {**old, 1: (LIST, (STRUCT, chunks)), 2: (I64, sum(value(meta, 6) for meta in metas))}
     if 5 in old and metas:
@@ -263,7 +270,7 @@ def _group(old: Struct, chunks: list[Struct], order: Sequence[int | None]) -> St
     if 6 in old:
         new[6] = I64, sum(value(meta, 7) for meta in metas)
     if 4 in old:
-        # Rows are sorted by the columns up to the first that was replaced, and no further.
+        # Rows stay sorted only by the columns before the first replaced one: cells have no order.
         kept: list[Struct] = []
         for column in value(old, 4)[1]:
             if value(column, 1) not in order:
@@ -279,7 +286,7 @@ def _group(old: Struct, chunks: list[Struct], order: Sequence[int | None]) -> St
 
 
 class _Pieces:
-    """A file in memory, in the pieces that it was written in: a buffer that grows is copied."""
+    """An in-memory file that keeps its pieces as written: a growing buffer would be copied often."""
 
     closed = False
 
@@ -306,7 +313,7 @@ class _Pieces:
             yield memoryview(self._pieces[number])[max(start - begin, 0) : stop - begin]
 
     def seek(self, position: int) -> None:
-        self._position = position  # for reading: what is written is always appended
+        self._position = position  # for reading only: writes always append
 
     def read(self, count: int) -> bytes:
         return b"".join(self.between(self._position, self._position + count))
@@ -319,7 +326,7 @@ class _Pieces:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A column as pyarrow writes it: its part of the schema, and its leaves with their pages."""
+    """A column as pyarrow writes it: its schema elements, and its leaves with their pages."""
 
     elements: list[Struct]
     leaves: list[Struct]
@@ -327,7 +334,7 @@ class _Encoded:
 
 
 def _encoded(field: pa.Field, values: Any, settings: Mapping[str, Any]) -> _Encoded:
-    """A column in the encoding of a file of its own; None: of no rows."""
+    """Encode a column as the only one of an in-memory Parquet file; None means no rows."""
     column = pa.chunked_array([] if values is None else getattr(values, "chunks", [values]), field.type)
     data = _Pieces()
     table = pa.Table.from_arrays([column], schema=pa.schema([field]))
@@ -337,16 +344,17 @@ def _encoded(field: pa.Field, values: Any, settings: Mapping[str, Any]) -> _Enco
     ((_, leaves),) = footer.columns
     metas = [value(chunk, 3) for group in footer.groups for chunk in value(group, 1)[1]]
     if len(metas) != len(leaves):
-        raise ValueError(f"column {field.name!r}: {len(column)} rows do not go into one row group")
+        raise ValueError(f"column {field.name!r}: {len(column)} rows do not fit into one row group")
     return _Encoded(footer.elements[0], metas, data)
 
 
 def _write_leaf(
     out: _Output, column: Replacement, parts: Callable[[], Iterable[Any]], leaf: int, rows: int
 ) -> Struct:
-    """Write the pages of one leaf of a column; several parts stand one after the other in one chunk.
+    """Write the pages of one leaf of a column; several parts follow each other in one chunk.
 
-    A chunk has one dictionary or none: so where there are several parts there is none, and no statistics.
+    A chunk has at most one dictionary, and each part would need its own. So a chunk of several parts has no
+    dictionary, and no statistics, which would be those of one part.
     """
     iterator: Iterator[Any] = iter(parts())
     values = next(iterator)
@@ -358,18 +366,18 @@ def _write_leaf(
     while values is not None:
         encoded = _encoded(column.field, values, settings)
         done += len(values)
-        values = None  # before the next one is made
+        values = None  # free this part before the next one is made
         one = encoded.leaves[leaf]
         start, length = page_range(one)
         if not meta:
             by = out.at - start
             meta = {**one, **{f: (I64, value(one, f) + by) for f in (9, 11) if value(one, f)}}
         else:
-            for field in (5, 6, 7):
+            for field in (5, 6, 7):  # number of values, uncompressed and compressed size
                 meta[field] = I64, value(meta, field) + value(one, field)
             inner, known = value(meta, 2)
             meta[2] = LIST, (inner, sorted({*known, *value(one, 2)[1]}))
-            for field in (12, 13, 16, 17):
+            for field in (12, 13, 16, 17):  # statistics of one part are wrong for the whole chunk
                 meta.pop(field, None)
         for piece in encoded.data.between(start, start + length):
             out.write(piece)
@@ -377,6 +385,7 @@ def _write_leaf(
         values = next(iterator, None)
     if done != rows or out.at - began != value(meta, 7):
         raise FormatError(
-            f"column {column.field.name!r}: a row group of {rows} rows has {done}", column=column.field.name
+            f"column {column.field.name!r}: a row group must have {rows} rows, but {done} were read",
+            column=column.field.name,
         )
     return {2: (I64, 0), 3: (STRUCT, meta)}

@@ -1,4 +1,4 @@
-"""Row filters on deterministic columns of Parquet files, answered on ciphertext."""
+"""Evaluate row filters on deterministic columns of Parquet files, on ciphertext."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from kmsdata.keys.unwrap import open_keys
 
 __all__ = ["FileSearch", "filter_terms"]
 
-_ROW_GROUPS = 4  # that are in memory together
+_ROW_GROUPS = 4  # row groups in memory at the same time
 
 Term: TypeAlias = tuple[Any, str, Any]
 
 
 class FileSearch:
-    """Row filters of which some are on deterministic columns of Parquet files, answered on ciphertext.
+    """Row filters on Parquet files, at least one of them on a deterministic column.
 
     Args:
-        filters: as pandas takes them: a list of terms that must all hold, or a list of such lists of which
-            one must.
-        files: of each file its encrypted columns; at least one of them is in the filters.
-        key: only these may open them.
+        filters: as pandas takes them: a list of terms that must all be true, or a list of such lists, one of
+            which must be true.
+        files: for each file its encrypted columns and their headers; the filters use at least one of them.
+        key: the only keys that may decrypt the columns.
 
     Raises:
-        TypeError: what ciphertext cannot answer, or a value that the column can hold in none of the files.
+        TypeError: a filter that ciphertext cannot answer, or a value that no file's column can contain.
     """
 
     def __init__(
@@ -75,7 +75,8 @@ class FileSearch:
             self._literals |= {
                 (id(term), header.text): part for header, part in zip(headers[column], parts, strict=True)
             }
-            self._literals[id(term), ""] = Literals(binary([]), parts[0].null)  # for files without it
+            # Key "" is for files in which the column is not encrypted: no cell matches there.
+            self._literals[id(term), ""] = Literals(binary([]), parts[0].null)
             wrong = [part for part in parts if part.misfit]
             if len(wrong) == len(parts):
                 if not all(part.anything for part in parts):
@@ -85,25 +86,29 @@ class FileSearch:
     def rows(
         self, fragment: Any, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str]
     ) -> pa.Table:
-        """The matching rows of one file; of the others nothing but the columns of the filter is decoded.
+        """Return the matching rows of one file; only the filter's columns of other rows are decoded.
 
         Args:
-            fragment: the file, of a pyarrow dataset.
-            schema: its columns, and those that its folders' names say.
-            headers: of its encrypted columns.
-            columns: those to read.
+            fragment: the file, a fragment of a pyarrow dataset.
+            schema: its columns, and those whose values are in the names of its folders.
+            headers: the headers of its encrypted columns.
+            columns: names of the columns to read.
 
         Raises:
-            TamperedError, WrongKeyError: what cannot be a cell of the filter's columns.
-            TypeError: a value that the column cannot hold.
-            FormatError: the file is another one than a moment ago.
+            TamperedError, WrongKeyError: a value in a filter's column that is not a cell of it.
+            TypeError: a filter's value that the column cannot contain.
+            FormatError: the file was replaced after its header was read.
         """
-        # It is read more than once, so it is opened once: rows of two files must not be put together.
+        # The file is read several times. It is opened once, so that a file which replaces it meanwhile cannot
+        # contribute some of the rows.
         with fragment.open() as source:
             opened = fragment.format.make_fragment(source, partition_expression=fragment.partition_expression)
             if not _same(opened.physical_schema, fragment.physical_schema):
-                raise FormatError(f"{fragment.path} changed while it was read: try again", path=fragment.path)
-            # Reading ahead is for networks; on a disk it only takes memory, and so time.
+                raise FormatError(
+                    f"{fragment.path} was changed while it was read. Try again", path=fragment.path
+                )
+            # pre_buffer (Arrow's default) saves requests on remote filesystems. On a local disk it only costs
+            # memory, and therefore time.
             local = isinstance(fragment.filesystem, pafs.LocalFileSystem)
             how = ds.ParquetFragmentScanOptions(pre_buffer=not local)
             return self._rows(opened, schema, headers, columns, how)
@@ -137,12 +142,12 @@ class FileSearch:
         groups = pruned.split_by_row_group() if pruned.row_groups else []
         if len(groups) < 2:
             return pa.concat_tables([empty, *map(matching, groups)])
-        # Arrow decodes columns side by side, and a search has few: so row groups go side by side as well.
+        # Arrow decodes columns in parallel, but a search has few columns: decode row groups in parallel too.
         with ThreadPoolExecutor(min(_ROW_GROUPS, pa.cpu_count())) as pool:
             return pa.concat_tables([empty, *pool.map(matching, groups)])
 
     def _pruned(self, fragment: Any, schema: pa.Schema, headers: Mapping[str, Header]) -> Any:
-        """The file's row groups that may match as far as folders' names and plain columns' statistics say."""
+        """Drop the row groups that cannot match by folder names and by the statistics of plain columns."""
         plain = [[term for term in group if term[0] not in headers] for group in self._groups]
         if not all(plain) or any(
             isinstance(schema.field(term[0]).type, EncryptedType) for g in plain for term in g
@@ -153,7 +158,7 @@ class FileSearch:
     def _questions(
         self, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str]
     ) -> dict[str, ds.Expression]:
-        """What is asked of each row: whether it matches, whether its cells are strange; and these columns."""
+        """Return what to compute for each row: does it match, are its cells unknown, and these columns."""
         stored = _stored(schema)
         asked: dict[str, Any] = {name: ds.field(name) for name in columns}
         asked["\0match"] = functools.reduce(
@@ -166,7 +171,9 @@ class FileSearch:
         for name in self._searched(headers):
             prefixes = [self._keys[item.data_key].cell_key(item).prefix for item in headers[name].columns]
             cell = ds.field(name)
-            if pa.types.is_fixed_size_binary(stored.field(name).type):  # Arrow looks into no others
+            if pa.types.is_fixed_size_binary(
+                stored.field(name).type
+            ):  # starts_with does not support this type
                 cell = cell.cast(pa.binary())
             known = [pc.starts_with(cell, pattern=prefix) for prefix in prefixes]
             asked[f"\0stranger {name}"] = ~functools.reduce(operator.or_, known)
@@ -178,7 +185,8 @@ class FileSearch:
         self, answers: pa.Table, file: Any, schema: pa.Schema, headers: Mapping[str, Header]
     ) -> None:
         for name in self._searched(headers):
-            # Cells of a key that no header names would never be found: that is said, as in decryption.
+            # Cells of a key that no header names could never match. Raise, as decryption does, instead of
+            # returning an incomplete result.
             if pc.any(answers[f"\0stranger {name}"]).as_py():
                 cells = plain_binary(file.to_table(schema=_stored(schema), columns=[name])[name])
                 check_key_ids(headers[name], self._keys, cells, name)
@@ -209,38 +217,38 @@ class FileSearch:
 
 
 def filter_terms(filters: Any) -> list[list[Term]]:
-    """The lists of terms (column, sign, value) of which one must hold whole, as pandas takes them."""
+    """Return filters as lists of terms (column, operator, value); all terms of one list must be true."""
     groups = [filters] if filters and isinstance(filters[0], tuple) else list(filters)
     if not groups or not all(groups) or any(len(term) != 3 for group in groups for term in group):
-        raise ValueError("filters are a list of terms (column, sign, value), or a list of such lists")
+        raise ValueError("filters must be a list of terms (column, operator, value), or a list of such lists")
     return [[tuple(term) for term in group] for group in groups]
 
 
 def _check_term(column: str, sign: str, value: Any) -> None:
     if sign in ("in", "not in"):
         if not pd.api.types.is_list_like(value):
-            raise TypeError(f"column {column!r}: {sign!r} takes a list of values")
+            raise TypeError(f"column {column!r}: {sign!r} needs a list of values")
     elif sign in ("=", "==", "!="):
         if pd.api.types.is_list_like(value):
-            raise TypeError(f"column {column!r}: {sign!r} takes one value: for several there is 'in'")
+            raise TypeError(f"column {column!r}: {sign!r} takes one value. Use 'in' for several values")
     elif sign in ("<", "<=", ">", ">="):
         raise TypeError(
-            f"column {column!r} is encrypted, and ciphertext has no order: filter it by ==, !=, in or "
-            "not in, or decrypt, then filter"
+            f"column {column!r} is encrypted, and ciphertext has no order. Filter it by ==, !=, in or "
+            "not in, or decrypt first and then filter"
         )
     else:
-        pq.filters_to_expression([(column, sign, value)])  # which says what is wrong
+        pq.filters_to_expression([(column, sign, value)])  # raises Arrow's own error for an unknown operator
 
 
 def _as(type_: pa.DataType, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Cells as what they are stored as, in their own type again."""
+    """Return storage values as this type, which may be the extension type of cells."""
     if not isinstance(type_, EncryptedType):
         return values
     return pa.chunked_array([pa.ExtensionArray.from_storage(type_, chunk) for chunk in values.chunks], type_)
 
 
 def _stored(schema: pa.Schema) -> pa.Schema:
-    """The schema with cells as what they are stored as: Arrow's functions do not know their type."""
+    """Return the schema with cells as binary: Arrow's compute functions do not support extension types."""
     for number, field in enumerate(schema):
         if isinstance(field.type, EncryptedType):
             schema = schema.set(number, field.with_type(field.type.storage_type))
@@ -248,7 +256,7 @@ def _stored(schema: pa.Schema) -> pa.Schema:
 
 
 def _same(one: pa.Schema, two: pa.Schema) -> bool:
-    """Whether two schemas of a file say the same, but for the wraps: it may be rewrapped meanwhile."""
+    """Tell whether two schemas of a file are equal except for the wrapped keys: a rewrap is no other file."""
     texts = [dict(schema.metadata or {}) for schema in (one, two)]
     entries = [text.pop(ENTRY, b"") for text in texts]
     if texts[0] != texts[1] or not one.remove_metadata().equals(two.remove_metadata(), check_metadata=True):

@@ -1,13 +1,13 @@
-"""Read the footer of a Parquet file, and replace values of its key-value metadata byte for byte.
+"""Read the footer of a Parquet file, and replace values of its key-value metadata.
 
 A file ends like this::
 
     ... pages | FileMetaData (Thrift, compact protocol) | its length, 4 bytes, little-endian | PAR1
 
-There are two views of a footer. `Footer` is for edits of the key-value metadata: a library that decodes and
-encodes FileMetaData drops what it does not know, and may change what statistics mean. So this view skips over
-the bytes, records where the values of ``key_value_metadata`` are, and exchanges those only. `FileMetaData` is
-the decoded footer, for writing a file anew with other columns.
+There are two views of a footer. `Footer` is for changes of the key-value metadata. A library that decodes and
+encodes FileMetaData drops the fields that it does not know, and may change the meaning of statistics. So this
+view skips over the bytes, records where the values of ``key_value_metadata`` are, and replaces only those.
+`FileMetaData` is the decoded footer, for rewriting a file with other columns.
 
 The numbers are the field ids of parquet.thrift, in the Parquet format 2.12.
 """
@@ -40,22 +40,22 @@ __all__ = [
 ]  # fmt: skip
 
 MAGIC = b"PAR1"
-NOT_PARQUET = "not a Parquet file, or cut short"
+NOT_PARQUET = "not a Parquet file, or it was cut short"
 
 _ENCRYPTED_MAGIC = b"PARE"
-_MOST_BYTES = 256 << 20
+_MOST_BYTES = 256 << 20  # a limit on memory, far above the footers of real files
 _TAIL = 64 << 10  # bytes read first: most footers are shorter, so a remote file takes one request less
 _MODULAR = (
-    "encrypted or signed by Parquet Modular Encryption, which kmsdata cannot edit: the signature would no "
-    "longer hold, and its keys are not kmsdata's. Use the writer's own tools for its keys"
+    "encrypted or signed by Parquet Modular Encryption, which kmsdata cannot change: the signature would "
+    "become invalid, and kmsdata does not have the keys. Use the tools of the software that wrote the file"
 )
 _OLD = (b"parquet-cpp version 1.0", b"parquet-cpp version 1.1", b"parquet-cpp version 1.2")
 
 _REQUIRED = {1: I32, 2: LIST, 3: I64, 4: LIST}  # version, schema, num_rows, row_groups
 _KEY_VALUES = 5
 
-# What is used of each struct: the fields that it must have, and the types of all that are used. A list stands
-# for a list of structs.
+# The fields used of each struct: those that it must have, and the types of all that are used. A Python list
+# means a list of structs.
 _Kinds: TypeAlias = "tuple[set[int], dict[int, Any]]"
 _ELEMENT: _Kinds = {4}, {4: BINARY, 5: I32}
 _SORTING: _Kinds = {1}, {1: I32}
@@ -70,7 +70,7 @@ _FILE: _Kinds = set(), {2: [_ELEMENT], 4: [_GROUP], 5: [_ENTRY], 6: BINARY, 7: L
 
 
 class _Source(Protocol):
-    """A file open for reading, of Python or of Arrow."""
+    """A Python or Arrow file that is open for reading."""
 
     def seek(self, position: int, /) -> Any: ...
 
@@ -83,9 +83,9 @@ class Entry:
 
     Attributes:
         key: its name.
-        value: its text; None where it has none.
-        start: where the value's length begins in the FileMetaData.
-        stop: where the value ends.
+        value: its value; None if it has none.
+        start: the position in the FileMetaData where the value's length begins.
+        stop: the position where the value ends.
     """
 
     key: bytes
@@ -96,7 +96,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """The bytes of a FileMetaData, and where its key-value entries are."""
+    """The bytes of a FileMetaData, and the positions of its key-value entries."""
 
     data: bytes
     entries: tuple[Entry, ...]
@@ -106,7 +106,7 @@ class Footer:
         """Find the key-value entries in a FileMetaData; skip everything else without decoding it.
 
         Raises:
-            FormatError: this is no FileMetaData, or one of Parquet Modular Encryption.
+            FormatError: this is not a FileMetaData, or one of Parquet Modular Encryption.
         """
         reader = Reader(data)
         entries: tuple[Entry, ...] = ()
@@ -126,10 +126,11 @@ class Footer:
         """Return the FileMetaData with other values of some entries; all other bytes are unchanged.
 
         Args:
-            values: by position among the entries; only those that have a value can be given another.
+            values: the new values, by position among the entries; these entries must have a value.
 
         Raises:
-            FormatError: it would be larger than any reader takes.
+            FormatError: the result would be larger than kmsdata reads.
+            ValueError: an entry has no value.
 
         Example:
             >>> footer = Footer.parse(bytes.fromhex("1502 190c 1600 190c 191c 18016b 180176 00 00"))
@@ -142,7 +143,7 @@ class Footer:
         for position in sorted(values):
             entry = self.entries[position]
             if entry.value is None:
-                raise ValueError("an entry without a value")
+                raise ValueError("the metadata entry has no value to replace")
             out += self.data[at : entry.start]
             write_binary(out, values[position])
             at = entry.stop
@@ -157,9 +158,9 @@ class FileMetaData:
     """A decoded footer.
 
     Attributes:
-        fields: FileMetaData.
-        columns: of each top-level column its name, and the numbers of its leaves.
-        elements: of each top-level column its part of the schema, as a list of SchemaElement.
+        fields: the FileMetaData struct.
+        columns: for each top-level column its name, and the numbers of its leaves.
+        elements: for each top-level column its part of the schema, as a list of SchemaElement.
     """
 
     fields: Struct
@@ -168,24 +169,25 @@ class FileMetaData:
 
     @classmethod
     def parse(cls, data: bytes, size: int) -> Self:
-        """Decode a FileMetaData, and check all that is used of it.
+        """Decode a FileMetaData, and check every field that kmsdata uses.
 
         Args:
             data: its bytes.
-            size: of the file, in bytes.
+            size: the size of the file, in bytes.
 
         Raises:
-            FormatError: this is no FileMetaData, one of Parquet Modular Encryption, or one whose column
+            FormatError: this is not a FileMetaData, or one of Parquet Modular Encryption, or one whose column
                 chunks are not all in this file.
         """
         reader = Reader(data)
         fields: Struct = reader.read(STRUCT)
         _check_whole({number: kind for number, (kind, _) in fields.items()}, reader)
         if not _fits(fields, _FILE):
-            refuse("fields are missing, or of other types")
+            refuse("fields are missing, or are of other types")
         if value(fields, 6, b"").startswith(_OLD):
             raise FormatError(
-                "written by a parquet-cpp so old that its column sizes are wrong: write it anew"
+                "written by a version of parquet-cpp so old that its column sizes are wrong. Write the file "
+                "again with newer software"
             )
         metadata = cls(fields, *_columns(value(fields, 2)[1]))
         metadata._check_chunks(size)
@@ -199,7 +201,7 @@ class FileMetaData:
 
     @property
     def metadata(self) -> dict[bytes, bytes]:
-        """Key-value metadata."""
+        """The key-value metadata."""
         entries = value(self.fields, _KEY_VALUES, (STRUCT, []))[1]
         return {value(entry, 1): value(entry, 2, b"") for entry in entries}
 
@@ -213,7 +215,7 @@ class FileMetaData:
                 if 8 in chunk or 9 in chunk:
                     raise FormatError(f"it has columns {_MODULAR}")
                 if 1 in chunk or 3 not in chunk:
-                    raise FormatError("its columns are in other files, which kmsdata does not read")
+                    raise FormatError("its columns are in other files, which kmsdata does not support")
                 meta = value(chunk, 3)
                 ranges = (
                     page_range(meta),
@@ -222,7 +224,7 @@ class FileMetaData:
                     (value(meta, 14, 0), value(meta, 15, 0)),  # bloom filter
                 )
                 if any(length and not 4 <= start < start + length <= size for start, length in ranges):
-                    raise FormatError("cut short, or its footer is damaged")
+                    raise FormatError("it was cut short, or its footer is damaged")
 
 
 def ending(data: bytes) -> bytes:
@@ -232,20 +234,22 @@ def ending(data: bytes) -> bytes:
 
 def page_range(meta: Struct) -> tuple[int, int]:
     """Return where the pages of a column chunk begin, and how many bytes they take, by its ColumnMetaData."""
-    starts = [start for start in (value(meta, 9), value(meta, 11)) if start]  # 0: there is none
+    # Data pages and the dictionary page; some writers store 0 as the offset of a missing dictionary.
+    starts = [start for start in (value(meta, 9), value(meta, 11)) if start]
     return min(starts, default=0), value(meta, 7)
 
 
 def read_footer(file: _Source, size: int, path: str) -> tuple[Footer, int]:
-    """Read the footer of a file for an edit; also return where it begins.
+    """Read the footer of a file in order to change it; also return where it begins.
 
     Args:
-        file: open for reading, and can seek.
-        size: of the file, in bytes.
-        path: for errors.
+        file: open for reading, and seekable.
+        size: the size of the file, in bytes.
+        path: its path, for errors.
 
     Raises:
-        FormatError: no Parquet file, one that was cut short or damaged, or one of Parquet Modular Encryption.
+        FormatError: not a Parquet file, one that was cut short or damaged, or one of Parquet Modular
+            Encryption.
     """
     with _naming(path):
         data, start = _find(file, size)
@@ -287,26 +291,26 @@ def _find(file: _Source, size: int) -> tuple[bytes, int]:
         file.seek(start)
         data = file.read(length)
     if len(data) != length:
-        refuse("it ends before its footer does")
+        refuse("the file ends before its footer does")
     return data, start
 
 
 def _check_whole(kinds: Mapping[int, int], reader: Reader) -> None:
-    """Check the types of the fields of a FileMetaData, after the last byte of it was read."""
+    """Check the types of the fields of a FileMetaData, and that all of its bytes were read."""
     if 8 in kinds or 9 in kinds:
         raise FormatError(_MODULAR)
     if any(kinds.get(number) != kind for number, kind in _REQUIRED.items()):
         refuse("it lacks fields that every Parquet file has")
     if reader.at != len(reader.data):
-        refuse("bytes after its end, as if it were signed by Parquet Modular Encryption")
+        refuse("it has bytes after its end, as if it were signed by Parquet Modular Encryption")
 
 
 def _entries(reader: Reader, kind: int) -> tuple[Entry, ...]:
     if kind != LIST:
-        refuse("its key-value metadata is no list")
+        refuse("its key-value metadata contains no list")
     inner, count = reader.items()
     if count and inner != STRUCT:
-        refuse("its key-value metadata is no list of pairs")
+        refuse("its key-value metadata contains no list of pairs")
     return tuple(_entry(reader) for _ in range(count))
 
 
@@ -315,18 +319,18 @@ def _entry(reader: Reader) -> Entry:
     start = stop = 0
     for kind, number in reader.fields():
         if number not in (1, 2) or kind != BINARY or number in found:
-            refuse("a key-value entry that is no pair of texts")
+            refuse("a key-value entry contains no pair of texts")
         at = reader.at
         found[number] = reader.binary()
         if number == 2:
             start, stop = at, reader.at
     if 1 not in found:
-        refuse("a key-value entry without a key")
+        refuse("it contains a key-value entry without a key")
     return Entry(found[1], found.get(2), start, stop)
 
 
 def _fits(fields: Struct, kinds: _Kinds) -> bool:
-    """Tell whether all fields that are used are of the types known here: damage may decode to others."""
+    """Tell whether all used fields have the expected types: a damaged footer may decode without an error."""
     required, used = kinds
     if not required <= fields.keys():
         return False
@@ -348,7 +352,7 @@ def _fits(fields: Struct, kinds: _Kinds) -> bool:
 
 
 def _columns(elements: list[Struct]) -> tuple[list[tuple[str, range]], list[list[Struct]]]:
-    """Split a schema by its top-level columns: it is a tree, stored depth first."""
+    """Split a schema, a tree that is stored depth first, into its top-level columns."""
     if not elements:
         refuse("it has no schema")
     columns: list[tuple[str, range]] = []
@@ -366,5 +370,5 @@ def _columns(elements: list[Struct]) -> tuple[list[tuple[str, range]], list[list
             grouped.append(elements[at:stop])
             at, leaf = stop, leaf + leaves
     except (IndexError, UnicodeDecodeError):
-        refuse("its schema is no tree of named columns")
+        refuse("its schema contains no tree of named columns")
     return columns, grouped

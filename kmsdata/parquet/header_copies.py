@@ -1,14 +1,14 @@
-"""Every copy of a header: in schemas, in key-value metadata, and in what other software made of both.
+"""Find and replace every copy of a header in a file: in its schema and in all of its key-value metadata.
 
-Where one file may hold the same wrapped key::
+One file may contain the same wrapped key in these places::
 
     kmsdata                                     canonical JSON, all columns
     ARROW:schema                                base64 of an Arrow schema: the type of each encrypted column,
-                                                and the entries that stood beside it when the file was opened
-    pandas, PANDAS_ATTRS                        JSON, where a frame's attrs held a header
-    org.apache.spark.sql.parquet.row.metadata   JSON, where a column's metadata in Spark held one
+                                                and the schema's metadata, a copy of the other entries
+    pandas, PANDAS_ATTRS                        JSON, if a frame's attrs contained a header
+    org.apache.spark.sql.parquet.row.metadata   JSON, if a column's metadata in Spark contained one
 
-Each of them is read first by some reader, so all must say the same.
+Some reader prefers each of them to the others, so all must be equal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kmsdata.keys.envelope import ENTRY, DataKeyRecord, Header, canonical, file_
 __all__ = ["Copy", "agree", "copies_in", "entry_with", "schema_with"]
 
 _SCHEMA = b"ARROW:schema"
-_MARK = "data_keys"  # stands in every header, however often its text was quoted
+_MARK = "data_keys"  # in the text of every header, also if it was quoted as a JSON string several times
 _DEEPEST = 8
 
 
@@ -38,9 +38,9 @@ class Copy(NamedTuple):
 
     Attributes:
         header: the header.
-        place: where it stands, for people.
-        column: whose it is, where the place says so.
-        nested: whether it is the type of something inside of a column.
+        place: where it was found, for messages.
+        column: the column that it belongs to, if the place tells.
+        nested: whether it is the type of a part of a column.
     """
 
     header: Header
@@ -50,14 +50,14 @@ class Copy(NamedTuple):
 
 
 Visit: TypeAlias = Callable[[Copy], Header]
-"""Sees a copy, and says what is to stand in its place."""
+"""Takes a copy, and returns the header to store in its place."""
 
 
 def copies_in(entries: Iterable[tuple[bytes, bytes | None]]) -> list[Copy]:
-    """Every copy of a header in key-value metadata.
+    """Return every copy of a header in key-value metadata.
 
     Raises:
-        FormatError: one that is malformed.
+        FormatError: a header is malformed.
     """
     found: list[Copy] = []
 
@@ -72,10 +72,10 @@ def copies_in(entries: Iterable[tuple[bytes, bytes | None]]) -> list[Copy]:
 
 
 def agree(copies: Iterable[Copy]) -> dict[bytes, DataKeyRecord]:
-    """The data keys that the copies name, by commitment.
+    """Check that copies of headers agree; return their data keys by commitment.
 
     Raises:
-        FormatError: two copies differ: in what they say of a column, or of a data key.
+        FormatError: two copies differ about a column or about a data key.
     """
     records: dict[bytes, tuple[DataKeyRecord, str]] = {}
     columns: dict[str, tuple[str, str]] = {}
@@ -85,10 +85,11 @@ def agree(copies: Iterable[Copy]) -> dict[bytes, DataKeyRecord]:
             if (known.context, set(known.wraps)) != (record.context, set(record.wraps)):
                 what = f"data key {record.commitment.hex()[:8]}"
                 one, two = ("+".join(wrap.key for wrap in item.wraps) for item in (known, record))
-                said = f", by {one} there and by {two} here" if one != two else ""
+                said = f", wrapped by {one} in the first and by {two} in the second" if one != two else ""
                 raise FormatError(
                     f"copies of the header disagree about {what}: {where} and {place}{said}. Some software "
-                    "changed one of them alone: restore the file, or write it anew from one that opens",
+                    "changed only one of them. Restore the file, or write it again from a copy that can be "
+                    "decrypted",
                     field="data_keys",
                 )
         if column is not None:
@@ -104,12 +105,12 @@ def agree(copies: Iterable[Copy]) -> dict[bytes, DataKeyRecord]:
 
 
 def entry_with(key: bytes, value: bytes, visit: Visit, inside: str = "") -> bytes:
-    """An entry of key-value metadata, with what ``visit`` says in place of each header in it.
+    """Replace each header in an entry of key-value metadata by what ``visit`` returns.
 
-    The very same bytes where nothing changes.
+    The result is the same bytes if nothing changes.
 
     Raises:
-        FormatError: a header that is malformed.
+        FormatError: a header is malformed.
     """
     place = f"{inside}entry {key.decode('utf-8', 'replace')!r}"
     if key == _SCHEMA and not inside:
@@ -122,7 +123,7 @@ def entry_with(key: bytes, value: bytes, visit: Visit, inside: str = "") -> byte
 
 
 def schema_with(schema: pa.Schema, visit: Visit, inside: str = "") -> pa.Schema:
-    """An Arrow schema, with what ``visit`` says in place of each header in it."""
+    """Replace each header in an Arrow schema by what ``visit`` returns."""
     fields = [_field_with(field, visit, inside, field.name) for field in schema]
     return pa.schema(fields, _metadata_with(schema.metadata, visit, inside))
 
@@ -134,12 +135,12 @@ def _arrow_with(value: bytes, visit: Visit) -> bytes:
             return value
         schema = pa.ipc.read_schema(pa.py_buffer(raw))
         before = schema.serialize()
-        # By their bytes: to Arrow, two types that differ in the wraps of their data key alone are equal.
+        # Compare bytes, not schemas: EncryptedType is equal to one that differs only in the wrapped keys.
         after = schema_with(schema, visit, "ARROW:schema, ").serialize()
     except FormatError:
         raise
     except (binascii.Error, UnicodeError, pa.ArrowException, OSError) as error:
-        raise FormatError("the entry 'ARROW:schema' is not an Arrow schema: it was damaged") from error
+        raise FormatError("the entry 'ARROW:schema' is damaged: it is not an Arrow schema") from error
     return value if after.equals(before) else base64.b64encode(after.to_pybytes())
 
 
@@ -152,7 +153,7 @@ def _field_with(field: pa.Field, visit: Visit, inside: str, column: str | None) 
 
 
 def _type_with(dtype: pa.DataType, visit: Visit, inside: str, column: str | None) -> pa.DataType:
-    """A type with its headers visited, however deep in it they stand."""
+    """Replace each header in a type, at any depth."""
     if isinstance(dtype, EncryptedType):
         nested = column is None
         place = f"{inside}a nested type" if nested else f"{inside}type of column {column!r}"
@@ -170,7 +171,7 @@ def _type_with(dtype: pa.DataType, visit: Visit, inside: str, column: str | None
         parts = [_field_with(field, visit, inside, None) for field in (dtype.key_field, dtype.item_field)]
         return pa.map_(*parts, dtype.keys_sorted)
     if not hasattr(dtype, "value_field"):
-        return dtype  # a union: what is left of an old key there is noticed later
+        return dtype  # a union: an old wrapped key that stays in it is found by the check after a rewrap
     item = _field_with(dtype.value_field, visit, inside, None)
     if pa.types.is_fixed_size_list(dtype):
         return pa.list_(item, dtype.list_size)
@@ -186,11 +187,11 @@ def _metadata_with(
 
 
 def _text_with(text: str, visit: Visit, place: str, depth: int) -> str:
-    """JSON with each header in it visited, be it quoted or not; any other text as it is."""
+    """Replace each header in a JSON text, quoted or not; return any other text unchanged."""
     if _MARK not in text:
         return text
     if depth > _DEEPEST:
-        raise FormatError(f"{place}: headers quoted more than {_DEEPEST} deep")
+        raise FormatError(f"{place}: headers are quoted more than {_DEEPEST} levels deep")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -202,9 +203,9 @@ def _text_with(text: str, visit: Visit, place: str, depth: int) -> str:
 
 
 def _json_with(data: Any, visit: Visit, place: str, depth: int) -> Any:
-    """JSON with each header in it visited; the very same object where nothing changes."""
+    """Replace each header in parsed JSON; return the same object if nothing changes."""
     if depth > 4 * _DEEPEST:
-        raise FormatError(f"{place}: headers nested too deep")
+        raise FormatError(f"{place}: headers are nested too deep")
     if isinstance(data, str):
         return _text_with(data, visit, place, depth + 1)
     if isinstance(data, list):
@@ -219,7 +220,7 @@ def _json_with(data: Any, visit: Visit, place: str, depth: int) -> Any:
 
 
 def _document_with(data: Any, visit: Visit, place: str) -> str | None:
-    """The text of a header, of a column or a file, after the visit; None: this is none."""
+    """Return the new text of a header of a column or a file; None if this is not a header."""
     kinds = data.keys() if isinstance(data, dict) else set()
     if kinds == {"column", "data_keys", "version"}:
         return visit(Copy(Header.parse(canonical(data)), place)).text

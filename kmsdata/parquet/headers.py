@@ -1,4 +1,4 @@
-"""The headers of Parquet files and datasets; needs no key."""
+"""Read the headers of Parquet files and datasets; no key is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["DataFile", "dataset_headers", "files_of", "headers_in", "naming_the_
 
 @contextlib.contextmanager
 def naming_the_file(files: Mapping[str, Mapping[str, Header]]) -> Iterator[None]:
-    """A data key that is refused, of those of several files: the error says which file is under it."""
+    """Name the file in an error about a data key, when those of several files are unwrapped together."""
     try:
         yield
     except (KeyServiceError, WrongKeyError) as error:
@@ -35,22 +35,22 @@ def naming_the_file(files: Mapping[str, Mapping[str, Header]]) -> Iterator[None]
         if len(files) == 1 or not under:
             raise
         more = len(set(under)) - 1
-        others = f" and {more:,} more under its data key" if more else ""
+        others = f" and {more:,} more with the same data key" if more else ""
         raise located(error, f"{under[0]}{others}", path=under[0]) from None
 
 
 def read_headers(
     path: FilePath, filesystem: Any = None, *, columns: Columns | None = None
 ) -> dict[str, Header]:
-    """The headers of a file or dataset, by column; needs no key.
+    """Return the headers of a file or dataset, by column; no key is needed.
 
     Args:
         path: file, or folder of a dataset.
-        filesystem: pyarrow or fsspec filesystem; else by the path.
-        columns: names of those to look at; None for all.
+        filesystem: pyarrow or fsspec filesystem; None: inferred from the path.
+        columns: names of the columns to read headers of; None for all.
 
     Raises:
-        FormatError: a header that is malformed, or headers that do not go together.
+        FormatError: a header is malformed, or the headers of a column in several files do not fit together.
     """
     merged: dict[str, Header] = {}
     names = None if columns is None else set(column_names(columns))
@@ -59,7 +59,8 @@ def read_headers(
             both = merged.get(column, header).union(header)
             if both is None:
                 raise FormatError(
-                    f"{name}: column {column!r} was encrypted otherwise than in other files: read it alone",
+                    f"{name}: column {column!r} was encrypted differently in other files. Read this file "
+                    "separately",
                     path=name,
                     column=column,
                 )
@@ -68,7 +69,7 @@ def read_headers(
 
 
 def files_of(path: FilePath, filesystem: Any) -> list[tuple[str, Any]]:
-    """The files of a dataset by path, none of them opened yet: whatever is wrong with one is its own."""
+    """List the files of a dataset by path without opening any, so that an error concerns only one of them."""
     files, _ = dataset_files(path, filesystem)
     parquet = ds.ParquetFileFormat()
     return [(name, parquet.make_fragment(file.path, file.filesystem)) for name, file in files.items()]
@@ -76,12 +77,12 @@ def files_of(path: FilePath, filesystem: Any) -> list[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of a dataset, of which the footer alone was read.
+    """A file of a dataset, of which only the footer was read.
 
     Attributes:
-        fragment: the file, of a pyarrow dataset.
-        partition: the fields that its folders' names say.
-        headers: of its encrypted columns.
+        fragment: the file, a fragment of a pyarrow dataset.
+        partition: the columns whose values are in the names of its folders.
+        headers: the headers of its encrypted columns.
     """
 
     fragment: Any
@@ -90,21 +91,22 @@ class DataFile:
 
     @property
     def schema(self) -> pa.Schema:
-        """Its columns, without those that its folders' names say."""
+        """The columns stored in the file, without those of ``partition``."""
         return self.fragment.physical_schema
 
 
 def dataset_headers(
     path: FilePath, filesystem: Any, columns: Collection[str] | None = None
 ) -> dict[str, DataFile]:
-    """The files of a dataset by name, with the headers of these columns (None: all).
+    """Return the files of a dataset by name, with the headers of these columns (None: all).
 
     Raises:
-        FileNotFoundError: there is none.
-        FormatError: a file that is no Parquet file, or a header that is malformed.
+        FileNotFoundError: there is no file.
+        FormatError: a file is not a Parquet file, or a header is malformed.
     """
     files, single = dataset_files(path, filesystem)
-    hive = ds.HivePartitioning.discover(infer_dictionary=True)  # as pandas reads it
+    # pandas.read_parquet reads names of folders as dictionaries (categories), so this does too.
+    hive = ds.HivePartitioning.discover(infer_dictionary=True)
     names = {file.path: name for name, file in files.items()}
     found = {}
     try:
@@ -120,10 +122,11 @@ def dataset_headers(
             keys = [key for key in ds.get_partition_keys(fragment.partition_expression) if key not in inside]
             found[names[fragment.path]] = fragment, [dataset.schema.field(key) for key in keys]
     except pa.ArrowInvalid as error:
+        # Arrow has one error type for all malformed input; only its text tells a bad file from other errors.
         if not re.search("magic|footer|Parquet file size|not a Parquet", str(error)):
             raise
         bad = _unreadable(path, filesystem)
-        raise FormatError(f"{bad} is not a Parquet file, or was cut short", path=bad) from error
+        raise FormatError(f"{bad} is not a Parquet file, or it was cut short", path=bad) from error
     return {
         name: DataFile(
             fragment,
@@ -135,10 +138,10 @@ def dataset_headers(
 
 
 def _unreadable(path: FilePath, filesystem: Any) -> str:
-    """The first file of a dataset that cannot be read."""
+    """Return the name of the first file that cannot be read: Arrow's error does not say which one it is."""
     for name, fragment in files_of(path, filesystem):
         try:
-            fragment.physical_schema  # noqa: B018 - read here
+            fragment.physical_schema  # noqa: B018 - reads the footer
         except (pa.ArrowException, OSError):
             return name
     return str(path)
@@ -151,9 +154,10 @@ def headers_in(
     *,
     footer: Mapping[bytes, bytes] | None = None,
 ) -> dict[str, Header]:
-    """The headers of these columns (None: all), by the columns' own types, else by the file's entry.
+    """Return the headers of these columns (None: all), from the columns' types, otherwise from the entry.
 
-    Arrow shows the entry where the Arrow schema holds it; other writers put it in the footer alone.
+    Arrow shows the file's ``kmsdata`` entry only if the Arrow schema contains it. Other writers store it only
+    in the footer.
     """
     headers: dict[str, Header] = {}
     fields = [field for field in schema if columns is None or field.name in columns]

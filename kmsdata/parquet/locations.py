@@ -1,6 +1,6 @@
-"""Where files lie: paths, folders, patterns and URLs, on any filesystem; and files that appear there whole.
+"""Find files by path, folder, pattern or URL on any filesystem; write files completely or not at all.
 
-Temporary files and folders are called ``.kmsdata-...``. Readers of datasets pass over such names.
+Temporary files and folders are called ``.kmsdata-...``: readers of datasets ignore names with a leading dot.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Place:
     """A path on a filesystem.
 
     Attributes:
-        filesystem: pyarrow's.
-        path: in it, without a ``/`` at its end.
-        folder: whether it was written with a ``/`` at its end.
+        filesystem: a pyarrow filesystem.
+        path: the path in it, without a ``/`` at the end.
+        folder: whether the caller wrote it with a ``/`` at the end.
     """
 
     filesystem: Any
@@ -55,7 +55,7 @@ class Place:
 
     @classmethod
     def of(cls, path: FilePath, filesystem: Any = None) -> Place:
-        """The place that a path or URL means; a filesystem may be pyarrow's or fsspec's."""
+        """Return the place of a path or URL; the filesystem may be one of pyarrow or fsspec."""
         text = os.fspath(path)
         folder = text.endswith("/")
         if filesystem is None and "://" in text:
@@ -71,19 +71,19 @@ class Place:
 
     @property
     def local(self) -> bool:
-        """Whether it is on this machine's own filesystem."""
+        """Whether it is on the local filesystem."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     @property
     def kind(self) -> pafs.FileType:
-        """What there is."""
+        """What exists at the path: a file, a folder or nothing."""
         return self.filesystem.get_file_info(self.path).type
 
     def __truediv__(self, relative: str) -> Place:
         return replace(self, path=f"{self.path.rstrip('/')}/{relative}", folder=False)
 
     def holds(self, other: Place) -> bool:
-        """Whether the other one is this one, or inside of it."""
+        """Tell whether the other place is this one or inside it."""
         if not self.filesystem.equals(other.filesystem):
             return False
         mine, its = self.path, other.path
@@ -96,37 +96,37 @@ class Place:
 
 
 def _from_url(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL, and the path in it: pyarrow's own, else fsspec's."""
+    """Return the filesystem of a URL and the path in it: one of pyarrow, otherwise one of fsspec."""
     try:
         return pafs.FileSystem.from_uri(url)
     except pa.ArrowInvalid:
-        import fsspec  # pandas users who have such URLs have it
+        import fsspec  # optional: pandas needs it for such URLs too
 
         try:
             filesystem, path = fsspec.core.url_to_fs(url)
-        except ValueError as error:  # a protocol that it does not know
+        except ValueError as error:  # fsspec does not know the protocol
             raise ValueError(
-                f"{error}: install the package that has it for fsspec, or pass filesystem="
+                f"{error}. Install the fsspec package for this protocol, or pass filesystem="
             ) from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 def files_at(place: Place, *, patterns: bool = True, sidecars: bool = False) -> tuple[dict[str, Place], bool]:
-    """List the files of a path: itself, those in a folder, or those that match a pattern.
+    """List the files of a path: the file itself, those in a folder, or those that match a pattern.
 
-    Names that begin with ``.`` or ``_`` are passed over in folders, as readers of datasets do: what stands
-    in a ``_metadata`` file, statistics among it, is not taken along.
+    In folders, names that begin with ``.`` or ``_`` are ignored, as readers of datasets do. So ``_metadata``
+    files, which may contain statistics, are not listed.
 
     Args:
-        place: of a file, a folder, or a pattern with ``*``, ``?``, ``[...]`` and ``**``.
+        place: a file, a folder, or a pattern with ``*``, ``?``, ``[...]`` and ``**``.
         patterns: whether it may be a pattern.
         sidecars: list ``_metadata`` and ``_common_metadata`` too.
 
     Returns:
-        The files by their path below the folder, in order; and whether it is one file.
+        The files by their path below the folder, in order; and whether the path is one file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no file.
     """
     kind = place.kind
     if kind == pafs.FileType.File:
@@ -155,9 +155,9 @@ def folders_at(place: Place) -> list[Place]:
 def dataset_files(
     path: FilePath, filesystem: Any, *, sidecars: bool = False
 ) -> tuple[dict[str, Place], bool]:
-    """List the files of a dataset by the name that messages give them; and whether it is one file.
+    """List the files of a dataset by their names for messages; also return whether it is one file.
 
-    Local files are named from the path as it was given, others by their path in the filesystem.
+    Local files are named by the path that the caller gave, others by their path in the filesystem.
     """
     place = Place.of(path, filesystem)
     shown = place.path
@@ -173,7 +173,7 @@ def dataset_files(
 
 
 def _inside(place: Place, kind: pafs.FileType) -> Iterator[tuple[str, Place]]:
-    """What there is of a kind in a folder, however deep, by the path below it."""
+    """Yield all files or all folders at any depth of a folder, each with its path below it."""
     start = len(place.path.rstrip("/")) + 1
     selector = pafs.FileSelector(place.path, allow_not_found=True, recursive=True)
     for info in place.filesystem.get_file_info(selector):
@@ -182,7 +182,7 @@ def _inside(place: Place, kind: pafs.FileType) -> Iterator[tuple[str, Place]]:
 
 
 def is_sidecar(name: str) -> bool:
-    """Whether a path is that of a dataset's ``_metadata`` or ``_common_metadata``."""
+    """Tell whether a path is that of a dataset's ``_metadata`` or ``_common_metadata``."""
     return name.rpartition("/")[2] in _SIDECARS
 
 
@@ -201,13 +201,14 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def stamp(place: Place) -> tuple[Any, ...]:
-    """What is different once a file was changed: size and time, or what an fsspec filesystem has for it."""
-    if place.local:  # a file that was replaced by one of the same size has another number
+    """Return values that differ after a file was changed: size and time, or fsspec's ``ukey`` of the file."""
+    if place.local:  # the inode number differs if the file was replaced by one of the same size
         with contextlib.suppress(FileNotFoundError):
             now = os.stat(place.path)  # noqa: PTH116 - Path("") would be the current folder
             return now.st_ino, now.st_size, now.st_mtime_ns
     handler = getattr(place.filesystem, "handler", None)
     if isinstance(handler, pafs.FSSpecHandler):
+        # fsspec caches listings of folders: without this, ukey() may describe an earlier version of the file.
         handler.fs.invalidate_cache(handler.fs._parent(place.path))
         return (handler.fs.ukey(place.path),)
     info = place.filesystem.get_file_info(place.path)
@@ -216,7 +217,7 @@ def stamp(place: Place) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def whole(place: Place) -> Iterator[Any]:
-    """A file to write to, which replaces what is there when the block ends, and vanishes where it raises."""
+    """Open a temporary file for writing; it replaces the target when the block ends, unless that raises."""
     if place.local:
         with whole_file(place.path) as file:
             yield file
@@ -228,7 +229,7 @@ def whole(place: Place) -> Iterator[Any]:
             yield stream
         place.filesystem.move(temporary, place.path)
     except BaseException:
-        with contextlib.suppress(Exception):  # the first error is the one to tell
+        with contextlib.suppress(Exception):  # an error of the cleanup must not hide the first one
             if place.filesystem.get_file_info(temporary).type == pafs.FileType.File:
                 place.filesystem.delete_file(temporary)
         raise
@@ -236,10 +237,10 @@ def whole(place: Place) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def whole_folder(place: Place) -> Iterator[Callable[[str], AbstractContextManager[Any]]]:
-    """A folder to write files to, by their path below it. On failure what is new in it vanishes.
+    """Open files of a folder for writing, by their path below it. On an error, new files are removed.
 
-    On this machine's own filesystem all files appear at once, when the block ends: by one rename of the
-    folder if there was none, else by one for each file. Elsewhere each file appears, whole, as it is done.
+    On the local filesystem all files appear when the block ends: by one rename of the folder if it did not
+    exist, otherwise by one rename per file. On other filesystems each file appears when it is complete.
     """
     if place.local:
         with _staged(Path(place.path)) as staging:
@@ -281,20 +282,18 @@ def _opened(path: Path, target: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _staged(target: Path) -> Iterator[Path]:
-    """A folder beside the target, or in it where it exists: a target may be another disk's own folder."""
+    """Make a temporary folder beside the target, or in it if it exists: a target may be a mount point."""
     target = Path(os.path.realpath(target))
     exists = target.exists()
     if exists and not target.is_dir():
-        raise FileExistsError(
-            errno.EEXIST, "there is something at this path that is not a folder", str(target)
-        )
+        raise FileExistsError(errno.EEXIST, "this path exists already, and is not a folder", str(target))
     staging = (target if exists else target.parent) / f".kmsdata-{os.getpid()}-{random_bytes(4).hex()}.tmp"
     handle = None
-    try:  # around all of it: Ctrl-C may come between any two steps
+    try:  # Ctrl-C may come between any two of the next steps
         try:
             staging.mkdir()
             handle = os.open(staging, os.O_RDONLY) if os.name == "posix" else None
-        except OSError as error:  # it is the target that the caller knows
+        except OSError as error:  # name the target, which the caller knows, not the temporary folder
             raise OSError(error.errno, error.strerror, str(target)) from None
         if handle is not None:
             claim(handle)
@@ -303,7 +302,7 @@ def _staged(target: Path) -> Iterator[Path]:
         if not exists:
             try:
                 staging.rename(target)
-            except OSError as error:  # somebody made it meanwhile
+            except OSError as error:  # another process made the folder meanwhile
                 raise OSError(error.errno, error.strerror, str(target)) from None
         else:
             for folder, _, names in os.walk(staging):
@@ -328,7 +327,7 @@ def _sync(root: Path, *, files: bool = True) -> None:
 
 def _sync_one(path: Path) -> None:
     if os.name != "posix" and path.is_dir():
-        return
+        return  # Windows cannot open a folder
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

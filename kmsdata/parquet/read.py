@@ -1,4 +1,4 @@
-"""Parquet files and datasets with encrypted columns, read without any key."""
+"""Read Parquet files and datasets with encrypted columns; no key is needed."""
 
 from __future__ import annotations
 
@@ -46,22 +46,23 @@ def read_parquet(
         path: file, or folder of a dataset.
         columns: name or names of the columns to read; None for all.
         filters: row filters, as `pandas.read_parquet` takes them. Those on deterministic columns (``==``,
-            ``!=``, ``in``, ``not in``, in lists of terms) are answered on ciphertext, which takes the key: no
-            more than the matching rows is ever decrypted. Nulls are as in any filter: ``!=`` leaves them out,
-            ``in`` and ``not in`` take a null for a value.
-        filesystem: pyarrow or fsspec filesystem; else by the path.
-        decrypt: decrypt as well.
-        encrypted: name or names that must be encrypted, so that a file whose header was stripped is noticed.
-        key: only these may open it (for ``decrypt``, and filters on encrypted columns): a URI, several,
-            or a `DataKey`.
+            ``!=``, ``in``, ``not in``, in lists of terms) are evaluated on ciphertext. This needs the key,
+            but only matching rows are ever decrypted. Nulls behave as in any filter: ``!=`` drops them,
+            ``in`` and ``not in`` treat null as a value.
+        filesystem: pyarrow or fsspec filesystem; None: inferred from the path.
+        decrypt: also decrypt the encrypted columns.
+        encrypted: name or names of columns that must be encrypted. A file whose header was removed then
+            raises an error.
+        key: the only keys that may decrypt (for ``decrypt``, and filters on encrypted columns): a URI,
+            several URIs, or a `DataKey`.
 
     Returns:
-        A frame; plain columns, index and attrs as pandas' own Parquet brings them.
+        A frame; plain columns, index and attrs are those that `pandas.read_parquet` returns.
 
     Raises:
-        FormatError: a header that is malformed, or a column of ``encrypted`` that is not.
-        TypeError: a filter on a randomised column, or one that compares ciphertext by more than equality;
-            a value that the column cannot hold.
+        FormatError: a header is malformed, or a column of ``encrypted`` is not encrypted.
+        TypeError: a filter is on a randomised column, or compares an encrypted column by order, or has a
+            value that the column cannot contain.
 
     Example:
         >>> import pandas as pd, kmsdata
@@ -92,8 +93,8 @@ def read_parquet(
         with naming_the_file(headers):
             search = FileSearch(filters, headers.values(), key)
         frame = _searched(files, wanted, search)
-    # One read where all files agree; else each by itself, since Arrow would put one's cells under the
-    # header of another, or refuse.
+    # If the headers of all files are equal, pandas reads them together. Otherwise each is read separately: a
+    # pyarrow dataset has one schema. It would put the cells of one file under the header of another, or fail.
     elif _all_alike(_dtypes(file) for file in files.values()):
         frame = _restored(_read(path, files, wanted, filters, filesystem), next(iter(headers.values())))
     else:
@@ -109,7 +110,7 @@ def read_parquet(
 
 
 def _under_all_wraps(frame: pd.DataFrame, files: Iterable[DataFile]) -> pd.DataFrame:
-    """The frame with the wraps of all files: where some were rewrapped, Arrow takes those of one."""
+    """Return the frame with the wrapped keys of all files: Arrow keeps only those of one file's schema."""
     every = [record for file in files for header in file.headers.values() for record in header.records]
     records = merged_records(every)
     if all(records[record.commitment] == record for record in every):
@@ -129,6 +130,8 @@ def _read(
             path, columns=columns, filters=filters, filesystem=filesystem, engine="pyarrow"
         )
     except pa.ArrowInvalid as error:
+        # Arrow's error for a missing column ("No match for FieldRef") lists the whole schema. Raise the usual
+        # KeyError instead.
         if columns is None or "FieldRef" not in str(error):
             raise
         for file in files.values():
@@ -138,7 +141,7 @@ def _read(
 
 
 def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any) -> pd.DataFrame:
-    """Files whose headers differ: each is read by itself, and their columns are united."""
+    """Read each file on its own and concatenate the frames, for files whose headers differ."""
     condition = None if filters is None else pq.filters_to_expression(filters)
     parts = []
     for file in files.values():
@@ -153,15 +156,17 @@ def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any
 
 
 def _framed(table: pa.Table, headers: Mapping[str, Header]) -> pd.DataFrame:
-    """A table that was read from a file, as pandas makes a frame of it."""
+    """Convert a table that was read from a file to a frame, as pandas does."""
+    # pandas.read_parquet restores attrs itself, but to_pandas() of older pyarrow does not.
     frame = _restored(table.to_pandas(), headers)
     frame.attrs = frame_attrs(table.schema.metadata)
     return frame
 
 
 def _united(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """The frames of several files as one."""
-    parts = [part for part in parts if len(part)] or parts[:1]  # what has no rows must not sway the dtypes
+    """Concatenate the frames of several files."""
+    # pandas.concat also takes the dtypes of empty frames into account: leave these out.
+    parts = [part for part in parts if len(part)] or parts[:1]
     default = all(isinstance(part.index, pd.RangeIndex) for part in parts)
     return pd.concat(parts, ignore_index=default)
 
@@ -176,7 +181,7 @@ def _all_alike(items: Iterable[object]) -> bool:
 
 
 def _restored(frame: pd.DataFrame, headers: Mapping[str, Header]) -> pd.DataFrame:
-    """Columns that other software wrote back as plain bytes get their dtype again."""
+    """Restore the dtype of columns that other software wrote as plain binary."""
     for position, label in enumerate(frame.columns):
         if label in headers and not isinstance(frame.dtypes.iloc[position], EncryptedDtype):
             storage = pa.array(frame.iloc[:, position].to_numpy(), pa.large_binary(), from_pandas=True)
@@ -185,7 +190,7 @@ def _restored(frame: pd.DataFrame, headers: Mapping[str, Header]) -> pd.DataFram
 
 
 def _searched(files: Mapping[str, DataFile], columns: list[str] | None, search: FileSearch) -> pd.DataFrame:
-    """The rows that match filters on encrypted columns: of one read where all files agree, else united."""
+    """Return the rows that match filters on encrypted columns, of all files."""
     first = next(iter(files.values())).schema
     agree = _all_alike(
         {name: (dtype, file.schema.field(name).type) for name, dtype in _dtypes(file).items()}
@@ -211,18 +216,19 @@ def _searched(files: Mapping[str, DataFile], columns: list[str] | None, search: 
 
 
 def _on_cells(filters: Any, encrypted: set[str]) -> bool:
-    """Whether there are filters on encrypted columns."""
+    """Tell whether there are filters on encrypted columns."""
     if filters is None:
         return False
     if isinstance(filters, ds.Expression):
-        # Arrow does not say which fields an expression names; what stands in quotes is a value.
+        # Arrow has no API for the fields that an expression uses, so they are found in its text. Text in
+        # quotes is a value.
         outside = re.sub(r'"(?:[^"\\]|\\.)*"', '""', str(filters))
         used = {name for name in encrypted if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", outside)}
     else:
         return bool({term[0] for group in filter_terms(filters) for term in group} & encrypted)
     if used:
         raise TypeError(
-            f"column {min(used)!r} is encrypted, and ciphertext cannot answer an expression of Arrow: pass "
-            "filters as a list, such as [(column, '==', value)], or decrypt, then filter"
+            f"column {min(used)!r} is encrypted, and an Arrow expression cannot be evaluated on ciphertext. "
+            "Pass filters as a list, such as [(column, '==', value)], or decrypt first and then filter"
         )
     return False

@@ -1,7 +1,7 @@
-"""Other master keys for files: only their footers are written anew, the pages are copied as they are.
+"""Rewrap the data keys of files: write new footers, and copy the pages unchanged.
 
-A file is replaced whole (copy, fsync, rename), so that whoever opens it, at any time, after any crash, sees
-the old one or the new one.
+A file is replaced as a whole (copy, fsync, rename). A process that opens it at any time, also after a crash,
+sees either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from kmsdata.parquet.header_copies import Copy, agree, copies_in, entry_with
 from kmsdata.parquet.locations import FilePath, Place, dataset_files, folders_at, is_sidecar, stamp, whole
 
 _PIECE = 8 << 20  # bytes copied at a time
-_SHORTEST = 16  # letters of a wrapped key that are looked for as they stand
-_PLANS = 16  # kept for files with the same metadata
+_SHORTEST = 16  # characters: shorter wrapped keys (of test providers) may be found in metadata by chance
+_PLANS = 16  # cached plans, for files with the same metadata
 _Entries: TypeAlias = "tuple[tuple[bytes, bytes | None], ...]"
 _Plan: TypeAlias = "Callable[[_Entries], tuple[dict[int, bytes], _Done]]"
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What became of a file: ``rewrapped``, ``already``, ``other`` or ``plain``."""
+    """The result for one file, whose state is ``rewrapped``, ``already``, ``other`` or ``plain``."""
 
     state: str
     keys: frozenset[str] = frozenset()
@@ -53,16 +53,18 @@ class _Done:
 
 
 def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool | None) -> RewrapReport:
-    """Put the files at a path under another master key; see `kmsdata.rewrap`."""
+    """Wrap the data keys of the files at a path under another master key; see `kmsdata.rewrap`."""
     files, single = dataset_files(path, filesystem, sidecars=True)
-    # The files of a dataset often have the same metadata: it is read, checked and changed once.
+    # The files of a dataset often have the same metadata: parse, check and change it once.
     plan: _Plan = functools.lru_cache(_PLANS)(functools.partial(_planned, change))
     before = usage().calls
     if single:
         ((name, place),) = files.items()
         done = _rewrap_file(name, place, plan)
         if done.state == "plain":
-            raise FormatError(f"{path}: nothing in it is encrypted: it has no kmsdata header", path=str(path))
+            raise FormatError(
+                f"{path}: nothing in it is encrypted: the file has no kmsdata header", path=str(path)
+            )
         if done.state == "other":
             raise not_meant(done.headers)
         return _counted(_report(str(path), [done], {}), change, before)
@@ -70,7 +72,8 @@ def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool 
     results: list[_Done] = []
     failed: dict[str, Exception] = {}
     with Progress("rewrap", len(files), "files", progress) as bar, ThreadPoolExecutor() as threads:
-        # A context of its own for each: kmsdata.use() in a with block holds for them too.
+        # Threads do not inherit context variables. Copy the context, so that kmsdata.use() in a with block
+        # also applies in them; one copy each, as a context can run in only one thread at a time.
         running = {
             threads.submit(contextvars.copy_context().run, _rewrap_file, name, files[name], plan): name
             for name in sorted(files, key=lambda name: (is_sidecar(name), name))
@@ -94,20 +97,20 @@ def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool 
 
 
 def _counted(report: RewrapReport, change: Change, before: int) -> RewrapReport:
-    """With the calls of key services, so far or of a dry run."""
+    """Add the number of KMS calls to a report: those made, or those that a dry run expects."""
     calls = change.calls if change.dry_run else usage().calls - before
     return replace(report, kms_calls=calls, dry_run=change.dry_run)
 
 
 def _judged(path: str, results: list[_Done], failed: dict[str, Exception]) -> RewrapReport:
-    """The report of a dataset, where it was possible."""
+    """Return the report of a dataset; raise if a file failed, or if there was nothing to rewrap."""
     report = _report(path, results, {name: _said(error) for name, error in sorted(failed.items())})
     if failed:
         name, first = min(failed.items())
         said = _said(first)
         raise KmsDataError(
-            f"{len(failed)} of {len(failed) + len(results)} files in {path} could not be rewrapped, the "
-            f"others are: {said if name in said else f'{name}: {said}'}",
+            f"{len(failed)} of {len(failed) + len(results)} files in {path} could not be rewrapped, all "
+            f"others were. The first error: {said if name in said else f'{name}: {said}'}",
             report=report,
         ) from first
     if not report.rewrapped and not report.already:
@@ -141,12 +144,12 @@ def _report(path: str, results: Sequence[_Done], failed: dict[str, str]) -> Rewr
 
 
 def _prepare(path: FilePath, folder: Place, *, dry_run: bool) -> None:
-    """Refuse a folder that is no plain dataset, and remove what killed runs have left in it."""
+    """Raise ValueError if a folder is a Delta table; remove temporary files that killed processes left."""
     folders = folders_at(folder)
     if any(inside.path.rpartition("/")[2] == "_delta_log" for inside in folders):
         raise ValueError(
-            f"{path} is a Delta table, whose log records the size of each file, and readers go by it: "
-            "rewrap a copy of its files, or write the table anew"
+            f"{path} is a Delta table: its log records the size of each file, and readers rely on that. "
+            "Rewrap a copy of the files, or write a new table"
         )
     if folder.local and not dry_run:
         for inside in folders:
@@ -164,12 +167,12 @@ def _rewrap_file(name: str, place: Place, plan: _Plan) -> _Done:
 
 
 def _opened(place: Place) -> Any:
-    """The file, open for reading; a local one in a way in which the kernel can copy it."""
+    """Open a file for reading; a local one as a Python file, whose descriptor copy_file_range needs."""
     return Path(place.path).open("rb") if place.local else place.filesystem.open_input_file(place.path)
 
 
 def _edited(footer: Footer, plan: _Plan, path: str) -> tuple[bytes, _Done]:
-    """The new FileMetaData, empty where nothing is to be done; and what that makes of the file."""
+    """Return the new FileMetaData (empty: nothing to change), and the result for the file."""
     entries = tuple((entry.key, entry.value) for entry in footer.entries)
     try:
         values, done = plan(entries)
@@ -185,9 +188,9 @@ def _edited(footer: Footer, plan: _Plan, path: str) -> tuple[bytes, _Done]:
 
 
 def _planned(change: Change, entries: _Entries) -> tuple[dict[int, bytes], _Done]:
-    """The entries that are to change, by position, with their new values; and what that makes of the file.
+    """Return the new values of entries, by position, and the result for the file.
 
-    Nothing here depends on the file: one with the same entries, byte for byte, has the same plan.
+    This depends on nothing else in the file: files whose entries are equal byte for byte share one plan.
     """
     copies = copies_in(entries)
     if not copies:
@@ -208,7 +211,7 @@ def _planned(change: Change, entries: _Entries) -> tuple[dict[int, bytes], _Done
 
     every = [(key, None if value is None else entry_with(key, value, new)) for key, value in entries]
     if agree(copies_in(every)) != after:
-        raise FormatError("copies of the header would disagree afterwards")
+        raise FormatError("the copies of the header would differ afterwards")
     gone = {wrap.wrapped for record in records.values() for wrap in record.wraps}
     gone -= {wrap.wrapped for record in after.values() for wrap in record.wraps}
     _check_gone(every, [text.encode() for text in gone if len(text) >= _SHORTEST])
@@ -217,60 +220,63 @@ def _planned(change: Change, entries: _Entries) -> tuple[dict[int, bytes], _Done
 
 
 def _check_gone(entries: Iterable[tuple[bytes, bytes | None]], old: list[bytes]) -> None:
+    # An old wrapped key that is left in an entry could still be unwrapped with the old master key.
     for key, value in entries:
         text = base64.b64decode(value or b"") if key == b"ARROW:schema" else value or b""
         if any(wrapped in text for wrapped in old):
             raise FormatError(
-                f"the entry {key.decode('utf-8', 'replace')!r} of its metadata holds the wrapped key in a "
-                "form that this version does not know, and would keep the old one"
+                f"the metadata entry {key.decode('utf-8', 'replace')!r} contains the wrapped key in a form "
+                "that this version of kmsdata does not know. It would keep the old wrapped key"
             )
 
 
 def _check(before: bytes, after: bytes, entries: list[tuple[bytes, bytes | None]]) -> None:
-    """Hold a new footer against what it should be, before anything is written."""
+    """Raise FormatError unless a new footer has the expected entries, and Arrow reads the rest as before."""
     if [(entry.key, entry.value) for entry in Footer.parse(after).entries] != entries:
-        raise FormatError("the footer is damaged: it reads otherwise afterwards")
+        raise FormatError("the footer is damaged: it would be read differently after the change")
     try:
         one, two = (pq.read_metadata(pa.BufferReader(MAGIC + ending(data))) for data in (before, after))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FormatError("the footer is damaged: Arrow cannot read it") from error
     if not one.schema.equals(two.schema) or one.num_rows != two.num_rows:
-        raise FormatError("the footer is damaged: it reads otherwise afterwards")
+        raise FormatError("the footer is damaged: it would be read differently after the change")
 
 
 def _replace(name: str, place: Place, before: tuple[Any, ...], source: Any, start: int, data: bytes) -> None:
-    """Replace a file by its pages under another footer, whole or not at all.
+    """Replace a file by its pages and a new footer, completely or not at all.
 
     Args:
-        name: what messages call the file.
-        place: where it is.
+        name: the file's name in messages.
+        place: its location.
         before: its stamp when it was opened.
         source: the file, open for reading.
-        start: how many bytes of it to keep.
+        start: the number of bytes to keep, from the start.
         data: the new FileMetaData.
 
     Raises:
-        OSError: it cannot be written, or somebody changed it meanwhile; it is then as it was.
+        OSError: the file cannot be written, or another process changed it meanwhile; it is then unchanged.
     """
     with whole(place) as target:
         _copy(source, target, start, name)
         target.write(ending(data))
-        if (
-            place.local
-        ):  # synced before the last look at the file, which leaves others little time to change it
+        if place.local:
+            # fsync is slow. It comes before the check of the stamp, so that little time is left between the
+            # check and the rename, in which another process could change the file unnoticed.
             target.flush()
             os.fsync(target.fileno())
             _keep_owner(target, os.fstat(source.fileno()))
         if stamp(place) != before:
-            raise OSError(errno.EBUSY, "somebody changed the file while it was rewrapped: try again", name)
+            raise OSError(errno.EBUSY, "the file was changed while it was rewrapped (try again)", name)
         _drop_checksum(place)
 
 
 def _copy(source: Any, target: Any, count: int, name: str) -> None:
-    """Copy the first bytes of a file: in the kernel, and by reference where the filesystem can."""
+    """Copy the first bytes of a file, in the kernel where possible: some filesystems then share blocks."""
     done = 0
     if hasattr(os, "copy_file_range"):
-        with contextlib.suppress(OSError):  # not local, between filesystems, or of a kind without such a call
+        # Remote files have no descriptor, and the call fails between some filesystems. The loop below copies
+        # what is left, so these errors are no failure.
+        with contextlib.suppress(OSError):
             while done < count:
                 moved = os.copy_file_range(source.fileno(), target.fileno(), count - done, done, done)
                 if moved == 0:
@@ -288,7 +294,7 @@ def _copy(source: Any, target: Any, count: int, name: str) -> None:
 
 
 def _drop_checksum(place: Place) -> None:
-    """Remove the checksum that Hadoop keeps beside a file before it is wrong; none is no error."""
+    """Remove Hadoop's checksum file, if there is one: with the new footer it would be wrong."""
     path = os.path.realpath(place.path) if place.local else place.path
     folder, slash, name = path.rpartition("/")
     checksum = replace(place, path=f"{folder}{slash}.{name}.crc")
@@ -297,7 +303,7 @@ def _drop_checksum(place: Place) -> None:
 
 
 def _keep_owner(target: BinaryIO, before: os.stat_result) -> None:
-    """A file that root rewraps stays its owner's; anyone else can give nothing away."""
+    """Give the new file the owner of the old one; only root can, others keep the file as their own."""
     now = os.fstat(target.fileno())
     if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid) and hasattr(os, "fchown"):
         with contextlib.suppress(PermissionError):

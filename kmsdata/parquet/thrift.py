@@ -1,10 +1,10 @@
-"""Read and write Thrift's compact protocol, in which Parquet footers are written.
+"""Read and write Thrift's compact protocol, the encoding of Parquet footers.
 
 A struct is a dict of field id -> (type, value), without names, so that unknown fields are kept. Values are
 ints, floats, bools and bytes; a list is (type of its items, items).
 
 `Reader.read` builds values; `Reader.skip` moves past a value and builds nothing, for callers that copy bytes.
-Input is not trusted: each count and length is checked against the bytes that are left.
+Input is not trusted: each count and length is checked against the number of remaining bytes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def refuse(why: str) -> NoReturn:
 
 
 class Reader:
-    """A position in bytes of the compact protocol; it moves on as values are read or skipped.
+    """A read position in bytes of the compact protocol; reading or skipping a value advances it.
 
     Attributes:
         data: the bytes.
@@ -80,13 +80,13 @@ class Reader:
         if kind == BINARY:
             return self.binary()
         if depth > _DEEPEST:
-            refuse(f"structures more than {_DEEPEST} deep")
+            refuse(f"structures are nested more than {_DEEPEST} deep")
         if kind == STRUCT:
             fields: Struct = {}
             for inner, number in self.fields():
                 if number in fields:
                     refuse(f"field {number} occurs twice")
-                if inner <= FALSE:  # a boolean field's value is its type
+                if inner <= FALSE:  # a boolean field has no value bytes: its type is its value
                     fields[number] = BOOL, inner == BOOL
                 else:
                     fields[number] = inner, self.read(inner, depth + 1)
@@ -98,7 +98,8 @@ class Reader:
             return struct.unpack_from("<d", self.data, self._over(8))[0]
         if kind in (BYTE, BOOL, FALSE):
             return self.data[self._over(1)]
-        refuse("an unknown type")  # Parquet has no maps and no UUIDs: `encode` could not write them
+        # Maps and UUIDs come here too: Parquet's structs have none, and `encode` could not write them.
+        refuse("it contains an unknown type")
 
     def skip(self, kind: int, depth: int = 0) -> None:
         """Move past a value of this type; ``depth`` counts the structs and lists that contain it."""
@@ -107,7 +108,7 @@ class Reader:
         elif kind == BINARY:
             self._over(self._varint())
         elif depth > _DEEPEST:
-            refuse(f"structures more than {_DEEPEST} deep")
+            refuse(f"structures are nested more than {_DEEPEST} deep")
         elif kind == STRUCT:
             for inner, _ in self.fields():
                 if inner > FALSE:
@@ -125,31 +126,34 @@ class Reader:
         elif kind in _FIXED:
             self._over(_FIXED[kind])
         else:
-            refuse("an unknown type")
+            refuse("it contains an unknown type")
 
     def fields(self) -> Iterator[tuple[int, int]]:
         """Yield the type and id of each field of a struct.
 
-        The caller must read or skip the field's value before it asks for the next one. A boolean has none.
+        The caller must read or skip the field's value before it asks for the next field. A boolean field has
+        no value bytes.
         """
         number = 0
         while True:
             head = self._byte()
             kind = head & 15
             if kind == STOP:
-                if head:  # damage: a struct ends with a byte 0, although some readers ignore the upper bits
-                    refuse("an unknown type")
+                if (
+                    head
+                ):  # damage: a struct ends with a zero byte, although some readers ignore the upper bits
+                    refuse("it contains an unknown type")
                 return
             number = number + (head >> 4) if head > 15 else self._signed()
             yield kind, number
 
     def items(self) -> tuple[int, int]:
-        """Read the type and number of the items of a list or set, which follow."""
+        """Read the head of a list or set: the type and number of the items that follow."""
         head = self._byte()
         return head & 15, self._count(head >> 4 if head < 0xF0 else self._varint())
 
     def binary(self) -> bytes:
-        """Read a text or bytes."""
+        """Read a string or bytes."""
         start = self._over(self._varint())
         return self.data[start : self.at]
 
@@ -169,7 +173,7 @@ class Reader:
                 shift += 7
                 self.at += 1
                 if shift > 63:
-                    refuse("a number of more than ten bytes")
+                    refuse("a number has more than ten bytes")
         except IndexError:
             refuse("it ends within a value")
         self.at += 1
@@ -180,22 +184,22 @@ class Reader:
         return (number >> 1) ^ -(number & 1)
 
     def _over(self, count: int) -> int:
-        """Move on by so many bytes; return where they begin."""
+        """Move past this many bytes; return where they begin."""
         start = self.at
         if count > len(self.data) - start:
-            refuse("a length that is more than is left")
+            refuse("a length is more than is left")
         self.at = start + count
         return start
 
     def _count(self, count: int) -> int:
         """Check a number of items before they are read: each takes at least one byte."""
         if count > len(self.data) - self.at:
-            refuse("a list or map that is longer than what is left")
+            refuse("a list or map is longer than what is left")
         return count
 
 
 def write_binary(out: bytearray, data: bytes) -> None:
-    """Append a text or bytes: the length, then the bytes."""
+    """Append a string or bytes: the length, then the bytes."""
     _write_varint(out, len(data))
     out += data
 

@@ -1,4 +1,4 @@
-"""Parquet files verified: every cell, and the copies of the headers."""
+"""Verify Parquet files: every cell, and the copies of the headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.headers import files_of, headers_in
 from kmsdata.parquet.read import FilePath
 
-_NOT_THERE = "it must be encrypted, but there is no such column in the file"
+_NOT_THERE = "it must be encrypted, but the file has no such column"
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -39,12 +39,12 @@ def verify_path(path: FilePath, filesystem: Any, findings: Findings, progress: b
 
 
 def _file(name: str, fragment: Any, findings: Findings, bar: Progress) -> int:
-    """Look at one file; how many rows it has."""
+    """Verify one file; return its number of rows."""
     try:
         schema, metadata = fragment.physical_schema, fragment.metadata
-        _ = schema.names  # read here: they may be no UTF-8
+        _ = schema.names  # decoded only here: names that are not UTF-8 raise
     except (pa.ArrowException, OSError, ValueError):
-        findings.fail("no Parquet file, or its footer was damaged or cut off", file=name)
+        findings.fail("not a Parquet file, or its footer is damaged or cut short", file=name)
         return 0
     before = len(findings.failures)
     headers = _headers(name, schema, findings, metadata.metadata)
@@ -53,7 +53,7 @@ def _file(name: str, fragment: Any, findings: Findings, bar: Progress) -> int:
         if column not in headers and column not in malformed:
             findings.fail(NO_HEADER if column in schema.names else _NOT_THERE, column, file=name)
     if not headers and len(findings.failures) == before:
-        findings.fail("nothing in it is encrypted: it has no kmsdata header", file=name)
+        findings.fail("nothing in it is encrypted: the file has no kmsdata header", file=name)
     _compare(name, schema, metadata, headers, findings)
     try:
         check_names(headers, path=name)
@@ -81,7 +81,7 @@ def _group(
     rows: range,
     where: Mapping[str, Any],
 ) -> None:
-    """Look at one column of a row group, a batch at a time."""
+    """Verify one column of a row group, batch by batch."""
     done = 0
     try:
         for batch in group.to_batches(columns=[column], batch_size=BATCH, batch_readahead=1):
@@ -92,13 +92,13 @@ def _group(
         findings.fail(f"{len(rows) - done:,} rows cannot be read: their pages are damaged", column, **where)
     else:
         if done != len(rows):
-            findings.fail(f"{len(rows):,} rows are promised, and {done:,} are there", column, **where)
+            findings.fail(f"{len(rows):,} rows are expected, but {done:,} were found", column, **where)
 
 
 def _headers(
     name: str, schema: pa.Schema, findings: Findings, entries: Mapping[bytes, bytes] | None
 ) -> dict[str, Header]:
-    """The headers that a reader would obey; a malformed one is a failure of its column alone."""
+    """Return the headers that a reader would use; a malformed one is a failure of its column only."""
     headers: dict[str, Header] = {}
     for column in dict.fromkeys(schema.names):
         try:
@@ -111,14 +111,14 @@ def _headers(
 def _compare(
     name: str, schema: pa.Schema, metadata: Any, headers: Mapping[str, Header], findings: Findings
 ) -> None:
-    """Compare what the columns' types say with what the file's key-value metadata says, for other readers."""
+    """Compare the headers in the columns' types with those in the key-value metadata: readers use either."""
     raw = (metadata.metadata or {}).get(ENTRY)
     inner = (schema.metadata or {}).get(ENTRY)
     if raw is None and inner is None:
-        return  # other writers of the type leave it out
+        return  # not a failure: other software that writes the extension type leaves the entry out
     if None not in (raw, inner) and raw != inner:
         findings.fail(
-            "the copies of its entry kmsdata differ: in the key-value metadata, and in ARROW:schema",
+            "the two copies of the 'kmsdata' entry differ: in the key-value metadata and in ARROW:schema",
             file=name,
         )
     entry: dict[str, Header] = {}
@@ -128,7 +128,7 @@ def _compare(
         try:
             entry |= parse_file(text.decode("utf-8", "surrogateescape"))
         except FormatError as error:
-            findings.fail(f"its entry kmsdata: {error}", file=name)
+            findings.fail(f"the 'kmsdata' entry: {error}", file=name)
     typed = {
         field.name: headers[field.name]
         for field in schema
@@ -138,22 +138,28 @@ def _compare(
         stored = schema.field(column).type
         if not isinstance(stored, EncryptedType):
             findings.fail(
-                f"the file's entry says that it is encrypted, but it is stored as {stored}", column, file=name
+                f"the file's 'kmsdata' entry says that it is encrypted, but it is stored as {stored}",
+                column,
+                file=name,
             )
     if not entry:
         return
     said, meant = _wraps(entry.values()), _wraps(typed.values())
     for column, header in typed.items():
         if column not in entry:
-            findings.fail("the file's entry kmsdata lacks it", column, file=name)
+            findings.fail("it is missing in the file's 'kmsdata' entry", column, file=name)
         elif entry[column].columns != header.columns:
-            findings.fail("its type and the file's entry say different things of it", column, file=name)
+            findings.fail(
+                "its type and the file's 'kmsdata' entry describe it differently", column, file=name
+            )
         elif any(said[item.data_key] != meant[item.data_key] for item in header.columns):
-            findings.fail("its type and the file's entry hold different wrapped keys", column, file=name)
+            findings.fail(
+                "its type and the file's 'kmsdata' entry contain different wrapped keys", column, file=name
+            )
 
 
 def _wraps(headers: Iterable[Header]) -> dict[bytes, set[Any]]:
-    """The wraps of each data key, with its context."""
+    """Return the wrapped keys of each data key, with its context."""
     found: dict[bytes, set[Any]] = {}
     for header in headers:
         for record in header.records:

@@ -1,10 +1,10 @@
-"""Parquet files with encrypted columns, written whole or not at all.
+"""Write Parquet files with encrypted columns, completely or not at all.
 
-What stands where in a file::
+The parts of a file::
 
     schema   ARROW:extension:name = kmsdata.encrypted, ARROW:extension:metadata = the column's header
     footer   key-value metadata "kmsdata" = the headers of all encrypted columns
-    pages    cells as byte arrays (of fixed length where all are equally long by type), no statistics
+    pages    cells as byte arrays (of fixed length if the column's type has one), no statistics
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def write_parquet(
 
 
 def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with one record of each data key: parts of it may have been rewrapped before they met."""
+    """Return the frame with one record per data key: only some columns may have been rewrapped before."""
     every = [record for item in encrypted_columns(frame) for record in item.headers[0].records]
     records = merged_records(every)
     if all(records[record.commitment] == record for record in every):
@@ -58,26 +58,28 @@ def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what would write no file of ours, or one that nobody could ever decrypt."""
+    """Refuse options for another kind of output, and those that would make a file impossible to decrypt."""
     if unknown := options.keys() & {"partition_cols", "engine", "path"}:
         raise TypeError(
-            f"to_parquet writes one file by pyarrow and takes no {min(unknown)}: for a partitioned dataset "
-            "call df.to_parquet(), which keeps encrypted columns too"
+            f"to_parquet writes one file with pyarrow and has no argument {min(unknown)}. For a partitioned "
+            "dataset call df.to_parquet(), which keeps encrypted columns too"
         )
     if not options.get("store_schema", True):
-        raise ValueError("store_schema=False would leave out the headers: nobody could decrypt the file")
+        raise ValueError(
+            "store_schema=False would omit the headers: the file could never be decrypted. Do not pass it"
+        )
     if options.get("flavor") == "spark":
         raise ValueError(
-            "flavor='spark' renames columns, and a column is bound to its name: rename them before "
-            "encrypting, and leave it out"
+            "flavor='spark' renames columns, but an encrypted column is bound to its name. Rename the "
+            "columns before encrypting, and do not pass flavor"
         )
 
 
 def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
-    """How to write encrypted columns: no dictionary, no codec, no statistics; and plain ones as usual.
+    """Return the options to write encrypted columns without codec and statistics, and plain ones as usual.
 
-    Random bytes neither compress nor repeat. Statistics of an extension type would also break every dataset
-    filter of Arrow that meets them.
+    Random bytes neither compress nor repeat, so only deterministic columns get a dictionary. Statistics of an
+    extension type would make every Arrow dataset filter on such a file fail.
     """
     sealed = {field.name: field.type.dtype for field in schema if isinstance(field.type, EncryptedType)}
     sink = pa.BufferOutputStream()

@@ -210,20 +210,24 @@ def test_copies_of_the_header_that_disagree(enc, path):
     other = kmsdata.data_key(enc).under([Wrap("local://other", "b64")])
     rewrapped = {name: Header.of(header.columns, [other.record]) for name, header in headers.items()}
     found = kmsdata.verify(rewritten(path, entry=file_text(rewrapped)))
-    assert {f.what for f in found.failures} == {"its type and the file's entry hold different wrapped keys"}
+    assert {f.what for f in found.failures} == {
+        "its type and the file's 'kmsdata' entry contain different wrapped keys"
+    }
     assert {f.column for f in found.failures} == {"name", "age", "email"}
 
     swapped = headers | {"age": headers["name"]}
     found = kmsdata.verify(rewritten(path, entry=file_text(swapped)))
     assert [(f.column, f.what) for f in found.failures] == [
-        ("age", "its type and the file's entry say different things of it")
+        ("age", "its type and the file's 'kmsdata' entry describe it differently")
     ]
     less = {name: header for name, header in headers.items() if name != "age"}
     found = kmsdata.verify(rewritten(path, entry=file_text(less)))
-    assert [(f.column, f.what) for f in found.failures] == [("age", "the file's entry kmsdata lacks it")]
+    assert [(f.column, f.what) for f in found.failures] == [
+        ("age", "it is missing in the file's 'kmsdata' entry")
+    ]
     found = kmsdata.verify(rewritten(path, entry="{}"))
     assert [f.column for f in found.failures] == [None]
-    assert "its entry kmsdata" in found.failures[0].what
+    assert "the 'kmsdata' entry: " in found.failures[0].what
     found = kmsdata.verify(rewritten(path, entry=file_text(headers | {"city": one})))
     assert [f.column for f in found.failures] == ["city"]
     assert "stored as" in found.failures[0].what

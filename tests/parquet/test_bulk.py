@@ -1,4 +1,4 @@
-"""Files and datasets: encrypted and decrypted as streams, with all else as it was, whole or not at all."""
+"""Files and datasets encrypted and decrypted as streams; all else is unchanged; all or nothing is written."""
 
 import dataclasses
 import datetime as dt
@@ -39,7 +39,7 @@ QUICK = settings(deadline=None, max_examples=40, suppress_health_check=list(Heal
 
 
 def people(rows=3000, start=0):
-    """Every kind of column that a file may have, three of them secret."""
+    """Return a table with every kind of column that a file may have, three of them secret."""
     numbers = range(start, start + rows)
     return pa.table(
         {
@@ -75,7 +75,7 @@ def write(table, path, **options):
 
 
 def leaves(path):
-    """Of each plain leaf of each row group all that a footer says, but for places in the file."""
+    """Return everything in a footer about each plain leaf of each row group, except file offsets."""
     metadata = pq.read_metadata(path)
     found = []
     for number in range(metadata.num_row_groups):
@@ -88,7 +88,7 @@ def leaves(path):
 
 
 def clear(table, name):
-    """The bytes that a column's values may be found by."""
+    """Return the bytes by which a column's values would be found in a file."""
     for value in table[name].unique().to_pylist():
         if value is not None:
             yield value.encode() if isinstance(value, str) else value.to_bytes(8, "little")
@@ -103,7 +103,7 @@ def snapshot(folder):
 
 
 def in_parts_of(part, batch, monkeypatch):
-    """Columns go through in parts, and are read in batches, of so many bytes."""
+    """Process columns in parts, and read them in batches, of this many bytes."""
     for module in (column_batches, encrypt, column_decryptor):
         monkeypatch.setattr(module, "PART", part)
     monkeypatch.setattr(column_batches, "_BATCH", batch)
@@ -141,7 +141,7 @@ def test_plain_columns_stay_byte_for_byte(tmp_path):
     assert [one.row_group(n).num_rows for n in range(5)] == [two.row_group(n).num_rows for n in range(5)]
     assert one.num_row_groups == two.num_row_groups == 5
     assert two.created_by == one.created_by
-    # Sorted by id still; no more by salary, whose cells are random.
+    # Still sorted by id, but no longer by salary, whose cells are random.
     assert two.row_group(0).sorting_columns == (pq.SortingColumn(0),)
     before, after = source.read_bytes(), sealed.read_bytes()
     for number in range(5):
@@ -268,7 +268,7 @@ def test_pandas_metadata_and_index(tmp_path):
     kmsdata.decrypt_parquet(sealed, back)
     pd.testing.assert_frame_equal(pd.read_parquet(back), seen)
     assert pd.read_parquet(back).attrs == seen.attrs == {"survey": 2026}
-    # Leaves at once: some versions of pyarrow abort now and then while the interpreter ends.
+    # Exit at once: some versions of pyarrow sometimes abort while the interpreter shuts down.
     code = f"import os, pandas as pd; kind = pd.read_parquet({str(sealed)!r})['ssn'].map(type).iloc[1]"
     code += "; print(kind, flush=True); os._exit(0)"
     without = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -338,7 +338,7 @@ def test_no_row_groups_and_empty_ones(tmp_path):
 
 
 def test_large_row_groups_go_through_in_parts(tmp_path, monkeypatch):
-    """Parts of a few kilobytes stand for those of 64 MB: pages of several parts make one chunk."""
+    """Parts of a few kilobytes instead of 64 MB: pages of several parts make one chunk."""
     in_parts_of(20_000, 8_000, monkeypatch)
     source, sealed, back = (tmp_path / f"{name}.parquet" for name in ("a", "b", "c"))
     write(people(), source, row_group_size=2000)
@@ -596,7 +596,7 @@ def test_csv_that_is_not_utf8_is_refused(tmp_path, text):
 
 def test_a_target_called_csv_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("id,ssn\n1,2\n")
-    with pytest.raises(ValueError, match="would be Parquet"):
+    with pytest.raises(ValueError, match="would be a Parquet file"):
         kmsdata.encrypt_parquet(tmp_path / "a.csv", tmp_path / "b.csv", "ssn", key=KEY)
     with pytest.raises(KeyError, match="no column 'zzz': there are 'id', 'ssn'"):
         kmsdata.encrypt_parquet(tmp_path / "a.csv", tmp_path / "b.parquet", "zzz", key=KEY)
@@ -630,7 +630,7 @@ def test_csv_that_is_none(tmp_path, text, message):
 
 
 def refused(tmp_path, error, match, source, *arguments, **options):
-    """The call is refused, no key was made for it, and nothing was written."""
+    """Check that the call is refused, that no key was made for it, and that nothing was written."""
     before, calls = snapshot(tmp_path), kmsdata.usage().calls
     options = {"key": KEY, **options}
     with pytest.raises(error, match=match):
@@ -640,15 +640,21 @@ def refused(tmp_path, error, match, source, *arguments, **options):
 
 
 def test_columns_whose_values_stand_elsewhere(tmp_path):
-    refused(tmp_path, ValueError, "values stand in the paths", dataset(tmp_path / "in"), ["year", "ssn"])
+    refused(
+        tmp_path,
+        ValueError,
+        "values would stay unencrypted in the paths",
+        dataset(tmp_path / "in"),
+        ["year", "ssn"],
+    )
     one = tmp_path / "in" / "year=2020" / "part-0.parquet"
-    refused(tmp_path, ValueError, "values stand in the paths", one, "year")
+    refused(tmp_path, ValueError, "values would stay unencrypted in the paths", one, "year")
     people(20).to_pandas().set_index("ssn").to_parquet(tmp_path / "index.parquet")
-    refused(tmp_path, ValueError, "is the index of pandas", tmp_path / "index.parquet", "ssn")
+    refused(tmp_path, ValueError, "is the pandas index", tmp_path / "index.parquet", "ssn")
     frame = people(20).select(["id", "ssn"]).to_pandas()
     frame.attrs = {"examples": ["078-05-00003"]}
     frame.to_parquet(tmp_path / "attrs.parquet")
-    with pytest.raises(ValueError, match=r"metadata holds values of column 'ssn'"):
+    with pytest.raises(ValueError, match=r"metadata contains values of column 'ssn', unencrypted"):
         kmsdata.encrypt_parquet(tmp_path / "attrs.parquet", tmp_path / "target", "ssn", key=KEY)
     assert not (tmp_path / "target").exists()
 
@@ -679,7 +685,7 @@ def test_what_is_encrypted_already(tmp_path):
 def test_types_that_parquet_does_not_have(tmp_path):
     table = pa.table({"span": pa.array([(1, 2, 3)], pa.month_day_nano_interval())})
     write(kmsdata.encrypt_table(table, "span", key=KEY), tmp_path / "a.parquet")
-    with pytest.raises(kmsdata.UnsupportedTypeError, match="which Parquet does not hold") as caught:
+    with pytest.raises(kmsdata.UnsupportedTypeError, match="which Parquet does not support") as caught:
         kmsdata.decrypt_parquet(tmp_path / "a.parquet", tmp_path / "b.parquet")
     assert caught.value.column == "span"
     assert not (tmp_path / "b.parquet").exists()
@@ -705,10 +711,10 @@ def test_a_file_without_the_column(tmp_path):
 
 def test_targets(tmp_path):
     source = write(people(20), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="is, or holds, the source"):
+    with pytest.raises(ValueError, match="is or contains the source"):
         kmsdata.encrypt_parquet(source, source, "ssn", key=KEY, overwrite=True)
     (tmp_path / "link.parquet").symlink_to(source)
-    with pytest.raises(ValueError, match="is, or holds, the source"):
+    with pytest.raises(ValueError, match="is or contains the source"):
         kmsdata.encrypt_parquet(source, tmp_path / "link.parquet", "ssn", key=KEY, overwrite=True)
     folder = dataset(tmp_path / "in")
     for target in (folder, folder / "out", tmp_path):
@@ -726,7 +732,7 @@ def test_folders_that_are_there(tmp_path):
     folder = dataset(tmp_path / "in")
     out = tmp_path / "out"
     out.mkdir()
-    kmsdata.encrypt_parquet(folder, out, "ssn", key=KEY)  # an empty one will do
+    kmsdata.encrypt_parquet(folder, out, "ssn", key=KEY)  # an empty folder is accepted
     first = snapshot(out)
     assert len(first) == 4
     with pytest.raises(FileExistsError, match="overwrite=True replaces"):
@@ -756,7 +762,7 @@ def test_dry_runs(tmp_path):
     )
     assert (
         done.bytes < planned.bytes < 1.6 * done.bytes
-    )  # deterministic columns repeat, which it does not foresee
+    )  # cells of deterministic columns repeat, which the estimate does not take into account
     planned = kmsdata.decrypt_parquet(tmp_path / "out", tmp_path / "back", dry_run=True)
     assert kmsdata.usage().calls == calls + 1
     assert not (tmp_path / "back").exists()
@@ -770,7 +776,7 @@ def test_dry_runs(tmp_path):
 
 
 def plan_of(source, target, columns=None, deterministic=(), *, key=KEY, decrypting=False, types=None):
-    """The plan of a call with these arguments."""
+    """Return the plan of a call with these arguments."""
     places = {"filesystem": None, "target_filesystem": None, "overwrite": False}
     if decrypting:
         return plan_decryption(source, target, columns, **places)
@@ -778,7 +784,7 @@ def plan_of(source, target, columns=None, deterministic=(), *, key=KEY, decrypti
 
 
 def parts_of(thing):
-    """Everything that a plan holds."""
+    """Return everything that a plan contains."""
     yield thing
     if dataclasses.is_dataclass(thing):
         thing = [getattr(thing, field.name) for field in dataclasses.fields(thing)]
@@ -841,14 +847,14 @@ def test_dry_run_progress_and_calls_are_those_of_the_plan(tmp_path, monkeypatch,
         assert (undoing.rows, undoing.columns, len(undoing.files)) == (undone.rows, done.columns, done.files)
         assert totals == [plan.rows, undone.rows]
         assert cells == [plan.cells] == [2 * plan.rows]
-        # Of CSV it is an estimate, by the first block.
+        # For CSV it is an estimate from the first block.
         assert done.rows / 2 < plan.rows < done.rows * 2 if kind == "csv" else plan.rows == done.rows
         totals.clear(), cells.clear()
 
 
 @pytest.mark.parametrize("verb", ["encrypt", "decrypt"])
 def test_a_source_that_changes_after_the_plan(tmp_path, monkeypatch, verb):
-    """Its columns, categories and headers may be other ones, and are not read again."""
+    """The changed file may have other columns, categories and headers, which are not read again."""
     folder = dataset(tmp_path / "in")
     if verb == "decrypt":
         kmsdata.encrypt_parquet(folder, tmp_path / "sealed", **SECRETS)
@@ -914,7 +920,7 @@ def test_an_error_keeps_no_plaintext(tmp_path, monkeypatch, part):
 
 
 def told(thing):
-    """All that an object of a frame says of what it holds, arrays in full."""
+    """Return the full contents of an object of a stack frame, arrays included."""
     if isinstance(thing, (pa.Array, pa.ChunkedArray)):
         return str(thing.to_pylist())
     if isinstance(thing, dict):
@@ -951,7 +957,7 @@ def test_all_of_a_row_group_is_opened_before_any_of_it_is_written(tmp_path, monk
 
 
 def child(code, tmp_path, **options):
-    """Run code in a process of its own, with the same keystore."""
+    """Run code in a separate process with the same keystore."""
     lines = ["import kmsdata, resource, sys, os, signal", textwrap.dedent(code)]
     return subprocess.Popen(
         [sys.executable, "-c", "\n".join(lines)],
@@ -966,7 +972,7 @@ def child(code, tmp_path, **options):
 @pytest.mark.parametrize("verb", ["encrypt", "decrypt"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_disk_full(tmp_path, verb, kind):
-    """No file may be larger than 20 kB: writing more fails with an OSError, as on a disk that is full."""
+    """Limit files to 20 kB: writing more fails with an OSError, as on a full disk."""
     source = write(people(), tmp_path / "in" / "a.parquet")
     write(people(2), tmp_path / "in" / "A.parquet")
     if verb == "decrypt":
@@ -1022,7 +1028,7 @@ def test_a_small_tmpfs_that_is_full(tmp_path, kind):
         capture_output=True,
         check=False,
     )
-    if mounted.returncode:  # not root, or no right to mount: the limit above does the same
+    if mounted.returncode:  # not root, or not allowed to mount: the limit above tests the same
         return
     try:
         folder = dataset(tmp_path / "in", rows=2000)
@@ -1070,7 +1076,7 @@ def test_permission_denied(tmp_path):
     ("how", "kind"), [(signal.SIGKILL, "file"), (signal.SIGKILL, "folder"), (signal.SIGINT, "folder")]
 )
 def test_killed_at_any_point(tmp_path, how, kind):
-    """A parent that kills: what is left of it is hidden, readers pass over it, and the next run succeeds."""
+    """What a killed process leaves is hidden: readers ignore it, and the next run succeeds."""
     folder = dataset(tmp_path / "in", files=3, rows=300)
     source = folder if kind == "folder" else folder / "year=2020" / "part-0.parquet"
     name = "out" if kind == "folder" else "out.parquet"
@@ -1105,7 +1111,7 @@ def test_killed_at_any_point(tmp_path, how, kind):
                 process.send_signal(how)
                 _, err = process.communicate(timeout=60)
             finally:
-                process.kill()  # it may go on where the test fails, and leaving the block would wait for it
+                process.kill()  # after a failed assertion it may still run, and the block would wait for it
         assert process.returncode == (-how if how == signal.SIGKILL else process.returncode), err
         assert process.returncode != 0
         left = [path for path in tmp_path.rglob("*") if ".kmsdata" in path.name]
@@ -1117,7 +1123,7 @@ def test_killed_at_any_point(tmp_path, how, kind):
     assert kmsdata.inspect(tmp_path / name).encrypted == ["ssn"]
     assert not any(
         ".kmsdata" in path.name for path in tmp_path.rglob("*")
-    )  # what the killed runs left is gone
+    )  # files that the killed processes left are removed
 
 
 def test_a_source_that_changes_meanwhile(tmp_path, monkeypatch):
@@ -1187,7 +1193,7 @@ def test_modular_encryption_is_refused(tmp_path):
 
 
 def failing(store):
-    """A filesystem whose n-th call fails, and every later one if that is asked for."""
+    """A filesystem whose n-th call fails, and optionally every later one."""
     base = fsspec.filesystem("memory")
     made = {"count": 0, "fail": None, "stay": False}
 
@@ -1267,12 +1273,12 @@ def test_a_filesystem_that_fails_at_call_n(memory, verb, kind, stay):
             failed += 1
             state["fail"] = None
             now = {name: bytes(file.getvalue()) for name, file in memory.store.items()}
-            if stay:  # it could not even be cleaned up
+            if stay:  # the cleanup failed too
                 now = {name: data for name, data in now.items() if "/.kmsdata-" not in name}
                 assert kind == "folder" or now == before, n
                 now = {name: data for name, data in now.items() if name not in wanted}
             assert now == before, n
-        else:  # fsspec itself takes some failures for an answer
+        else:  # fsspec itself treats some failures as a result
             assert set(memory.store) - set(before) == wanted
         for name in set(memory.store) - set(before):
             del memory.store[name]
@@ -1308,7 +1314,7 @@ def test_reports_hold_no_secret(tmp_path):
 
 
 def test_an_entry_that_stands_in_the_footer_alone(tmp_path):
-    """As other software writes it: Arrow's schema, where the file has one, does not show it."""
+    """Write an entry as other software does: the file's Arrow schema, if there is one, does not show it."""
     df = pd.DataFrame({"name": ["Ada", None, "Bo"], "age": [36, 41, 29], "city": ["Ulm", "Ulm", "Bonn"]})
     enc = df.kms.encrypt("name", deterministic="age", key="local://demo")
     enc.kms.to_parquet(tmp_path / "own.parquet")

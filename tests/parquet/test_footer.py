@@ -1,4 +1,4 @@
-"""The footer edit: whatever the writer, nothing but values of entries changes; damage is an error."""
+"""The footer edit: for every writer, only values of entries change; damage is an error."""
 
 import datetime
 import decimal
@@ -21,7 +21,7 @@ OLD, NEW = "local://old", "local://new"
 BLOOM_FILTERS = int(pa.__version__.split(".")[0]) >= 24
 
 
-pytestmark = pytest.mark.timeout(120)  # also of slow tests: a footer must not make a reader hang
+pytestmark = pytest.mark.timeout(120)  # for slow tests too: a footer must not make a reader hang
 
 
 def seeded(seed):
@@ -49,7 +49,7 @@ SIMPLE = ("int64", "uint16", "float", "bool", "text", "when", "day")
 
 
 def table(rng, kinds=tuple(KINDS)):
-    """An encrypted table of random plain columns, and the entry that lists its headers."""
+    """Return an encrypted table of random plain columns, and the entry that lists its headers."""
     rows = rng.choice([0, 1, 7, 250])
     columns = {
         "ssn": pa.array(
@@ -74,7 +74,7 @@ def table(rng, kinds=tuple(KINDS)):
 
 
 def bare(sealed):
-    """The table with cells of plain binary, as other software holds them."""
+    """Return the table with cells as plain binary, as other software stores them."""
     for name in ("ssn", "id"):
         position = sealed.schema.get_field_index(name)
         chunks = [chunk.storage.cast(pa.binary()) for chunk in sealed.column(name).chunks]
@@ -163,7 +163,7 @@ def by_fastparquet(rng, path):
 
 
 def read(path):
-    """The bytes of a file before its footer, and the footer."""
+    """Return the bytes of a file before its footer, and the footer."""
     raw = path.read_bytes()
     with path.open("rb") as file:
         footer, start = read_footer(file, len(raw), str(path))
@@ -171,7 +171,7 @@ def read(path):
 
 
 def same_but_for_entries(before, after):
-    """Two footers that are equal once the values of the one are put into the other: the edit undone."""
+    """Return two footers that are equal after the values of one are put into the other: the edit undone."""
     assert [entry.key for entry in before.entries] == [entry.key for entry in after.entries]
     back = {n: entry.value for n, entry in enumerate(before.entries) if entry.value is not None}
     assert after.edited(back) == before.data
@@ -201,7 +201,7 @@ def rewrapped_as_it_was(path):
 
 
 def storage(path):
-    """The file's Arrow schema with plain binary for cells, whose equality asks for no type."""
+    """Return the file's Arrow schema with plain binary for cells, so that equality ignores their type."""
     schema = pq.read_schema(path)
     for position, field in enumerate(schema):
         if isinstance(field.type, kmsdata.EncryptedType):
@@ -241,7 +241,7 @@ def test_files_of_any_writer_read_the_same_in_duckdb(tmp_path, writer, seed):
 
 
 def damaged(rng, raw):
-    """The bytes of a footer with something wrong."""
+    """Return the bytes of a footer with some damage."""
     raw = bytearray(raw)
     at = rng.randrange(len(raw))
     kind = rng.randrange(8)
@@ -259,7 +259,7 @@ def damaged(rng, raw):
     elif kind == 5:
         raw[at:at] = raw[at : at + rng.randrange(1, 200)]
     elif kind == 6:
-        raw[at : at + 10] = b"\xff" * 9 + b"\x01"  # a number as large as can be
+        raw[at : at + 10] = b"\xff" * 9 + b"\x01"  # the largest possible number
     else:
         raw[at:] = rng.randbytes(len(raw) - at)
     return bytes(raw)
@@ -288,7 +288,7 @@ def test_damaged_footers_give_errors_and_no_file(tmp_path, part):
             assert str(path) in str(error)  # noqa: PT017 - most of them raise, some cannot
             assert path.read_bytes() == raw
             refused += 1
-        else:  # damage that no reader can see, such as of a minimum or a codec: it is kept as it is
+        else:  # damage that no reader can see, such as in a minimum or a codec: it is kept unchanged
             same_pages, after = read(path)
             assert same_pages == pages
             same_but_for_entries(Footer.parse(bad), after)
@@ -309,7 +309,7 @@ def test_the_smallest_footer_is_read_and_edited():
 
 
 def test_what_is_unknown_or_written_in_other_bytes_is_kept_by_an_edit():
-    """Ids and lengths in full, numbers with bytes to spare, and a field 20 of a type that Parquet lacks."""
+    """Ids and lengths in full, numbers with extra bytes, and a field 20 of a type unknown to Parquet."""
     raw = "050202 19fc00 168000 190c 19fc01 1881006b {} 00 fb 01 88 0161 0162 00"
     footer = Footer.parse(bytes.fromhex(raw.format("18810076")))
     assert [(entry.key, entry.value) for entry in footer.entries] == [(b"k", b"v")]
@@ -389,7 +389,7 @@ def test_what_is_no_parquet_file_is_not_encrypted_either(tmp_path, raw, what):
     with pytest.raises(kmsdata.FormatError, match=what) as caught:
         kmsdata.encrypt_parquet(path, target, "ssn", key=NEW)
     assert caught.value.path == str(path)
-    assert ("names ending in .csv" in str(caught.value)) == (what in ("cut short", "not a Parquet file"))
+    assert ("must end in .csv" in str(caught.value)) == (what in ("cut short", "not a Parquet file"))
     assert not target.exists()
 
 
@@ -397,7 +397,7 @@ def test_what_is_no_parquet_file_is_not_encrypted_either(tmp_path, raw, what):
 
 
 def result(call, *arguments):
-    """What a call returns, or its FormatError."""
+    """Return the result of a call, or its FormatError."""
     try:
         return call(*arguments)
     except kmsdata.FormatError as error:
@@ -416,7 +416,7 @@ def check_alike(data):
         assert str(skipped) == str(fields) or "twice" in str(fields) or "unknown type" in str(fields)
     edit, decoded = result(Footer.parse, data), result(FileMetaData.parse, data, 1 << 60)
     if isinstance(decoded, FileMetaData):
-        if isinstance(edit, kmsdata.FormatError):  # of the entries an edit must know every byte
+        if isinstance(edit, kmsdata.FormatError):  # an edit must know every byte of the entries
             assert "no pair of texts" in str(edit)
         else:
             assert decoded.metadata == {entry.key: entry.value or b"" for entry in edit.entries}
@@ -533,7 +533,7 @@ def test_an_edit_does_not_make_a_footer_that_is_too_large(monkeypatch):
 
 
 class Watched(io.BytesIO):
-    """A file in memory that notes each read: of a remote file each is a request."""
+    """A file in memory that records each read: for a remote file each is a request."""
 
     def __init__(self, data):
         super().__init__(data)
@@ -569,7 +569,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(tmp_path, monke
 
 def test_a_footer_of_more_than_256_mib_is_refused_unread(tmp_path):
     path, length = tmp_path / "x.parquet", (256 << 20) + 1
-    with path.open("wb") as file:  # without its pages: a sparse file takes no room
+    with path.open("wb") as file:  # without its pages: a sparse file takes no space
         file.write(MAGIC)
         file.seek(4 + length)
         file.write(length.to_bytes(4, "little") + MAGIC)

@@ -1,4 +1,4 @@
-"""Rewrap: other master keys, the same cells; whatever goes wrong, the old key or the new one opens data."""
+"""Rewrap: other master keys, the same cells; after any failure the old key or the new one opens the data."""
 
 import base64
 import contextlib
@@ -37,7 +37,7 @@ OLD, NEW, MORE = "local://old", "local://new", "local://more"
 
 
 class Vault:
-    """A provider of one's own, which counts, can refuse, and can do something else meanwhile."""
+    """A custom provider that counts calls, can refuse them, and can call a function meanwhile."""
 
     scheme = "vault"
 
@@ -99,7 +99,7 @@ def path(enc, tmp_path):
 
 
 def opens(path, frame, key):
-    """Whether a file opens by a key, and holds what it should."""
+    """Tell whether a key decrypts a file to the expected values."""
     try:
         found = kmsdata.read_parquet(path, decrypt=True, key=key)
     except kmsdata.WrongKeyError:
@@ -119,13 +119,13 @@ def pages(path):
 
 
 def keys_in(text):
-    """The master keys that the text of a header names."""
+    """Return the master keys that the text of a header names."""
     found = json.loads(text)["data_keys"]
     return {wrap["key"] for record in found for wrap in record["wraps"]}
 
 
 def everything(path):
-    """All text of a file's metadata, that in base64 too."""
+    """Return all text of a file's metadata, also the text in base64."""
     footer, _ = footer_of(path)
     values = [entry.value or b"" for entry in footer.entries]
     return b"\n".join(
@@ -134,7 +134,7 @@ def everything(path):
 
 
 def edit(path, visit, only=None):
-    """Write a file's footer with other headers, as software may that is none of ours."""
+    """Write a file's footer with other headers, as other software may do."""
     footer, start = footer_of(path)
     values = {
         position: entry_with(entry.key, entry.value, visit)
@@ -145,7 +145,7 @@ def edit(path, visit, only=None):
 
 
 def changed_record(**facts):
-    """A visitor that changes every record."""
+    """Return a visitor that changes every record."""
 
     def visit(copy):
         def new(record):
@@ -223,7 +223,7 @@ def test_a_wrap_is_retired_only_where_another_opens(vault, frame, tmp_path):
     with pytest.raises(kmsdata.KeyAccessError, match="denied"):
         kmsdata.rewrap(path, retire="vault://old")
     assert path.read_bytes() == raw
-    vault.denied = {"vault://old"}  # the one that goes need not open any more
+    vault.denied = {"vault://old"}  # the replaced key need not unwrap any more
     assert kmsdata.rewrap(path, retire="vault://old").keys == {"vault://new": 1}
 
 
@@ -399,10 +399,10 @@ def test_an_old_key_in_a_form_that_nobody_knows_is_not_left_behind(path):
     table = table.replace_schema_metadata({**table.schema.metadata, b"mine": f"yaml: {wrapped}".encode()})
     pq.write_table(table, path)
     raw = path.read_bytes()
-    with pytest.raises(kmsdata.FormatError, match=r"'mine'.* holds the wrapped key in a form"):
+    with pytest.raises(kmsdata.FormatError, match=r"'mine'.* contains the wrapped key in a form"):
         kmsdata.rewrap(path, NEW)
     assert path.read_bytes() == raw
-    assert kmsdata.rewrap(path, NEW, add=True).rewrapped == 1  # the old one is to stay, so it may
+    assert kmsdata.rewrap(path, NEW, add=True).rewrapped == 1  # the old wrapped key is kept on purpose
 
 
 @pytest.mark.parametrize("place", [b"kmsdata", b"ARROW:schema"])
@@ -811,7 +811,7 @@ def test_copies_are_whole_whether_or_not_the_kernel_makes_them(tmp_path, monkeyp
 def test_a_file_that_changes_meanwhile_is_left_to_whoever_changed_it(path, vault):
     raw = path.read_bytes()
     vault.meanwhile = lambda: path.write_bytes(raw + b"more")
-    with pytest.raises(OSError, match=r"changed the file .*: try again") as caught:
+    with pytest.raises(OSError, match=r"the file was changed .* \(try again\)") as caught:
         kmsdata.rewrap(path, "vault://new")
     assert caught.value.errno == errno.EBUSY
     assert path.read_bytes() == raw + b"more"
@@ -826,7 +826,7 @@ def test_what_a_killed_run_left_behind_is_removed(dataset):
     gone = [folder / f".kmsdata-{process.pid}-0.tmp" for folder in (dataset, inside)]
     for temporary in gone:
         temporary.write_bytes(b"half")
-    with whole_file(dataset / "x"):  # somebody is at work
+    with whole_file(dataset / "x"):  # another process is writing
         kmsdata.rewrap(dataset, NEW, dry_run=True)
         assert [temporary.exists() for temporary in gone] == [True, True]
         kmsdata.rewrap(dataset, NEW)

@@ -37,7 +37,7 @@ STRUCTS = st.recursive(st.just({}), structs, max_leaves=8)
 
 
 def skipped(data):
-    """How many bytes skipping a struct passes over, or the error."""
+    """Return how many bytes are skipped for a struct, or the error."""
     reader = Reader(data)
     try:
         reader.skip(STRUCT)
@@ -47,7 +47,7 @@ def skipped(data):
 
 
 def read(data):
-    """How many bytes reading a struct takes, or the error."""
+    """Return how many bytes are read for a struct, or the error."""
     try:
         return decode(data)[1]
     except kmsdata.FormatError as error:
@@ -55,7 +55,7 @@ def read(data):
 
 
 def check_alike(data):
-    """Reading and skipping end alike; what is skipped may be what reading refuses, and never the reverse."""
+    """Reading and skipping end at the same byte; only skipping may accept what the other refuses."""
     one, two = skipped(data), read(data)
     assert one == two or "twice" in str(two) or "unknown type" in str(two)
 
@@ -66,7 +66,7 @@ def test_what_was_written_is_read_and_skipped(fields, after):
     data = encode(fields)
     assert decode(data + after) == (fields, len(data))
     assert skipped(data + after) == len(data)
-    for cut in range(len(data)):  # a struct that is cut short is never taken for a whole one
+    for cut in range(len(data)):  # a struct that is cut short is never accepted as complete
         assert "damaged" in read(data[:cut])
         check_alike(data[:cut])
 
@@ -90,7 +90,7 @@ def test_any_bytes_are_read_and_skipped_alike(raw):
     ("raw", "fields", "canonical"),
     [
         ("05 02 02 00", {1: (I32, 1)}, "15 02 00"),  # an id in full, although it is near
-        ("15 8200 00", {1: (I32, 1)}, "15 02 00"),  # a number with bytes to spare
+        ("15 8200 00", {1: (I32, 1)}, "15 02 00"),  # a number with extra bytes
         ("19f5 01 02 00", {1: (LIST, (I32, [1]))}, "1915 02 00"),  # a length in full
         ("18 8200 6162 00", {1: (BINARY, b"ab")}, "18 02 6162 00"),
         ("25 02 05 02 04 00", {2: (I32, 1), 1: (I32, 2)}, "15 04 15 02 00"),  # ids that fall
@@ -157,7 +157,7 @@ def test_limits_are_the_same_for_reading_and_skipping(raw, why):
 
 
 def nested(kind, deep):
-    """A struct with a list of lists, or a struct of structs, so deep."""
+    """Return a struct with a list of lists, or a struct of structs, of this depth."""
     if kind == "lists":
         return b"\x19" + b"\x19" * (deep - 1) + b"\x05" + b"\0"
     return b"\x1c" * deep + b"\0" * (deep + 1)
@@ -167,7 +167,7 @@ def nested(kind, deep):
 def test_structures_may_be_32_deep_and_no_deeper(kind):
     good, bad = nested(kind, 32), nested(kind, 33)
     assert read(good) == skipped(good) == len(good)
-    assert read(bad) == skipped(bad) == "the footer is damaged: structures more than 32 deep"
+    assert read(bad) == skipped(bad) == "the footer is damaged: structures are nested more than 32 deep"
 
 
 def test_doubles_keep_their_bits():

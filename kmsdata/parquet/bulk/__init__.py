@@ -1,1 +1,1 @@
-"""Files and datasets of any size, encrypted and decrypted column by column."""
+"""Encrypt and decrypt files and datasets of any size, column by column."""

@@ -18,7 +18,7 @@ from kmsdata.parquet.locations import Place
 __all__ = ["OpenParquet", "categories", "column_batches", "in_parts", "open_parquet"]
 
 _BATCH = 8 << 20  # bytes of a column that are decoded at once
-_MOST_ROWS = 1 << 17
+_MOST_ROWS = 1 << 17  # rows that are decoded at once, also of columns whose values take almost no bytes
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class OpenParquet:
 
     Attributes:
         path: its path, for errors.
-        file: its bytes.
-        reader: its columns.
-        footer: its footer.
+        file: the Arrow file, to read bytes from.
+        reader: the Parquet reader, to read columns from.
+        footer: its decoded footer.
     """
 
     path: str
@@ -49,11 +49,11 @@ class OpenParquet:
 
     @property
     def groups(self) -> int:
-        """The number of its row groups."""
+        """The number of row groups."""
         return int(self.reader.num_row_groups)
 
     def rows(self, group: int) -> int:
-        """The number of rows of a row group."""
+        """Return the number of rows of a row group."""
         return int(self.reader.metadata.row_group(group).num_rows)
 
 
@@ -71,12 +71,14 @@ def open_parquet(place: Place) -> Iterator[OpenParquet]:
         except FormatError as error:
             if NOT_PARQUET not in str(error):
                 raise
-            raise FormatError(f"{error} (CSV files have names ending in .csv)", path=path) from None
+            raise FormatError(f"{error} (the name of a CSV file must end in .csv)", path=path) from None
         with _arrow_errors(path):
-            # Pages come one by one: a chunk may be larger than memory.
+            # With pre_buffer Arrow would read whole column chunks, which may be larger than memory.
             reader = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         if reader.schema_arrow.names != [name for name, _ in footer.columns]:
-            raise FormatError(f"{path}: its schema and its Arrow schema differ", path=path)
+            raise FormatError(
+                f"{path}: its Parquet schema and its Arrow schema have different columns", path=path
+            )
         yield OpenParquet(path, file, reader, footer)
 
 
@@ -99,15 +101,17 @@ def column_batches(parquet: OpenParquet, group: int, name: str) -> Iterator[Any]
             batch = next(batches, None)
         if batch is None:
             return
+        # pyarrow selects by path: "a.b" means a column of this name, and the field b of a column a as well.
         if batch.schema.names != [name]:
             raise ValueError(
-                f"{parquet.path}: {name!r} is a column, and so is a part of another one: rename it first"
+                f"{parquet.path}: {name!r} is the name of a column and of a part of another column. Rename "
+                "one of them first"
             )
         yield batch.column(0)
 
 
 def categories(places: Iterable[Place], name: str, kind: pa.DataType) -> pa.Array:
-    """Read the categories of a dictionary column of all these files, each once."""
+    """Return the distinct categories of a dictionary column in all these files."""
     found = pa.array([], kind)
     for place in places:
         with open_parquet(place) as parquet:
@@ -120,7 +124,7 @@ def categories(places: Iterable[Place], name: str, kind: pa.DataType) -> pa.Arra
 
 
 def in_parts(arrays: Iterable[Any]) -> Iterator[pa.ChunkedArray]:
-    """Put arrays together until they have some `PART` bytes."""
+    """Combine arrays to chunked arrays of about `PART` bytes."""
     held: list[Any] = []
     size = rows = 0
     try:
@@ -136,15 +140,16 @@ def in_parts(arrays: Iterable[Any]) -> Iterator[pa.ChunkedArray]:
         if held:
             yield pa.chunked_array(held)
     finally:
-        held.clear()  # no error keeps plaintext in its frames
+        held.clear()  # the traceback of an error must not keep plaintext in memory
 
 
 @contextlib.contextmanager
 def _arrow_errors(path: str, column: str | None = None) -> Iterator[None]:
-    """Raise FormatError for Arrow's errors about what it reads. The system's own errors pass."""
+    """Raise FormatError for Arrow's errors about damaged data. Errors of the system are not changed."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
+        # Arrow raises OSError for damaged data too, but only an error of the system has an errno.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f"{path}: column {column!r}" if column else path
@@ -159,7 +164,7 @@ def _batches(parquet: OpenParquet, group: int, name: str, rows: int) -> Iterator
 
 
 def _rows_at_once(parquet: OpenParquet, group: int, name: str, rows: int) -> int:
-    """How many rows of a column have some `_BATCH` bytes, by its footer and its first values."""
+    """Estimate how many rows of a column have about `_BATCH` bytes, from the footer and the first values."""
     metadata = parquet.reader.metadata.row_group(group)
     if rows <= 256 and metadata.total_byte_size < _BATCH:
         return rows
@@ -172,6 +177,7 @@ def _rows_at_once(parquet: OpenParquet, group: int, name: str, rows: int) -> int
     with _arrow_errors(parquet.path, name):
         first = next(_batches(parquet, group, name, few))
     values = first.column(0)
+    # Sizes in the footer are those before dictionaries are expanded: measure the first values as well.
     width = values.nbytes / max(len(values), 1)
     if pa.types.is_dictionary(values.type):
         width = values.dictionary.nbytes / max(len(values.dictionary), 1) + 4

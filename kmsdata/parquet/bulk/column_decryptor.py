@@ -24,12 +24,12 @@ __all__ = ["ColumnDecryptor", "column_decryptors", "decrypted_group"]
 
 @dataclass(frozen=True)
 class ColumnDecryptor:
-    """What decrypts a column of every file that has it under this header.
+    """Decrypts one column of all files in which it has this header.
 
     Attributes:
         name: the column.
         header: its header, which is authenticated.
-        type: the type of its values in Arrow.
+        type: the Arrow type of its values.
     """
 
     name: str
@@ -39,18 +39,18 @@ class ColumnDecryptor:
 
     @functools.cached_property
     def pandas_entry(self) -> dict[str, Any] | None:
-        """What pandas' metadata says of the column, if it was encrypted in pandas."""
+        """The column's entry for the pandas metadata, if it was encrypted in pandas."""
         return pandas_entries({self.name: self.header}, self._data_keys).get(self.name)
 
     def decrypt(self, parquet: OpenParquet, group: int) -> Iterator[pa.Array]:
-        """Decrypt the column of a row group, batch by batch, each of which is authentic.
+        """Decrypt and authenticate the column of a row group, batch by batch.
 
         Raises:
-            TamperedError, WrongKeyError: cells that are not; ``rows`` are positions in the file.
+            TamperedError, WrongKeyError: cells that are not authentic; ``rows`` are positions in the file.
         """
         for values in _decrypted(parquet, group, self.name, self.header, self._data_keys):
             yield values if values.type == self.type else values.cast(self.type)
-            del values  # an error of the next batch keeps no plaintext in its frames
+            del values  # the traceback of an error in the next batch must not keep plaintext in memory
 
 
 def column_decryptors(
@@ -58,11 +58,11 @@ def column_decryptors(
 ) -> dict[tuple[str, Header], ColumnDecryptor]:
     """Return a decryptor for each column and header of a plan.
 
-    The header says the type of a column, except that of Python objects, which is the one that all of their
-    values have together: these are decrypted once more for it.
+    The header contains the type of a column. A column of Python objects is an exception: its type is the
+    common type of all its values, so such a column is decrypted twice, the first time to find this type.
 
     Raises:
-        UnsupportedTypeError: objects that have no Arrow type together.
+        UnsupportedTypeError: objects that have no common Arrow type.
         TamperedError, WrongKeyError: cells of such a column that are not authentic.
     """
     return {
@@ -74,10 +74,10 @@ def column_decryptors(
 def decrypted_group(
     parquet: OpenParquet, decryptors: Mapping[str, ColumnDecryptor], group: int
 ) -> dict[str, Callable[[], Iterator[pa.ChunkedArray]]]:
-    """Decrypt the columns of a row group before any of it is written, so that every cell is authentic then.
+    """Decrypt and authenticate the columns of a row group, before any of it is written.
 
-    Returns functions that make the columns part by part, for writing. What has more than `PART` bytes in all
-    is not kept, but decrypted a second time then.
+    Returns functions that make the columns part by part, for writing. Columns are kept in memory up to `PART`
+    bytes in total; the others are decrypted a second time while they are written.
     """
     held: dict[str, list[Any]] = {name: [] for name in decryptors}
     size = 0
@@ -91,7 +91,7 @@ def decrypted_group(
                     held.pop(name, None)
                 del values
     except BaseException:
-        held.clear()  # no error keeps plaintext in its frames
+        held.clear()  # the traceback of an error must not keep plaintext in memory
         raise
     return {
         name: functools.partial(in_parts, held[name])
@@ -117,14 +117,16 @@ def _type(plan: DecryptionPlan, name: str, header: Header, data_keys: Mapping[by
             for group in range(parquet.groups):
                 for values in _decrypted(parquet, group, name, header, data_keys):
                     kind = _common_type(kind, values.type, name)
-                    del values  # an error of the next batch keeps no plaintext in its frames
+                    del (
+                        values
+                    )  # the traceback of an error in the next batch must not keep plaintext in memory
     return kind
 
 
 def _decrypted(
     parquet: OpenParquet, group: int, name: str, header: Header, data_keys: Mapping[bytes, DataKey]
 ) -> Iterator[pa.Array]:
-    """Decrypt a column of a row group, batch by batch, to the type that the values of each have."""
+    """Decrypt a column of a row group, batch by batch, each to the type of the values in it."""
     row = sum(map(parquet.rows, range(group)))
     dtype = EncryptedDtype(header)
     for cells in column_batches(parquet, group, name):
@@ -134,7 +136,7 @@ def _decrypted(
         except KmsDataError as error:
             raise located(error, parquet.path, path=parquet.path) from None
         yield from values.chunks if isinstance(values, pa.ChunkedArray) else [values]
-        del values  # an error of the next batch keeps no plaintext in its frames
+        del values  # the traceback of an error in the next batch must not keep plaintext in memory
         row += len(cells)
 
 
@@ -144,8 +146,8 @@ def _common_type(one: pa.DataType, two: pa.DataType, column: str) -> pa.DataType
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except pa.ArrowException:
         raise UnsupportedTypeError(
-            f"column {column!r} holds objects that are {one} and objects that are {two}, and so has no Arrow "
-            "type: decrypt it as a pandas frame",
+            f"column {column!r} contains objects of the types {one} and {two}, which have no common Arrow "
+            "type. Decrypt it as a pandas frame",
             column=column,
             dtype="object",
         ) from None

@@ -1,4 +1,4 @@
-"""Encrypt one column of many files: the same header for all of them, and cells batch by batch."""
+"""Encrypt one column of many files, batch by batch, with the same header in all of them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["ColumnEncryptor", "column_encryptors", "encrypted_group"]
 
 @dataclass(frozen=True)
 class ColumnEncryptor:
-    """What encrypts a column of every file of a plan.
+    """Encrypts one column of every file of a plan.
 
     Attributes:
         name: the column.
-        dtype: of its cells; it holds the header.
+        dtype: the dtype of its cells, which contains the header.
     """
 
     name: str
@@ -40,11 +40,11 @@ class ColumnEncryptor:
 
     @functools.cached_property
     def type(self) -> EncryptedType:
-        """The type of its cells in Arrow."""
+        """The Arrow type of its cells."""
         return EncryptedArray(pa.array([], self.dtype._storage_type), self.dtype).__arrow_array__().type
 
     def encrypt(self, values: pa.Array) -> Any:
-        """Return the cells of these values, of the type in Arrow."""
+        """Encrypt values; return an Arrow array of cells."""
         column = pa.chunked_array([values])
         cells = seal(self._header, self._described, column, self.name, self._data_key)
         return EncryptedArray(cells, self.dtype).__arrow_array__()
@@ -54,7 +54,7 @@ def column_encryptors(plan: EncryptionPlan, data_key: DataKey) -> dict[str, Colu
     """Return an encryptor for each column of a plan, all under one data key.
 
     Raises:
-        UnsupportedTypeError: a column of a type that could not come back exactly.
+        UnsupportedTypeError: a column of a type that decryption could not restore exactly.
         FormatError: a file whose categories cannot be read.
     """
     schema = plan.files[0].schema
@@ -64,6 +64,7 @@ def column_encryptors(plan: EncryptionPlan, data_key: DataKey) -> dict[str, Colu
         kind = schema.field(name).type
         values = pa.chunked_array([], kind)
         if pa.types.is_dictionary(kind):
+            # All files have the same header, which contains the categories: collect those of every file.
             entries = categories([file.source for file in plan.files], name, kind.value_type)
             codes = pa.array([], kind.index_type)
             values = pa.chunked_array([pa.DictionaryArray.from_arrays(codes, entries, ordered=kind.ordered)])
@@ -81,7 +82,7 @@ def encrypted_group(
     Args:
         parquet: the file.
         encryptors: by column.
-        texts: those of the file's metadata, among which no value may be.
+        texts: the texts in the file's metadata, which must not contain a value of the columns.
         group: the number of the row group.
     """
     return {

@@ -1,4 +1,4 @@
-"""Read CSV in blocks, with column types that hold for every row."""
+"""Read CSV in blocks, with column types that are the same for every row."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _BLOCK = 4 << 20
 
 
 def is_csv(name: str) -> bool:
-    """Whether a file's name says that it is CSV, compressed or not."""
+    """Tell whether a file's name is that of a CSV file, compressed or not."""
     return re.search(r"\.csv(\.(gz|bz2|zst|lz4))?$", name, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True)
 class CsvLayout:
-    """What the first block of a CSV file says of all of it.
+    """The columns of a CSV file, found in its first block.
 
     Attributes:
         schema: its columns.
@@ -42,9 +42,9 @@ class CsvLayout:
 def csv_layout(place: Place, types: Types | None = None) -> CsvLayout:
     """Infer the columns of a CSV file: UTF-8, a header line, commas.
 
-    A column's type is the one of ``types``, otherwise what its values in the first block (4 MB) are: numbers,
-    dates, times, true and false, otherwise text. Empty fields are null, unless they are quoted. Digits
-    that would change as a number (a leading zero) make a column text.
+    The type of a column is that in ``types``, otherwise that of its values in the first block (4 MB):
+    numbers, dates, times, true and false, otherwise text. Empty fields are null, unless they are quoted. A
+    column is text if its digits would change as a number (a leading zero).
 
     Raises:
         FormatError: the file is not CSV, or a value of the first block is not of its column's type.
@@ -54,21 +54,23 @@ def csv_layout(place: Place, types: Types | None = None) -> CsvLayout:
     first = _reader(place, {})
     try:
         names: list[str] = first.schema.names
-    except UnicodeDecodeError:  # Arrow checks values, and not the header line
+    except UnicodeDecodeError:  # Arrow checks the values for UTF-8, but not the header line
         names = []
     if not names:
         raise _unreadable(place, "UTF-8", [], 0)
     if len(set(names)) < len(names):
-        raise FormatError(f"{place}: columns of the same name: rename them apart first", path=str(place))
+        raise FormatError(
+            f"{place}: several columns have the same name. Give them distinct names first", path=str(place)
+        )
     for name in given:
         if name not in names:
-            raise KeyError(f"types= names {name!r}, and {place} has no such column")
+            raise KeyError(f"types= names {name!r}, but {place} has no such column")
     plain = _next_batch(_reader(place, dict.fromkeys(names, pa.string())), place, names, 0)
     types_found: dict[str, pa.DataType] = {}
     for field in first.schema:
         kind = given.get(field.name, field.type)
         if field.name not in given and pa.types.is_null(kind):
-            kind = pa.string()  # no value of it has been seen yet, and text holds every value
+            kind = pa.string()  # the first block has only nulls: text can represent every later value
         if field.name not in given and pa.types.is_integer(kind) and plain is not None:
             kind = kind if _integers(plain.column(field.name), kind) is not None else pa.string()
         types_found[field.name] = kind
@@ -80,7 +82,7 @@ def csv_batches(place: Place, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Read the rows of a CSV file in order, block by block, as the columns of its layout.
 
     Raises:
-        FormatError: a value is not of its column's type, or would change as one; no value is shown.
+        FormatError: a value is not of its column's type, or would change as one; the error shows no value.
     """
     row, names = 0, schema.names
     integers = {field.name for field in schema if pa.types.is_integer(field.type)}
@@ -126,7 +128,7 @@ def _next_batch(reader: Any, place: Place, names: list[str], row: int) -> pa.Rec
 
 
 def _integers(text: pa.Array, kind: pa.DataType) -> pa.Array | None:
-    """Convert text to integers; None if any text would not come back: a leading zero, a sign."""
+    """Convert text to integers; None if a text would change: a leading zero, a plus sign."""
     try:
         numbers = text.cast(kind)
     except pa.ArrowInvalid:
@@ -142,13 +144,14 @@ def _arrow_type(kind: str | pa.DataType, name: str) -> pa.DataType:
         return pa.type_for_alias(kind)
     except ValueError:
         raise ValueError(
-            f"types= says {kind!r} for {name!r}: name an Arrow type, such as 'string', 'int64' or 'date32', "
-            "or pass one"
+            f"types= says {kind!r} for {name!r}, which is not an Arrow type. Use a name such as 'string', "
+            "'int64' or 'date32', or a pyarrow type"
         ) from None
 
 
 def _unreadable(place: Place, problem: str, names: list[str], row: int) -> FormatError:
-    """Say what is wrong with a file. Arrow's own message shows the value: this one does not."""
+    """Return an error that says what is wrong with a CSV file, without the values in Arrow's message."""
+    # Arrow's messages contain a value of the file or a whole row, so no part of their text is shown.
     if "UTF8" in problem or "UTF-8" in problem:
         problem = "UTF-8"
     if found := re.search(
@@ -158,9 +161,9 @@ def _unreadable(place: Place, problem: str, names: list[str], row: int) -> Forma
         return _mistyped(place, names[number] if number < len(names) else f"#{number}", found[2], row)
     what = "it is malformed"
     if "columns, got" in problem:
-        what = "its rows do not all have as many fields as its first line"
+        what = "not all rows have as many fields as the first line"
     elif problem == "UTF-8":
-        what = "it is not UTF-8: convert it first, as by iconv -f GB18030 -t UTF-8"
+        what = "it is not UTF-8: convert it first, for example with iconv -f GB18030 -t UTF-8"
     elif "Empty CSV" in problem:
         what = "it is empty"
     return FormatError(f"{place} cannot be read as CSV: {what} (at or after row {row})", path=str(place))
@@ -169,7 +172,7 @@ def _unreadable(place: Place, problem: str, names: list[str], row: int) -> Forma
 def _mistyped(place: Place, column: str, kind: object, row: int) -> FormatError:
     return FormatError(
         f"{place}: column {column!r} is {kind} in its first rows, but at or after row {row} a value is not, "
-        f"or would change as one: say what it is, e.g. types={{{column!r}: 'string'}}",
+        f"or would change as one. Give the type of the column, for example types={{{column!r}: 'string'}}",
         path=str(place),
         column=column,
     )

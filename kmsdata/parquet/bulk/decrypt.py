@@ -1,4 +1,4 @@
-"""Decrypt columns of files and datasets of any size, a row group at a time."""
+"""Decrypt columns of files and datasets of any size, one row group at a time."""
 
 from __future__ import annotations
 
@@ -42,31 +42,33 @@ def decrypt_parquet(
 ) -> StreamReport:
     """Decrypt columns of a file or dataset of any size into another one.
 
-    Every cell of a row group is authenticated before any of it is written; one that fails, fails all.
+    Every cell of a row group is authenticated before any of it is written. If one fails, nothing is written.
 
     Args:
-        source: a Parquet file, a folder, a pattern, or a URL of such, as for `encrypt_parquet`.
-        target: the file; of a folder or pattern the folder.
-        columns: name or names, which must be encrypted in every file; None: every encrypted column.
-        key: only these may open it, as `FrameAccessor.decrypt` takes it. Asked once for each data key.
-        context: pairs that the authenticated context must hold.
-        filesystem: of the source: pyarrow's or fsspec's; else by the path.
-        target_filesystem: of the target; else that of the source if it was given, else by the path.
-        overwrite: replace files that are there.
-        dry_run: write nothing and ask no key service, but report what would be written, at most.
-        progress: show a bar; None: where it takes longer than a second and somebody may be looking.
+        source: a Parquet file, a folder, a pattern, or a URL of these, as for `encrypt_parquet`.
+        target: the file to write; for a folder or pattern the folder to write.
+        columns: name or names of columns, which must be encrypted in every file; None: every encrypted
+            column.
+        key: the only keys that may decrypt, as for `FrameAccessor.decrypt`. Used once for each data key.
+        context: pairs that the authenticated context must contain.
+        filesystem: filesystem of the source, of pyarrow or fsspec; None: inferred from the path.
+        target_filesystem: filesystem of the target; None: ``filesystem`` if given, otherwise inferred from
+            the path.
+        overwrite: replace existing files.
+        dry_run: write nothing and make no KMS call, but estimate what would be written at most.
+        progress: show a progress bar; None: in a terminal or notebook, if it takes longer than a second.
 
     Returns:
-        What was written: rows, files, bytes, columns, and calls of the key service.
+        What was written: rows, files, bytes, columns, and the number of KMS calls.
 
     Raises:
-        FormatError: a file without any encrypted column, or without a named one; or that is damaged.
-        TamperedError: cells that fail authentication; ``rows`` are positions in the file.
+        FormatError: a file is damaged, has no encrypted column, or not all of ``columns``.
+        TamperedError: cells fail authentication; ``rows`` are positions in the file.
         WrongKeyError, KeyServiceError: as for frames.
-        FileExistsError: there is something at the target.
+        FileExistsError: the target exists.
         OSError: a file cannot be read or written, or was changed while it was read.
 
-    Whatever is raised, nothing is left of what was written; what was at the target is as it was.
+    After an error, nothing that was written is left, and the target is unchanged.
 
     Example:
         >>> import pandas as pd, kmsdata
@@ -103,7 +105,7 @@ def decrypt_parquet(
 def _decrypt_file(
     file: FilePlan, sink: Any, decryptors: Mapping[str, ColumnDecryptor], add_rows: Callable[[int], None]
 ) -> None:
-    """Write a Parquet file with its columns decrypted, and all else copied."""
+    """Write a Parquet file with its columns decrypted; copy everything else."""
     with open_parquet(file.source) as parquet:
         fields = {name: parquet.schema.field(name).with_type(item.type) for name, item in decryptors.items()}
         headers = {name: header for name, header in file.headers.items() if name not in decryptors}

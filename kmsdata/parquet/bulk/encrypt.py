@@ -1,6 +1,6 @@
-"""Encrypt columns of files and datasets of any size, a row group or a block of CSV at a time.
+"""Encrypt columns of files and datasets of any size, one row group or block of CSV at a time.
 
-Of a Parquet file only the columns concerned are decoded; the others are copied byte for byte.
+Only the encrypted columns of a Parquet file are decoded; the others are copied byte for byte.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from kmsdata.parquet.write import settings_for
 
 __all__ = ["encrypt_parquet"]
 
-_GROUP_ROWS = 1 << 20  # of the row groups that CSV becomes: as many as pyarrow writes by default
+_GROUP_ROWS = 1 << 20  # rows per row group of a converted CSV file: pyarrow's default row_group_size
 
 
 def encrypt_parquet(
@@ -57,41 +57,44 @@ def encrypt_parquet(
 ) -> StreamReport:
     """Encrypt columns of a file or dataset of any size into another one, under one data key.
 
-    Plain columns are copied byte for byte, with their encodings, statistics and indexes; row groups,
-    key-value metadata, field ids and the layout of folders stay. Of the encrypted columns nothing is left
-    in clear.
+    Plain columns are copied byte for byte, with their encodings, statistics and indexes. Row groups,
+    key-value metadata, field ids and the layout of folders stay the same. Nothing of the encrypted columns is
+    left unencrypted.
 
     Args:
-        source: a Parquet or CSV file; a folder of them, with folders such as ``year=2026`` too; a pattern
-            with ``*`` or ``**``; or a URL of any such, for which fsspec has a filesystem.
-        target: the file; of a folder or pattern the folder, which has the same files in the same places
-            (``.csv`` becomes ``.parquet``).
+        source: a Parquet or CSV file; a folder of them, also with folders such as ``year=2026``; a pattern
+            with ``*`` or ``**``; or a URL of these on a filesystem that fsspec supports.
+        target: the file to write; for a folder or pattern the folder to write, which gets the same files at
+            the same relative paths (``.csv`` becomes ``.parquet``).
         columns: name or names of the columns to encrypt with random IVs.
-        deterministic: names of those to encrypt so that equal values have equal cells; True for all of
+        deterministic: names of the columns to encrypt so that equal values have equal cells; True for all of
             ``columns``.
-        key: as `FrameAccessor.encrypt` takes it. However many files there are, it is asked once.
-        domain: what deterministic columns may be joined across: by column, or one text for one column.
-        context: pairs that stand in clear beside the wrapped key, and that opening it takes.
-        filesystem: of the source: pyarrow's or fsspec's; else by the path.
-        target_filesystem: of the target; else that of the source if it was given, else by the path.
-        types: of CSV columns, as Arrow types or their names, where the first 4 MB do not tell.
-        overwrite: replace files that are there.
-        dry_run: write nothing and ask no key service, but report what would be written, about.
-        progress: show a bar; None: where it takes longer than a second and somebody may be looking.
+        key: as for `FrameAccessor.encrypt`. It is used once, however many files there are.
+        domain: name of a set of deterministic columns that can be joined: by column, or one string for one
+            column.
+        context: pairs of strings, stored unencrypted with the wrapped key, and required to unwrap it.
+        filesystem: filesystem of the source, of pyarrow or fsspec; None: inferred from the path.
+        target_filesystem: filesystem of the target; None: ``filesystem`` if given, otherwise inferred from
+            the path.
+        types: types of CSV columns that cannot be inferred from the first 4 MB, as Arrow types or their
+            names.
+        overwrite: replace existing files.
+        dry_run: write nothing and make no KMS call, but estimate what would be written.
+        progress: show a progress bar; None: in a terminal or notebook, if it takes longer than a second.
 
     Returns:
-        What was written: rows, files, bytes, columns, and calls of the key service.
+        What was written: rows, files, bytes, columns, and the number of KMS calls.
 
     Raises:
         KeyError: no such column.
-        ValueError: a column whose values would stay in clear elsewhere: its values name folders, or it is the
-            index of pandas; or one that is encrypted already.
-        FormatError: a file that is damaged, or that differs from the others in a column's type.
-        FileExistsError: there is something at the target.
+        ValueError: the values of a column would stay unencrypted elsewhere, because they name folders, or
+            because it is the pandas index; or a column is encrypted already.
+        FormatError: a file is damaged, or differs from the others in a column's type.
+        FileExistsError: the target exists.
         OSError: a file cannot be read or written, or was changed while it was read.
         UnsupportedTypeError, KeyServiceError: as for frames.
 
-    Whatever is raised, nothing is left of what was written; what was at the target is as it was.
+    After an error, nothing that was written is left, and the target is unchanged.
 
     Example:
         >>> import pandas as pd, kmsdata
@@ -133,7 +136,7 @@ def encrypt_parquet(
 def _encrypt_parquet(
     file: FilePlan, sink: Any, encryptors: Mapping[str, ColumnEncryptor], add_rows: Callable[[int], None]
 ) -> None:
-    """Write a Parquet file with its columns encrypted, and all else copied."""
+    """Write a Parquet file with its columns encrypted; copy everything else."""
     headers = {**file.headers, **{name: item.dtype.header for name, item in encryptors.items()}}
     with open_parquet(file.source) as parquet:
         fields = {name: parquet.schema.field(name).with_type(item.type) for name, item in encryptors.items()}
@@ -155,7 +158,7 @@ def _encrypt_parquet(
 def _encrypt_csv(
     file: FilePlan, sink: Any, encryptors: Mapping[str, ColumnEncryptor], add_rows: Callable[[int], None]
 ) -> None:
-    """Write the Parquet file that a CSV file becomes."""
+    """Convert a CSV file to a Parquet file with its columns encrypted."""
     headers = {name: item.dtype.header for name, item in encryptors.items()}
     fields = {name: file.schema.field(name).with_type(item.type) for name, item in encryptors.items()}
     schema, _ = encrypted_schema(file.schema, {}, fields, headers)

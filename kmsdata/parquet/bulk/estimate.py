@@ -1,4 +1,4 @@
-"""Estimate the size of what a plan would write, for a dry run."""
+"""Estimate the size of the files that a plan would write, for a dry run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kmsdata.parquet.bulk.plan import DecryptionPlan, EncryptionPlan, FilePlan
 
 __all__ = ["decrypted_size", "encrypted_size"]
 
-_RANDOMISED, _DETERMINISTIC = 33, 21  # bytes that a cell has more than its value: prefix, IV and tag
+_RANDOMISED, _DETERMINISTIC = 33, 21  # bytes that a cell adds to its value: prefix, IV and tag
 
 
 def encrypted_size(plan: EncryptionPlan) -> int:
     """Estimate the size of the encrypted files, from the first cells of each column of each row group.
 
-    They are encrypted under a data key that is thrown away, so no key service is called.
+    They are encrypted under a temporary random data key, so no KMS call is made.
 
     Raises:
-        UnsupportedTypeError, FormatError: as encryption itself would.
+        UnsupportedTypeError, FormatError: in the same cases as the encryption.
     """
     encryptors = column_encryptors(plan, DataKey(random_bytes(32), [Wrap("local://none", "")]))
     return sum(_encrypted_size(file, encryptors) for file in plan.files)
@@ -42,7 +42,7 @@ def _encrypted_size(file: FilePlan, encryptors: Mapping[str, ColumnEncryptor]) -
 
 
 def decrypted_size(plan: DecryptionPlan) -> int:
-    """Estimate the size of the decrypted files, at most: values may compress, which cells do not."""
+    """Estimate the largest possible size of the decrypted files: values may compress, cells do not."""
     return sum(map(_decrypted_size, plan.files))
 
 

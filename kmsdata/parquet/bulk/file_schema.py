@@ -1,4 +1,4 @@
-"""The schema and the key-value metadata of a file whose columns were encrypted or decrypted."""
+"""Make the schema and the key-value metadata of a file whose columns were encrypted or decrypted."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def encrypted_schema(
     """Return the schema and the key-value metadata of a file after some of its columns were encrypted.
 
     Args:
-        schema: its schema in Arrow.
+        schema: its Arrow schema.
         entries: its key-value metadata, without the Arrow schema.
-        fields: the columns that are encrypted, with the types of their cells.
-        headers: those of every column that is encrypted afterwards.
+        fields: the newly encrypted columns, with the types of their cells.
+        headers: the headers of all columns that are encrypted in the result.
     """
     metadata = _encrypted_metadata(schema.metadata, list(fields), headers)
     encrypted = _with_fields(schema, fields).with_metadata(metadata or None)
@@ -59,14 +59,15 @@ def decrypted_schema(
     """Return the schema and the key-value metadata of a file after some of its columns were decrypted.
 
     Args:
-        schema: its schema in Arrow.
+        schema: its Arrow schema.
         entries: its key-value metadata, without the Arrow schema.
-        fields: the columns that are decrypted, with the types of their values.
-        headers: those of the columns that are still encrypted.
-        pandas: by column what pandas' metadata says of it; None: what it said before it was encrypted.
+        fields: the decrypted columns, with the types of their values.
+        headers: the headers of the columns that stay encrypted.
+        pandas: the entry of each decrypted column in the pandas metadata; None: the one from before it was
+            encrypted.
 
     Raises:
-        UnsupportedTypeError: Parquet does not have the type of a column.
+        UnsupportedTypeError: Parquet does not support the type of a column.
     """
     metadata = _decrypted_metadata(schema.metadata, pandas, headers)
     decrypted = _with_fields(schema, {name: _as_read(field) for name, field in fields.items()})
@@ -74,11 +75,11 @@ def decrypted_schema(
 
 
 def replacement(field: pa.Field) -> Replacement:
-    """Return how a column is written in place of the one of its name."""
+    """Return the new version of the column of this name."""
     return _replacement(field.name, field.type, field.nullable)
 
 
-@functools.lru_cache(256)  # thousands of small files have the same columns
+@functools.lru_cache(256)  # thousands of small files often have the same columns
 def _replacement(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
     field = pa.field(name, kind, nullable)
     return Replacement(field, settings_for(pa.schema([field]), {}))
@@ -91,13 +92,13 @@ def _with_fields(schema: pa.Schema, fields: Mapping[str, pa.Field]) -> pa.Schema
 
 
 def _as_read(field: pa.Field) -> pa.Field:
-    """Return a column as it is read once it is written: some units of time change."""
+    """Return a column with the type that is read after it is written: Parquet changes some units of time."""
     sink = pa.BufferOutputStream()
     try:
         pq.write_table(pa.schema([field]).empty_table(), sink)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
         raise UnsupportedTypeError(
-            f"column {field.name!r} is {field.type}, which Parquet does not hold: decrypt it as a "
+            f"column {field.name!r} is {field.type}, which Parquet does not support. Decrypt it as a "
             "frame or table",
             column=field.name,
             dtype=str(field.type),
@@ -127,13 +128,14 @@ def _decrypted_metadata(
 
 
 def _with_headers(metadata: Metadata | None, headers: Mapping[str, Header]) -> dict[bytes, bytes]:
-    """Return key-value metadata whose entry holds these headers, in place of those that it held."""
+    """Return key-value metadata whose ``kmsdata`` entry contains these headers and no others."""
     out = {key: text for key, text in (metadata or {}).items() if key != ENTRY}
     return out | ({ENTRY: file_text(headers).encode()} if headers else {})
 
 
 def _spark_metadata(text: bytes, names: list[str]) -> bytes:
-    """Spark reads columns by the types that it has written here, and keeps lists of values beside them."""
+    """Change columns to binary in Spark's schema, and remove their metadata."""
+    # Spark reads columns by the types in this entry, and its metadata may list the values of a column.
     try:
         document = json.loads(text)
         for field in document["fields"]:
@@ -145,7 +147,7 @@ def _spark_metadata(text: bytes, names: list[str]) -> bytes:
 
 
 def metadata_texts(schema: pa.Schema, entries: Metadata) -> pa.Array:
-    """Return the texts in a file's metadata: each entry, its words, and what JSON in it holds.
+    """Return the texts in a file's metadata: each entry, its words, and all strings of JSON in it.
 
     Metadata has no fixed form, so any of them may be a value of a column.
     """
@@ -159,7 +161,7 @@ def metadata_texts(schema: pa.Schema, entries: Metadata) -> pa.Array:
         texts |= {text, *re.split(r"[\s,;|\"'\[\]{}()]+", text)}
         with contextlib.suppress(ValueError, RecursionError):
             texts |= set(_json_texts(json.loads(text)))
-    # Schemas in JSON, as Spark and others keep them, hold names and types, which are no values.
+    # Schemas in JSON, as Spark and other software store them, contain names and types, which are not values.
     texts -= {*schema.names, "string", "integer", "binary", "double", "float", "boolean", "timestamp"}
     return pa.array([text for text in texts if len(text) >= _SHORTEST_TEXT], pa.large_string())
 
@@ -185,9 +187,9 @@ def refuse_values_in_metadata(values: pa.Array, texts: pa.Array, name: str, path
     try:
         as_text = values.cast(pa.large_string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return  # a type that has no text form, and so is not found as text
+        return  # Arrow cannot convert this type to text, so its values are not found as text
     if pc.any(pc.is_in(as_text, texts)).as_py():
         raise ValueError(
-            f"{path}: the file's key-value metadata holds values of column {name!r}, in clear: write the "
-            "file without them first (df.attrs, Table.replace_schema_metadata)"
+            f"{path}: the file's key-value metadata contains values of column {name!r}, unencrypted. Write "
+            "the file without them first (see df.attrs, Table.replace_schema_metadata)"
         )

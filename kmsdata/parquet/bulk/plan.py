@@ -1,7 +1,7 @@
-"""Plan the encryption or decryption of files: find out what is read and written before any of it is.
+"""Plan the encryption or decryption of files: find out what to read and write before anything is written.
 
-A plan is made from paths, footers, schemas and headers, each of which is read once. It holds no key, and
-prints no value of a file.
+A plan is made from paths, footers, schemas and headers, each of which is read once. It contains no key, and
+its repr shows no value of a file.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ _FILES_SHOWN = 10
 
 @dataclass(frozen=True, repr=False)
 class FilePlan:
-    """What is known of one file before it is written.
+    """The plan for one file.
 
     Attributes:
-        source: where it is read.
-        target: where it is written, below the target folder.
-        version: changes if the file changes.
+        source: the place to read.
+        target: the path to write, below the target folder.
+        version: the file's stamp, which changes if the file changes.
         bytes: its size.
-        rows: how many it has; of CSV about.
-        row_bytes: of CSV the average size of a row; None for Parquet.
-        schema: its schema in Arrow.
+        rows: its number of rows; an estimate for CSV.
+        row_bytes: the average size of a row of CSV; None for Parquet.
+        schema: its Arrow schema.
         headers: the headers of its encrypted columns.
-        columns: those to encrypt or decrypt.
+        columns: names of the columns to encrypt or decrypt.
     """
 
     source: Place
@@ -64,17 +64,17 @@ class FilePlan:
 
     @property
     def is_csv(self) -> bool:
-        """Whether it is CSV, and becomes Parquet."""
+        """Whether it is a CSV file, which is converted to Parquet."""
         return self.row_bytes is not None
 
     @property
     def path(self) -> str:
-        """The path that it is read from, for errors."""
+        """The path of the source, for errors."""
         return str(self.source)
 
     @property
     def column_headers(self) -> dict[str, Header]:
-        """The headers of those of its columns that are encrypted."""
+        """The headers of those of ``columns`` that are encrypted."""
         return {name: self.headers[name] for name in self.columns if name in self.headers}
 
     def __repr__(self) -> str:
@@ -84,14 +84,14 @@ class FilePlan:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """What is read and written. It can be printed.
+    """What to read and write; its repr is for people.
 
     Attributes:
         target: the file or folder to write.
-        single: whether it is one file.
-        files: what is read, in order.
-        columns: those to encrypt or decrypt, of all files.
-        kms_calls: how many calls of key services it takes, at most.
+        single: whether the target is one file.
+        files: the plans of the files to read, in order.
+        columns: names of the columns to encrypt or decrypt, of all files.
+        kms_calls: the largest possible number of KMS calls.
     """
 
     target: Place
@@ -102,16 +102,16 @@ class Plan:
 
     @functools.cached_property
     def rows(self) -> int:
-        """The number of rows of all files; of CSV about."""
+        """The number of rows of all files; an estimate for CSV."""
         return sum(file.rows for file in self.files)
 
     @property
     def cells(self) -> int:
-        """The number of cells of the columns."""
+        """The number of cells in the columns."""
         return self.rows * len(self.columns)
 
     def report(self, rows: int, size: int, calls: int, *, dry_run: bool = False) -> StreamReport:
-        """Return what was written, or would be."""
+        """Return a report of what was written, or would be written."""
         return StreamReport(str(self.target), rows, len(self.files), size, self.columns, calls, dry_run)
 
     def __repr__(self) -> str:
@@ -130,10 +130,10 @@ class Plan:
 
 @dataclass(frozen=True, repr=False)
 class EncryptionPlan(Plan):
-    """What is read, encrypted and written.
+    """What to read, encrypt and write.
 
     Attributes:
-        domains: by column, what a deterministic one may be joined across; None for a randomised one.
+        domains: the domain of each deterministic column; None for a randomised column.
     """
 
     domains: Mapping[str, str | None]
@@ -141,10 +141,10 @@ class EncryptionPlan(Plan):
 
 @dataclass(frozen=True, repr=False)
 class DecryptionPlan(Plan):
-    """What is read, decrypted and written.
+    """What to read, decrypt and write.
 
     Attributes:
-        headers: those of the columns, each once; files of one dataset share most.
+        headers: the distinct pairs of a column and its header; files of one dataset share most of them.
     """
 
     headers: tuple[tuple[str, Header], ...]
@@ -166,7 +166,7 @@ def plan_encryption(
     """Plan what `kmsdata.encrypt_parquet` does with these arguments.
 
     Raises:
-        FileNotFoundError, FileExistsError: as it says.
+        FileNotFoundError, FileExistsError: in the same cases as that function.
         FormatError: a file is damaged, or differs from the first in a column's type.
         ValueError: values of a column would stay unencrypted elsewhere; or no key is named.
         KeyError: no such column.
@@ -180,8 +180,8 @@ def plan_encryption(
     for name in domains:
         if name in folders:
             raise ValueError(
-                f"column {name!r} is what the folders are named by ({name}=...): its values stand in the "
-                "paths, in clear. Write the dataset without it in partition_cols first"
+                f"column {name!r} names the folders of the dataset ({name}=...): its values would stay "
+                "unencrypted in the paths. Write the dataset without it in partition_cols first"
             )
     for file in files:
         _check_plain(file, domains)
@@ -203,8 +203,8 @@ def plan_decryption(
     """Plan what `kmsdata.decrypt_parquet` does with these arguments.
 
     Raises:
-        FileNotFoundError, FileExistsError: as it says.
-        FormatError: a file is damaged, or has no encrypted column, or not all that are named.
+        FileNotFoundError, FileExistsError: in the same cases as that function.
+        FormatError: a file is damaged, or has no encrypted column, or not all of ``columns``.
         KeyError: no such column.
     """
     sources, end, single = _locations(source, target, filesystem, target_filesystem, overwrite=overwrite)
@@ -231,9 +231,9 @@ def _locations(
         end = end / _target_name(next(iter(found)))
     for file in found.values():
         if end.holds(file) or file.holds(end):
-            raise ValueError(f"the target {end} is, or holds, the source: name another place")
+            raise ValueError(f"the target {end} is or contains the source. Choose another target")
     if not single and start.holds(end):
-        raise ValueError(f"the target {end} lies inside of the source: name another place")
+        raise ValueError(f"the target {end} is inside the source. Choose another target")
     if single:
         _check_target_file(end, overwrite)
         return {end.path.rpartition("/")[2]: start}, end, single
@@ -242,28 +242,30 @@ def _locations(
 
 
 def _target_name(name: str) -> str:
-    """Return the name that a file has in the target."""
+    """Return the name of a file in the target: a CSV file becomes a Parquet file."""
     return name[: name.lower().rindex(".csv")] + ".parquet" if is_csv(name) else name
 
 
 def _check_target_file(target: Place, overwrite: bool) -> None:
     kind = target.kind
     if is_csv(target.path):
-        raise ValueError(f"the target {target} would be Parquet: name it .parquet, and not .csv")
+        raise ValueError(f"the target {target} would be a Parquet file. Name it .parquet, not .csv")
     if kind != pafs.FileType.NotFound and not overwrite:
         raise FileExistsError(
-            errno.EEXIST, "there is a file already: overwrite=True replaces it", str(target)
+            errno.EEXIST, "the file exists already (overwrite=True replaces it)", str(target)
         )
 
 
 def _check_target_folder(target: Place, names: list[str], overwrite: bool) -> None:
     kind = target.kind
     if len(set(names)) < len(names):
-        raise ValueError("a CSV and a Parquet file of one name would become one file: rename one of them")
+        raise ValueError(
+            "a CSV file and a Parquet file of the same name would be written to one file. Rename one of them"
+        )
     if kind == pafs.FileType.NotFound:
         return
     if kind == pafs.FileType.File:
-        raise FileExistsError(errno.EEXIST, "a folder is to be written, and there is a file", str(target))
+        raise FileExistsError(errno.EEXIST, "the target must be a folder, but is a file", str(target))
     try:
         present, _ = files_at(target)
     except FileNotFoundError:
@@ -271,10 +273,10 @@ def _check_target_folder(target: Place, names: list[str], overwrite: bool) -> No
     others = present.keys() - set(names)
     if not overwrite or others:
         why = (
-            "it holds files already: overwrite=True replaces those of the same names"
+            "the folder contains files already (overwrite=True replaces those of the same names)"
             if not overwrite
-            else f"it holds files that would not be replaced, such as {min(others)}: readers would take "
-            "them for part of the dataset"
+            else f"the folder contains files that would not be replaced, such as {min(others)}, and readers "
+            "would treat them as part of the dataset"
         )
         raise FileExistsError(errno.EEXIST, why, str(target))
 
@@ -282,7 +284,7 @@ def _check_target_folder(target: Place, names: list[str], overwrite: bool) -> No
 def _read_files(sources: Mapping[str, Place], types: Types | None) -> list[FilePlan]:
     """Read the footer of each Parquet file, and the first block of each CSV file."""
     files = []
-    shared: dict[bytes, pa.Schema] = {}  # thousands of files have few schemas
+    shared: dict[bytes, pa.Schema] = {}  # thousands of files often have the same schema: keep it once
     for name, place in sources.items():
         version = stamp(place)
         headers: dict[str, Header] = {}
@@ -290,7 +292,7 @@ def _read_files(sources: Mapping[str, Place], types: Types | None) -> list[FileP
         if is_csv(place.path):
             layout = csv_layout(place, types)
             schema, row_bytes = layout.schema, layout.row_bytes
-            types = dict(zip(schema.names, schema.types, strict=True))  # later files have the same
+            types = dict(zip(schema.names, schema.types, strict=True))  # later files must have the same types
             size = place.filesystem.get_file_info(place.path).size
             rows = int(size / row_bytes)
         else:
@@ -312,17 +314,17 @@ def _folder_columns(sources: Mapping[str, Place]) -> set[str]:
 
 
 def _check_plain(file: FilePlan, columns: Mapping[str, Any]) -> None:
-    """Check that columns of a file are neither encrypted already nor part of its index, which stays plain."""
+    """Check that columns of a file are not encrypted already, and not in its index, which stays plain."""
     index = index_columns(file.schema.metadata)
     for name in columns:
         if name in file.headers:
             raise ValueError(
-                f"{file.path}: column {name!r} is encrypted already: decrypt it first, or leave it out"
+                f"{file.path}: column {name!r} is encrypted already. Decrypt it first, or leave it out"
             )
         if name in index:
             raise ValueError(
-                f"{file.path}: column {name!r} is the index of pandas, which is not encrypted: write the "
-                "file after df.reset_index() first"
+                f"{file.path}: column {name!r} is the pandas index, which is not encrypted. Call "
+                "df.reset_index() and write the file again first"
             )
 
 
@@ -344,14 +346,14 @@ def _check_alike(first: FilePlan, second: FilePlan, columns: Mapping[str, Any]) 
         if before != field.type and not isinstance(before, EncryptedType):
             raise FormatError(
                 f"{paths} differ: column {field.name!r} is {before} in the first and {field.type} in the "
-                "second: write them alike first, or encrypt them apart",
+                "second. Write them with the same type first, or encrypt them separately",
                 path=second.path,
                 column=field.name,
             )
 
 
 def _columns_to_decrypt(file: FilePlan, wanted: list[str] | None) -> tuple[str, ...]:
-    """Return the columns of a file to decrypt: those that are wanted, or every encrypted one."""
+    """Return the columns of a file to decrypt: the wanted ones, or every encrypted one."""
     check_names(file.headers, path=file.path)
     for name in wanted or ():
         require(file.schema.names, name)
@@ -362,14 +364,16 @@ def _columns_to_decrypt(file: FilePlan, wanted: list[str] | None) -> tuple[str, 
                 column=name,
             )
     if not file.headers:
-        raise FormatError(f"{file.path} has no kmsdata header: no column of it is encrypted", path=file.path)
+        raise FormatError(
+            f"{file.path}: nothing in it is encrypted: the file has no kmsdata header", path=file.path
+        )
     for name in file.headers:
         refuse_repeated(file.schema.names, name, f"{file.path}: ")
     return tuple(file.headers if wanted is None else dict.fromkeys(wanted))
 
 
 def _calls_to_encrypt(key: Key | Encrypted | None) -> int:
-    """Return how many calls of key services a data key takes, at most."""
+    """Return the largest number of KMS calls that a new data key needs."""
     if key is None and session_key() is None:
         data_key_for(None, None)  # raises the error that says what to pass
     if isinstance(key, (list, tuple, set)):

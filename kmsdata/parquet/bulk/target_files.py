@@ -1,4 +1,4 @@
-"""Write the files of a plan, whole or not at all."""
+"""Write the files of a plan, completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TargetFiles:
     """The files that a plan writes.
 
     Attributes:
-        bytes: the size of those that are written.
+        bytes: the total size of the files written so far.
     """
 
     def __init__(self, open_file: Callable[[str], AbstractContextManager[Any]]) -> None:
@@ -37,7 +37,7 @@ class TargetFiles:
             yield sink
             self.bytes += sink.tell()
             if stamp(file.source) != file.version:
-                raise OSError(errno.EBUSY, "it was changed while it was read: try again", file.path)
+                raise OSError(errno.EBUSY, "the file was changed while it was read (try again)", file.path)
 
 
 @contextlib.contextmanager
