@@ -514,8 +514,8 @@ def test_encrypted_data_stands_for_its_data_key_everywhere(frame, enc):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"store_schema": False}, "nobody could decrypt"),
-        ({"store_schema": 0}, "nobody could decrypt"),
+        pytest.param({"store_schema": False}, "could never be decrypted", id="options0-nobody could decrypt"),
+        pytest.param({"store_schema": 0}, "could never be decrypted", id="options1-nobody could decrypt"),
         ({"flavor": "spark"}, "renames columns"),
         ({"partition_cols": ["age"]}, "partitioned"),
     ],
