@@ -11,7 +11,7 @@ import kmsdata
 ROOT = Path(kmsdata.__file__).parent
 
 # What the files of a package may import besides `errors` and each other: packages, or single files of them.
-# A subpackage has a line of its own.
+# A subpackage has its own line.
 LAW = {
     "errors": set(),
     "atomic_files": set(),
@@ -33,9 +33,8 @@ PROVIDERS_MAY = {"keys.envelope", "keys.key_uri", "keys.data_key", "keys.fork_lo
 BEYOND = {
     "keys.session": {"keys.local", "keys.tencent"},  # it makes the built-in providers
     "keys.unwrap": {"codec.types"},  # a header's type is checked before its key is used
-    "keys.rewrap": {"frames", "parquet"},  # until it is split
 }
-IN_FUNCTIONS = {"api": {"notebook"}}  # imports that may stand inside functions only
+IN_FUNCTIONS = {"api": {"notebook"}}  # imports that are allowed inside functions only
 ANYTHING = {"", "cli"}  # the front door; and the command line, which uses it as a user does
 
 MOST_ENTRIES = 12  # per folder

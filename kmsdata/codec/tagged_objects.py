@@ -174,7 +174,7 @@ def _encode_time(value: dt.time) -> bytes:
 
 
 def _encode_datetime(value: dt.datetime) -> bytes:
-    # The wall time, not UTC: a time in a fold or gap of the zone must be restored as it was written.
+    # The wall time, not UTC: a time in a fold or gap of the zone must be restored exactly.
     wall = (value.replace(tzinfo=None, fold=0) - _EPOCH) // _TICK
     return b"p" + struct.pack("<qB", wall, value.fold) + _zone_bytes(value)
 
@@ -310,7 +310,7 @@ def _decode_datetime(body: bytes) -> dt.datetime:
 def _decode_timestamp(body: bytes) -> pd.Timestamp:
     ticks, fold = struct.unpack_from("<qB", body)
     unit, zone = json.loads(body[9:])
-    if unit not in UNITS or ticks == -(2**63):  # -(2**63) is NaT, which has a tag of its own
+    if unit not in UNITS or ticks == -(2**63):  # -(2**63) is NaT, which has its own tag
         raise ValueError("not a timestamp")
     exact: Any = np.datetime64  # pd.Timestamp(ticks, unit="s") has unit "us" in pandas 3.1
     made = pd.Timestamp(exact(ticks, unit))

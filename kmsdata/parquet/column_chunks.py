@@ -76,7 +76,7 @@ class _Output:
             self.write(piece)
 
 
-Anew = Callable[[int], Mapping[str, Callable[[], Iterable[Any]]]]
+Replacements = Callable[[int], Mapping[str, Callable[[], Iterable[Any]]]]
 """Maps a row group number to one function per column, which makes values in arrays of about `PART` bytes."""
 
 
@@ -86,7 +86,7 @@ def rewrite(
     footer: FileMetaData,
     sink: Sink,
     replaced: Mapping[str, Replacement],
-    anew: Anew,
+    replacements: Replacements,
     schema: pa.Schema,
     metadata: Mapping[bytes, bytes],
     done: Callable[[int], None],
@@ -99,7 +99,7 @@ def rewrite(
         footer: its footer.
         sink: the file to write.
         replaced: the new version of each replaced column, by name.
-        anew: makes the values of a row group's replaced columns.
+        replacements: makes the values of a row group's replaced columns.
         schema: the Arrow schema of the result, with the metadata that Arrow shows.
         metadata: key-value metadata of the result, without the Arrow schema.
         done: called after each row group with its number of rows.
@@ -124,7 +124,7 @@ def rewrite(
     try:
         for number, group in enumerate(footer.groups):
             chunks = value(group, 1)[1]
-            parts = anew(number)
+            parts = replacements(number)
             made = []
             for (name, leaves), group_places in zip(footer.columns, places, strict=True):
                 if name in replaced:

@@ -157,7 +157,7 @@ def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any
 
 def _framed(table: pa.Table, headers: Mapping[str, Header]) -> pd.DataFrame:
     """Convert a table that was read from a file to a frame, as pandas does."""
-    # pandas.read_parquet restores attrs itself, but to_pandas() of older pyarrow does not.
+    # As pandas.read_parquet does: what to_pandas() does about attrs depends on pyarrow's version.
     frame = _restored(table.to_pandas(), headers)
     frame.attrs = frame_attrs(table.schema.metadata)
     return frame
