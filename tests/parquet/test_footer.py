@@ -21,7 +21,7 @@ OLD, NEW = "local://old", "local://new"
 BLOOM_FILTERS = int(pa.__version__.split(".")[0]) >= 24
 
 
-pytestmark = pytest.mark.timeout(120)  # for slow tests too: a footer must not make a reader hang
+pytestmark = pytest.mark.timeout(300)  # for slow tests too: a footer must not make a reader hang
 
 
 def seeded(seed):
