@@ -247,7 +247,7 @@ def test_context(frame):
     assert enc.kms.decrypt(context={"team": "hr"})["name"][0] == "Ada Lovelace"
     with pytest.raises(kmsdata.FormatError, match="team"):
         enc.kms.decrypt(context={"team": "it"})
-    with pytest.raises(kmsdata.FormatError, match="it has none"):
+    with pytest.raises(kmsdata.FormatError, match="it is empty"):
         frame.kms.encrypt("name", key=KEY).kms.decrypt(context={"team": "hr"})
 
 
