@@ -311,11 +311,22 @@ def test_verify_tells_data_that_is_bad_from_keys_that_are_refused(run, sealed, t
         (["encrypt", "t.csv", "x.parquet", "-c", "a", *KEY, "--type", "a=nought"], 1, "--type says", ""),
         (["decrypt", "titanic.parquet", "x.parquet"], 1, "has no kmsdata header", ""),
         (["decrypt", "tampered.parquet", "x.parquet"], 1, "tampered.parquet", ""),
-        (["decrypt", "sealed.parquet", "x.parquet", "-k", "next"], 1, "pass that URI as --key", ""),
+        pytest.param(
+            *(["decrypt", "sealed.parquet", "x.parquet", "-k", "next"], 1, "pass that URI as --key", ""),
+            id="arguments20-1-pass --key with that URI-",
+        ),
         (["rewrap", "titanic.parquet", *KEY], 1, "nothing in it is encrypted", ""),
         (["rewrap", "sealed.parquet"], 2, "name the new key, or one to retire", "--retire"),
         (["rewrap", "sealed.parquet", "-k", "next", "--source", "local://x"], 1, "(--source), or --add", ""),
-        (["rewrap", "sealed.parquet", "--retire", "payroll"], 1, "Add another master key first (--add)", ""),
+        pytest.param(
+            *(
+                ["rewrap", "sealed.parquet", "--retire", "payroll"],
+                1,
+                "Add another master key first (--add)",
+                "",
+            ),
+            id="arguments24-1-add another wrap first (--add)-",
+        ),
         (["rewrap", "sealed.parquet", "-k", "local://missing*"], 1, "local://<name>", ""),
     ],
 )

@@ -239,7 +239,7 @@ def test_no_more_wraps_than_readers_take(path):
 def test_only_the_named_key_is_replaced(frame, tmp_path):
     path = tmp_path / "x.parquet"
     frame.kms.encrypt("ssn", key=[OLD, MORE]).kms.to_parquet(path)
-    with pytest.raises(ValueError, match="local://old, local://more. Pass the one to replace"):
+    with pytest.raises(ValueError, match=r"local://old, local://more\. Pass the one to replace"):
         kmsdata.rewrap(path, NEW)
     assert kmsdata.rewrap(path, NEW, source=OLD).keys == {MORE: 1, NEW: 1}
     with kmsdata.use(MORE):
