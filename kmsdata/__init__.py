@@ -1,6 +1,6 @@
-"""Column-level encryption for pandas, Arrow and Parquet, with envelope encryption by a key service.
+"""Column-level encryption for pandas, Arrow and Parquet, with envelope encryption by a KMS.
 
-Importing it registers ``df.kms`` and ``series.kms`` with pandas, and the type ``kmsdata.encrypted`` with
+The import registers ``df.kms`` and ``series.kms`` with pandas, and the type ``kmsdata.encrypted`` with
 Arrow.
 """
 
@@ -91,7 +91,7 @@ __version__ = version("kmsdata")
 
 for _name in __all__:
     if isinstance(_public := globals()[_name], type):
-        _public.__module__ = "kmsdata"  # pickles and tracebacks name no private file
+        _public.__module__ = "kmsdata"  # pickles and tracebacks name the public module, which stays the same
 
 
 def __dir__() -> list[str]:
@@ -100,6 +100,6 @@ def __dir__() -> list[str]:
 
 try:
     pa.register_extension_type(EncryptedType(pa.binary(), EncryptedDtype("")))
-except pa.ArrowKeyError:  # the module was reloaded: Arrow still holds the old class
+except pa.ArrowKeyError:  # the module was reloaded: Arrow's registry still has the old class
     pa.unregister_extension_type("kmsdata.encrypted")
     pa.register_extension_type(EncryptedType(pa.binary(), EncryptedDtype("")))

@@ -1,4 +1,4 @@
-"""The exceptions: facts as attributes, never plaintext, keys or ciphertext; every one can be pickled."""
+"""Exceptions: facts as attributes, never plaintext, keys or ciphertext; every one can be pickled."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ErrorT = TypeVar("ErrorT", bound="KmsDataError")
 
 
 class KmsDataError(Exception):
-    """Root of all errors of kmsdata: a sentence, and the facts behind it as attributes.
+    """Base class of all errors of kmsdata: a message, and its facts as attributes.
 
-    In a notebook it is one block: the sentence, and the line of the cell. ``%tb Verbose`` (or ``Plain``) then
-    shows the traceback; after ``%xmode Verbose`` every error shows it.
+    A notebook shows one short block: the message, and the line of the notebook cell. ``%tb Verbose`` (or
+    ``Plain``) then shows the traceback; after ``%xmode Verbose`` every error shows it.
 
     Example:
         >>> from kmsdata.errors import TamperedError
@@ -45,12 +45,12 @@ class KmsDataError(Exception):
         return type(self), (str(self.args[0]),), dict(self.__dict__)
 
     def with_facts(self, **facts: Any) -> Self:
-        """The same error with more facts (a path, say), for callers that know more."""
+        """Add facts (such as a path) to the error, and return it, for callers that know more."""
         self.__dict__.update(facts)
         return self
 
     def _render_traceback_(self) -> list[str]:
-        """The lines that IPython shows in place of a traceback, unless a mode of it was asked for."""
+        """Return the lines that IPython shows instead of a traceback, unless the user chose a mode."""
         ipython = sys.modules.get("IPython")
         shell = ipython.get_ipython() if ipython is not None else None
         if shell is None:
@@ -67,7 +67,7 @@ class KmsDataError(Exception):
 
 
 def _line_of_cell(error: BaseException, shell: Any) -> str | None:
-    """The line of a cell that called kmsdata, and which cell that is."""
+    """Return the notebook line that called kmsdata, and the number of its notebook cell."""
     found = None
     for frame, number in traceback.walk_tb(error.__traceback__):
         if frame.f_globals.get("__name__", "").startswith("kmsdata."):
@@ -79,7 +79,7 @@ def _line_of_cell(error: BaseException, shell: Any) -> str | None:
 
 
 def located(error: ErrorT, where: str, **facts: Any) -> ErrorT:
-    """Return the error with the place (a path, a column) before its message, and with more facts.
+    """Return the error with the location (a path, a column) before its message, and with more facts.
 
     Example:
         >>> str(located(FormatError("the header is not JSON"), "a.parquet", path="a.parquet"))
@@ -89,12 +89,12 @@ def located(error: ErrorT, where: str, **facts: Any) -> ErrorT:
 
 
 class KeyServiceError(KmsDataError):
-    """A key service could not, or would not, do what was asked.
+    """A KMS call failed or was refused.
 
     Attributes:
         provider: the provider's scheme, such as ``"local"``.
-        operation: what was asked of it, such as ``"unwrap"``.
-        code: the service's own code, or None.
+        operation: the operation, such as ``"unwrap"``.
+        code: the service's own error code, or None.
         request_id: the service's id of the request, or None.
         retryable: whether the same call may succeed later.
     """
@@ -107,31 +107,31 @@ class KeyServiceError(KmsDataError):
 
 
 class KeyNotFoundError(KeyServiceError):
-    """No such master key. ``key`` is the URI that was looked for."""
+    """The master key does not exist. ``key`` is its URI."""
 
     key: str | None = None
 
 
 class KeyAccessError(KeyServiceError):
-    """The master key exists, but may not be used. ``key`` is its URI; ``code`` says why."""
+    """The master key exists but must not be used. ``key`` is its URI; ``code`` gives the reason."""
 
     key: str | None = None
 
 
 class CredentialsError(KeyServiceError):
-    """No usable credentials. ``tried`` lists what was looked for, in order."""
+    """No usable credentials were found. ``tried`` lists where they were looked for, in order."""
 
     tried: tuple[str, ...] = ()
 
 
 class WrongKeyError(KmsDataError):
-    """A key that does not belong to the data.
+    """The key does not belong to the data.
 
     Attributes:
         key: URI of the master key, or None.
         column: the column, or None.
-        rows: positions of the first cells whose key id stands in no header of their column.
-        allowed: False where the key may not be used here, and so was not asked.
+        rows: positions of the first cells whose key id is in no header of their column.
+        allowed: False if the key must not be used here, so that no KMS call was made.
     """
 
     key: str | None = None
@@ -141,12 +141,12 @@ class WrongKeyError(KmsDataError):
 
 
 class TamperedError(KmsDataError):
-    """Cells that fail authentication: changed, cut short, or moved from elsewhere.
+    """Cells fail authentication: they were changed, truncated, or moved from elsewhere.
 
     Attributes:
         column: the column.
         rows: positions (not labels) of the first such cells.
-        count: how many there are.
+        count: the number of such cells.
     """
 
     column: str | None = None
@@ -155,7 +155,7 @@ class TamperedError(KmsDataError):
 
 
 class FormatError(KmsDataError, ValueError):
-    """A header or file that is malformed, changed, or of an unknown version.
+    """A header or file is malformed, was changed, or has an unknown version.
 
     Attributes:
         path: the file, or None.
@@ -169,11 +169,11 @@ class FormatError(KmsDataError, ValueError):
 
 
 class UnsupportedTypeError(KmsDataError, TypeError):
-    """A type or value that cannot come back exactly; the message says what would work.
+    """A type or value cannot be restored exactly; the message says what would work.
 
     Attributes:
         column: the column.
-        dtype: its dtype, as text.
+        dtype: the dtype of the column, as text.
     """
 
     column: str | None = None

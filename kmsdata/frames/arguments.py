@@ -1,4 +1,4 @@
-"""What callers pass: names of columns, what is deterministic, and domains."""
+"""Check the arguments of callers: column names, deterministic columns, and domains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Columns: TypeAlias = "str | Iterable[str]"
 
 
 def column_names(columns: Columns) -> list[str]:
-    """A name, or names, as a list. What comes from a generator comes once, so this is called once.
+    """Return a name, or several names, as a list. Call it once: it uses up a generator.
 
     Raises:
         TypeError: neither.
@@ -30,21 +30,21 @@ def column_names(columns: Columns) -> list[str]:
     if isinstance(columns, str):
         return [columns]
     if isinstance(columns, (bytes, bytearray, memoryview)) or not isinstance(columns, Iterable):
-        raise TypeError(f"columns are named by a text, or a list of texts, not by {type(columns).__name__}")
+        raise TypeError(f"columns must be a name or a list of names (text), not {type(columns).__name__}")
     return list(columns)
 
 
 def required_names(encrypted: Columns | None) -> list[str]:
-    """The columns that must be encrypted.
+    """Return the names of the columns that must be encrypted.
 
     Raises:
-        ValueError: an empty list, which would let every file pass: it was hardly meant.
+        ValueError: an empty list, probably by mistake: with it, every file would pass the check.
     """
     if encrypted is None:
         return []
     names = column_names(encrypted)
     if not names:
-        raise ValueError("encrypted= names no column: name those that must be encrypted, or leave it out")
+        raise ValueError("encrypted= names no column. Name those that must be encrypted, or leave it out")
     return names
 
 
@@ -55,39 +55,43 @@ def chosen_columns(
     domain: str | Mapping[str, str] | None,
     levels: Sequence[Hashable],
 ) -> dict[str, str | None]:
-    """The columns to encrypt, in the caller's order: None for a randomised one, else its domain."""
+    """Return the columns to encrypt, in the caller's order: None if randomised, otherwise the domain."""
     every = list(labels)
     names = column_names(columns)
     exact = names if deterministic is True else [] if deterministic is False else column_names(deterministic)
     chosen: dict[str, str | None] = dict.fromkeys(names)
     chosen.update({name: name for name in exact})
     if not chosen:
-        raise ValueError("no column to encrypt: name some, as columns or as deterministic=")
+        raise ValueError("no column to encrypt was named. Pass columns or deterministic=")
     for name in chosen:
         if not isinstance(name, str):
             raise TypeError(
-                f"column labels must be text to be encrypted, not {type(name).__name__}: rename it first, "
-                "e.g. df.rename(columns=str)"
+                f"a column label must be text to be encrypted, not {type(name).__name__}. Rename the column "
+                "first, e.g. df.rename(columns=str)"
             )
         if name not in every and name in levels:
-            raise ValueError(f"{name!r} is a level of the index, which is not encrypted: reset_index() first")
+            raise ValueError(
+                f"{name!r} is a level of the index, which cannot be encrypted. Call reset_index() first"
+            )
         require(every, name)
         refuse_repeated(every, name)
         if has_lone_surrogate(name):
             raise ValueError(
-                "a column's label holds a lone surrogate, which is no valid Unicode: rename it first"
+                "a column label contains a lone surrogate, which is not valid Unicode. Rename it first"
             )
     if isinstance(domain, str):
         if len(exact) != 1:
             raise ValueError(
-                "one domain for one deterministic column: for several, pass domain={column: text}"
+                "a single domain needs a single deterministic column. For several, pass domain={column: text}"
             )
         domain = {exact[0]: domain}
     if domain is not None and not isinstance(domain, Mapping):
-        raise TypeError(f"domain= is a text, or a mapping of column to text, not {type(domain).__name__}")
+        raise TypeError(
+            f"domain= must be a text, or a mapping of column to text, not {type(domain).__name__}"
+        )
     for name, text in (domain or {}).items():
         if chosen.get(name) is None:
-            raise ValueError(f"domain= names {name!r}, which is not among the deterministic columns")
+            raise ValueError(f"domain= names {name!r}, which is not one of the deterministic columns")
         if not isinstance(text, str):
             raise TypeError(f"the domain of {name!r} must be text")
         chosen[name] = text
@@ -95,23 +99,23 @@ def chosen_columns(
 
 
 def require(labels: Iterable[Hashable], name: Hashable) -> None:
-    """KeyError with the nearest name, where there is no such label."""
+    """Raise KeyError, with the most similar name, if there is no such label."""
     every = list(labels)
     if name not in every:
         close = difflib.get_close_matches(str(name), [label for label in every if isinstance(label, str)], 1)
-        there = f": there are {', '.join(map(repr, every[:10]))}" + (", ..." if len(every) > 10 else "")
+        there = f": the columns are {', '.join(map(repr, every[:10]))}" + (", ..." if len(every) > 10 else "")
         raise KeyError(f"no column {name!r}" + (f": did you mean {close[0]!r}?" if close else there))
 
 
 def refuse_repeated(labels: Iterable[Hashable], name: Hashable, where: str = "") -> None:
-    """ValueError, beginning with ``where``, if several columns have this name."""
+    """Raise ValueError, beginning with ``where``, if several columns have this name."""
     if (count := list(labels).count(name)) > 1:
-        raise ValueError(f"{where}{count} columns are called {name!r}: rename them apart first")
+        raise ValueError(f"{where}{count} columns are named {name!r}. Give them distinct names")
 
 
 def refuse_encrypted(name: str, encrypted: bool) -> None:
-    """ValueError if the column of this name is encrypted already."""
+    """Raise ValueError if the column of this name is already encrypted."""
     if encrypted:
         raise ValueError(
-            f"column {name!r} is encrypted already: decrypt it first, or leave it out of this call"
+            f"column {name!r} is already encrypted. Decrypt it first, or leave it out of this call"
         )

@@ -1,7 +1,7 @@
-"""Cells in Arrow: binary arrays <-> `Cells`, and the types of binary that Arrow, pandas and files want.
+"""Cells in Arrow: convert binary arrays to `Cells` and back, and to the binary types that Arrow requires.
 
-In memory an encrypted column is one array, of fixed-size binary where all of its cells are equally long by
-type, else of large binary (64-bit offsets). What leaves for Arrow or a file has 32-bit offsets, in chunks.
+In memory an encrypted column is one array: fixed-size binary if its type gives all cells the same length,
+otherwise large binary (64-bit offsets). Arrow tables and files get chunks with 32-bit offsets.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = [
 
 
 def from_storage(storage: pa.Array) -> Cells:
-    """The bytes of a binary array (of any binary type), without copying them where there are no nulls."""
+    """Read the bytes of a binary array (of any binary type), without a copy if there are no nulls."""
     if not pa.types.is_fixed_size_binary(storage.type):
         return pack(storage.cast(pa.large_binary()), column="")
     valid: Bools | None = None
     if storage.null_count:
         valid = storage.is_valid().to_numpy(zero_copy_only=False)
-        storage = storage.drop_null()  # several times as fast as numpy's selection from cells of odd widths
+        storage = storage.drop_null()  # several times faster than numpy's boolean selection for odd widths
     width, buffer = storage.type.byte_width, storage.buffers()[1]
     raw = np.frombuffer(buffer, np.uint8) if buffer is not None else np.empty(0, np.uint8)
     start = storage.offset * width
@@ -42,7 +42,10 @@ def from_storage(storage: pa.Array) -> Cells:
 
 
 def to_storage(cells: Cells) -> pa.Array:
-    """The cells as fixed-size binary where they have a width, else as large binary; no bytes are copied."""
+    """Return the cells as fixed-size binary if they have one width, otherwise as large binary.
+
+    Bytes are copied only for fixed-size binary with nulls, which take space there.
+    """
     validity, rows = null_bitmap(cells.valid), len(cells)
     if cells.width is not None:
         data = cells.data
@@ -58,7 +61,7 @@ def to_storage(cells: Cells) -> pa.Array:
 
 
 def fitted(storage: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """Cells in the storage of their type; as they are if they do not fit, for decryption to say so."""
+    """Cast cells to the storage of their type; return them unchanged if they do not fit: decryption fails."""
     if storage.type == wanted:
         return storage
     try:
@@ -68,7 +71,7 @@ def fitted(storage: pa.Array, wanted: pa.DataType) -> pa.Array:
 
 
 def plain_binary(storage: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Any array of cells as one array of large or fixed-size binary."""
+    """Convert any array of cells to one array of large or fixed-size binary."""
     if isinstance(storage, pa.ChunkedArray):
         parts = [plain_binary(chunk) for chunk in storage.chunks]
         if parts:
@@ -86,12 +89,14 @@ def plain_binary(storage: pa.Array | pa.ChunkedArray) -> pa.Array:
         return storage.cast(pa.large_binary())
     except pa.ArrowNotImplementedError:
         if "view" not in str(storage.type):
-            raise FormatError(f"an encrypted column holds bytes, not {storage.type}", field="type") from None
-        return pa.array(storage.to_pylist(), pa.large_binary())  # older Arrow cannot cast views
+            raise FormatError(
+                f"an encrypted column must contain bytes, not {storage.type}", field="type"
+            ) from None
+        return pa.array(storage.to_pylist(), pa.large_binary())  # pyarrow 17 cannot cast views
 
 
 def concatenated(parts: Sequence[pa.Array]) -> pa.Array:
-    """Binary arrays end to end, as large binary where their types differ."""
+    """Concatenate binary arrays, as large binary if their types differ."""
     if len(parts) == 1:
         return parts[0]
     if len({part.type for part in parts}) > 1:
@@ -100,12 +105,12 @@ def concatenated(parts: Sequence[pa.Array]) -> pa.Array:
 
 
 def binary(cells: list[bytes | None]) -> pa.Array:
-    """Python bytes as large binary; None is null."""
+    """Convert Python bytes to large binary; None is null."""
     return pa.array(cells, pa.large_binary())
 
 
 def chunks(storage: pa.Array) -> list[pa.Array]:
-    """Slices whose offsets fit into 32 bits."""
+    """Split an array into slices whose offsets fit into 32 bits."""
     if pa.types.is_fixed_size_binary(storage.type) or not len(storage):
         return [storage]
     bounds = np.frombuffer(storage.buffers()[1], np.int64)[storage.offset : storage.offset + len(storage) + 1]
@@ -113,5 +118,5 @@ def chunks(storage: pa.Array) -> list[pa.Array]:
 
 
 def exported(storage: pa.Array) -> pa.Array:
-    """Binary with 32-bit offsets: Arrow's joins crash on an extension type over large binary."""
+    """Return binary with 32-bit offsets: Arrow's joins crash on an extension type over large binary."""
     return storage if pa.types.is_fixed_size_binary(storage.type) else storage.cast(pa.binary())

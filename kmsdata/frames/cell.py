@@ -1,8 +1,8 @@
-"""One encrypted value in pandas, and which cells may be put or compared together.
+"""One encrypted value (cell) in pandas, and which cells may be combined or compared.
 
-pandas joins, aligns and concatenates columns of unequal dtypes by making objects of both. That is right for
-cells of one key and silently finds nothing for cells of two, so this file also tells which function of pandas
-is calling.
+To join, align or concatenate columns of different dtypes, pandas converts both to objects. For cells of one
+key that is correct; for cells of two keys it silently finds no match. So this module also detects which
+function of pandas is calling.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ MARK = "enc:"
 
 
 class CellDtype(Protocol):
-    """What a cell knows of its `EncryptedDtype`. A protocol, since that class and `Cell` name each other."""
+    """The part of `EncryptedDtype` that cells use. A protocol, since that class and `Cell` use each other."""
 
     @property
     def name(self) -> str:
-        """What pandas shows."""
+        """The name that pandas shows."""
 
     @property
     def called(self) -> str:
-        """What errors call the column."""
+        """The name of the column in errors."""
 
     @property
     def header(self) -> Header:
-        """The parsed header; FormatError where it is malformed."""
+        """The parsed header; FormatError if it is malformed."""
 
     @property
     def parsed(self) -> Header | None:
-        """The parsed header; None where it is malformed."""
+        """The parsed header; None if it is malformed."""
 
 
 class Cell:
-    """One encrypted value: its bytes, and the dtype that says how to decrypt them.
+    """One encrypted value: its bytes, and the dtype that describes how to decrypt them.
 
-    Equal and hashed by its bytes. ``str()`` is the whole ciphertext as text, ``enc:`` and base64; ``repr`` is
-    short; ``bytes()`` gives the bytes.
+    Equality and hash use the bytes. ``str()`` is the whole ciphertext as text (``enc:`` and base64),
+    ``repr()`` a short fingerprint, ``bytes()`` the bytes.
     """
 
     __slots__ = ("_data", "dtype")
@@ -79,26 +79,26 @@ class Cell:
         return hash(self._data)
 
     def __lt__(self, other: Cell) -> bool:
-        # For pandas alone, which sorts group keys. The order means nothing; the array refuses it.
+        # Only for pandas, which sorts group keys. The order has no meaning; the array does not offer it.
         return self._data < other._data if isinstance(other, Cell) else NotImplemented
 
     def __str__(self) -> str:
         return MARK + base64_text(self._data)
 
     def __repr__(self) -> str:
-        # A fingerprint, so that equal cells look equal, in letters that every terminal can show.
+        # A fingerprint: equal cells look equal, and every terminal can show hexadecimal digits.
         return "enc#" + hashlib.blake2b(self._data, digest_size=4).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cell, (self._data, self.dtype)
 
     def toDict(self) -> dict[str, str]:  # noqa: N802 - pandas' JSON writer asks for this name
-        """What stands in JSON for a cell in a column of objects; an encrypted column is plain text there."""
+        """Return what pandas writes to JSON for a cell in an object column; encrypted columns become text."""
         return {"cell": str(self)}
 
 
 def fits(inner: CellDtype, outer: CellDtype) -> bool:
-    """Whether cells of a dtype can be decrypted as cells of another one."""
+    """Return whether cells of one dtype can be decrypted as cells of another dtype."""
     if inner is outer or inner == outer:
         return True
     if inner.parsed is None or outer.parsed is None:
@@ -107,20 +107,21 @@ def fits(inner: CellDtype, outer: CellDtype) -> bool:
 
 
 def bytes_of(value: Any, dtype: CellDtype, *, text: bool = False) -> bytes | None:
-    """Return the bytes of a value that may stand in a column of cells; None for null.
+    """Return the bytes of a value for a column of cells; None for null.
 
     Args:
-        value: anything.
-        dtype: the column's.
-        text: accept cells as text, as they come from CSV and JSON.
+        value: any object.
+        dtype: the dtype of the column.
+        text: accept cells as text, as in CSV and JSON.
 
     Raises:
-        TypeError: the value is no cell, or a cell that was encrypted otherwise.
+        TypeError: the value is not a cell, or is a cell of another column or data key.
     """
     if isinstance(value, Cell):
         if not fits(value.dtype, dtype):
             raise TypeError(
-                f"this cell was encrypted otherwise than {dtype.name}, and could not be decrypted there"
+                f"a cell does not fit into this column of {dtype.name}, where it could not be decrypted: it "
+                "has another data key, name, domain or type"
             )
         return bytes(value)
     if is_null(value):
@@ -128,37 +129,37 @@ def bytes_of(value: Any, dtype: CellDtype, *, text: bool = False) -> bytes | Non
     if text and isinstance(value, str) and value.startswith(MARK):
         data = base64_bytes(value[len(MARK) :], any_spelling=True)
         if data is None:
-            raise TypeError(f"text that begins with {MARK!r} but is no cell: it was changed or cut short")
+            raise TypeError(f"a text begins with {MARK!r} but is not a cell: it was changed or truncated")
         return data
     raise TypeError(
-        f"a column of {dtype.name} takes cells and nulls only, not {type(value).__name__}: encrypt the "
+        f"a column of {dtype.name} takes cells and nulls only, not {type(value).__name__}. Encrypt the "
         "values first, under the same data key (series.kms.encrypt(key=df))"
     )
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value is null: None, or a scalar that pandas takes for null."""
+    """Return whether a value is null: None, or a scalar that pandas treats as null."""
     return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
 def check_comparable(left: CellDtype, right: CellDtype) -> None:
-    """Cells of two columns compare only under one key: else equal values would just never be found equal."""
+    """Raise TypeError unless two columns have one key: otherwise equal values would never be equal cells."""
     a = {item.identity for item in left.header.columns}
     b = {item.identity for item in right.header.columns}
     if a == b and len(a) == 1:
         return
     if len({item[0] for item in a | b}) > 1:
-        why = "they are under different data keys; encrypt both with key= one DataKey or the other frame"
+        why = "different data keys. Encrypt both under one data key (key= a DataKey, or the other frame)"
     else:
-        why = "they differ in domain, kind or algorithm; encrypt both with deterministic= and one domain="
+        why = "another domain, kind or algorithm. Encrypt both with deterministic= and one domain="
     raise TypeError(
-        f"{left.called} and {right.called} cannot be compared or joined: equal values would not be found; "
+        f"{left.called} and {right.called} cannot be compared or joined, no values would match: they have "
         f"{why}"
     )
 
 
 def within(*functions: str) -> FrameType | None:
-    """The frame of one of these functions of pandas, if this is called from within it."""
+    """Return the frame of one of these functions of pandas if it is among the callers, otherwise None."""
     frame = sys._getframe(2)
     for _ in range(16):
         if frame.f_code.co_name in functions and frame.f_globals.get("__name__", "").startswith("pandas."):
@@ -170,10 +171,10 @@ def within(*functions: str) -> FrameType | None:
 
 
 def refuse_foreign_meeting() -> None:
-    """Refuse to join cells with plain values, or with cells of another key.
+    """Raise TypeError if pandas joins cells with plain values, or with cells of another key.
 
-    pandas asks nobody before it joins keys or aligns indexes of unequal dtypes: it makes objects of both,
-    which is right for cells of one key, but silently finds nothing for two. So this looks at who is asking.
+    pandas (2.2 and 3.1) has no hook for this: to join keys or align indexes of different dtypes, it converts
+    both to objects, and for two keys silently finds no match. So this function looks at the calling frames.
     """
     frame = within("_maybe_coerce_merge_keys", "_factorize_keys", "_find_common_type_compat")
     if frame is None:
@@ -183,8 +184,8 @@ def refuse_foreign_meeting() -> None:
     if (left and other) or (right and plain):
         dtype = next(iter(left or right))
         raise TypeError(
-            f"{dtype.called} cannot be joined with plain values: none would be found. Encrypt both sides "
-            "under one data key (key= the other frame), or decrypt (df.kms.decrypt())"
+            f"{dtype.called} cannot be joined with plain values: none would match. Encrypt both sides "
+            "under one data key (key= the other frame), or decrypt it first (df.kms.decrypt())"
         )
     for one in left:
         for two in right:
@@ -192,7 +193,7 @@ def refuse_foreign_meeting() -> None:
 
 
 def encryptions(values: Any) -> tuple[set[CellDtype], bool]:
-    """How the cells among these values were encrypted; and whether there are plain values among them."""
+    """Return the dtypes of the cells among these values, and whether there are plain values among them."""
     dtype = getattr(values, "dtype", None)
     if isinstance(dtype, ExtensionDtype) and dtype.type is Cell:
         return {cast(CellDtype, dtype)}, False

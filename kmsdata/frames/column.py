@@ -1,4 +1,7 @@
-"""One column: values and a data key in, header and cells out, and back. Knows no frames and no files."""
+"""Encrypt and decrypt one column: values and a data key to header and cells, and back.
+
+This module knows neither frames nor files.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ __all__ = [
     "seal",
 ]
 
-ROWS_NAMED = 100  # the most rows that an error lists; it may count more
+ROWS_NAMED = 100  # an error lists at most this many rows; its count may be higher
 _MOST_CATEGORIES = 1 << 20
 _T = TypeVar("_T")
 
@@ -45,20 +48,21 @@ def plan(
     domain: str | None = None,
     dtype: Any = None,
 ) -> tuple[ColumnHeader, codec.Description]:
-    """The header of a column, and how the codec packs it.
+    """Build the header of a column, and the codec's description of how to pack it.
 
     Args:
-        values: the column. Only its type is looked at, but for category lists and object columns.
+        values: the column. Only its type is used, except for category lists and object columns.
         name: the column's name.
-        data_key: what it will be encrypted under.
-        domain: None for a randomised column; for a deterministic one what it may be joined across.
-        dtype: of an Arrow column that pandas made: the pandas dtype that it had.
+        data_key: the data key that will encrypt it.
+        domain: None for a randomised column; for a deterministic one its domain: columns of one domain can
+            be joined.
+        dtype: for an Arrow column that was a pandas column: its pandas dtype.
 
     Returns:
         The authenticated column object, and the description that `seal` takes.
 
     Raises:
-        UnsupportedTypeError: values that could not come back exactly.
+        UnsupportedTypeError: the values could not be restored exactly.
     """
     described = codec.describe(values, column=name, deterministic=domain is not None)
     recorded = dict(described.type)
@@ -84,11 +88,11 @@ def seal(
     """Encrypt a column.
 
     Returns:
-        Its cells: fixed-size binary where all are equally long by type, else large binary; null where the
-        value is.
+        Its cells: fixed-size binary if the type gives all of them the same length, otherwise large binary;
+        null for null values.
 
     Raises:
-        UnsupportedTypeError: values that could not come back exactly.
+        UnsupportedTypeError: the values could not be restored exactly.
         ValueError: more than 2^32 randomised cells under one data key and name.
     """
     plain = codec.pack(described, values, column=name)
@@ -97,7 +101,7 @@ def seal(
         data_key.count(None, plain.count)
         return to_storage(siv.seal_cells(key.key, key.prefix, plain))
     data_key.count(name, plain.count)
-    # The seed lives in this call alone: no retry, thread or process ever sees it again.
+    # A new seed for each call, never stored: no retry, thread or process can use the same IVs again.
     ivs = keystream(random_bytes(32), 12 * plain.count).reshape(-1, 12)
     return to_storage(gcm.seal_cells(key.key, key.prefix, plain, ivs))
 
@@ -118,26 +122,26 @@ def encrypt_column(
 def open_pandas(
     header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str
 ) -> pd.Series[Any]:
-    """Decrypt a column, whose header was authenticated, into pandas.
+    """Decrypt a column into pandas. Its header must have been authenticated.
 
     Args:
         header: the column's.
         data_keys: by commitment.
-        storage: its cells, as `seal` made them or any other binary array.
+        storage: its cells, as `seal` returns them, or any other binary array.
         column: its name, for errors.
 
     Returns:
         The values with the recorded dtype and a RangeIndex.
 
     Raises:
-        TamperedError: cells that fail authentication; nothing of the column is returned then.
-        WrongKeyError: cells whose key id is in no object of the header.
-        UnsupportedTypeError: a dtype that this version of pandas lacks.
+        TamperedError: cells fail authentication; nothing of the column is returned.
+        WrongKeyError: the key id of a cell is in no object of the header.
+        UnsupportedTypeError: this version of pandas lacks the dtype.
     """
 
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pd.Series[Any]:
         values = codec.unpack(item.codec_type, cells, kind=item.kind, categories=categories, column=column)
-        # The dtype is said, since pandas 3 would make str of objects that are text.
+        # The dtype is explicit, since pandas 3 would infer str for object arrays of text.
         return pd.Series(values, dtype=values.dtype, copy=False)
 
     def join(parts: list[pd.Series[Any]], order: Ints) -> pd.Series[Any]:
@@ -149,9 +153,9 @@ def open_pandas(
 def open_arrow(
     header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str, *, first: int = 0
 ) -> pa.Array | pa.ChunkedArray:
-    """Decrypt a column, whose header was authenticated, into Arrow: as `open_pandas`, of the Arrow type.
+    """Decrypt a column into Arrow, like `open_pandas`, but with the Arrow type.
 
-    Of a part of a column, ``first`` says at which row it begins, for errors.
+    If ``storage`` is a part of a column, ``first`` is its first row, for errors.
     """
 
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pa.Array | pa.ChunkedArray:
@@ -163,8 +167,8 @@ def open_arrow(
         types = {part.type for part in parts}
         if len(types) > 1:
             raise UnsupportedTypeError(
-                f"column {column!r}: its cells are of {len(types)} Arrow types; decrypt the tables before "
-                "they are put together",
+                f"column {column!r}: its cells have {len(types)} Arrow types. Decrypt the tables before you "
+                "concatenate them",
                 column=column,
                 dtype=" | ".join(sorted(map(str, types))),
             )
@@ -187,7 +191,7 @@ def _open(
     join: Callable[[list[_T], Ints], _T],
     first: int = 0,
 ) -> _T:
-    """Open every cell under its object, release nothing unless all are authentic, and keep their order."""
+    """Decrypt every cell with the key of its object, in order; release nothing unless all are authentic."""
     keys, sealed, present, ids = _sorted_out(header, data_keys, storage, column, first)
     if len(keys) == 1:
         plain, bad = _open_cells(header.columns[0], keys[0], sealed)
@@ -201,14 +205,14 @@ def _open(
         mine = np.flatnonzero(pending & (ids == _key_id(key)))
         plain, bad = _open_cells(item, key, _rows(storage, present[mine]))
         if plain is None:
-            # Key ids have four bytes: another object's may be the same by chance, so it gets its turn.
+            # Key ids have only four bytes, so two objects may have the same one: try the next object as well.
             mine = np.delete(mine, bad)
             plain, _ = _open_cells(item, key, _rows(storage, present[mine]))
         pending[mine] = False
         if plain is not None and len(mine):
             opened.append((item, present[mine], plain))
     if pending.any():
-        opened.clear()  # so that no frame of the error holds what was authentic either
+        opened.clear()  # so that no frame of the error contains plaintext of the authentic cells
         plain = None
         _tampered(column, first + present[pending])
     nulls = np.setdiff1d(np.arange(len(sealed)), present)
@@ -219,25 +223,26 @@ def _open(
 
 
 def check_key_ids(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str) -> None:
-    """Check that every cell can be of one of the objects of its column, whose header was authenticated.
+    """Check that every cell can belong to one of the objects of its column's header.
 
     Raises:
-        TamperedError: what cannot be a cell.
-        WrongKeyError: cells whose key id is in no object of the header.
+        TamperedError: a value cannot be a cell.
+        WrongKeyError: the key id of a cell is in no object of the header.
     """
     _sorted_out(header, data_keys, storage, column)
 
 
 def bad_cells(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array) -> tuple[Ints, Ints]:
-    """Which cells of a column, whose header was authenticated, are not authentic. Releases no plaintext.
+    """Find the cells of a column that are not authentic. Releases no plaintext.
 
     Args:
-        header: the column's.
+        header: the column's; it must have been authenticated.
         data_keys: by commitment.
         storage: its cells.
 
     Returns:
-        Positions of those that fail authentication, and of those whose key id is in no object of the header.
+        The positions of cells that fail authentication, and of cells whose key id is in no object of the
+        header.
     """
     keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
     sealed, present, ids, broken = _identified(storage)
@@ -254,7 +259,7 @@ def bad_cells(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Ar
 def _sorted_out(
     header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str, first: int = 0
 ) -> tuple[list[CellKey], Cells, Ints, npt.NDArray[np.uint32]]:
-    """The keys of the objects; the cells, which of them are not null, and the key id of each of those."""
+    """Return the keys of the objects, the cells, the positions that are not null, and their key ids."""
     keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
     sealed, present, ids, broken = _identified(storage)
     if broken.any():
@@ -278,7 +283,7 @@ def _key_id(key: CellKey) -> int:
 
 
 def _identified(storage: pa.Array) -> tuple[Cells, Ints, npt.NDArray[np.uint32], Bools]:
-    """The cells; which of them are not null; of those the key ids, and which cannot be cells at all."""
+    """Return the cells, the positions that are not null, and for those: key ids, and which are malformed."""
     cells = from_storage(storage)
     present = np.arange(len(cells)) if cells.valid is None else np.flatnonzero(cells.valid)
     shortest = min(siv.OVERHEAD, gcm.OVERHEAD)
@@ -298,13 +303,13 @@ def _identified(storage: pa.Array) -> tuple[Cells, Ints, npt.NDArray[np.uint32],
 
 
 def _seal_categories(plain: bytes, name: str, data_key: DataKey) -> str:
-    """A category list as one AES-SIV message, padded so that its length says little."""
+    """Encrypt a category list as one AES-SIV message, padded so that its length reveals little."""
     padded = len(plain).to_bytes(8, "little") + plain
     padded += bytes(-len(padded) % 256)
     if len(padded) > _MOST_CATEGORIES:
         raise UnsupportedTypeError(
-            f"column {name!r}: its category list takes more than 1 MiB, too much for a header; convert it "
-            "first, e.g. .astype(df[column].cat.categories.dtype)",
+            f"column {name!r}: its category list is larger than 1 MiB, too large for a header. Convert the "
+            "column first, e.g. .astype(df[column].cat.categories.dtype)",
             column=name,
             dtype="category",
         )
@@ -324,7 +329,9 @@ def _categories(item: ColumnHeader, data_keys: Mapping[bytes, DataKey], column: 
     size = int.from_bytes(padded[:8], "little")
     if len(padded) < 8 + size or len(padded) % 256 or not padded:
         raise FormatError(
-            f"column {column!r}: its category list does not open", column=column, field="categories"
+            f"column {column!r}: its category list fails authentication: the header was changed",
+            column=column,
+            field="categories",
         )
     return padded[8 : 8 + size]
 
@@ -339,8 +346,8 @@ def _some(rows: Ints) -> str:
 def _tampered(column: str, rows: Ints) -> NoReturn:
     verb = "fails" if len(rows) == 1 else "fail"
     raise TamperedError(
-        f"column {column!r}: {_some(rows)} {verb} authentication: changed, cut short, or moved here from "
-        "elsewhere. Nothing of the column was decrypted: restore it from a copy",
+        f"column {column!r}: {_some(rows)} {verb} authentication: changed, truncated, or moved here from "
+        "elsewhere. Nothing of the column was decrypted. Restore it from a copy",
         column=column,
         rows=tuple(rows[:ROWS_NAMED].tolist()),
         count=len(rows),
@@ -349,8 +356,9 @@ def _tampered(column: str, rows: Ints) -> NoReturn:
 
 def _wrong_key(column: str, rows: Ints) -> NoReturn:
     raise WrongKeyError(
-        f"column {column!r}: {_some(rows)} with the id of a key that its header does not name: from another "
-        "column or file, or changed in the first bytes. Nothing of the column was decrypted",
+        f"column {column!r}: {_some(rows)} with a key id that is not in the header: moved here from another "
+        "column or file, or changed in the first bytes. Nothing of the column was decrypted. Restore it from "
+        "a copy",
         column=column,
         rows=tuple(rows[:ROWS_NAMED].tolist()),
     )

@@ -1,8 +1,8 @@
 """The encrypted column in pandas (`EncryptedDtype`, `EncryptedArray`) and in Arrow (`EncryptedType`).
 
-The type carries the facts: the header that decryption needs is a parameter of dtype and Arrow type, and so
-goes wherever the column goes. Two types are equal when their column objects are equal. The three classes
-are in one file since each of them names the others.
+The header that decryption needs is a parameter of the dtype and of the Arrow type, so it stays with the
+column in every operation. Two types are equal if their column objects are equal. The three classes are in one
+file because each of them uses the others.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class EncryptedDtype(ExtensionDtype):
     """The dtype of an encrypted column.
 
     Args:
-        header: the column's header, or its text as it stands in a file. Malformed text is kept, so that one
-            bad column does not make a whole file unreadable; using it raises FormatError.
+        header: the column's header, or its text from a file. Malformed text is kept, so that one bad column
+            does not make the whole file unreadable; using the header raises FormatError.
     """
 
     type = Cell
@@ -61,12 +61,12 @@ class EncryptedDtype(ExtensionDtype):
 
     @cached_property
     def header(self) -> Header:
-        """The parsed header; FormatError where it is malformed."""
+        """The parsed header; FormatError if it is malformed."""
         return Header.parse(self.text)
 
     @cached_property
     def parsed(self) -> Header | None:
-        """The parsed header; None where it is malformed."""
+        """The parsed header; None if it is malformed."""
         try:
             return self.header
         except FormatError:
@@ -79,7 +79,7 @@ class EncryptedDtype(ExtensionDtype):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # the stubs know only dtypes without parameters
-        """What pandas shows, such as ``encrypted[int64]``."""
+        """The name that pandas shows, such as ``encrypted[int64]``."""
         return self._name
 
     @cached_property
@@ -89,15 +89,15 @@ class EncryptedDtype(ExtensionDtype):
 
     @property
     def called(self) -> str:
-        """What errors call the column: its dtype, and the name or domain that it was encrypted under."""
+        """The name of the column in errors: its dtype, and the name or domain it was encrypted under."""
         if self.parsed is None:
             return self.name
         _, name, domain = self.parsed.columns[0].place
         return f"{self.name} {(name if name is not None else domain)!r}"
 
     def __str__(self) -> str:
-        # pyarrow writes str(dtype) into the file's pandas metadata. A process without kmsdata would not
-        # know the name and could not open the file at all; as "object" it sees bytes.
+        # pyarrow (17 and 26) writes str(dtype) into the file's pandas metadata. Without kmsdata, pandas would
+        # not know the name and could not open the file at all; as "object" it reads bytes.
         caller = sys._getframe(1).f_globals.get("__name__")
         return "object" if caller == "pyarrow.pandas_compat" else self.name
 
@@ -106,18 +106,18 @@ class EncryptedDtype(ExtensionDtype):
 
     @cached_property
     def _identity(self) -> str:
-        # As text: in Python True == 1, so two JSON objects that differ could be equal.
+        # As text: in Python True == 1, so two different JSON objects could be equal.
         return self.text if self.parsed is None else canonical([c.to_json() for c in self.parsed.columns])
 
     @cached_property
     def _storage_type(self) -> pa.DataType:
-        """Decided by type alone: fixed-size binary where all cells are equally long, else large binary."""
+        """Fixed-size binary if the type gives all cells the same length, otherwise large binary."""
         widths = {_cell_width(item) for item in self.parsed.columns} if self.parsed else set()
         width = widths.pop() if len(widths) == 1 else None
         return pa.large_binary() if width is None else pa.binary(width)
 
     def __eq__(self, other: object) -> bool:
-        # Equal texts need no parsing, which a dataset of many files would feel.
+        # Equal texts need no parsing, which would be slow for a dataset of many files.
         return isinstance(other, EncryptedDtype) and (
             self.text == other.text or self._identity == other._identity
         )
@@ -130,17 +130,17 @@ class EncryptedDtype(ExtensionDtype):
 
     @classmethod
     def construct_array_type(cls) -> builtins.type[EncryptedArray]:
-        """The array class."""
+        """Return the array class."""
         return EncryptedArray
 
     @classmethod
     def construct_from_string(cls, string: str) -> NoReturn:
-        """Refused: a name does not hold the header."""
+        """Raise TypeError: the name of the dtype does not contain the header."""
         if not isinstance(string, str):
             raise TypeError(f"'construct_from_string' expects a string, got {builtins.type(string)}")
         raise TypeError(
-            f"Cannot construct a '{cls.__name__}' from '{string}': a name does not hold the header; take the "
-            "dtype of an encrypted column"
+            f"Cannot construct a '{cls.__name__}' from '{string}': a name does not contain the header. Use "
+            "the dtype of an encrypted column"
         )
 
     def __from_arrow__(self, array: pa.Array | pa.ChunkedArray) -> EncryptedArray:
@@ -172,11 +172,11 @@ class EncryptedType(pa.ExtensionType):
 
     @classmethod
     def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> EncryptedType:
-        # Must not raise: pyarrow could then read no column of the file.
+        # Must not raise: otherwise pyarrow could not read any column of the file.
         return cls(storage_type, EncryptedDtype(serialized.decode("utf-8", "surrogateescape")))
 
     def __eq__(self, other: object) -> bool:
-        # By default Arrow compares names only, and would put one file's cells under another one's header.
+        # By default Arrow compares names only, and would put the cells of one file under another's header.
         return (
             isinstance(other, EncryptedType)
             and self.storage_type == other.storage_type
@@ -184,7 +184,7 @@ class EncryptedType(pa.ExtensionType):
         )
 
     def __ne__(self, other: object) -> bool:
-        return not self == other  # pyarrow's own does not ask __eq__
+        return not self == other  # pyarrow's own __ne__ does not call __eq__
 
     def __hash__(self) -> int:
         return hash((self.storage_type, self.dtype))
@@ -198,12 +198,12 @@ class EncryptedType(pa.ExtensionType):
     __repr__ = __str__
 
     def to_pandas_dtype(self) -> EncryptedDtype:
-        """The dtype of such a column in pandas."""
+        """Return the dtype of such a column in pandas."""
         return self.dtype
 
 
 class EncryptedArray(ExtensionArray):
-    """A column of cells: opaque values that can be moved, compared if deterministic, and nothing else.
+    """A column of cells: opaque values that can be moved and, if deterministic, compared.
 
     Args:
         storage: the cells: a pyarrow Array or ChunkedArray of any binary type, or of `EncryptedType`.
@@ -211,7 +211,7 @@ class EncryptedArray(ExtensionArray):
     """
 
     __array_priority__ = 1000
-    _readonly = False  # pandas 3 sets it
+    _readonly = False  # pandas 3 sets it for views (copy-on-write)
 
     def __init__(self, storage: pa.Array | pa.ChunkedArray, dtype: EncryptedDtype) -> None:
         self._storage = fitted(plain_binary(storage), dtype._storage_type)
@@ -219,16 +219,16 @@ class EncryptedArray(ExtensionArray):
 
     @property
     def storage(self) -> pa.Array:
-        """The cells in Arrow: large binary, or fixed-size binary."""
+        """The cells as an Arrow array: large binary, or fixed-size binary."""
         return self._storage
 
-    # What makes it an array.
+    # The interface of ExtensionArray.
 
     @classmethod
     def _from_sequence(
         cls, scalars: Sequence[Any], *, dtype: EncryptedDtype | None = None, copy: bool = False
     ) -> Self:
-        """Cells and nulls; where a dtype is given also cells as text, as they come from CSV and JSON."""
+        """Build an array of cells and nulls; with a dtype also from cells as text, as in CSV and JSON."""
         if isinstance(scalars, (pd.Series, pd.Index)):
             scalars = scalars.array
         if isinstance(scalars, EncryptedArray):
@@ -239,13 +239,11 @@ class EncryptedArray(ExtensionArray):
         if dtype is None:
             union = {cast(EncryptedDtype, cell.dtype): None for cell in cells if isinstance(cell, Cell)}
             if not union:
-                raise TypeError("cannot tell how these cells are encrypted: there are only nulls")
+                raise TypeError("the dtype of these cells is unknown: there are only nulls. Pass dtype=")
             first, *others = union
             common = first._get_common_dtype([first, *others])
             if not isinstance(common, EncryptedDtype):
-                raise TypeError(
-                    "these cells cannot stand in one column: they are of several types under one key"
-                )
+                raise TypeError("these cells cannot be in one column: they have several types under one key")
             dtype = common
         return cls(binary([bytes_of(cell, dtype, text=True) for cell in cells]), dtype)
 
@@ -253,10 +251,10 @@ class EncryptedArray(ExtensionArray):
 
     @classmethod
     def _from_scalars(cls, scalars: Sequence[Any], *, dtype: EncryptedDtype) -> Self:
-        # What a function made of cells (map, combine, apply) is a column of cells only if it is cells: text
-        # that a caller made of them must stay text.
+        # pandas calls this for the results of map, combine and apply. Results that are not cells must not
+        # become a column of cells: text that a caller made from cells must stay text.
         if not any(isinstance(scalar, Cell) for scalar in scalars):
-            raise TypeError("no cells")
+            raise TypeError("there are no cells among these values")
         return cls(binary([bytes_of(scalar, dtype) for scalar in scalars]), dtype)
 
     @classmethod
@@ -265,12 +263,12 @@ class EncryptedArray(ExtensionArray):
 
     @property
     def dtype(self) -> EncryptedDtype:
-        """Its `EncryptedDtype`."""
+        """The `EncryptedDtype` of the column."""
         return self._dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the cells in memory."""
+        """The size of the cells in memory, in bytes."""
         return int(self._storage.nbytes)
 
     def __len__(self) -> int:
@@ -309,7 +307,8 @@ class EncryptedArray(ExtensionArray):
         return self._scalar(self._storage[position % len(self)].as_py())
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        # The cells are never changed in place: this array gets others, and whoever shares them keeps them.
+        # The cells are never changed in place: this array gets a new storage, and arrays that share the old
+        # one keep it.
         if self._readonly:
             raise ValueError("Cannot modify read-only array")
         key = check_array_indexer(self, key)
@@ -319,7 +318,7 @@ class EncryptedArray(ExtensionArray):
             [value] if isinstance(value, Cell) or not pd.api.types.is_list_like(value) else value
         )
         if len(new) != 1 and (scalar or len(new) != len(positions)):
-            raise ValueError("the number of values does not fit the number of rows")
+            raise ValueError("the number of values differs from the number of rows")
         source = np.arange(len(self))
         source[key] = len(self) + (0 if len(new) == 1 else np.arange(len(new)))
         both = concatenated([self._storage, new._storage])
@@ -332,11 +331,11 @@ class EncryptedArray(ExtensionArray):
         return pd.NA if value is None else Cell(value, self._dtype)
 
     def isna(self) -> npt.NDArray[np.bool_]:
-        """bool[n]: which cells are null."""
+        """Return bool[n]: which cells are null."""
         return self._storage.is_null().to_numpy(zero_copy_only=False)
 
     def take(self, indices: Any, *, allow_fill: bool = False, fill_value: Any = None) -> Self:
-        """Cells at positions; -1 is null where allow_fill."""
+        """Return the cells at these positions; with ``allow_fill``, -1 is ``fill_value``."""
         indices = np.asarray(indices, np.intp)
         if not len(self) and len(indices) and not (allow_fill and (indices == -1).all()):
             raise IndexError("cannot do a non-empty take from an empty axes.")
@@ -355,7 +354,7 @@ class EncryptedArray(ExtensionArray):
         return type(self)(both.take(pa.array(np.where(missing, len(self), indices))), self._dtype)
 
     def copy(self) -> Self:
-        """A copy. The cells are shared: they are never changed in place."""
+        """Return a copy. The cells are shared: they are never changed in place."""
         return type(self)(self._storage, self._dtype)
 
     @classmethod
@@ -364,12 +363,12 @@ class EncryptedArray(ExtensionArray):
         for array in to_concat[1:]:
             other = array.dtype.parsed
             if header is not None and other is not None and other.text != header.text:
-                header = header.union(other) or header  # equal types; the union gathers their wraps
+                header = header.union(other) or header  # equal types; the union has all their wrapped keys
         dtype = to_concat[0].dtype if header is None else EncryptedDtype(header)
         return cls(concatenated([array._storage for array in to_concat]), dtype)
 
     def astype(self, dtype: Any, copy: bool = True) -> Any:
-        """To object (cells), to text (the whole ciphertext), or to a dtype that these cells fit."""
+        """Convert to objects (cells), to text (the whole ciphertext), or to a dtype that these cells fit."""
         dtype = pd.api.types.pandas_dtype(dtype)
         if isinstance(dtype, EncryptedDtype):
             if dtype == self._dtype and not copy:
@@ -385,18 +384,20 @@ class EncryptedArray(ExtensionArray):
             if within("_get_engine_target") and within("get_indexer", "get_indexer_non_unique"):
                 self._check_factorizable()
             return self.__array__()
-        raise TypeError(f"{self._dtype.called} cannot become {dtype}: decrypt it first (df.kms.decrypt())")
+        raise TypeError(
+            f"{self._dtype.called} cannot be converted to {dtype}. Decrypt it first (df.kms.decrypt())"
+        )
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
-            raise TypeError(f"{self._dtype.called} holds no numbers: decrypt it first (df.kms.decrypt())")
+            raise TypeError(f"{self._dtype.called} contains no numbers. Decrypt it first (df.kms.decrypt())")
         if copy is False:
-            raise ValueError("cells are made of bytes when they are asked for: that is always a copy")
+            raise ValueError("an array of cells is always a copy: copy=False is not possible")
         refuse_foreign_meeting()
         if within("ranker"):  # DataFrame.rank
             self._refuse_order()
         if sys._getframe(1).f_globals.get("__name__") == "pandas.io.json._json":
-            return self._values_for_json()  # pandas 2 asks here for those of a series
+            return self._values_for_json()  # pandas 2 calls __array__ instead for the JSON of a series
         out = np.empty(len(self), object)
         out[:] = list(self)
         return out
@@ -404,7 +405,7 @@ class EncryptedArray(ExtensionArray):
     def to_numpy(
         self, dtype: npt.DTypeLike | None = None, copy: bool = False, na_value: object = no_default
     ) -> npt.NDArray[Any]:
-        """The cells as objects, with pd.NA, or na_value, for nulls."""
+        """Return the cells as objects, with pd.NA, or na_value, for nulls."""
         out = self.__array__(dtype)
         if na_value is not no_default:
             out[self.isna()] = na_value
@@ -417,19 +418,20 @@ class EncryptedArray(ExtensionArray):
         if type is not None:
             wanted = type
             if not isinstance(type, EncryptedType):
-                # pyarrow asks for the storage of the type that it wants, and then puts that type's header
-                # over it. Which type that is, its caller knows; elsewhere the header would be lost.
+                # For a schema with an EncryptedType, pyarrow (17 and 26) requests only the storage type here,
+                # and then applies the header of the schema to the cells. The calling frame shows which type
+                # the schema has; for any other caller the header would be lost.
                 caller = sys._getframe(1)
                 if caller.f_globals.get("__name__") != "pyarrow.pandas_compat":
                     raise TypeError(
-                        f"{self._dtype.name} as {type} would lose its header: leave the type out, or take "
-                        "the bytes from series.array.storage"
+                        f"{self._dtype.name} as {type} would lose its header. Leave the type out, or use "
+                        "the bytes in series.array.storage"
                     )
                 wanted = getattr(caller.f_locals.get("field"), "type", None)
             if isinstance(wanted, EncryptedType) and wanted.dtype != self._dtype:
                 raise TypeError(
-                    "this column is encrypted otherwise than the schema says, whose header would stand over "
-                    "its cells: encrypt both under one data key (key=df), or write files of their own"
+                    "this column has another header than the schema, and with the schema's header its cells "
+                    "could not be decrypted. Encrypt both under one data key (key=df), or write two files"
                 )
             if not isinstance(type, EncryptedType):
                 return self._storage.cast(type)
@@ -439,13 +441,13 @@ class EncryptedArray(ExtensionArray):
         return arrays[0] if len(arrays) == 1 else pa.chunked_array(arrays, type=ext)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A slice shares its parent's buffers: taking copies what belongs to it, and no more is pickled.
+        # A slice shares its parent's buffers, which pickle would write whole: take() copies only the slice.
         storage = self._storage
         if storage.get_total_buffer_size() > storage.nbytes + 1024:
             storage = storage.take(pa.array(np.arange(len(self))))
         return type(self), (storage, self._dtype)
 
-    # How it looks.
+    # Display and JSON.
 
     def _formatter(self, boxed: bool = False) -> Callable[[Any], str]:
         return lambda cell: "<NA>" if cell is pd.NA else repr(cell)
@@ -453,7 +455,7 @@ class EncryptedArray(ExtensionArray):
     def _values_for_json(self) -> npt.NDArray[Any]:
         return np.array([None if cell is pd.NA else str(cell) for cell in self], object)
 
-    # Equality, where the column is deterministic. No order, no arithmetic.
+    # Equality, if the column is deterministic. No order, no arithmetic.
 
     def __eq__(self, other: object) -> Any:
         return self._compared(other, equal=True)
@@ -461,7 +463,7 @@ class EncryptedArray(ExtensionArray):
     def __ne__(self, other: object) -> Any:
         return self._compared(other, equal=False)
 
-    __hash__ = None  # type: ignore[assignment]  # as every array
+    __hash__ = None  # type: ignore[assignment]  # arrays are not hashable
 
     def _compared(self, other: object, *, equal: bool) -> Any:
         if isinstance(other, (pd.Series, pd.Index, pd.DataFrame)):
@@ -474,7 +476,7 @@ class EncryptedArray(ExtensionArray):
             cells = self._coerced([other], compare=True)
         else:
             raise TypeError(
-                f"{self._dtype.called} can be compared with cells of its own column only, not with values: "
+                f"{self._dtype.called} can be compared with cells of the same column only, not with values: "
                 f"{self._way_to_values}"
             )
         if cells.dtype != self._dtype:
@@ -489,13 +491,13 @@ class EncryptedArray(ExtensionArray):
 
     def _refuse_operator(self, other: object = None) -> Any:
         if isinstance(other, (pd.Series, pd.Index, pd.DataFrame)):
-            return NotImplemented  # they unbox themselves and come again
+            return NotImplemented  # pandas unboxes them and calls again
         return self._refuse_order()
 
     def _refuse_order(self, *_: object, **__: object) -> NoReturn:
         raise TypeError(
-            f"{self._dtype.called} has no order and no arithmetic: ciphertext says nothing of its value's "
-            "size. Decrypt it first (df.kms.decrypt())"
+            f"{self._dtype.called} has no order and no arithmetic: ciphertext reveals nothing about the size "
+            "of its value. Decrypt it first (df.kms.decrypt())"
         )
 
     def _refuse_operation(self, name: str) -> NoReturn:
@@ -521,10 +523,9 @@ class EncryptedArray(ExtensionArray):
         return self._refuse_operation(f"numpy.{ufunc.__name__}")
 
     def argsort(self, *args: object, **kwargs: object) -> npt.NDArray[np.intp]:
-        """Refused: ciphertext has no order that means anything.
+        """Raise TypeError: the order of ciphertext has no meaning.
 
-        But for pandas' own sorting of group keys, which must have some order and asks for it without
-        arguments.
+        Except without arguments: so pandas (2.2 and 3.1, in safe_sort) sorts group keys, in any stable order.
         """
         if args or kwargs:
             self._refuse_order()
@@ -532,11 +533,11 @@ class EncryptedArray(ExtensionArray):
         return order.to_numpy(zero_copy_only=False).astype(np.intp)
 
     def argmin(self, skipna: bool = True) -> NoReturn:
-        """Refused, as every order."""
+        """Raise TypeError: cells have no order."""
         self._refuse_order()
 
     def argmax(self, skipna: bool = True) -> NoReturn:
-        """Refused, as every order."""
+        """Raise TypeError: cells have no order."""
         self._refuse_order()
 
     def _reduce(self, name: str, *, skipna: bool = True, keepdims: bool = False, **kwargs: object) -> Any:
@@ -548,7 +549,7 @@ class EncryptedArray(ExtensionArray):
         self._refuse_operation(name)
 
     def interpolate(self, *, method: str = "linear", **kwargs: object) -> NoReturn:
-        """Refused: it would need the values."""
+        """Raise TypeError: it would need the values."""
         self._refuse_operation("interpolate")
 
     def _groupby_op(self, *, how: str, **kwargs: Any) -> Any:
@@ -565,16 +566,16 @@ class EncryptedArray(ExtensionArray):
         if not header.deterministic:
             several = len(header.columns) > 1 and all(item.deterministic for item in header.columns)
             raise TypeError(
-                f"{self._dtype.called} holds cells under {len(header.columns)} keys, so equal values are "
-                "unequal cells: decrypt it first (df.kms.decrypt())"
+                f"{self._dtype.called} contains cells under {len(header.columns)} keys, so equal values have "
+                "different cells. Decrypt it first (df.kms.decrypt())"
                 if several
-                else f"{self._dtype.called} is randomised: equal values are unequal cells, so it cannot be "
-                "grouped, joined or made unique. Encrypt it with deterministic=[column], or decrypt it first "
-                "(df.kms.decrypt())"
+                else f"{self._dtype.called} is randomised: equal values have different cells, so it cannot "
+                "be grouped, joined or made unique. Encrypt it with deterministic=[column], or decrypt it "
+                "first (df.kms.decrypt())"
             )
 
     def factorize(self, use_na_sentinel: bool = True) -> tuple[npt.NDArray[np.intp], Self]:
-        """Codes and unique cells, of a deterministic column."""
+        """Return codes and unique cells of a deterministic column."""
         if within("lexsort_indexer"):  # sort_values of several columns
             self._refuse_order()
         self._check_factorizable()
@@ -583,24 +584,24 @@ class EncryptedArray(ExtensionArray):
         return codes, type(self)(encoded.dictionary, self._dtype)
 
     def unique(self) -> Self:
-        """The unique cells, of a deterministic column."""
+        """Return the unique cells of a deterministic column."""
         self._check_factorizable()
         return type(self)(self._storage.unique(), self._dtype)
 
     def duplicated(self, keep: Literal["first", "last", False] = "first") -> npt.NDArray[np.bool_]:
-        """bool[n]: which cells stand there already, of a deterministic column."""
+        """Return bool[n]: which cells of a deterministic column are duplicates."""
         codes, _ = self.factorize(use_na_sentinel=False)
         return pd.Series(codes).duplicated(keep=keep).to_numpy()
 
     def value_counts(self, dropna: bool = True) -> pd.Series[int]:
-        """How often each cell stands there, of a deterministic column."""
+        """Count each distinct cell of a deterministic column."""
         codes, uniques = self.factorize(use_na_sentinel=dropna)
         counts = np.bincount(codes[codes >= 0], minlength=len(uniques))
         index = pd.Index(uniques, dtype=self._dtype)
         return pd.Series(counts, index=index, name="count", copy=False)
 
     def isin(self, values: Any) -> npt.NDArray[np.bool_]:
-        """bool[n]: which cells are among these cells."""
+        """Return bool[n]: which cells are among these cells."""
         if isinstance(values, EncryptedArray):
             dtypes: set[CellDtype] = {values.dtype}
             cells = values._storage.cast(pa.large_binary())
@@ -616,16 +617,14 @@ class EncryptedArray(ExtensionArray):
     def _way_to_values(self) -> str:
         decrypt = "decrypt it first (df.kms.decrypt())"
         return (
-            f"look for them by df.kms.isin(column, values), or {decrypt}"
-            if self._dtype.deterministic
-            else decrypt
+            f"search with df.kms.isin(column, values), or {decrypt}" if self._dtype.deterministic else decrypt
         )
 
     def _cells_only(self, values: Any, operation: str) -> set[CellDtype]:
         dtypes, plain = encryptions(values)
         if plain:
             raise TypeError(
-                f"{operation} on {self._dtype.called} takes cells of its own column, not values: "
+                f"{operation} on {self._dtype.called} takes cells of the same column, not values: "
                 f"{self._way_to_values}"
             )
         return dtypes
@@ -643,7 +642,7 @@ class EncryptedArray(ExtensionArray):
     # Checks.
 
     def _coerced(self, values: Any, *, compare: bool = False) -> EncryptedArray:
-        """Cells that may stand in this column; TypeError for any other."""
+        """Convert values to cells that fit this column; raise TypeError for any other."""
         if isinstance(values, (pd.Series, pd.Index)):
             values = values.array
         if isinstance(values, EncryptedArray):
@@ -657,14 +656,15 @@ class EncryptedArray(ExtensionArray):
     def _check_fits(self, dtype: EncryptedDtype) -> None:
         if not fits(self._dtype, dtype):
             raise TypeError(
-                f"these cells were encrypted otherwise than {dtype.name}, and could not be decrypted there"
+                f"these cells do not fit into a column of {dtype.name}, where they could not be decrypted: "
+                "they have another data key, name, domain or type"
             )
 
 
 def _cell_width(item: ColumnHeader) -> int | None:
-    """Bytes of each cell where all are equally long by type."""
+    """Return the length of each cell in bytes if the type gives all of them the same length."""
     try:
-        # Nobody has authenticated this header yet: its type may be anything.
+        # This header is not authenticated yet, so its type may be anything.
         codec.check(item.codec_type, item.kind)
         width = codec.width(item.type, item.kind)
     except (FormatError, UnsupportedTypeError):

@@ -1,4 +1,7 @@
-"""The encrypted columns of frames and Arrow tables, in each of the shapes that pandas gives them."""
+"""Find the encrypted columns of frames and Arrow tables, in every form that pandas may give them.
+
+Cells may be in an extension array, an ArrowDtype column, a categorical, an object column, or the index.
+"""
 
 from __future__ import annotations
 
@@ -44,22 +47,22 @@ Encrypted: TypeAlias = "pd.DataFrame | pd.Series[Any] | pa.Table"
 
 
 def not_encrypted(frame: pd.DataFrame, name: str) -> FormatError:
-    """The error for a column that should be encrypted, and is not."""
+    """Return the error for a column that should be encrypted but is not."""
     why = "it has no kmsdata header"
     first = frame[name].dropna().head(1).tolist() if name in frame else []
     if first and isinstance(first[0], str) and first[0].startswith(MARK):
         why = (
-            "it is text of cells, as CSV has it, without their header: read it with "
+            "it contains cells as text, as in CSV, without their header. Read it with "
             "dtype={column: dtype of the encrypted column}"
         )
     elif any(item.level is not None for item in encrypted_columns(frame)):
-        why = "it has no kmsdata header. A level of the index has: name that, or no column"
+        why = "it has no kmsdata header, but a level of the index has one. Name that level, or no column"
     return FormatError(f"column {name!r} is not encrypted: {why}", column=str(name))
 
 
 @dataclass(frozen=True)
 class EncryptedColumn:
-    """Encrypted cells of a frame: a column, or a level of its index."""
+    """The encrypted cells of one column of a frame, or of one level of its index."""
 
     name: Hashable
     parts: Sequence[tuple[np.ndarray[Any, Any] | None, EncryptedArray]]
@@ -69,21 +72,21 @@ class EncryptedColumn:
 
     @property
     def whole(self) -> bool:
-        """Whether it is one column's cells and nothing else."""
+        """Whether it contains only cells of one encrypted column."""
         return len(self.parts) == 1 and self.others is None
 
     @property
     def header(self) -> Header | None:
-        """The header of whole columns; None where it is malformed."""
+        """The header of a whole column; None if it is malformed."""
         return self.parts[0][1].dtype.parsed
 
     @property
     def headers(self) -> list[Header]:
-        """The header of each part; FormatError where one is malformed."""
+        """The header of each part; FormatError if one is malformed."""
         return [header_of(array.dtype, self.name) for _, array in self.parts]
 
     def decrypt(self, keys: Mapping[bytes, DataKey]) -> pd.Series[Any]:
-        """The values, of the recorded dtype; objects where cells of several dtypes stand together."""
+        """Decrypt to the recorded dtype, or to objects if the cells have several dtypes."""
         if self.whole:
             ((_, array),) = self.parts
             values = open_pandas(array.dtype.header, keys, array.storage, str(self.name))
@@ -98,7 +101,7 @@ class EncryptedColumn:
         out = np.empty(0, object) if self.others is None else self.others.copy()
         null, dtype = np.asarray(pd.isna(out)), opened[0].dtype
         alike = not pd.api.types.is_object_dtype(dtype) and all(values.dtype == dtype for values in opened)
-        if alike and sum(map(len, opened)) == (~null).sum():  # encrypted otherwise, and still of one dtype
+        if alike and sum(map(len, opened)) == (~null).sum():  # several headers, but one dtype
             order = np.zeros(len(out), np.intp)
             placed = [rows for rows, _ in self.parts if rows is not None]
             order[np.concatenate(placed)] = np.arange((~null).sum())
@@ -112,9 +115,10 @@ class EncryptedColumn:
 
 
 def _with_nulls(values: pd.Series[Any], null: np.ndarray[Any, Any]) -> pd.Series[Any]:
-    """Values whose dtype has no null (int64, bool), where a join, shift or the like has since made nulls.
+    """Insert the nulls that a join or shift added after encryption, also if the dtype (int64, bool) has none.
 
-    pandas itself would go on in floats, which hold no large integers: so the nullable dtype of that width.
+    pandas itself would convert to float, which cannot represent large integers: so the result has the
+    nullable dtype of the same width.
     """
     if not null.any():
         return values
@@ -131,7 +135,7 @@ def _with_nulls(values: pd.Series[Any], null: np.ndarray[Any, Any]) -> pd.Series
 
 
 def encrypted_columns(frame: pd.DataFrame) -> list[EncryptedColumn]:
-    """The encrypted columns of a frame, then the encrypted levels of its index."""
+    """List the encrypted columns of a frame, then the encrypted levels of its index."""
     found = []
     for position, label in enumerate(frame.columns):
         if (parts := _cells_of_series(frame.iloc[:, position])) is not None:
@@ -146,7 +150,7 @@ def encrypted_columns(frame: pd.DataFrame) -> list[EncryptedColumn]:
 
 
 def encrypted_column(frame: pd.DataFrame, name: Hashable) -> EncryptedColumn:
-    """The encrypted column of this name, else the encrypted level of the index.
+    """Return the encrypted column of this name, otherwise the encrypted level of the index.
 
     Raises:
         KeyError: there is neither. FormatError: it is not encrypted.
@@ -162,24 +166,24 @@ def encrypted_column(frame: pd.DataFrame, name: Hashable) -> EncryptedColumn:
 
 
 def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with every encrypted column in `EncryptedDtype`, whatever shape pandas gave it."""
+    """Return the frame with every encrypted column in `EncryptedDtype`, in whichever form it was."""
     out = frame.copy(deep=False)
     for item in encrypted_columns(frame):
         if not item.whole:
             raise TypeError(
-                f"column {item.name!r} mixes cells that were encrypted otherwise with each other or with "
-                "plain values, and has no one header: decrypt it first"
+                f"column {item.name!r} mixes cells of several encrypted columns, or cells and plain values, "
+                "so it has no single header. Decrypt it first"
             )
         _put(out, item, item.parts[0][1])
     return out
 
 
 def with_headers(frame: pd.DataFrame, change: Callable[[Header], Header]) -> pd.DataFrame:
-    """The frame with the same cells under other headers.
+    """Return the frame with the same cells under other headers.
 
     Args:
-        frame: any frame; columns and index levels that are encrypted are changed.
-        change: what becomes of a header; its column objects must stay.
+        frame: any frame; its encrypted columns and index levels get new headers.
+        change: returns the new header for a header; it must keep the column objects.
     """
     out = frame.assign()
     for item in encrypted_columns(frame):
@@ -207,19 +211,19 @@ def _put(frame: pd.DataFrame, item: EncryptedColumn, values: Any) -> None:
 
 @dataclass(frozen=True)
 class _Cells:
-    """What is encrypted of a column: the rows of each part, None for all; and what else is in it."""
+    """The encrypted parts of a column: the rows of each (None for all), its cells, and the other values."""
 
     arrays: list[tuple[np.ndarray[Any, Any] | None, EncryptedArray]]
     others: np.ndarray[Any, Any] | None = None
 
 
 def is_encrypted(series: pd.Series[Any]) -> bool:
-    """Whether there are cells in a column."""
+    """Return whether a column contains cells."""
     return _cells_of_series(series) is not None
 
 
 def _cells_of_series(series: pd.Series[Any]) -> _Cells | None:
-    """What is encrypted of a column, in each of the shapes that pandas may have given it."""
+    """Return the encrypted parts of a column, in every form that pandas may have given it, or None."""
     dtype = series.dtype
     if isinstance(dtype, EncryptedDtype):
         return _Cells([(None, series.array)])
@@ -242,7 +246,7 @@ def _cells_of_series(series: pd.Series[Any]) -> _Cells | None:
     if values is None:
         return None
     values = values.to_numpy()
-    # Most columns of objects have no cells, most of them text: so the quick looks come first.
+    # Most object columns contain text and no cells: so the fast checks come first.
     if pd.api.types.infer_dtype(values) == "string" or Cell not in set(map(type, values)):
         return None
     rows = np.array([type(value) is Cell for value in values], np.bool_)
@@ -261,7 +265,7 @@ def check_names(headers: Mapping[Any, Header], *, path: str | None = None) -> No
 
     Raises:
         FormatError: a label is the name of another of these columns: two were exchanged; or, in a file
-            (path given), it is any other name.
+            (path given), the label is any other name.
     """
     names = {
         label: [item.name for item in header.columns if item.name is not None]
@@ -274,26 +278,26 @@ def check_names(headers: Mapping[Any, Header], *, path: str | None = None) -> No
             if any(label in others for other, others in names.items() if other != label):
                 raise FormatError(
                     f"column {label!r} was encrypted as {name!r}, and another column as {label!r}: their "
-                    "contents were exchanged. If you renamed them, rename them back before decrypting",
+                    "contents were exchanged. If you renamed them, rename them back before you decrypt",
                     column=str(label),
                     field="name",
                     path=path,
                 )
             if path is not None:
                 raise FormatError(
-                    f"column {label!r} was encrypted as {name!r}: rename it back",
+                    f"column {label!r} was encrypted as {name!r}. Rename it back",
                     column=str(label),
                     field="name",
                     path=path,
                 )
             warnings.warn(
-                f"column {label!r} was encrypted as {name!r}; its cells are authentic, its label is not",
+                f"column {label!r} was encrypted as {name!r}: its cells are authentic, its label is not",
                 stacklevel=4,
             )
 
 
 def header_of(dtype: EncryptedDtype, column: Hashable) -> Header:
-    """The header of a column's dtype; FormatError that names the column where it is malformed."""
+    """Return the header of a column's dtype; if it is malformed, raise FormatError with the column's name."""
     try:
         return dtype.header
     except FormatError as error:
@@ -301,13 +305,13 @@ def header_of(dtype: EncryptedDtype, column: Hashable) -> Header:
 
 
 def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Header]:
-    """The headers of encrypted data, by column; of these columns where some are named."""
+    """Return the headers of encrypted data, by column: of all columns, or of those that are named."""
     wanted = None if columns is None else column_names(columns)
     if isinstance(data, pa.Table):
         return table_headers(data, wanted)
     if not isinstance(data, (pd.DataFrame, pd.Series)):
         raise TypeError(
-            f"encrypted data is a frame, a series, an Arrow table, or the path of a Parquet file, not "
+            f"encrypted data must be a frame, a series, an Arrow table, or the path of a Parquet file, not "
             f"{type(data).__name__}"
         )
     frame = data.to_frame() if isinstance(data, pd.Series) else data
@@ -317,14 +321,14 @@ def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Hea
             continue
         if len(item.headers) != 1 or str(item.name) in out:
             raise ValueError(
-                f"{item.name!r} holds cells of several columns: name one column of the frame they come from"
+                f"{item.name!r} contains cells of several columns. Name one column of the original frame"
             )
         (out[str(item.name)],) = item.headers
     return out
 
 
 def table_headers(table: pa.Table, wanted: list[str] | None = None) -> dict[str, Header]:
-    """The headers of an Arrow table, by column; of these columns where some are named."""
+    """Return the headers of an Arrow table, by column: of all columns, or of those that are named."""
     headers = {}
     for field in table.schema:
         if isinstance(field.type, EncryptedType) and (wanted is None or field.name in wanted):
@@ -333,7 +337,7 @@ def table_headers(table: pa.Table, wanted: list[str] | None = None) -> dict[str,
 
 
 def with_index_levels(index: pd.Index[Any], levels: Mapping[int, pd.Index[Any]]) -> pd.Index[Any]:
-    """The index with these levels, by position, in place of its own."""
+    """Return the index with these levels, by position, replaced."""
     if not isinstance(index, pd.MultiIndex):
         return levels[0]
     arrays = [levels.get(level, index.get_level_values(level)) for level in range(index.nlevels)]

@@ -1,4 +1,4 @@
-"""Frames: several columns, one data key. Nothing is changed in place."""
+"""Encrypt and decrypt frames: several columns, one data key. Nothing is changed in place."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def encrypt_frame(
     context: Mapping[str, str] | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """See `kmsdata.api.accessor.FrameAccessor.encrypt`."""
+    """Encrypt columns of a frame; see `kmsdata.api.accessor.FrameAccessor.encrypt`."""
     chosen = chosen_columns(frame.columns, columns, deterministic, domain, list(frame.index.names))
     positions = {label: position for position, label in enumerate(frame.columns) if label in chosen}
     for name, position in positions.items():
@@ -54,7 +54,7 @@ def encrypt_frame(
         for name, scope in chosen.items():
             done[name] = encrypt_column(frame.iloc[:, positions[name]], name, data_key, scope)
             bar.step(len(frame))
-    out = frame.assign()  # the pandas way to a frame of its own: lazily where it can be
+    out = frame.assign()  # a new frame; pandas 3 copies no data here (copy-on-write)
     for name, array in done.items():
         out.isetitem(positions[name], array)
     return out
@@ -69,12 +69,12 @@ def decrypt_frame(
     on_denied: Literal["raise", "keep"] = "raise",
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """See `kmsdata.api.accessor.FrameAccessor.decrypt`."""
+    """Decrypt columns of a frame; see `kmsdata.api.accessor.FrameAccessor.decrypt`."""
     if on_denied not in ("raise", "keep"):
-        raise ValueError("on_denied is 'raise' or 'keep'")
+        raise ValueError("on_denied= must be 'raise' or 'keep'")
     every = encrypted_columns(frame)
-    # A row or a transposed frame holds cells of several columns, under labels that were never theirs: only
-    # whole columns are asked for their names.
+    # The labels of a row or a transposed frame are not names of columns: so only whole columns, whose cells
+    # are all of one column, are checked against the names that they were encrypted under.
     named = {item.name: item.header for item in every if item.whole and item.header is not None}
     if columns is not None:
         names = column_names(columns)
@@ -98,14 +98,14 @@ def decrypt_frame(
                     opened.append((item, item.decrypt(keys)))
                 bar.step(len(frame))
     except BaseException:
-        opened.clear()  # an error of one column leaves no plaintext of another in its frames
+        opened.clear()  # so that the frames of an error contain no plaintext of another column
         raise
     out = frame.assign()
     levels: dict[int, pd.Index[Any]] = {}
     for item, values in opened:
         if item.level is None:
-            values.index = frame.index  # a Series of the same index goes in as it is, with no dtype inferred
-            out.isetitem(item.position, cast("Any", values))  # pandas takes it; its stubs forgot
+            values.index = frame.index  # with an equal index, isetitem neither aligns nor infers a dtype
+            out.isetitem(item.position, cast("Any", values))  # valid in pandas, but missing in its stubs
         else:
             levels[item.level] = pd.Index(values, dtype=values.dtype, name=frame.index.names[item.level])
     if levels:

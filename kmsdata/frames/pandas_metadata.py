@@ -48,9 +48,9 @@ def _with_document(metadata: Mapping[bytes, bytes], document: Mapping[str, Any])
 def in_pandas_metadata(
     metadata: Mapping[bytes, bytes] | None, columns: Sequence[str], *, back: bool = False
 ) -> dict[bytes, bytes] | None:
-    """Schema metadata in which pandas takes these columns for bytes: readers without kmsdata fail else.
+    """Return schema metadata that declares these columns as bytes: readers without kmsdata fail otherwise.
 
-    What stood there is kept beside it, and put back where the columns are decrypted.
+    The original entry of a column is kept under ``kmsdata``, and restored when the column is decrypted.
     """
     if metadata is None or _PANDAS not in metadata:
         return None if metadata is None else dict(metadata)
@@ -66,7 +66,7 @@ def in_pandas_metadata(
 
 
 def pandas_entries(headers: Mapping[str, Header], keys: Mapping[bytes, DataKey]) -> dict[str, dict[str, Any]]:
-    """What pandas' metadata says of columns that were encrypted in pandas: their headers know it."""
+    """Build the pandas metadata of columns that were encrypted in pandas, from the types in their headers."""
     entries = {}
     for name, header in headers.items():
         if not all("pandas" in item.type for item in header.columns):
@@ -75,13 +75,15 @@ def pandas_entries(headers: Mapping[str, Header], keys: Mapping[bytes, DataKey])
         with contextlib.suppress(UnsupportedTypeError, pa.ArrowException, TypeError, ValueError):
             frame = pd.DataFrame({name: open_pandas(header, keys, empty, name)})
             entry = _document(pa.Schema.from_pandas(frame, preserve_index=False).metadata)["columns"][0]
-            if entry["pandas_type"] != "empty":  # objects, of which none is at hand
+            if (
+                entry["pandas_type"] != "empty"
+            ):  # "empty": an object column, whose type follows from its values
                 entries[name] = entry
     return entries
 
 
 def with_entries(metadata: dict[bytes, bytes], entries: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """Schema metadata in which pandas' own says this of these columns."""
+    """Set these entries of columns in the pandas metadata."""
     if _PANDAS not in metadata:
         return metadata
     document = _document(metadata)
@@ -92,7 +94,7 @@ def with_entries(metadata: dict[bytes, bytes], entries: Mapping[str, Any]) -> di
 
 
 def pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """The pandas dtypes that schema metadata names, by column, where the name alone says the dtype."""
+    """Return the pandas dtypes in schema metadata, by column, if the name alone identifies the dtype."""
     dtypes = {}
     for entry in _document(metadata).get("columns", []):
         with contextlib.suppress(TypeError, ValueError, KeyError):
@@ -101,7 +103,7 @@ def pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
 
 
 def dtype_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    """Return what pandas called the columns, by column, to show it; empty if the document is malformed."""
+    """Return the pandas dtype names by column, for display; empty if the document is malformed."""
     names: dict[str, str] = {}
     with contextlib.suppress(ValueError, KeyError, TypeError):  # any software may have written it
         for entry in _document(metadata)["columns"]:
@@ -113,18 +115,18 @@ def dtype_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
 
 
 def index_columns(metadata: Mapping[bytes, bytes] | None) -> list[str]:
-    """Return the columns that hold the index."""
+    """Return the columns that contain the index."""
     return [level for level in _document(metadata).get("index_columns", []) if isinstance(level, str)]
 
 
 def pandas_attributes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """Return ``df.attrs`` as the entry ``pandas`` has it."""
+    """Return ``df.attrs`` from the entry ``pandas``."""
     attributes: dict[str, Any] = _document(metadata).get("attributes", {})
     return attributes
 
 
 def frame_attrs(metadata: Mapping[bytes, bytes] | None) -> dict[Any, Any]:
-    """Return ``df.attrs`` as the entry ``PANDAS_ATTRS`` has it."""
+    """Return ``df.attrs`` from the entry ``PANDAS_ATTRS``."""
     attrs: dict[Any, Any] = json.loads((metadata or {}).get(_ATTRS, b"{}"))
     return attrs
 

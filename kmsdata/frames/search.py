@@ -1,7 +1,7 @@
-"""Equality on ciphertext: values to look for become cells of a deterministic column, and are compared.
+"""Search ciphertext for equal values: encrypt the values deterministically, and compare cells.
 
-A match is authentic, since only the data key's holder can make a cell that equals one made just now. What
-does not match is not looked at: a cell that was changed is not found, and not noticed until it is decrypted.
+A match is authentic, since without the data key an attacker cannot make a cell that equals the one made here.
+Other cells are not authenticated: a changed cell does not match, and is noticed only when it is decrypted.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ __all__ = ["Literals", "isin", "literals"]
 
 @dataclass(frozen=True, repr=False)
 class Literals:
-    """What is looked for in a column.
+    """The values to search for in a column, as cells.
 
     Attributes:
         cells: large binary, unique, without nulls.
-        null: whether null is looked for as well.
-        misfit: what is wrong with a value that no such column can hold, as a sentence; None where all fit.
-        anything: whether the column's type was taken from its values: without any, it says nothing.
+        null: whether to search for null as well.
+        misfit: an error message about a value that such a column cannot contain; None if all fit.
+        anything: whether the type is that of an object column, inferred from its values: if the column has no
+            values, the type is unknown.
     """
 
     cells: pa.Array
@@ -49,7 +50,7 @@ class Literals:
     anything: bool = False
 
     def among(self, storage: pa.Array) -> Bools:
-        """bool[n]: which of these cells (of any binary type) are among them."""
+        """Return bool[n]: which of these cells (of any binary type) match."""
         if not pa.types.is_large_binary(storage.type):
             storage = storage.cast(pa.large_binary())
         found = pc.is_in(storage, self.cells)
@@ -59,10 +60,10 @@ class Literals:
 
 
 def literals(header: Header, data_keys: Mapping[bytes, DataKey], values: Any, column: str) -> Literals:
-    """Values as cells of a deterministic column, whose header was authenticated.
+    """Encrypt values as cells of a deterministic column.
 
     Args:
-        header: the column's; its objects may be several, and of several types.
+        header: the column's, authenticated; it may have several objects, and several types.
         data_keys: by commitment, unwrapped and checked.
         values: one value, or any list of values: Series, Index, array, Arrow array, set.
         column: its name, for errors.
@@ -78,7 +79,7 @@ def literals(header: Header, data_keys: Mapping[bytes, DataKey], values: Any, co
     misfit = None
     if nowhere := set(misfits[0]).intersection(*misfits[1:]):
         types = " | ".join(dict.fromkeys(codec.label(item.type) for item in header.columns))
-        misfit = f"column {column!r} ({types}) cannot hold what is looked for: {misfits[0][min(nowhere)]}"
+        misfit = f"column {column!r} ({types}) cannot contain the value to find: {misfits[0][min(nowhere)]}"
     anything = all(_is_of_objects(item.type) for item in header.columns)
     return Literals(concatenated(made).unique(), null, misfit, anything)
 
@@ -89,10 +90,10 @@ def _is_of_objects(type_: dict[str, Any]) -> bool:
 
 
 def _check_fit(looked_for: Iterable[tuple[Literals, bool]]) -> None:
-    """TypeError where what is looked for fits none of the parts of a column, and is so a mistake.
+    """Raise TypeError if a value fits no part of a column, which is probably a mistake.
 
     Args:
-        looked_for: of each part, what is looked for in it, and whether the part has any cells.
+        looked_for: for each part, the values to find in it, and whether the part has any cells.
     """
     parts = [part for part, cells in looked_for if cells or not part.anything]
     if parts and all(part.misfit for part in parts):
@@ -100,10 +101,10 @@ def _check_fit(looked_for: Iterable[tuple[Literals, bool]]) -> None:
 
 
 def require_deterministic(header: Header, column: str) -> None:
-    """TypeError where equal values have unequal cells."""
+    """Raise TypeError if the column is randomised."""
     if not all(item.deterministic for item in header.columns):
         raise TypeError(
-            f"column {column!r} is randomised: equal values are unequal cells, so none can be found in it. "
+            f"column {column!r} is randomised: equal values have different cells, so it cannot be searched. "
             f"Encrypt it with deterministic=[{column!r}], or decrypt it first"
         )
 
@@ -111,18 +112,18 @@ def require_deterministic(header: Header, column: str) -> None:
 def isin(
     frame: pd.DataFrame, column: str, values: Any, *, key: Key | Encrypted | None = None
 ) -> pd.Series[bool]:
-    """See `kmsdata.api.accessor.FrameAccessor.isin`."""
+    """Search a column for values; see `kmsdata.api.accessor.FrameAccessor.isin`."""
     place = encrypted_column(frame, column)
     for header in place.headers:
         require_deterministic(header, column)
     if place.others is not None and not pd.isna(place.others[~_covered(place.parts, len(frame))]).all():
-        raise TypeError(f"column {column!r} holds plain values beside cells: decrypt it first")
+        raise TypeError(f"column {column!r} contains plain values as well as cells. Decrypt it first")
     keys = open_keys([(column, header) for header in place.headers], resolve_key(key), None)
     wanted = [literals(header, keys, values, column) for header in place.headers]
     _check_fit((part, not array.isna().all()) for part, (_, array) in zip(wanted, place.parts, strict=True))
     found = np.zeros(len(frame), np.bool_)
     for (rows, array), header, part in zip(place.parts, place.headers, wanted, strict=True):
-        # Cells of a key that no header names would never be found: that is said, as in decryption.
+        # Cells of a key that is not in the header would never match: raise an error, as in decryption.
         check_key_ids(header, keys, array.storage, column)
         found[slice(None) if rows is None else rows] = part.among(array.storage)
     if place.others is not None and wanted[0].null:
@@ -138,18 +139,18 @@ def _covered(parts: Iterable[tuple[Any, Any]], size: int) -> Bools:
 
 
 def _listed(values: Any, column: str) -> tuple[list[Any], bool]:
-    """The values that are not null, as scalars, and whether there are nulls among them."""
+    """Return the values that are not null, as scalars, and whether there were nulls."""
     dtype = getattr(values, "dtype", getattr(values, "type", None))
     if isinstance(dtype, EncryptedDtype | EncryptedType):
         raise _cells(column)
     if isinstance(values, pd.DataFrame | pa.Table):
-        raise TypeError("what is looked for is one value or a list of values, not a table")
+        raise TypeError("the values to find must be one value or a list of values, not a table")
     if isinstance(values, pa.Scalar):
         every = [values.as_py()]
     elif isinstance(values, pa.Array | pa.ChunkedArray):
         every = values.to_pylist()
     elif isinstance(values, np.ndarray):
-        every = list(values.reshape(-1))  # its tolist() makes integers of nanoseconds
+        every = list(values.reshape(-1))  # tolist() would convert datetime64[ns] to integers
     elif isinstance(values, bytearray | memoryview) or not pd.api.types.is_list_like(values):
         every = [values]
     else:
@@ -161,4 +162,4 @@ def _listed(values: Any, column: str) -> tuple[list[Any], bool]:
 
 
 def _cells(column: str) -> TypeError:
-    return TypeError(f"these are cells, not values: df[{column!r}].isin(...) compares cells")
+    return TypeError(f"these are cells, not values. Use df[{column!r}].isin(...) to compare cells")

@@ -1,4 +1,4 @@
-"""Arrow tables: several columns, one data key. Nothing is changed in place."""
+"""Encrypt and decrypt Arrow tables: several columns, one data key. Nothing is changed in place."""
 
 from __future__ import annotations
 
@@ -49,21 +49,22 @@ def encrypt_table(
     """Encrypt columns of an Arrow table.
 
     Args:
-        table: any table; it stays as it is.
+        table: any table; it is not changed.
         columns: name or names of the columns to encrypt with random IVs.
-        deterministic: names of those to encrypt so that equal values have equal cells; True for all of
+        deterministic: names of the columns to encrypt so that equal values have equal cells; True for all of
             ``columns``.
         key: a key URI, several, a `DataKey`, or encrypted data whose data key to use; None: the session's.
-        domain: what deterministic columns may be joined across: by column, or one text for one column.
-        context: pairs that stand in clear beside the wrapped key, and that opening it takes.
+        domain: deterministic columns of one domain can be joined: a mapping by column, or one text for one
+            column.
+        context: pairs that are stored unencrypted next to the wrapped key, and are required to unwrap it.
 
     Returns:
-        The table with those columns of the extension type ``kmsdata.encrypted``.
+        The table, with those columns of the extension type ``kmsdata.encrypted``.
 
     Raises:
         KeyError: no such column. TypeError, ValueError: see the message.
-        UnsupportedTypeError: values that could not come back exactly.
-        KeyServiceError: the key service refused.
+        UnsupportedTypeError: the values could not be restored exactly.
+        KeyServiceError: a KMS call failed.
 
     Example:
         >>> import pyarrow as pa, kmsdata
@@ -99,17 +100,18 @@ def decrypt_table(
 
     Args:
         table: a table with columns of the extension type ``kmsdata.encrypted``.
-        columns: names of those to decrypt; None for every one.
-        key: only these may open it: a URI, several, or a `DataKey`; None: the session's key's provider.
-        context: pairs that the authenticated context must hold.
+        columns: names of the columns to decrypt; None for all.
+        key: the only keys that may be used: a URI, several, or a `DataKey`; None: keys of the session key's
+            provider.
+        context: pairs that the authenticated context must contain.
 
     Returns:
-        The table with those columns of their original Arrow type.
+        The table, with those columns of their original Arrow type.
 
     Raises:
-        FormatError: a named column that is not encrypted, or a header that was changed.
-        TamperedError: cells that fail authentication. WrongKeyError: not the key of the data.
-        KeyServiceError: the key service refused.
+        FormatError: a named column is not encrypted, or a header was changed.
+        TamperedError: cells fail authentication. WrongKeyError: not the key of the data.
+        KeyServiceError: a KMS call failed.
     """
     _require_table(table, "decrypt_table", "df.kms.decrypt()")
     wanted = None if columns is None else column_names(columns)
@@ -142,22 +144,23 @@ def decrypt_table(
 def _require_table(table: object, function: str, frames: str) -> None:
     if not isinstance(table, pa.Table):
         raise TypeError(
-            f"{function}() takes an Arrow table, not {type(table).__name__}; a frame has {frames}"
+            f"{function}() takes an Arrow table, not {type(table).__name__}. For a frame, use {frames}"
         )
 
 
 def _with_columns(
     metadata: dict[bytes, bytes] | None, gone: Iterable[str], new: Mapping[str, Header]
 ) -> dict[bytes, bytes] | None:
-    """Schema metadata whose entry of a file says which columns are encrypted now.
+    """Update the entry ``kmsdata`` in schema metadata: which columns are encrypted now.
 
-    Whoever writes the table writes the entry along, and readers take bytes that it names for cells.
+    A table that was read from a file keeps the entry, and so does a file that is written from the table. Its
+    readers treat the columns that the entry names as cells, so it must not name decrypted columns.
     """
     if metadata is None or ENTRY not in metadata:
         return metadata
     try:
         before = parse_file(metadata[ENTRY].decode("utf-8", "surrogateescape"))
-    except FormatError:  # no entry of ours: readers say so where they need it
+    except FormatError:  # malformed: it stays unchanged, and readers that need it raise the error
         return metadata
     after = {name: header for name, header in before.items() if name not in gone} | dict(new)
     rest = {key: text for key, text in metadata.items() if key != ENTRY}

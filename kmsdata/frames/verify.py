@@ -1,4 +1,4 @@
-"""Every cell of encrypted columns authenticated, and what was found; releases no plaintext."""
+"""Authenticate every cell of encrypted columns, and report the findings; releases no plaintext."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.unwrap import DataKeys
 
-BATCH = 1 << 18  # cells that are looked at together
+BATCH = 1 << 18  # cells that are authenticated together
 NO_HEADER = "it must be encrypted, but has no kmsdata header"
 
 
@@ -35,7 +35,7 @@ class _Counts:
 
 @dataclass
 class Findings:
-    """What was found so far."""
+    """The findings so far."""
 
     keys: DataKeys
     wanted: list[str]
@@ -43,7 +43,7 @@ class Findings:
     failures: list[Failure] = field(default_factory=list)
 
     def column(self, name: str, header: Header | None = None) -> _Counts:
-        """Return the counts of a column, which begin here where it was not met before."""
+        """Return the counts of a column, which start at zero if the column is new."""
         counts = self.columns.setdefault(name, _Counts())
         if header is not None:
             counts.algorithm = counts.algorithm or header.columns[0].algorithm
@@ -58,8 +58,8 @@ class Findings:
         denied: bool = False,
         **at: Any,
     ) -> None:
-        """Record something that does not hold."""
-        # What errors say of the place stands beside them already.
+        """Record a failed check."""
+        # The report already shows file and column: remove the prefixes that `located` put before the message.
         what = what.removeprefix(f"{file}: ").removeprefix(f"column {column!r}: ")
         self.failures.append(Failure(what, file, column, **at))
         if column is not None:
@@ -67,7 +67,7 @@ class Findings:
             counts.failed, counts.denied = counts.failed or not denied, counts.denied or denied
 
     def open(self, header: Header, column: str, file: str | None) -> Mapping[bytes, DataKey] | None:
-        """The keys of a column's cells; None, and a failure, where there are none or the header is bad."""
+        """Unwrap the keys of a column and authenticate its header; on failure record it and return None."""
         self.column(column, header)
         try:
             return self.keys.authenticated(header, column)
@@ -85,22 +85,22 @@ class Findings:
         rows: Any,
         **where: Any,
     ) -> None:
-        """Authenticate cells that stand in these rows."""
+        """Authenticate the cells of these rows."""
         counts = self.column(column, header)
         tampered, strange = bad_cells(header, keys, storage)
         counts.nulls += storage.null_count
         counts.bad += len(tampered) + len(strange)
         counts.cells += len(storage) - storage.null_count - len(tampered) - len(strange)
         for bad, what in (
-            (tampered, "authentication fails: changed, cut short, or moved here from elsewhere"),
-            (strange, "of a key that the header does not name: moved here from elsewhere, or changed"),
+            (tampered, "authentication fails: changed, truncated, or moved here from elsewhere"),
+            (strange, "the key id is not in the header: moved here from elsewhere, or changed"),
         ):
             if len(bad):
                 named = tuple(np.asarray(rows)[bad[:ROWS_NAMED]].tolist())
                 self.fail(what, column, rows=named, count=len(bad), **where)
 
     def result(self, what: str, rows: int, files: int = 0) -> Verification:
-        """Return the report of all that was found."""
+        """Return the report of all findings."""
         if not self.columns and not self.failures:
             self.fail("nothing is encrypted: there is no kmsdata header")
         checks = [
@@ -118,7 +118,7 @@ class Findings:
 
 
 def _merged(failures: Iterable[Failure]) -> Iterator[Failure]:
-    """Failures of one kind in one place as one, which batches have cut."""
+    """Merge equal failures of one place, which were recorded separately for each batch."""
     by_place: dict[tuple[Any, ...], Failure] = {}
     for one in failures:
         place = (one.what, one.file, one.column, one.row_group)
@@ -143,11 +143,11 @@ def verify_cells(
     """Authenticate the cells of columns in memory.
 
     Args:
-        what: what they are of, such as ``"frame"``.
-        rows: how many rows it has.
-        columns: of each column its parts: their rows (None for all), and their cells.
+        what: the kind of data, such as ``"frame"``.
+        rows: its number of rows.
+        columns: the parts of each column: the rows (None for all), and the cells.
         labels: of all columns, encrypted or not.
-        findings: where to record what is found.
+        findings: where to record the findings.
         progress: show a bar; see `kmsdata.verify`.
     """
     headers: dict[str, Header] = {}

@@ -1,1 +1,1 @@
-"""Master keys, data keys, and the envelope that holds them."""
+"""Master keys, data keys, and the envelope (the header with the wrapped keys)."""

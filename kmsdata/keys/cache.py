@@ -1,4 +1,7 @@
-"""Data keys at hand, so that a key service is asked once and not for every file."""
+"""In-memory cache of data keys, limited by age, uses and number.
+
+With it, many files under one data key take one KMS call.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ _T = TypeVar("_T")
 
 
 class Flights:
-    """Work that is done once for all threads that ask for it at the same time.
+    """Work that is done once for all threads that request it at the same time.
 
     Args:
-        keep: whether results, and refusals of kmsdata, are kept for those that ask later.
+        keep: whether results and errors of kmsdata are kept for later requests.
     """
 
     def __init__(self, *, keep: bool = False) -> None:
@@ -33,9 +36,9 @@ class Flights:
         self._futures: dict[Hashable, Future[Any]] = {}
 
     def do(self, by: Hashable, work: Callable[[], _T]) -> _T:
-        """Return what ``work`` returns, or raise what it raises, whichever thread came first for ``by``.
+        """Return what ``work`` returns, or raise what it raises. For each ``by``, one thread runs it.
 
-        What interrupted another thread (Ctrl-C, a bug) is not raised here: the work is done again.
+        If another thread was interrupted (Ctrl-C, a bug), its error is not raised here: the work is repeated.
         """
         while True:
             with self._lock:
@@ -47,7 +50,9 @@ class Flights:
             error = future.exception()
             if error is None:
                 return future.result()
-            if isinstance(error, KmsDataError):  # each thread its own, since it adds frames to it
+            if isinstance(
+                error, KmsDataError
+            ):  # a copy for each thread: raising adds frames to the traceback
                 raise copy.copy(error) from None
 
     def _fly(self, by: Hashable, work: Callable[[], _T], future: Future[_T]) -> _T:
@@ -65,7 +70,7 @@ class Flights:
 
 
 class _Entry(Secret):
-    """A data key at hand, until when, and what it was handed out for: times, or cells."""
+    """A cached data key, the time when it expires, and how often (or for how many cells) it was used."""
 
     __slots__ = ("data_key", "end", "used")
 
@@ -74,24 +79,25 @@ class _Entry(Secret):
 
 
 class KeyCache(Secret):
-    """Keeps data keys in memory for a while; hand one to `kmsdata.use` to set other limits than these.
+    """Cache of data keys in memory. To set other limits, pass one to `kmsdata.use`.
 
-    Unwrapped keys and generated ones are kept apart: a key that was unwrapped to read never encrypts
-    anything new, unless it is passed as ``key=``.
+    Unwrapped keys and generated keys are kept separately: a key that was unwrapped for reading never encrypts
+    new data, unless it is passed as ``key=``.
 
     Args:
-        age: seconds for which an unwrapped key opens data without asking its service again, and so the time
-            that a revocation may take to be noticed; 0: every call asks.
-        uses: how often an unwrapped key is handed out before its service is asked again; None: no limit.
-        number: how many keys are kept; those not used for longest go first.
+        age: seconds for which an unwrapped key decrypts data without another KMS call. A revoked key can
+            therefore be used for as long as this; 0: one KMS call each time.
+        uses: how often an unwrapped key is used before the next KMS call; None: no limit.
+        number: how many keys are kept; the least recently used ones are removed first.
         reuse_age: seconds for which calls of ``encrypt`` that name the same key and context share one
-            generated data key; 0, unless set: each call has a fresh one.
-        reuse_cells: cells that one generated data key may be shared for; None: 2^32.
+            generated data key; 0 (the default): each call has a new one.
+        reuse_cells: how many cells one shared generated data key may encrypt; None: 2^32.
 
-    May be shared by threads: a hundred that need one key make one call. A forked process begins with none.
+    Threads may share it: a hundred that need one key make one KMS call. A forked process starts with an empty
+    cache.
 
     Raises:
-        ValueError: a limit that is negative.
+        ValueError: a limit is negative.
 
     Example:
         >>> import kmsdata
@@ -114,25 +120,26 @@ class KeyCache(Secret):
     ) -> None:
         for limit in (age, uses, number, reuse_age, reuse_cells):
             if limit is not None and not limit >= 0:
-                raise ValueError("the limits of a KeyCache are not negative")
+                raise ValueError("a limit of the KeyCache is negative: limits must be 0 or more")
         self.age, self.uses, self.number = age, uses, number
         self.reuse_age, self.reuse_cells = reuse_age, 1 << 32 if reuse_cells is None else reuse_cells
-        self._lock = Lock(self.clear)  # a forked process has none of the threads that are asking
+        # A forked process has only one thread, so work that other threads had begun would never end there.
+        self._lock = Lock(self.clear)
         self.clear()
         _caches.add(self)
 
     def clear(self) -> None:
-        """Forget every key."""
+        """Remove every key from the cache."""
         with self._lock:
             self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
             self._flights = Flights()
 
     def unwrapped(self, by: Hashable, load: Callable[[], DataKey | None]) -> DataKey | None:
-        """The key that was unwrapped for ``by``, or what ``load`` brings; None is not kept."""
+        """Return the key that was unwrapped for ``by``, or what ``load`` returns; None is not cached."""
         return self._get(("unwrapped", by), self.age, self.uses, 1, load) if self.age else load()
 
     def generated(self, by: Hashable, cells: int, make: Callable[[], DataKey]) -> DataKey:
-        """A data key to encrypt so many cells with: one that is shared for ``by``, or what ``make`` makes."""
+        """Return a data key that may encrypt this many cells: the one shared for ``by``, or a new one."""
         shared = None
         if self.reuse_age:
             shared = self._get(("generated", by), self.reuse_age, self.reuse_cells, cells, make)
@@ -145,13 +152,14 @@ class KeyCache(Secret):
             data_key, mine = self._looked_up(by, age, most, use, load)
             if mine or data_key is None:
                 return data_key
-            # Another thread loaded it, and its uses are limited: look again.
+            # Another thread loaded it, and its uses are limited: look up again, so that this use is counted.
 
     def _looked_up(
         self, by: Hashable, age: float, most: int | None, use: int, load: Callable[[], DataKey | None]
     ) -> tuple[DataKey | None, bool]:
-        """The key, and whether it was handed out here, and counted; else another thread has loaded it."""
-        with self._lock:  # what is loaded while `clear` is called goes where nobody looks any more
+        """Return the key, and whether this call counted its use; False if another thread loaded it."""
+        # Both are taken together: if `clear` is called meanwhile, this load fills the old, unused dictionary.
+        with self._lock:
             entries, flights = self._entries, self._flights
         if (kept := self._kept(entries, by, most, use)) is not None:
             return kept, True
@@ -160,7 +168,7 @@ class KeyCache(Secret):
         def loaded() -> DataKey | None:
             nonlocal mine
             mine = True
-            # Another thread's work may have ended since the look above.
+            # Another thread may have loaded it since the check above.
             if (kept := self._kept(entries, by, most, use)) is not None:
                 return kept
             data_key = load()
@@ -198,6 +206,6 @@ _caches: weakref.WeakSet[KeyCache] = weakref.WeakSet()
 
 
 def forget_keys() -> None:
-    """Empty every cache there is."""
+    """Empty every cache of this process."""
     for cache in list(_caches):
         cache.clear()

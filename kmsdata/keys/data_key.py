@@ -1,8 +1,8 @@
-"""Data keys: what is derived from them, and the protocol of the providers that wrap and unwrap them.
+"""Data keys, the keys derived from them, and the protocol of the providers that wrap and unwrap them.
 
-Everything is derived from the 32 bytes of the data key by HKDF-SHA256 (RFC 5869) without salt::
+HKDF-SHA256 (RFC 5869) without salt derives everything from the 32 bytes of the data key::
 
-    info "kmsdata/1/commitment"                              32 bytes   in the header, names the data key
+    info "kmsdata/1/commitment"                              32 bytes   in the header, identifies the data key
     info "kmsdata/1/header"                                  32 bytes   HMAC key of the column objects
     info "kmsdata/1/AES-256-GCM/" + name                     36 bytes   key id (4), key (32)
     info "kmsdata/1/AES-256-SIV/" + kind + "/" + domain      68 bytes   key id (4), key (64)
@@ -30,12 +30,12 @@ _MOST_CELLS = 1 << 32
 
 
 def random_bytes(size: int) -> bytes:
-    """Bytes from the operating system: the one place where randomness enters kmsdata."""
+    """Return random bytes from the operating system: the only source of randomness in kmsdata."""
     return os.urandom(size)
 
 
 class Secret:
-    """Something that shows nothing of itself and cannot be pickled or copied."""
+    """Base class of secrets: their repr shows no content, and they cannot be pickled or copied."""
 
     __slots__ = ()
 
@@ -44,16 +44,16 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} is secret and is not pickled: pass the encrypted data, "
+            f"a {type(self).__name__} cannot be pickled: it is secret. Pass the encrypted data, "
             "and let the other process unwrap its data key"
         )
 
 
 class CellKey(Secret):
-    """The key of the cells of one randomised column, or of one deterministic domain and kind.
+    """The key for the cells of one randomised column, or of one deterministic domain and kind.
 
     Attributes:
-        prefix: 5 bytes that begin each of its cells: 0x01 (Tink's version) and the key id.
+        prefix: the first 5 bytes of each of its cells: 0x01 (Tink's version) and the key id.
         key: 32 bytes (AES-256-GCM) or 64 bytes (AES-256-SIV).
     """
 
@@ -65,16 +65,16 @@ class CellKey(Secret):
 
 
 class DataKey(Secret):
-    """A data key in the clear, with its wraps: what a KMS's GenerateDataKey returns.
+    """A plaintext data key with its wrapped keys, as returned by a KMS's GenerateDataKey.
 
     Args:
         secret: 32 bytes.
-        wraps: the same key as wrapped by one or more master keys.
-        context: the pairs that its service was given with it.
+        wraps: wrapped keys: this data key, wrapped by one or more master keys.
+        context: the context that was passed to the KMS with it.
 
     Raises:
-        ValueError: a secret of another size, or no wrap.
-        FormatError: a wrap whose key is not a key URI.
+        ValueError: the secret has another size, or there is no wrapped key.
+        FormatError: a wrapped key names its master key by something other than a key URI.
 
     Example:
         >>> key = DataKey(bytes(32), [Wrap("local://demo", "...")])
@@ -88,14 +88,16 @@ class DataKey(Secret):
         self, secret: bytes, wraps: Iterable[Wrap], *, context: Mapping[str, str] | None = None
     ) -> None:
         if len(secret) != 32:
-            raise ValueError(f"a data key has 32 bytes (AES_256), not {len(secret)}")
+            raise ValueError(f"the data key has {len(secret)} bytes: it must have 32 bytes (AES_256)")
         self.wraps = tuple(dict.fromkeys(wraps))
         if not self.wraps:
-            raise ValueError("a data key without a wrap could never be opened again")
+            raise ValueError(
+                "no wrapped key was given: without one, the data key could never be unwrapped again"
+            )
         for wrap in self.wraps:
             parse_key(wrap.key)
         self.context = tuple(sorted((context or {}).items()))
-        DataKeyRecord(b"", self.context, self.wraps)  # refuses what no reader would take
+        DataKeyRecord(b"", self.context, self.wraps)  # raises FormatError for what readers would reject
         self._secret = bytes(secret)
         self._lock = Lock()
         self._sealed: dict[str | None, int] = {}
@@ -106,60 +108,64 @@ class DataKey(Secret):
 
     @property
     def record(self) -> DataKeyRecord:
-        """What a header says of this key."""
+        """The record of this key that headers contain."""
         return DataKeyRecord(self.commitment, self.context, self.wraps)
 
     def cell_key(self, header: ColumnHeader) -> CellKey:
-        """The key of a column's cells."""
+        """Derive the key of a column's cells."""
         if header.deterministic:
             return CellKey(self._derive(f"kmsdata/1/AES-256-SIV/{header.kind}/{header.domain}", 68))
         return CellKey(self._derive(f"kmsdata/1/AES-256-GCM/{header.name}", 36))
 
     def categories_key(self) -> CellKey:
-        """The key of category lists. Its prefix is zero and stays out of them: headers have no cells."""
+        """Derive the key of category lists. Its prefix is zero and is not stored: the list is not a cell."""
         return CellKey(bytes(4) + self._derive("kmsdata/1/categories", 64))
 
     def mac(self, header: ColumnHeader) -> bytes:
-        """HMAC-SHA256 over a column object and this key's context (RFC 2104), 32 bytes."""
+        """Compute the HMAC-SHA256 (RFC 2104, 32 bytes) of a column object and this key's context."""
         key = self._derive("kmsdata/1/header", 32)
         return hmac.new(key, header.authenticated(self.context), hashlib.sha256).digest()
 
     def authenticates(self, header: ColumnHeader) -> bool:
-        """Whether a column object is as this key's holder wrote it (in constant time)."""
+        """Check the MAC of a column object: False if the object was changed (constant time)."""
         return hmac.compare_digest(self.mac(header), header.mac)
 
     def commits_to(self, commitment: bytes) -> bool:
-        """Whether this is the key of a commitment (in constant time)."""
+        """Check whether a commitment belongs to this key (constant time)."""
         return hmac.compare_digest(self.commitment, commitment)
 
     def count(self, name: str | None, cells: int) -> None:
-        """Count cells about to be sealed: with random IVs under one column name; None: deterministic ones.
+        """Count cells before they are encrypted.
+
+        Args:
+            name: the name of a randomised column; None for deterministic columns.
+            cells: how many.
 
         Raises:
-            ValueError: more than 2^32 in all: IVs might repeat (NIST SP 800-38D section 8.3).
+            ValueError: more than 2^32 in all: random IVs might repeat (NIST SP 800-38D section 8.3).
         """
         with self._lock:
             total = self._sealed.get(name, 0) + cells
             if total > _MOST_CELLS and name is not None:
                 raise ValueError(
-                    f"column {name!r}: more than 2^32 cells under one data key; encrypt with a new one"
+                    f"column {name!r}: more than 2^32 cells under one data key. Encrypt with a new data key"
                 )
             self._sealed[name] = total
 
     @property
     def sealed(self) -> int:
-        """How many cells were sealed under it in this process, of all columns."""
+        """The number of cells, of all columns, that this process has encrypted under it."""
         with self._lock:
             return sum(self._sealed.values())
 
     def under(self, wraps: Iterable[Wrap]) -> DataKey:
-        """The same key with these wraps instead; cells are counted for both together."""
+        """Return the same data key with these wrapped keys instead; both share one count of cells."""
         key = DataKey(self._secret, wraps, context=dict(self.context))
         key._lock, key._sealed = self._lock, self._sealed
         return key
 
     def wrap_by(self, provider: KeyProvider, key: str) -> Wrap:
-        """This key, wrapped by another master key as well."""
+        """Wrap this data key under another master key."""
         return Wrap(key, provider.wrap(self._secret, key, dict(self.context)))
 
     def __repr__(self) -> str:
@@ -169,22 +175,22 @@ class DataKey(Secret):
 
 @runtime_checkable
 class KeyProvider(Protocol):
-    """What wraps and unwraps data keys: a key service, or a file.
+    """Interface for wrapping and unwrapping data keys: a KMS, or a file of master keys.
 
-    A provider of your own is any object with these; hand it to `kmsdata.use`.
+    A custom provider is any object with these members; pass it to `kmsdata.use`.
     """
 
     scheme: str
-    """The scheme of the key URIs that are its own, such as ``"local"``."""
+    """The scheme of its key URIs, such as ``"local"``."""
 
     def generate_data_key(self, key: str, context: Mapping[str, str]) -> DataKey:
-        """A new data key of 32 bytes, wrapped by the master key ``key``."""
+        """Generate a data key of 32 bytes, wrapped by the master key ``key``."""
         ...
 
     def unwrap(self, wrapped: str, key: str, context: Mapping[str, str]) -> bytes:
-        """The 32 bytes of a data key that the master key ``key`` wrapped with the same context."""
+        """Return the 32 bytes of a data key that the master key ``key`` wrapped with the same context."""
         ...
 
     def wrap(self, data_key: bytes, key: str, context: Mapping[str, str]) -> str:
-        """The text that `unwrap` takes."""
+        """Return the wrapped key: the text that `unwrap` takes."""
         ...

@@ -1,6 +1,6 @@
-"""The header model of SPEC.md: what stands beside encrypted columns, in canonical JSON. Stdlib only.
+"""The header model of SPEC.md, in canonical JSON. Only the standard library is used.
 
-A column carries its header with it (the parameter of its Arrow extension type)::
+A header describes encrypted columns. In memory it is the parameter of the column's Arrow extension type::
 
     {"column": [column object, ...], "data_keys": [record, ...], "version": 1}
 
@@ -45,11 +45,12 @@ __all__ = [
     "parse_file",
 ]
 
-ENTRY = b"kmsdata"  # of a file's key-value metadata
+ENTRY = b"kmsdata"  # the key in a file's key-value metadata
 GCM = "AES-256-GCM"
 SIV = "AES-256-SIV"
 KINDS = ("text", "bytes", "bool", "int", "uint", "timestamp", "date", "decimal", "uuid", "tagged")
 
+# The limits of SPEC.md: readers check them before a header is authenticated.
 _VERSION = 1
 _MOST_BYTES = 4 << 20
 _MOST_WRAPS = 16
@@ -60,7 +61,7 @@ _MOST_RECORDS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Wrap:
-    """A data key wrapped by one master key: its URI, and the text that its service gave."""
+    """A wrapped key: the URI of the master key, and the text that its provider returned."""
 
     key: str
     wrapped: str
@@ -68,12 +69,12 @@ class Wrap:
 
 @dataclass(frozen=True, slots=True)
 class DataKeyRecord:
-    """What a file says of one data key.
+    """The record of one data key in a header.
 
     Attributes:
-        commitment: 32 bytes; only one data key has them.
-        context: pairs of names and texts that its service was given, sorted by name.
-        wraps: the data key under each of its master keys.
+        commitment: 32 bytes that identify one data key.
+        context: pairs of names and texts that were passed to the KMS, sorted by name.
+        wraps: the wrapped keys: the data key under each of its master keys.
     """
 
     commitment: bytes
@@ -81,22 +82,23 @@ class DataKeyRecord:
     wraps: tuple[Wrap, ...]
 
     def __post_init__(self) -> None:
-        """FormatError for what a reader would refuse, so that no writer writes it."""
+        """Raise FormatError for what a reader would reject, so that no writer writes it."""
         if len(self.wraps) > _MOST_WRAPS:
-            _refuse(f"{len(self.wraps)} wraps of one data key: at most {_MOST_WRAPS}", "wraps")
+            _refuse(f"{len(self.wraps)} wrapped keys of one data key: at most {_MOST_WRAPS}", "wraps")
         if not all(isinstance(text, str) for pair in self.context for text in pair):
             _refuse("the context is not a mapping of text to text", "context")
         for name, text in self.context:
             for part in (name, text):
                 if has_lone_surrogate(part):
-                    _refuse("the context holds a lone surrogate, which is no valid Unicode", "context")
+                    _refuse("the context contains a lone surrogate, which is not valid Unicode", "context")
         if sum(len(name) + len(text) for name, text in self.context) > _MOST_CONTEXT:
-            _refuse(f"a context of more than {_MOST_CONTEXT} letters", "context")
+            _refuse(f"the context has more than {_MOST_CONTEXT} characters", "context")
 
     def with_wraps(self, wraps: Iterable[Wrap]) -> DataKeyRecord:
-        """The record with these wraps too, up to the most that one holds: each key's first before others.
+        """Return the record with these wrapped keys added, up to the limit of one record.
 
-        Files that were rewrapped one by one have each a wrap of its own under the one new key.
+        Over the limit, the first wrapped key of each master key comes before the others: files that were
+        rewrapped one by one each have a different wrapped key under the same new master key.
         """
         every = list(dict.fromkeys((*self.wraps, *wraps)))
         if len(every) > _MOST_WRAPS:
@@ -105,7 +107,7 @@ class DataKeyRecord:
         return replace(self, wraps=tuple(every[:_MOST_WRAPS]))
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON."""
+        """Return the record as JSON."""
         return {
             "commitment": base64_text(self.commitment),
             "context": dict(self.context),
@@ -114,7 +116,7 @@ class DataKeyRecord:
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """A record, checked; FormatError if it is not one."""
+        """Read and check a record; raise FormatError if it is not one."""
         entry = _object(data, {"commitment", "context", "wraps"}, "data_keys")
         context = entry["context"]
         if not isinstance(context, dict):
@@ -132,16 +134,16 @@ class DataKeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class ColumnHeader:
-    """One column object: how cells were encrypted, and what they were.
+    """One column object: how the cells were encrypted, and the original type of their values.
 
     Attributes:
         algorithm: ``AES-256-GCM`` (randomised) or ``AES-256-SIV`` (deterministic).
         data_key: commitment of the data key, 32 bytes.
         type: the original type, as the codec describes it.
-        name: of a randomised column: its name, which its key is derived from.
-        domain: of a deterministic column: what it may be joined across.
-        kind: of a deterministic column: the canonical form of its values.
-        mac: HMAC-SHA256 over all this under the data key, 32 bytes.
+        name: randomised columns only: the name, from which the column's key is derived.
+        domain: deterministic columns only: columns of one domain can be joined.
+        kind: deterministic columns only: the canonical form of the values.
+        mac: HMAC-SHA256 over all other fields under the data key, 32 bytes.
     """
 
     algorithm: str
@@ -159,27 +161,27 @@ class ColumnHeader:
 
     @property
     def codec_type(self) -> dict[str, Any]:
-        """The type as the codec wrote it: without the sealed category list that is stored beside it."""
+        """The type as the codec wrote it: without the encrypted category list, which is stored with it."""
         return {key: value for key, value in self.type.items() if key != "categories"}
 
     @property
     def identity(self) -> tuple[bytes, str, str | None, str | None, str | None]:
-        """What the cells' key is derived from: two objects with one identity have one key."""
+        """What the key of the cells is derived from: objects with the same identity have the same key."""
         return (self.data_key, self.algorithm, self.name, self.domain, self.kind)
 
     @property
     def place(self) -> tuple[str, str | None, str | None]:
-        """Where it belongs: objects of one column agree in it."""
+        """What all objects of one column have in common."""
         return (self.algorithm, self.name, self.domain)
 
     def to_json(self) -> dict[str, Any]:
-        """The object as JSON."""
+        """Return the object as JSON."""
         derived = {"domain": self.domain, "kind": self.kind} if self.deterministic else {"name": self.name}
         common = {"algorithm": self.algorithm, "data_key": base64_text(self.data_key), "type": self.type}
         return common | derived | ({"mac": base64_text(self.mac)} if self.mac else {})
 
     def authenticated(self, context: Iterable[tuple[str, str]]) -> bytes:
-        """The bytes that ``mac`` is computed over."""
+        """Return the bytes over which ``mac`` is computed."""
         column = replace(self, mac=b"").to_json()
         return canonical({"column": column, "context": dict(context), "version": _VERSION}).encode()
 
@@ -188,10 +190,10 @@ class ColumnHeader:
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """A column object, checked; FormatError if it is not one."""
+        """Read and check a column object; raise FormatError if it is not one."""
         algorithm = data.get("algorithm") if isinstance(data, dict) else None
         if algorithm not in (GCM, SIV):
-            _refuse("an unknown algorithm: a newer kmsdata may know it", "algorithm")
+            _refuse("unknown algorithm. A newer kmsdata may support it", "algorithm")
         names = ["domain", "kind"] if algorithm == SIV else ["name"]
         entry = _object(data, {"algorithm", "data_key", "mac", "type", *names}, "columns")
         if not isinstance(entry["type"], dict):
@@ -200,7 +202,7 @@ class ColumnHeader:
             if not isinstance(entry[field], str):
                 _refuse(f"the {field} is not text", field)
         if algorithm == SIV and entry["kind"] not in KINDS:
-            _refuse("an unknown kind: a newer kmsdata may know it", "kind")
+            _refuse("unknown kind. A newer kmsdata may support it", "kind")
         return cls(
             algorithm,
             _bytes(entry["data_key"], 32, "data_key"),
@@ -212,9 +214,10 @@ class ColumnHeader:
 
 @dataclass(frozen=True)
 class Header:
-    """All that decrypting one column takes, but for the master keys: its objects and the records they name.
+    """The header of one column: its column objects, and the records of the data keys that they name.
 
-    Build it with `Header.of`, which puts both in their canonical order.
+    Together with the master keys it is all that decryption needs. Build it with `Header.of`, which sorts both
+    into canonical order.
 
     Example:
         >>> record = DataKeyRecord(bytes(32), (), (Wrap("local://demo", "..."),))
@@ -229,7 +232,7 @@ class Header:
 
     @classmethod
     def of(cls, columns: Iterable[ColumnHeader], records: Iterable[DataKeyRecord]) -> Self:
-        """A header of these objects, each once, and of those of the records that they name."""
+        """Build a header of these objects, without duplicates, and of the records that they name."""
         objects = sorted(dict.fromkeys(columns), key=lambda column: canonical(column.to_json()))
         named = {column.data_key for column in objects}
         merged = merged_records(record for record in records if record.commitment in named)
@@ -239,7 +242,7 @@ class Header:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A column's header from its text.
+        """Read a column's header from its text.
 
         Raises:
             FormatError: it is malformed, not canonical, of another version, or names unknown things.
@@ -254,9 +257,9 @@ class Header:
     def _checked(cls, column: list[Any], records: list[DataKeyRecord]) -> Self:
         objects = [ColumnHeader.from_json(item) for item in column]
         if not _one_place(objects):
-            _refuse("objects of one column that belong to different columns, or share a data key", "column")
+            _refuse("objects of one column belong to different columns, or share a data key", "column")
         if missing := {item.data_key for item in objects} - {item.commitment for item in records}:
-            _refuse(f"{len(missing)} data keys are named but not given", "data_key")
+            _refuse(f"{len(missing)} data keys are named but their records are missing", "data_key")
         return cls.of(objects, records)
 
     @cached_property
@@ -271,22 +274,22 @@ class Header:
         )
 
     def union(self, other: Header) -> Header | None:
-        """The header of cells of both, or None if it could not be told which cell is whose."""
+        """Return one header for the cells of both, or None if a cell could belong to either."""
         both = Header.of(self.columns + other.columns, self.records + other.records)
         return both if _one_place(both.columns) and len(both.records) <= _MOST_RECORDS else None
 
     def under(self, records: Mapping[bytes, DataKeyRecord]) -> Header:
-        """The header with these records, by commitment, in place of its own of the same data keys."""
+        """Return the header with its records replaced by these, matched by commitment."""
         return Header(self.columns, tuple(records.get(item.commitment, item) for item in self.records))
 
     @property
     def deterministic(self) -> bool:
-        """Whether equal values have equal cells, throughout: one deterministic object."""
+        """Whether equal values have equal cells in the whole column: one deterministic object."""
         return len(self.columns) == 1 and self.columns[0].deterministic
 
 
 def merged_records(records: Iterable[DataKeyRecord]) -> dict[bytes, DataKeyRecord]:
-    """One record of each data key by commitment, with the wraps of all: some may have been rewrapped."""
+    """Merge records by commitment, with all their wrapped keys: some may have been rewrapped."""
     merged: dict[bytes, DataKeyRecord] = {}
     for record in records:
         known = merged.get(record.commitment, record)
@@ -295,17 +298,17 @@ def merged_records(records: Iterable[DataKeyRecord]) -> dict[bytes, DataKeyRecor
 
 
 def _one_place(columns: Sequence[ColumnHeader]) -> bool:
-    """Whether these may be one column's: of one place, and each under a data key of its own.
+    """Check that the objects can belong to one column: one place, and a different data key for each.
 
-    Else cells could be moved between the columns of a file by whoever puts their headers together, and
-    where two have one key, it could not be told which of two types a cell is of.
+    Otherwise an attacker could combine the headers of two columns and move cells between them; and with one
+    key for two objects, the type of a cell would be ambiguous.
     """
     keys = {column.data_key for column in columns}
     return len(keys) == len(columns) and len({column.place for column in columns}) == 1
 
 
 def file_text(headers: Mapping[str, Header]) -> str:
-    """What stands in a Parquet file's key-value metadata under ``kmsdata``.
+    """Return the text of the entry ``kmsdata`` in a Parquet file's key-value metadata.
 
     Raises:
         FormatError: more than 1,024 data keys, or more than 4 MiB.
@@ -326,12 +329,12 @@ def file_text(headers: Mapping[str, Header]) -> str:
         }
     )
     if len(text) > _MOST_BYTES:
-        _refuse("a header of more than 4 MiB")
+        _refuse("the header is larger than 4 MiB")
     return text
 
 
 def parse_file(text: str) -> dict[str, Header]:
-    """The headers by column of a file, from its key-value metadata.
+    """Read a file's headers, by column, from its key-value metadata.
 
     Raises:
         FormatError: as `Header.parse`.
@@ -352,10 +355,10 @@ def parse_file(text: str) -> dict[str, Header]:
 
 
 def canonical(data: object) -> str:
-    """JSON as it is authenticated: sorted keys, no spaces, ASCII, no floats, no lone surrogates.
+    """Return canonical JSON, which is authenticated: sorted keys, no spaces, ASCII, no floats, no surrogates.
 
     Raises:
-        FormatError: something that has no canonical form.
+        FormatError: the data has no canonical form.
     """
     _walk(data)
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -363,28 +366,28 @@ def canonical(data: object) -> str:
 
 def _walk(data: object, depth: int = 0) -> None:
     if depth > _DEEPEST:
-        _refuse(f"nested more than {_DEEPEST} deep")
+        _refuse(f"nested more than {_DEEPEST} levels deep")
     if isinstance(data, str):
         if has_lone_surrogate(data):
-            _refuse("text with a lone surrogate")
+            _refuse("a text contains a lone surrogate")
     elif isinstance(data, dict):
         for key, value in data.items():
             if not isinstance(key, str):
-                _refuse("a key that is not text")
+                _refuse("a key is not text")
             _walk(key)
             _walk(value, depth + 1)
     elif isinstance(data, list):
         for value in data:
             _walk(value, depth + 1)
     elif isinstance(data, int):  # bool too
-        if abs(data) >= 1 << 53:
-            _refuse("an integer of 2^53 or more")
+        if abs(data) >= 1 << 53:  # readers in other languages may parse JSON numbers as doubles
+            _refuse("an integer is 2^53 or larger")
     elif data is not None:
-        _refuse("a number that is not an integer, or no JSON at all")
+        _refuse("a number is not an integer, or a value is not JSON")
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether a text is not valid Unicode: UTF-8 cannot encode it."""
+    """Return whether a text contains a lone surrogate, so that UTF-8 cannot encode it."""
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -397,8 +400,8 @@ def base64_bytes(text: object, *, any_spelling: bool = False) -> bytes | None:
     """Decode standard base64.
 
     Args:
-        text: anything; only a str can be base64, and bytes with ``any_spelling``.
-        any_spelling: accept text that no encoder writes, with bits after the last whole byte.
+        text: any object; base64 is a str or bytes.
+        any_spelling: accept text that no encoder writes, with extra bits after the last whole byte.
 
     Returns:
         The bytes; None if the text is not base64.
@@ -414,17 +417,17 @@ def base64_bytes(text: object, *, any_spelling: bool = False) -> bytes | None:
 
 def _document(text: str, fields: set[str]) -> dict[str, Any]:
     if len(text) > _MOST_BYTES:
-        _refuse("a header of more than 4 MiB")
+        _refuse("the header is larger than 4 MiB")
     try:
         data = json.loads(text)
         _walk(data)
     except FormatError:
         raise
     except (ValueError, RecursionError):
-        # Not chained: a JSON error holds the whole text.
-        raise FormatError("the header is not JSON: it was changed or cut short", field=None) from None
+        # Not chained: a JSONDecodeError contains the whole text.
+        raise FormatError("the header is not JSON: it was changed or truncated", field=None) from None
     if isinstance(data, dict) and data.get("version") != _VERSION:
-        _refuse("a header of another version: a newer kmsdata may read it", "version")
+        _refuse("unsupported version. A newer kmsdata may read it", "version")
     return _object(data, fields | {"version"}, None)
 
 
@@ -435,17 +438,17 @@ def _records(entry: dict[str, Any]) -> list[DataKeyRecord]:
 
 def _object(data: object, fields: set[str], field: str | None) -> dict[str, Any]:
     if not isinstance(data, dict):
-        _refuse("not an object", field)
+        _refuse("not a JSON object", field)
     if missing := fields - data.keys():
         _refuse(f"the field {min(missing)!r} is missing", min(missing))
     if len(data) > len(fields):
-        _refuse("an unknown field: a newer kmsdata may know it", field)
+        _refuse("unknown field. A newer kmsdata may support it", field)
     return data
 
 
 def _list(data: object, field: str, most: int = 1 << 30) -> list[Any]:
     if not isinstance(data, list) or not 1 <= len(data) <= most:
-        _refuse("not a list, empty, or too long", field)
+        _refuse("not a list, or the list is empty or too long", field)
     return data
 
 

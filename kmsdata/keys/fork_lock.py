@@ -1,4 +1,7 @@
-"""Locks that a forked process finds free, whoever of its parent's threads held them."""
+"""A lock that is released in the child after ``fork()``.
+
+A child has only the thread that called ``fork()``; a plain lock that another thread held would stay locked.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ __all__ = ["Lock"]
 
 
 class Lock:
-    """A lock for with blocks; its own thread may take it again.
+    """A reentrant lock for ``with`` blocks.
 
     Args:
-        then: what else a forked process does before anything of its own, such as to forget connections.
+        then: called in the child right after ``fork()``, for example to drop connections.
     """
 
     def __init__(self, then: Callable[[], None] | None = None) -> None:
@@ -35,7 +38,7 @@ class Lock:
         self._lock.release()
 
     def renew(self) -> None:
-        """Be free: the threads that held it, or wait for it, are not in this process."""
+        """Replace the lock: the threads that held it, or waited for it, do not exist in this process."""
         self._lock = threading.RLock()
         if self._then is not None:
             self._then()

@@ -1,4 +1,4 @@
-"""Key URIs: the names of master keys, such as ``local://demo``."""
+"""Key URIs name master keys, such as ``local://demo``."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class KeyURI(NamedTuple):
 
 
 def parse_key(uri: str) -> KeyURI:
-    """The parts of a key URI.
+    """Split a key URI into its parts.
 
     Args:
-        uri: such as ``local://demo`` or ``tencent-kms://ap-guangzhou/<KeyId>``; of another scheme
-            (a provider of your own), one to four names with ``/`` between them.
+        uri: such as ``local://demo`` or ``tencent-kms://ap-guangzhou/<KeyId>``; for the scheme of a custom
+            provider, one to four names separated by ``/``.
 
     Returns:
         Scheme, place (a region, or empty) and name.
 
     Raises:
-        FormatError: it is not such a URI.
+        FormatError: it is not a key URI.
 
     Example:
         >>> parse_key("tencent-kms://ap-guangzhou/my-key").place
@@ -43,7 +43,7 @@ def parse_key(uri: str) -> KeyURI:
     scheme, mark, rest = uri.partition("://") if isinstance(uri, str) else ("", "", "")
     if not mark or not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) or len(scheme) > 64:
         raise FormatError(
-            "a key is named by a URI such as 'local://demo' or 'tencent-kms://ap-guangzhou/<KeyId>'",
+            "not a key URI. Pass a URI such as 'local://demo' or 'tencent-kms://ap-guangzhou/<KeyId>'",
             field="key",
         )
     if not _KEYS.get(scheme, _OTHER_KEY).fullmatch(rest):
@@ -51,7 +51,7 @@ def parse_key(uri: str) -> KeyURI:
             scheme, f"{scheme}://<name>"
         )
         raise FormatError(
-            f"a {scheme} key is named {shape}, where a name is 1 to 64 letters, digits or '_.-'",
+            f"not a {scheme} key URI. It must be {shape}; a name is 1 to 64 characters: A-Z, a-z, 0-9, '_.-'",
             field="key",
         )
     place, _, name = rest.rpartition("/")

@@ -1,7 +1,7 @@
-"""The wraps of data keys: replaced, added or retired, after the data key was opened and its headers checked.
+"""Replace, add or retire wrapped keys, after unwrapping the data key and authenticating its headers.
 
-The cells, and what is authenticated, stay as they are: a wrap is the data key under one master key, and the
-data key does not change. So this takes rights from nobody who has the data key, or an older copy of the data.
+The cells and everything that is authenticated stay unchanged: only the wrapped keys change, not the data key.
+So rewrapping does not revoke access for a user who has the data key or an older copy of the data.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["Change", "Changed", "not_meant"]
 
 @dataclass(frozen=True)
 class Changed:
-    """What became of the data keys of one file, or of what else has headers.
+    """The result of rewrapping the data keys of one file, or of other data with headers.
 
     Attributes:
-        records: by commitment, those that have other wraps now.
-        already: how many were as they were asked to be.
-        other: how many are under other master keys than the one to be replaced, and were left alone.
-        left: sentences on wraps that were left alone because they do not open.
-        intended: of a dry run, in place of ``records``: with empty texts for the new wraps.
+        records: the records whose wrapped keys changed, by commitment.
+        already: how many data keys needed no change.
+        other: how many were skipped because they are under other master keys than the one to replace.
+        left: messages about wrapped keys that were skipped because they could not be unwrapped.
+        intended: in a dry run, instead of ``records``; the new wrapped keys in it have empty texts.
     """
 
     records: dict[bytes, DataKeyRecord]
@@ -42,22 +42,23 @@ class Changed:
 
 
 class Change:
-    """What is to become of the wraps. One serves a whole dataset, from several threads.
+    """A change of wrapped keys. One object serves a whole dataset, and several threads.
 
-    Each data key is unwrapped once, and wrapped once, however many files are under it; it is forgotten with
+    Each data key is unwrapped once and wrapped once, even if many files use it; it is kept only as long as
     this object.
 
     Args:
-        key: URI of the master key that wraps anew; None with ``retire``.
-        source: URIs of the master keys whose wraps may be opened, and are replaced; None: the session's.
-        add: add a wrap, and replace none.
-        retire: URIs of master keys whose wraps are removed.
-        dry_run: open nothing and wrap nothing; say in ``intended`` what would be done.
+        key: URI of the new master key; None with ``retire``.
+        source: URIs of the master keys whose wrapped keys may be unwrapped and are replaced; None: the
+            session's.
+        add: add a wrapped key, and replace none.
+        retire: URIs of master keys whose wrapped keys are removed.
+        dry_run: unwrap nothing and wrap nothing; list in ``intended`` what would be done.
 
     Raises:
-        TypeError, ValueError: arguments that do not go together.
+        TypeError, ValueError: the arguments contradict each other.
         FormatError: not a key URI.
-        KeyServiceError: the provider of the new key refused to say which key an alias stands for.
+        KeyServiceError: the provider of the new key could not resolve an alias.
     """
 
     def __init__(
@@ -71,12 +72,12 @@ class Change:
     ) -> None:
         if (key is None) == (retire is None) or (retire is not None and add):
             raise ValueError(
-                "rewrap() takes the key to wrap anew by, or retire= and the key whose wraps to remove. Both "
-                "are two steps: rewrap(x, new, add=True), later rewrap(x, retire=old)"
+                "rewrap() takes either the new master key, or retire= with the key to remove. Both together "
+                "take two steps: rewrap(x, new, add=True), later rewrap(x, retire=old)"
             )
         if key is not None and not isinstance(key, str):
             raise TypeError("rewrap() takes the URI of one master key, such as 'local://demo'")
-        # A tuple, since opening goes by it as well: the first file would use up a generator.
+        # A tuple: it is read again for each file, and a generator would be used up after the first one.
         self._source = source if source is None or isinstance(source, str) else tuple(source)
         if self._source is not None:
             limits(self._source)
@@ -92,13 +93,15 @@ class Change:
         self._once = Flights(keep=True)
 
     def __call__(self, headers: Sequence[tuple[str, Header]]) -> Changed:
-        """The new wraps of the data keys that these headers, by column, name.
+        """Return the new wrapped keys of the data keys that these headers, given by column, name.
 
         Raises:
-            KeyServiceError: a key service refused, so that a data key could not be opened, or not be wrapped.
-            WrongKeyError: what was unwrapped is another data key.
-            FormatError: a header was changed after it was written; or more than 16 wraps.
-            ValueError: a wrap to be retired is the only one; or it was not said which of several to replace.
+            KeyServiceError: a KMS call failed, so that a data key could not be unwrapped or wrapped.
+            WrongKeyError: another data key was unwrapped.
+            FormatError: a header was changed after it was written; or there would be more than 16 wrapped
+                keys.
+            ValueError: the wrapped key to retire is the only one; or several could be replaced and none was
+                chosen.
         """
         records = merged_records(record for _, header in headers for record in header.records)
         already = other = 0
@@ -116,7 +119,7 @@ class Change:
                 intended[commitment] = self._intended(record, going)
             else:
                 keys[commitment], concerned[commitment] = self._opened(record, going, left)
-        # The MAC of every object under these data keys, before anything is made of them (SPEC.md section 4).
+        # SPEC.md section 4: check the MAC of every object under these data keys before they are used.
         for name, header in headers:
             if checked := [item for item in header.columns if item.data_key in keys]:
                 authenticate(Header.of(checked, header.records), keys, name)
@@ -128,23 +131,23 @@ class Change:
 
     @property
     def calls(self) -> int:
-        """Of a dry run: how many calls of key services the change would take."""
+        """The number of KMS calls that the change would make; counted in a dry run only."""
         return sum(self._calls.values())
 
     def _intended(self, record: DataKeyRecord, going: tuple[Wrap, ...]) -> DataKeyRecord:
-        """What would become of a data key, as far as it can be said without opening it."""
+        """Return the record that a data key would have, as far as that is known without unwrapping it."""
         rest = tuple(wrap for wrap in record.wraps if wrap not in going)
         if self._retire is not None:
             _check_rest(rest, going)
         new = self._key is not None and all(wrap.key != self._key for wrap in rest)
         with self._lock:
-            # To add or to retire opens it once; to replace opens each wrap that goes.
+            # Adding or retiring unwraps the data key once; replacing unwraps each replaced wrapped key.
             self._calls[record.commitment] = (len(going) if self._key and going else 1) + new
         wraps = (*rest, Wrap(self._key, "")) if new and self._key is not None else rest
         return DataKeyRecord(record.commitment, record.context, wraps)
 
     def _going(self, record: DataKeyRecord) -> tuple[Wrap, ...] | None:
-        """The wraps that are to go; None where the record is not one of those that are meant."""
+        """Return the wrapped keys to remove; None if the change does not concern this record."""
         if self._retire is not None:
             return tuple(wrap for wrap in record.wraps if self._retire(parse_key(wrap.key)))
         if self._add:
@@ -152,14 +155,17 @@ class Change:
         others = tuple(wrap for wrap in record.wraps if wrap.key != self._key)
         if self._source is not None:
             allowed = self._once.do("source", lambda: limits(self._source))
-            # A source that is the new key as well is wrapped anew: by its newest version, after a rotation.
+            # A source that is also the new key is wrapped again: after a rotation, by its newest version.
             found = tuple(wrap for wrap in record.wraps if allowed(parse_key(wrap.key)))
         elif (session := session_key()) is not None:
             allowed = self._once.do(("session", session), lambda: limits(session))
             found = tuple(wrap for wrap in others if allowed(parse_key(wrap.key)))
         elif len(others) > 1:
             named = ", ".join(wrap.key for wrap in others)
-            raise ValueError(f"under {named}: say which of them is to be replaced (source=), or add=True")
+            raise ValueError(
+                f"the data key is under several master keys, {named}. Pass the one to replace (source=), or "
+                "add=True"
+            )
         else:
             found = others
         return found if found or len(others) < len(record.wraps) else None
@@ -172,11 +178,11 @@ class Change:
     def _opened(
         self, record: DataKeyRecord, going: tuple[Wrap, ...], left: list[str]
     ) -> tuple[DataKey, tuple[Wrap, ...]]:
-        """The data key, and those of the wraps to go that may go."""
+        """Return the data key, and those of the wrapped keys that can be removed."""
         if self._retire is not None:
             rest = tuple(wrap for wrap in record.wraps if wrap not in going)
             _check_rest(rest, going)
-            # One of those that stay must open, by whoever does this, or nothing goes.
+            # Nothing is removed unless the caller can unwrap one of the remaining wrapped keys.
             staying = DataKeyRecord(record.commitment, record.context, rest)
             return self._once.do(("unwrap", staying), lambda: unwrap(staying, self._source)), going
         if self._add:
@@ -189,23 +195,25 @@ class Change:
                 data_key = self._by(record, wrap)
             except (KeyServiceError, WrongKeyError) as error:
                 refusal = refusal or error
-                left.append(f"the wrap under {wrap.key} was left alone, for it does not open: {error}")
+                left.append(
+                    f"the wrapped key under {wrap.key} was skipped: it could not be unwrapped: {error}"
+                )
                 continue
             opened = data_key
             good.append(wrap)
         if opened is None:
-            raise refusal or WrongKeyError("no wrap to open")
+            raise refusal or WrongKeyError("there is no wrapped key to unwrap")
         return opened, tuple(good)
 
     def _by(self, record: DataKeyRecord, wrap: Wrap) -> DataKey:
-        """The data key that this wrap holds, checked against the commitment."""
+        """Return the data key from this wrapped key, checked against the commitment."""
 
         def load() -> DataKey:
             data_key = unwrap_by(record, wrap)
             if data_key is None:
                 raise WrongKeyError(
-                    f"what {wrap.key} unwraps is not the data key that this was encrypted under: the header "
-                    "was changed",
+                    f"{wrap.key} unwraps another data key, not the data key that this was encrypted under: "
+                    "the header was changed",
                     key=wrap.key,
                 )
             return data_key
@@ -224,19 +232,21 @@ class Change:
         for wrap in record.wraps:
             if wrap not in going:
                 wraps.append(wrap)
-            else:  # the new one stands where the first that it replaces stood: wraps are tried in order
+            else:  # in the place of the first one that it replaces: wrapped keys are tried in order
                 wraps += new
                 new = []
         return DataKeyRecord(record.commitment, record.context, (*wraps, *new))
 
     def _has_good(self, record: DataKeyRecord, going: tuple[Wrap, ...], left: list[str]) -> bool:
-        """Whether a wrap that stays is under the new key already, and opens."""
+        """Check whether a remaining wrapped key is under the new key already, and can be unwrapped."""
         for wrap in record.wraps:
             if wrap.key == self._key and wrap not in going:
                 try:
                     self._by(record, wrap)
                 except (KeyServiceError, WrongKeyError) as error:
-                    left.append(f"the wrap under {wrap.key} was left alone, for it does not open: {error}")
+                    left.append(
+                        f"the wrapped key under {wrap.key} was skipped: it could not be unwrapped: {error}"
+                    )
                 else:
                     return True
         return False
@@ -245,18 +255,18 @@ class Change:
 def _check_rest(rest: Sequence[Wrap], going: Sequence[Wrap]) -> None:
     if not rest:
         raise ValueError(
-            f"its data key is under {going[0].key} alone, and would never open again: add another "
-            "wrap first (add=True)"
+            f"the data key is under {going[0].key} alone: without it, the data could never be decrypted "
+            "again. Add another master key first (add=True)"
         )
 
 
 def not_meant(headers: Sequence[tuple[str, Header]]) -> WrongKeyError:
-    """The error for data that is under other master keys than the one to be replaced."""
+    """Return the error for data that is under other master keys than the one to replace."""
     wraps = [wrap.key for _, header in headers for record in header.records for wrap in record.wraps]
     named = ", ".join(dict.fromkeys(wraps))
     return WrongKeyError(
-        f"under {named}, which is not the session's key or the one that source= names: name the one to be "
-        "replaced (source=), or add=True",
+        f"the data is encrypted under {named}, which is not the session's key or the one in source=. Pass "
+        "the key to replace (source=), or add=True",
         key=wraps[0],
         allowed=False,
     )

@@ -1,4 +1,4 @@
-"""Which master key is meant, who keeps it, and which of the keys that a file names may be used."""
+"""The session: its master key, its providers and its cache, as set by `use` or the environment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Key: TypeAlias = "str | Iterable[str] | DataKey"
-"""What names a key: a URI, several (one data key, wrapped by each), or a data key."""
+"""A key argument: a URI, several URIs (one data key, wrapped by each), or a data key."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,28 @@ class _State:
 
 
 def _serves(provider: KeyProvider) -> tuple[str, str | None]:
-    """The scheme of a provider's keys, and the place that they live in, where it holds those of one only."""
+    """Return the scheme of a provider's keys, and its region, or None if it is not limited to one."""
     return provider.scheme, getattr(provider, "region", None)
 
 
-_process: list[_State] = []  # what was set for the process, in order; the last one counts
+_process: list[_State] = []  # set for the whole process, in order; the last one wins
 _lock = Lock()
-_keystores: dict[str | None, LocalKeystore] = {}  # by KMSDATA_KEYSTORE: each asks for its passphrase once
+_keystores: dict[str | None, LocalKeystore] = {}  # by KMSDATA_KEYSTORE: each prompts for its passphrase once
 _services: dict[tuple[str, str | None], TencentKMS] = {}  # by region and KMSDATA_TENCENT_ENDPOINT
 _cache = KeyCache()
-_held: list[str] = []  # why keys are not to be had yet: a form that nobody has filled in
+_held: list[str] = []  # why keys cannot be used yet: a login form is open and not answered
 _block: ContextVar[_State | None] = ContextVar("kmsdata", default=None)
 
 
 class use:  # noqa: N801 - reads as a verb, in a with statement too
-    """Set the key, or the provider of keys, that calls use where they name none; or the limits of the cache.
+    """Set the default key, a key provider, or the cache of the session.
 
     Args:
-        key_or_provider: a key URI; or a `KeyProvider`, which comes before the built-in ones
-            for the URIs of its scheme (and region, where it has one); or a `KeyCache`.
+        key_or_provider: a key URI, used by calls without ``key=``; or a `KeyProvider`, which takes precedence
+            over the built-in ones for the URIs of its scheme (and region, if it has one); or a `KeyCache`.
 
-    As a statement it holds for the process, or for the block that it stands in; as
-    ``with kmsdata.use(...)`` for that block alone.
+    A plain call applies to the whole process, or to the enclosing ``with kmsdata.use(...)`` block;
+    ``with kmsdata.use(...)`` applies to its block only.
 
     Raises:
         FormatError: not a key URI.
@@ -93,14 +93,14 @@ class use:  # noqa: N801 - reads as a verb, in a with statement too
             self._change = _State(cache=key_or_provider)
         elif isinstance(key_or_provider, KeyProvider):
             self._change = _State(providers=(key_or_provider,))
-            _held.clear()  # whoever has a provider need not wait for a form
+            _held.clear()  # with a provider, an open login form is not needed
         else:
             raise TypeError(
-                "use() takes a key URI such as 'local://demo', a provider with scheme, "
-                "generate_data_key, unwrap and wrap, or a KeyCache"
+                "use() takes a key URI such as 'local://demo', a KeyCache, or a provider with scheme, "
+                "generate_data_key, unwrap and wrap"
             )
         self._tokens: list[Token[_State | None]] = []
-        # A statement and a with block look the same from here: it is set now, and the block takes it back.
+        # Here a plain call and a with block look the same: so it is set now, and __enter__ takes it back.
         self._outer = _block.get()
         if self._outer is None:
             with _lock:
@@ -134,7 +134,7 @@ def _current() -> _State:
 
 
 def forget() -> None:
-    """Forget every data key at hand, and every credential that was found: others are in force from now on."""
+    """Forget all cached data keys, credentials and passphrases: the next call looks for them again."""
     forget_keys()
     with _lock:
         _services.clear()
@@ -142,10 +142,10 @@ def forget() -> None:
 
 
 def hold(why: str) -> None:
-    """Let nothing look for credentials until a provider is handed to `use`: somebody is being asked for them.
+    """Block the search for credentials until a provider is passed to `use`: a login form is open.
 
     Args:
-        why: what to do first; it is the message of the `CredentialsError` that is raised meanwhile.
+        why: what to do first: the message of the `CredentialsError` that is raised until then.
     """
     _held[:] = [why]
 
@@ -156,7 +156,7 @@ def _require_answer() -> None:
 
 
 def session_key() -> str | None:
-    """The URI that calls use where they name none, or None.
+    """Return the URI that calls without ``key=`` use, or None.
 
     Raises:
         FormatError: ``KMSDATA_KEY`` is not a key URI.
@@ -171,11 +171,11 @@ def session_key() -> str | None:
 
 
 def provider_of(uri: str) -> KeyProvider:
-    """The provider of a key: one that was handed to `use`, else a built-in one.
+    """Return the provider of a key: one that was passed to `use`, otherwise a built-in one.
 
     Raises:
-        KeyNotFoundError: there is none; or those that were handed in hold the keys of other regions.
-        CredentialsError: a form asks for them, and stands unanswered.
+        KeyNotFoundError: there is none, or those that were passed in serve other regions.
+        CredentialsError: a login form is open and not answered.
     """
     scheme, place, _ = parse_key(uri)
     if scheme == "tencent-kms":
@@ -184,7 +184,7 @@ def provider_of(uri: str) -> KeyProvider:
     for provider in of_scheme:
         if _serves(provider)[1] in (None, place):
             return provider
-    # Credentials of the environment must not stand in for those that were handed in for another region.
+    # If the caller passed credentials for another region, those of the environment must not replace them.
     if scheme == "tencent-kms" and not of_scheme:
         endpoint = os.environ.get("KMSDATA_TENCENT_ENDPOINT") or None
         with _lock:
@@ -195,11 +195,11 @@ def provider_of(uri: str) -> KeyProvider:
         return _keystores.setdefault(os.environ.get("KMSDATA_KEYSTORE"), LocalKeystore())
     held = ", ".join(repr(provider) for provider in of_scheme)
     raise KeyNotFoundError(
-        f"{uri}: no provider for it"
+        f"{uri}: no provider for this key"
         + (
-            f" (there is {held}): hand one of {place} to kmsdata.use()"
+            f", only {held}. Pass a provider of {place} to kmsdata.use()"
             if held
-            else f": hand one of {scheme}:// keys to kmsdata.use(), or name a local:// key"
+            else f". Pass a provider of {scheme}:// keys to kmsdata.use(), or use a local:// key"
         ),
         provider=scheme,
         operation="find",
@@ -208,46 +208,46 @@ def provider_of(uri: str) -> KeyProvider:
 
 
 def resolved(uri: str) -> str:
-    """The URI that a header may hold: with the id of a key where the service has aliases for them."""
+    """Return the URI for a header: an alias is replaced by the id of its key."""
     resolve = getattr(provider_of(uri), "resolve", None)
     return uri if resolve is None else resolve(uri)
 
 
 def _held_by(provider: KeyProvider) -> tuple[Any, ...]:
-    """What a cache keeps keys by: the provider, and the credential that it has now."""
+    """Return the cache key of a provider: the provider and its current credential."""
     return provider, getattr(provider, "identity", None)
 
 
 def new_data_key(
     key: Key | None = None, context: Mapping[str, str] | None = None, cells: int | None = None
 ) -> DataKey:
-    """A new data key, by one call of the key's provider; or the data key that was handed in.
+    """Generate a data key with one KMS call, or return the data key that was passed in.
 
     Args:
-        key: URI; several, of which the first makes the data key and the others wrap it too; a `DataKey`,
-            which is returned as it is; or None for the session's key.
-        context: pairs that stand in clear beside the wrapped key, and that opening it takes.
-        cells: how many it will encrypt, where one may do that the session's cache has generated before; None:
-            a new one.
+        key: a URI; several URIs, of which the first generates the data key and the others wrap it as well;
+            a `DataKey`, which is returned unchanged; or None for the session's key.
+        context: pairs that are stored unencrypted next to the wrapped key, and are required to unwrap it.
+        cells: how many cells it will encrypt, if a generated data key from the session's cache may be
+            shared; None: always a new one.
 
     Raises:
-        ValueError: no key was named anywhere; or a context with a data key, which has its own.
-        TypeError: what names no key, or is no context.
-        KeyServiceError: the provider refused.
+        ValueError: no key was given; or a data key was given with a context other than its own.
+        TypeError: not a key, or not a context.
+        KeyServiceError: a KMS call failed.
     """
     given = pairs(context)
     if isinstance(key, DataKey):
         if context is not None and tuple(sorted(given.items())) != key.context:
-            raise ValueError("this data key was made with another context: leave context= out")
+            raise ValueError("this data key was generated with another context. Leave context= out")
         return key
     uris = _uris(key)
     if not uris:
         _require_answer()
         raise ValueError(
-            "no key: pass key='local://demo' (or tencent-kms://...), call kmsdata.use('local://demo'), or "
-            "set KMSDATA_KEY"
+            "no key was given. Pass key='local://demo' (or tencent-kms://...), call "
+            "kmsdata.use('local://demo'), or set KMSDATA_KEY"
         )
-    # What no reader would take is refused before any key is made for it.
+    # Raise for what readers would reject, before a KMS call is made.
     DataKeyRecord(bytes(32), tuple(given.items()), tuple(Wrap(uri, "") for uri in uris))
     uris = list(dict.fromkeys(resolved(uri) for uri in uris))
     if cells is None:
@@ -266,18 +266,19 @@ def _generated(uris: list[str], context: dict[str, str]) -> DataKey:
 
 
 def wrap_under(data_key: DataKey, uri: str) -> Wrap:
-    """The data key, wrapped by another master key as well: one call of that key's provider.
+    """Wrap the data key under another master key, with one KMS call.
 
     Raises:
-        KeyServiceError: the provider refused.
+        KeyServiceError: the KMS call failed.
     """
     count("wrap")
     return data_key.wrap_by(provider_of(uri), uri)
 
 
 def from_cache(provider: KeyProvider, by: Hashable, load: Callable[[], DataKey | None]) -> DataKey | None:
-    """What ``load`` unwraps, or the session's cache has for ``by`` and the provider's credential."""
-    if isinstance(provider, LocalKeystore):  # it is at hand already, and may be changed by other processes
+    """Return the data key from the session's cache, or what ``load`` unwraps."""
+    # Not cached: reading a local file is cheap, and another process may disable one of its keys.
+    if isinstance(provider, LocalKeystore):
         return load()
     return _cache_in_force().unwrapped((_held_by(provider), by), load)
 
@@ -287,24 +288,24 @@ def _cache_in_force() -> KeyCache:
 
 
 def pairs(context: object) -> dict[str, str]:
-    """A context as a caller gave it; TypeError if it is none."""
+    """Check the context that a caller passed, and copy it; raise TypeError if it is not one."""
     if context is None:
         return {}
     if not isinstance(context, Mapping):
         raise TypeError(f"context= takes a mapping of text to text, not {type(context).__name__}")
     if not all(isinstance(part, str) for pair in context.items() for part in pair):
-        raise TypeError("context= takes a mapping of text to text: a name or a value in it is none")
+        raise TypeError("context= takes a mapping of text to text: a name or a value in it is not text")
     return dict(context)
 
 
 def key_list(key: str | Iterable[str]) -> list[str]:
-    """A key URI, or several, as a list; TypeError where it is neither."""
+    """Return a key URI, or several, as a list; raise TypeError if it is neither."""
     if isinstance(key, str):
         return [key]
     if isinstance(key, (bytes, bytearray, memoryview, Mapping)) or not isinstance(key, Iterable):
         raise TypeError(
-            "key= takes the URI of a master key, such as 'local://demo', several of them, a DataKey, or "
-            f"encrypted data to share its data key, not {type(key).__name__}"
+            "key= takes the URI of a master key, such as 'local://demo', several URIs, a DataKey, or "
+            f"encrypted data whose data key to use, not {type(key).__name__}"
         )
     return list(key)
 
@@ -315,7 +316,7 @@ def _uris(key: str | Iterable[str] | None) -> list[str]:
         return [] if session is None else [session]
     uris = key_list(key)
     if not uris:
-        raise ValueError("key= is an empty list")
+        raise ValueError("key= is an empty list. Name at least one key, or leave it out")
     for uri in uris:
         parse_key(uri)
     return uris

@@ -1,4 +1,4 @@
-"""A column's key as a Tink keyset, for readers without kmsdata and without KMS."""
+"""The key of a column as a Tink keyset, for readers without kmsdata and without KMS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Keyset"]
 class Keyset(Secret):
     """A Tink keyset that reads (and writes) the cells of one column; see `kmsdata.export_keyset`.
 
-    Whoever holds its JSON can read the column for good, whatever KMS later says.
+    Its JSON gives permanent access to the column, even if the KMS later denies access to the master key.
     """
 
     __slots__ = ("_keys",)
@@ -23,7 +23,7 @@ class Keyset(Secret):
         self._keys = tuple(keys)
 
     def json(self) -> str:
-        """Hands out the secret: a cleartext Tink keyset in JSON, its first key primary.
+        """Return the secret: a cleartext Tink keyset in JSON, with the first key as its primary.
 
         Example:
             >>> import json
@@ -33,7 +33,7 @@ class Keyset(Secret):
         """
         entries = []
         for algorithm, cell_key in self._keys:
-            # Protocol buffers: AesGcmKey has key_value in field 3, AesSivKey in field 2, both wire type 2.
+            # Protocol buffers: key_value is field 3 of AesGcmKey, field 2 of AesSivKey; both of wire type 2.
             name, tag = ("AesGcmKey", 0x1A) if algorithm == "AES-256-GCM" else ("AesSivKey", 0x12)
             entries.append(
                 {

@@ -1,7 +1,7 @@
-"""Data keys unwrapped, and headers authenticated under them.
+"""Unwrap data keys, and authenticate headers under them.
 
-The order of SPEC.md section 4: unwrap, compare the commitment, compare the MAC of every column object used;
-only then is any key derived for cells.
+In the order of SPEC.md section 4: unwrap, compare the commitment, compare the MAC of every column object that
+is used; only then derive keys for cells.
 """
 
 from __future__ import annotations
@@ -27,26 +27,29 @@ __all__ = ["DataKeys", "authenticate", "limits", "open_keys", "unwrap", "unwrap_
 
 
 def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
-    """The data key of a record, unwrapped and checked against its commitment.
+    """Unwrap the data key of a record, and check it against its commitment.
 
     Args:
-        record: from a header. It may name any key; what is used is decided here.
-        key: only these may open it: URIs, where ``scheme://*`` or ``scheme://place/*`` stands for all
-            such; or a `DataKey`. None: the session's key's provider and region are the limit,
-            and a session that has none follows the header.
+        record: from a header. It may name any key; this function decides which of them is used.
+        key: the only keys that may be used: URIs, where ``scheme://*`` or ``scheme://place/*`` means all keys
+            of that scheme or place; or a `DataKey`. None: any key of the session key's provider and region;
+            without a session key, any key that the header names.
 
     Raises:
-        WrongKeyError: none of the record's keys may be used, or what they unwrap is another data key.
-        KeyServiceError: the provider refused; where there are several wraps, all did: the first error.
+        WrongKeyError: none of the record's keys may be used, or they unwrap another data key.
+        KeyServiceError: the KMS call failed; with several wrapped keys, all calls failed, and this is the
+            first error.
     """
     if isinstance(key, DataKey):
         if key.commits_to(record.commitment):
             if key.context != record.context:
-                raise FormatError("the context was changed: it is not that of the data key", field="context")
+                raise FormatError(
+                    "the context was changed: it is not the one of the data key", field="context"
+                )
             return key
         raise WrongKeyError(
-            f"encrypted under another data key than {key!r}: pass the one that belongs to it, or its "
-            "master key's URI",
+            f"the data is encrypted under another data key than {key!r}. Pass its own data key, or the URI "
+            "of its master key",
             key=record.wraps[0].key,
         )
     allowed = limits(key)
@@ -68,22 +71,23 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
     named = ", ".join(wrap.key for wrap in record.wraps)
     if tried:
         raise WrongKeyError(
-            f"what {named} unwraps is not the data key that this was encrypted under: the header was changed",
+            f"{named} unwraps another data key, not the data key that this was encrypted under: the header "
+            "was changed",
             key=record.wraps[0].key,
         )
     raise WrongKeyError(
-        f"encrypted under {named}, which may not be used here: pass key= with that URI, if you trust where "
-        "the data comes from",
+        f"the data is encrypted under {named}, which may not be used here. If you trust the source of the "
+        "data, pass that URI as key=",
         key=record.wraps[0].key,
         allowed=False,
     )
 
 
 def unwrap_by(record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
-    """The data key that one wrap holds, or None where it is another one than the record's.
+    """Return the data key from one wrapped key, or None if it is not the data key of the record.
 
-    Whether the wrap's key may be asked is for the caller to say (`limits`). No error leaves a frame that
-    holds the data key.
+    The caller checks whether the master key may be used (`limits`). No frame in an error's traceback contains
+    the data key.
     """
     provider = provider_of(wrap.key)
     data_key = from_cache(provider, (wrap, record.context), lambda: _asked(provider, wrap, record.context))
@@ -98,7 +102,7 @@ def _asked(provider: KeyProvider, wrap: Wrap, context: tuple[tuple[str, str], ..
     if not isinstance(secret, bytes) or len(secret) != 32:
         del secret
         raise KeyServiceError(
-            f"{wrap.key}: the provider unwrapped something that is not a data key of 32 bytes",
+            f"{wrap.key}: the provider returned something other than a data key of 32 bytes",
             provider=provider.scheme,
             operation="unwrap",
             code="InvalidDataKey",
@@ -107,7 +111,7 @@ def _asked(provider: KeyProvider, wrap: Wrap, context: tuple[tuple[str, str], ..
 
 
 def limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
-    """Which of the keys that a file names may be used; see `unwrap`."""
+    """Return a function that decides whether a key named in a file may be used; see `unwrap`."""
     if key is None:
         session = session_key()
         if session is None:
@@ -128,7 +132,7 @@ def limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
         if (uri.scheme, uri.place) in whole or (uri.scheme, None) in whole:
             return True
         named = [parse_key(text) for text in exact]
-        # A service is asked what an alias stands for only where no name agrees as it is.
+        # Resolving an alias is a KMS call: so it is done only if no URI is equal as it is written.
         return uri in named or any(
             parse_key(resolved(text)) == uri
             for text, key in zip(exact, named, strict=True)
@@ -147,7 +151,7 @@ def authenticate(header: Header, data_keys: Mapping[bytes, DataKey], column: str
         column: its name, for errors.
 
     Raises:
-        FormatError: an object is not as the data key's holder wrote it, or of a type unknown here.
+        FormatError: an object was changed after it was written, or has a type that this version lacks.
     """
     for item in header.columns:
         if not data_keys[item.data_key].authenticates(item):
@@ -163,17 +167,17 @@ def authenticate(header: Header, data_keys: Mapping[bytes, DataKey], column: str
 
 
 def _check_context(header: Header, data_keys: Mapping[bytes, DataKey], context: object, column: str) -> None:
-    """Check that each record's context is its data key's, and holds these pairs.
+    """Check that each record has the context of its data key, and that it contains these pairs.
 
     Raises:
-        FormatError: a context was changed, or lacks a pair that was asked for.
+        FormatError: a context was changed, or lacks one of the pairs.
     """
     asked = pairs(context)
     for record in header.records:
         data_key = data_keys[record.commitment]
         if record.context != data_key.context:
             raise FormatError(
-                f"column {column!r}: its context was changed: it is not that of its data key",
+                f"column {column!r}: its context was changed: it is not the one of its data key",
                 column=column,
                 field="context",
             )
@@ -181,19 +185,19 @@ def _check_context(header: Header, data_keys: Mapping[bytes, DataKey], context: 
         for name, text in asked.items():
             if actual.get(name) != text:
                 raise FormatError(
-                    f"column {column!r}: its context does not say {name!r}: {text!r}; "
-                    + (f"it says {actual}" if actual else "it has none"),
+                    f"column {column!r}: its context does not contain {name!r}: {text!r}; "
+                    + (f"it is {actual}" if actual else "it is empty"),
                     column=column,
                     field="context",
                 )
 
 
 class DataKeys:
-    """The data keys of headers: each unwrapped once, whether its provider gives it or refuses.
+    """The data keys of headers. Each takes one KMS call, whether that succeeds or fails.
 
     Args:
-        key: what may open them; see `unwrap`.
-        context: pairs that each data key's authenticated context must hold.
+        key: the keys that may be used; see `unwrap`.
+        context: pairs that the authenticated context of each data key must contain.
     """
 
     def __init__(self, key: Key | None, context: Mapping[str, str] | None) -> None:
@@ -201,7 +205,7 @@ class DataKeys:
         self._known: dict[DataKeyRecord, DataKey | KmsDataError] = {}
 
     def unwrap(self, record: DataKeyRecord) -> DataKey:
-        """Return the data key of a record; raise again what refused it before."""
+        """Return the data key of a record; if unwrapping it failed before, raise the same error again."""
         if record not in self._known:
             try:
                 self._known[record] = unwrap(record, self._key)
@@ -220,11 +224,11 @@ class DataKeys:
         Args:
             header: the column's.
             column: its name, for errors.
-            data_keys: those that were unwrapped already; None: they are unwrapped here.
+            data_keys: data keys that are unwrapped already; None: they are unwrapped here.
 
         Raises:
             KeyServiceError, WrongKeyError: they could not be unwrapped.
-            FormatError: the header was changed, or its context is not the one that is asked for.
+            FormatError: the header was changed, or its context lacks one of the required pairs.
         """
         if data_keys is None:
             data_keys = {record.commitment: self.unwrap(record) for record in header.records}
@@ -240,13 +244,13 @@ def open_keys(
     *,
     keep: bool = False,
 ) -> dict[bytes, DataKey]:
-    """Unwrap the data keys of these columns, one call for each, and authenticate the headers under them.
+    """Unwrap the data keys of these columns, one KMS call for each, and authenticate the headers under them.
 
     Args:
         headers: by column.
-        key: what may open them; see `unwrap`.
-        context: pairs that each data key's authenticated context must hold.
-        keep: leave out the data keys that their service refuses instead of raising.
+        key: the keys that may be used; see `unwrap`.
+        context: pairs that the authenticated context of each data key must contain.
+        keep: leave out the data keys to which the KMS denies access, instead of raising.
 
     Returns:
         The data keys by commitment.

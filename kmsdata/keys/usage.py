@@ -1,4 +1,4 @@
-"""How often key services were called: what is paid for, and what quotas count."""
+"""Count the KMS calls of this process: they are billed, and count against quotas."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["Usage", "count", "usage"]
 
 
 class Usage(NamedTuple):
-    """Calls in this process so far.
+    """KMS calls of this process so far.
 
     Attributes:
-        generate_data_key: new data keys made.
+        generate_data_key: data keys generated.
         unwrap: data keys unwrapped by their provider.
-        wrap: data keys wrapped by a further master key.
-        cached: data keys that were at hand, so that no provider was asked.
-        retried: requests sent again after throttling or a fault; they come on top of the calls.
+        wrap: data keys wrapped by an additional master key.
+        cached: data keys found in the cache, without a KMS call.
+        retried: requests sent again after throttling or a fault; they are not included in `calls`.
     """
 
     generate_data_key: int = 0
@@ -28,7 +28,7 @@ class Usage(NamedTuple):
 
     @property
     def calls(self) -> int:
-        """Calls of providers in all."""
+        """The number of KMS calls in total."""
         return self.generate_data_key + self.unwrap + self.wrap
 
 
@@ -37,13 +37,13 @@ _so_far: list[Usage] = [Usage()]
 
 
 def count(field: str) -> None:
-    """Count one more of a field."""
+    """Add one to a field."""
     with _lock:
         _so_far[0] = _so_far[0]._replace(**{field: getattr(_so_far[0], field) + 1})
 
 
 def usage() -> Usage:
-    """How often this process asked key providers, and how often it had no need to.
+    """Return how many KMS calls this process made, and how many the cache saved.
 
     Example:
         >>> import kmsdata

@@ -72,7 +72,7 @@ def test_a_passphrase_seals_and_is_said(run, monkeypatch):
     monkeypatch.setenv("KMSDATA_PASSPHRASE", "wrong horse")
     code, _, err = run("keys", "create", "hr")
     assert code == 1
-    assert err.startswith("error: the passphrase (KMSDATA_PASSPHRASE, or the one passed in) does not open ")
+    assert err.startswith("error: the passphrase (from KMSDATA_PASSPHRASE, or passed in) is wrong for ")
 
 
 def test_an_empty_list_says_how_to_make_one(run, store):
@@ -88,7 +88,7 @@ def test_keys_are_never_overwritten(run, store):
     before = store.read_bytes()
     code, out, err = run("keys", "create", "local://payroll")
     assert (code, out) == (1, "")
-    assert err.startswith("error: local://payroll exists already in ")
+    assert err.startswith("error: local://payroll already exists in ")
     assert "\nhint: " in err
     assert store.read_bytes() == before
 
@@ -97,7 +97,7 @@ def test_keys_are_never_overwritten(run, store):
 def test_names_that_are_none(run, store, name):
     code, _, err = run("keys", "create", name)
     assert code == 1
-    assert err.startswith("error: a local key is named local://<name>")
+    assert err.startswith("error: not a local key URI. It must be local://<name>")
     assert not store.exists()
 
 

@@ -179,7 +179,7 @@ def test_a_dry_run_of_rewrap_says_what_comes(run, titanic, here, arguments, keys
     assert (done["keys"], done["kms_calls"]) == (keys, calls)
     assert kmsdata.usage().calls - counted == calls
     code, _, err = run("rewrap", "sealed", "--retire", "next", "--retire", "payroll", "--dry-run")
-    assert (code, "would never open again" in err) == (1, True)
+    assert (code, "could never be decrypted again" in err) == (1, True)
 
 
 def test_a_dry_run_is_for_paths(sealed):
@@ -276,7 +276,7 @@ def test_verify_tells_data_that_is_bad_from_keys_that_are_refused(run, sealed, t
     assert run("verify", sealed, "-e", "age")[0] == 3  # a header that was removed
     assert run("verify", "titanic.parquet")[0] == 3  # nothing is encrypted
     code, out, _ = run("verify", sealed, "-k", "local://next")
-    assert (code, "not verified" in out, "pass --key with that URI" in out) == (1, True, True)
+    assert (code, "not verified" in out, "pass that URI as --key" in out) == (1, True, True)
     run("keys", "disable", "payroll")
     assert run("verify", sealed)[0] == 1
     assert json.loads(run("verify", sealed, "--json")[1])["ok"] is False
@@ -311,11 +311,22 @@ def test_verify_tells_data_that_is_bad_from_keys_that_are_refused(run, sealed, t
         (["encrypt", "t.csv", "x.parquet", "-c", "a", *KEY, "--type", "a=nought"], 1, "--type says", ""),
         (["decrypt", "titanic.parquet", "x.parquet"], 1, "has no kmsdata header", ""),
         (["decrypt", "tampered.parquet", "x.parquet"], 1, "tampered.parquet", ""),
-        (["decrypt", "sealed.parquet", "x.parquet", "-k", "next"], 1, "pass --key with that URI", ""),
+        pytest.param(
+            *(["decrypt", "sealed.parquet", "x.parquet", "-k", "next"], 1, "pass that URI as --key", ""),
+            id="arguments20-1-pass --key with that URI-",
+        ),
         (["rewrap", "titanic.parquet", *KEY], 1, "nothing in it is encrypted", ""),
         (["rewrap", "sealed.parquet"], 2, "name the new key, or one to retire", "--retire"),
         (["rewrap", "sealed.parquet", "-k", "next", "--source", "local://x"], 1, "(--source), or --add", ""),
-        (["rewrap", "sealed.parquet", "--retire", "payroll"], 1, "add another wrap first (--add)", ""),
+        pytest.param(
+            *(
+                ["rewrap", "sealed.parquet", "--retire", "payroll"],
+                1,
+                "Add another master key first (--add)",
+                "",
+            ),
+            id="arguments24-1-add another wrap first (--add)-",
+        ),
         (["rewrap", "sealed.parquet", "-k", "local://missing*"], 1, "local://<name>", ""),
     ],
 )

@@ -45,7 +45,7 @@ def test_it_runs(path, tmp_path):
     assert not [output for output in outputs if output.output_type == "error"]
     # A warning would stand there in red, in front of everybody who tries it; a new key is announced so.
     said = "".join(output.text for output in outputs if output.get("name") == "stderr")
-    assert re.sub(r"(?m)^kmsdata: made the key .*\n +Back this file up.*\n", "", said) == ""
+    assert re.sub(r"(?m)^kmsdata: created the key .*\n +Back up this file.*\n", "", said) == ""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -368,7 +368,7 @@ def test_data_key_of_what_is_encrypted(titanic, tmp_path):
     assert len({key.commitment for key in keys}) == 1
     with pytest.raises(ValueError, match="2 data keys"):
         kmsdata.data_key(enc.kms.encrypt("fare", key=KEY))
-    with pytest.raises(ValueError, match="nothing in it"):
+    with pytest.raises(ValueError, match="nothing in the data"):
         kmsdata.data_key(titanic)
 
 

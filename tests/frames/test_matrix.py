@@ -534,7 +534,7 @@ def test_plain_values_and_foreign_cells_do_not_get_in(put, value, enc, df):
     match = "takes cells and nulls only"
     if value == "foreign":
         value = df.kms.encrypt("name", key=KEY)["name"].iloc[0]
-        match = "encrypted otherwise"
+        match = "could not be decrypted: (it has|they have) another data key"
     with pytest.raises(TypeError, match=match):
         PLAIN[put](enc, value)
 
@@ -728,7 +728,7 @@ def test_text_is_the_whole_ciphertext(enc, df, tmp_path):
         back = pd.read_csv(tmp_path / "f.csv", dtype=dtypes, engine=engine)
         check(back, df)
     check(raw[list(dtypes)].astype(dtypes), df[list(dtypes)])
-    with pytest.raises(TypeError, match="no cell"):
+    with pytest.raises(TypeError, match="is not a cell"):
         raw[["name"]].replace(raw["name"][0], raw["name"][0][:-3]).astype({"name": dtypes["name"]})
     with pytest.raises(TypeError, match="takes cells"):
         df["name"].astype(dtypes["name"])

@@ -119,14 +119,14 @@ def test_making_a_key_says_where_it_lies_once(keystore, capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count(str(keystore)) == 1
-    assert "Back this file up" in said.err
+    assert "Back up this file" in said.err
 
 
 def test_keys_are_never_overwritten_and_unwrapping_makes_none(keystore):
     store = kmsdata.LocalKeystore()
     store.create_key("a", quiet=True)
     before = keystore.read_bytes()
-    with pytest.raises(KeyServiceError, match="exists already"):
+    with pytest.raises(KeyServiceError, match="already exists"):
         store.create_key("a")
     with pytest.raises(KeyNotFoundError, match="local://b"):
         store.unwrap("AAAA", "local://b", {})
@@ -182,7 +182,7 @@ def test_a_passphrase_is_not_taken_where_it_would_seal_nothing(monkeypatch):
     store = kmsdata.LocalKeystore()
     store.create_key("a", quiet=True)
     monkeypatch.setenv("KMSDATA_PASSPHRASE", "correct horse")
-    with pytest.raises(KeyAccessError, match="in the clear"):
+    with pytest.raises(KeyAccessError, match="stored unencrypted"):
         store.create_key("b")
     assert [entry["key"] for entry in store.list_keys()] == ["local://a"]
 

@@ -181,7 +181,7 @@ def test_list_and_describe(kms, provider, key):
 
 def test_keys_are_never_overwritten(kms, provider, key):
     data_key = provider.generate_data_key(key, {})
-    with pytest.raises(KeyServiceError, match="exists already"):
+    with pytest.raises(KeyServiceError, match="already exists"):
         kms.create("demo")
     assert opens(provider, data_key)
 
@@ -201,7 +201,7 @@ def test_a_provider_shows_no_secret_and_is_not_pickled(kms, provider, key):
     if isinstance(kms, Tencent):
         assert kms.emulator.secret_id not in shown
         assert kms.emulator.secret_key not in shown
-    with pytest.raises(TypeError, match="not pickled"):
+    with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(provider)
 
 

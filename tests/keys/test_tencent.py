@@ -137,7 +137,7 @@ FAULTS = {
     ),
     "pending deletion": (
         Fault.error("ResourceUnavailable.KeyPendingDelete"), KeyAccessError,
-        "ResourceUnavailable.KeyPendingDelete", 1, "about to be deleted",
+        "ResourceUnavailable.KeyPendingDelete", 1, "scheduled for deletion",
     ),
     "another state": (
         Fault.error("ResourceUnavailable.CmkStateNotSupport"), KeyAccessError,
@@ -153,7 +153,7 @@ FAULTS = {
     ),
     "wrong signature": (
         Fault.error("AuthFailure.SignatureFailure"), CredentialsError, "AuthFailure.SignatureFailure", 1,
-        "SecretKey is not that of the SecretId",
+        "SecretKey does not belong to the SecretId",
     ),
     "clock": (
         Fault.error("AuthFailure.SignatureExpire"), CredentialsError, "AuthFailure.SignatureExpire", 1,
@@ -180,21 +180,21 @@ FAULTS = {
         1, "disabled",
     ),
     "no request id": (
-        Fault.no_request_id("InternalError"), KeyServiceError, "KeyError", 3, "did not answer as KMS does",
+        Fault.no_request_id("InternalError"), KeyServiceError, "KeyError", 3, "is not an answer of KMS",
     ),
     "no fields": (Fault.no_fields(), KeyServiceError, "InvalidAnswer", 1, "not used"),
-    "bare": (Fault.bare(), KeyServiceError, "KeyError", 3, "did not answer as KMS does"),
-    "html": (Fault.html(), KeyServiceError, "JSONDecodeError", 3, "did not answer as KMS does"),
-    "empty": (Fault.empty(), KeyServiceError, "JSONDecodeError", 3, "did not answer as KMS does"),
-    "garbage": (Fault.garbage(), KeyServiceError, "JSONDecodeError", 3, "did not answer as KMS does"),
+    "bare": (Fault.bare(), KeyServiceError, "KeyError", 3, "is not an answer of KMS"),
+    "html": (Fault.html(), KeyServiceError, "JSONDecodeError", 3, "is not an answer of KMS"),
+    "empty": (Fault.empty(), KeyServiceError, "JSONDecodeError", 3, "is not an answer of KMS"),
+    "garbage": (Fault.garbage(), KeyServiceError, "JSONDecodeError", 3, "is not an answer of KMS"),
     "bad gateway": (
-        Fault.status(502, b"<html>"), KeyServiceError, "ServerNetworkError", 3, "did not answer as KMS does",
+        Fault.status(502, b"<html>"), KeyServiceError, "ServerNetworkError", 3, "is not an answer of KMS",
     ),
-    "too many": (Fault.status(429), KeyServiceError, "ServerNetworkError", 3, "did not answer as KMS does"),
-    "truncated": (Fault.truncate(), KeyServiceError, "ChunkedEncodingError", 3, "broke off"),
-    "reset": (Fault.reset(), KeyServiceError, "ClientNetworkError", 3, "broke off"),
-    "hung up": (Fault.hang_up(), KeyServiceError, "ClientNetworkError", 3, "broke off"),
-    "lost answer": (Fault.lost(), KeyServiceError, "ClientNetworkError", 3, "broke off"),
+    "too many": (Fault.status(429), KeyServiceError, "ServerNetworkError", 3, "is not an answer of KMS"),
+    "truncated": (Fault.truncate(), KeyServiceError, "ChunkedEncodingError", 3, "was interrupted"),
+    "reset": (Fault.reset(), KeyServiceError, "ClientNetworkError", 3, "was interrupted"),
+    "hung up": (Fault.hang_up(), KeyServiceError, "ClientNetworkError", 3, "was interrupted"),
+    "lost answer": (Fault.lost(), KeyServiceError, "ClientNetworkError", 3, "was interrupted"),
 }  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def test_a_hung_connection_ends(emulator, make, key, fault):
     wrapped = kms.generate_data_key(key, {}).wraps[0].wrapped
     emulator.fail(fault, action="Decrypt", times=None)
     began = time.monotonic()
-    with pytest.raises(KeyServiceError, match=r"no answer|broke off") as caught:
+    with pytest.raises(KeyServiceError, match=r"no answer|was interrupted") as caught:
         kms.unwrap(wrapped, key, {})
     assert time.monotonic() - began < 6  # two seconds, and a busy machine
     assert caught.value.retryable
@@ -284,7 +284,7 @@ def test_a_pause_beyond_the_deadline_is_not_made(emulator, make, key, monkeypatc
     monkeypatch.setattr(service, "random_bytes", lambda size: b"\xff" * size)
     emulator.fail(Fault.error("InternalError"), action="Encrypt", times=None)
     began = time.monotonic()
-    with pytest.raises(KeyServiceError, match="KMS failed: try again"):
+    with pytest.raises(KeyServiceError, match=r"KMS failed\. Try again"):
         make(timeout=1).wrap(bytes(32), key, {})
     assert time.monotonic() - began < 1
     assert emulator.calls["Encrypt"] == 1
@@ -309,7 +309,7 @@ def test_latency_is_no_fault(emulator, kms, key):
 
 def test_nothing_listens(emulator, kms, key):
     emulator.stop_listening()
-    with pytest.raises(KeyServiceError, match="nothing listens at 127") as caught:
+    with pytest.raises(KeyServiceError, match=r"127\.0\.0\.1:\d+ refused the connection") as caught:
         kms.generate_data_key(key, {})
     assert caught.value.retryable
     emulator.listen()
@@ -351,7 +351,7 @@ def test_answers_are_checked(emulator, kms, key, fields):
 def test_a_redirect_is_not_followed(emulator, kms, key):
     other = Emulator()
     emulator.fail(Fault.status(307, b"", location=other.url), action="Encrypt")
-    with pytest.raises(KeyServiceError, match="sends elsewhere"):
+    with pytest.raises(KeyServiceError, match="redirects requests"):
         kms.wrap(bytes(32), key, {})
     assert other.requests == []
     other.close()
@@ -359,12 +359,14 @@ def test_a_redirect_is_not_followed(emulator, kms, key):
 
 def test_creating_is_not_sent_twice(emulator, kms):
     emulator.fail(Fault.lost(), action="CreateKey")
-    with pytest.raises(KeyServiceError, match=r"look whether it was carried out.*broke off") as caught:
+    with pytest.raises(
+        KeyServiceError, match=r"it may have been executed, so check.*was interrupted"
+    ) as caught:
         kms.create_key("once")
     assert not caught.value.retryable
     assert "retries" not in str(caught.value)
     assert emulator.calls["CreateKey"] == 1
-    with pytest.raises(KeyServiceError, match="exists already"):
+    with pytest.raises(KeyServiceError, match="already exists"):
         kms.create_key("once")
 
 
@@ -399,7 +401,7 @@ def test_more_keys_than_a_page_holds(kms, monkeypatch):
 )
 def test_a_list_of_keys_that_is_none(emulator, kms, key, fields):
     emulator.fail(Fault.change(**fields), action="ListKeyDetail")
-    with pytest.raises(KeyServiceError, match="a list of keys that is none") as caught:
+    with pytest.raises(KeyServiceError, match="no valid list of keys") as caught:
         kms.list_keys()
     assert caught.value.code == "InvalidAnswer"
     other = kms.create_key("other")
@@ -407,7 +409,7 @@ def test_a_list_of_keys_that_is_none(emulator, kms, key, fields):
     assert about["alias"] == "other"
     for wrong in (None, {}, {"KeyId": key.rpartition("/")[2]}):
         emulator.fail(Fault.change(KeyMetadata=wrong), action="DescribeKey")
-        with pytest.raises(KeyServiceError, match="another key's description, or none"):
+        with pytest.raises(KeyServiceError, match="no description, or that of another key"):
             kms.describe_key(other)
 
 
@@ -418,7 +420,7 @@ def test_it_asks_in_english(emulator, kms):
 
 def test_rotating_is_not_sent_twice(emulator, kms, key):
     emulator.fail(Fault.lost(), action="RotateKey")
-    with pytest.raises(KeyServiceError, match="broke off"):
+    with pytest.raises(KeyServiceError, match="was interrupted"):
         kms.rotate_key(key)
     assert emulator.calls["RotateKey"] == 1
     with pytest.raises(KeyServiceError, match="once in 24 hours") as caught:
@@ -650,7 +652,7 @@ def test_an_alias_names_a_key_and_headers_record_the_id(emulator, kms, key):
     assert [wrap.key for wrap in record.wraps] == [key]
     assert enc.kms.decrypt(key=f"tencent-kms://{REGION}/payroll")["a"].tolist() == [1, 2]
     assert kms.resolve(key) == key
-    with pytest.raises(KeyNotFoundError, match="no key of that alias"):
+    with pytest.raises(KeyNotFoundError, match="no key with that alias"):
         frame(f"tencent-kms://{REGION}/pay")  # KMS searches aliases by parts of them
     kms.create_key("payroll-2")
     assert kms.describe_key(f"tencent-kms://{REGION}/payroll")["key"] == key
@@ -665,7 +667,7 @@ def test_a_key_of_another_region(emulator, kms, key):
             lambda far=far: kms.wrap(bytes(32), far, {}),
             lambda far=far: kms.disable_key(far),
         ):
-            with pytest.raises(KeyNotFoundError, match="keys live in one region") as caught:
+            with pytest.raises(KeyNotFoundError, match="each key belongs to one region") as caught:
                 call()
             assert (caught.value.code, caught.value.key) == ("OtherRegion", far)
     assert len(emulator.requests) == before
@@ -731,7 +733,7 @@ def test_a_planted_file_that_names_another_region(emulator, make, kms, key):
     session.forget()
     kmsdata.use(kms)  # credentials were handed in for ap-guangzhou alone
     before = len(emulator.requests)
-    with pytest.raises(KeyNotFoundError, match="no provider for it"):
+    with pytest.raises(KeyNotFoundError, match="no provider for this key"):
         enc_far.kms.decrypt()
     assert len(emulator.requests) == before
 
@@ -850,7 +852,7 @@ def test_without_the_session_knowing_anything(emulator, kms, key, monkeypatch, t
     with pytest.raises(KeyAccessError, match="kms:Decrypt"):
         enc.kms.decrypt()
     monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", "wrong")
-    with pytest.raises(CredentialsError, match="SecretKey is not that of the SecretId"):
+    with pytest.raises(CredentialsError, match="SecretKey does not belong to the SecretId"):
         pd.DataFrame({"a": [1]}).kms.encrypt("a")
 
 
@@ -939,7 +941,7 @@ def test_the_environment(emulator, monkeypatch):
             m.setenv(name, "its-token")
             assert kms.list_keys() == []
     monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", "temporary\x00key".replace("\x00", "\x7f"))
-    with pytest.raises(CredentialsError, match="letters that no key has") as caught:
+    with pytest.raises(CredentialsError, match="contains invalid characters") as caught:
         kms.list_keys()
     assert quiet(emulator, caught.value, "temporary\x7f")
 
@@ -1052,7 +1054,7 @@ def test_a_pod_in_tke(emulator, monkeypatch, tmp_path):
     assert emulator.calls["AssumeRoleWithWebIdentity"] == 1
     other = kmsdata.TencentKMS(REGION, endpoint=emulator.url)
     monkeypatch.delenv("TKE_PROVIDER_ID")
-    with pytest.raises(CredentialsError, match="TKE_PROVIDER_ID not set"):
+    with pytest.raises(CredentialsError, match="TKE_PROVIDER_ID is not"):
         other.list_keys()
     oidc(emulator, monkeypatch, tmp_path)
     (tmp_path / "token").write_text("stale-token-of-a-pod")
@@ -1096,7 +1098,7 @@ def test_a_role_that_may_not_be_assumed(emulator, monkeypatch):
             assert emulator.calls["ListKeys"] == 0
             assert quiet(emulator, caught.value)
     emulator.fail(Fault.error("UnauthorizedOperation"), action="AssumeRole")
-    with pytest.raises(CredentialsError, match=r"sts:AssumeRole was refused: look at the role"):
+    with pytest.raises(CredentialsError, match=r"sts:AssumeRole was refused\. Check the role"):
         kms.list_keys()
 
 
@@ -1143,7 +1145,7 @@ def test_credentials_of_a_role_that_do_not_run_out_are_none(emulator, monkeypatc
     monkeypatch.setenv("TENCENTCLOUD_ROLE_ARN", "qcs::cam::uin/100000000001:roleName/reader")
     for fields in ({"ExpiredTime": None}, {"Credentials": None}, {"Credentials": {"Token": "t"}}):
         emulator.fail(Fault.change(**fields), action="AssumeRole")
-        with pytest.raises(CredentialsError, match="STS answered without credentials"):
+        with pytest.raises(CredentialsError, match="STS contains no temporary credentials"):
             kmsdata.TencentKMS(REGION, endpoint=emulator.url).list_keys()
 
 
@@ -1191,7 +1193,7 @@ def test_a_credential_of_the_sdk(emulator, make):
             time.sleep(5)
 
     began = time.monotonic()
-    with pytest.raises(CredentialsError, match="did not give them"):
+    with pytest.raises(CredentialsError, match="did not return them"):
         make(credential=Slow(), timeout=0.2).list_keys()
     assert time.monotonic() - began < 4
     for bad in (Broken(), ("", "x"), ("AKIDx", None), ("a", "b", "c", "d")):
@@ -1236,7 +1238,7 @@ def test_a_token_that_runs_out(emulator, make):
     kms = make(credential=("AKIDtemporary000000", "temporary-key", "its-token"))
     assert kms.list_keys() == []
     emulator.advance(61)
-    with pytest.raises(CredentialsError, match="session token has run out") as caught:
+    with pytest.raises(CredentialsError, match="session token has expired") as caught:
         kms.list_keys()
     assert quiet(emulator, caught.value, "its-token", "temporary-key")
 
@@ -1382,11 +1384,11 @@ def test_keys_on_the_command_line(run):
     assert run("keys", "rotate", key, "--every", "0")[0] == 0
     assert json.loads(run("keys", "describe", key, "--json")[1])["rotation"] == "off"
     code, _, err = run("keys", "create", alias)
-    assert (code, "exists already" in err) == (1, True)
+    assert (code, "already exists" in err) == (1, True)
     code, _, err = run("keys", "rotate", key, "--every", "5")
     assert (code, "7 to 365" in err) == (2, True)
     code, _, err = run("keys", "describe", f"tencent-kms://{REGION}/nobody")
-    assert (code, "no key of that alias" in err) == (1, True)
+    assert (code, "no key with that alias" in err) == (1, True)
 
 
 @pytest.mark.usefixtures("environment")
@@ -1551,7 +1553,7 @@ def test_login_with_a_wrong_key(emulator, monkeypatch):
     answers = [emulator.secret_id, "wrong-SecretKey", ""]
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("getpass.getpass", lambda prompt: answers.pop(0))  # noqa: ARG005
-    with pytest.raises(CredentialsError, match="SecretKey is not that of the SecretId") as caught:
+    with pytest.raises(CredentialsError, match="SecretKey does not belong to the SecretId") as caught:
         kmsdata.login(region=REGION, endpoint=emulator.url)
     assert quiet(emulator, caught.value, "wrong-SecretKey")
     assert session._process == []

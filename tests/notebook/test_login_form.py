@@ -202,7 +202,7 @@ def test_a_key_by_its_name(form, emulator, keys):
     assert shown(form.other_key)
     assert "enter the name of a key" in press(form, form.choose)
     form.other_key.value = "missing"
-    assert "no key of that alias" in press(form, form.choose)
+    assert "no key with that alias" in press(form, form.choose)
     form.other_key.value = "local://demo"
     assert "is not a key of" in press(form, form.choose) or "KeyNotFound" in form.status.value
     form.other_key.value = " payroll "
@@ -217,7 +217,7 @@ def test_a_region_by_its_code(form, emulator):
     assert shown(form.other_region)
     assert "Enter the region." in press(form, form.connect)
     form.other_region.value = "Guangzhou"
-    assert "region is the name of a region" in press(form, form.connect)
+    assert "region= must be the name of a region" in press(form, form.connect)
     form.other_region.value = " ap-nanjing "
     assert "KMS in ap-nanjing" in press(form, form.connect)
 
@@ -232,15 +232,15 @@ def test_regions_are_those_that_have_kms():
 WRONG = {
     "nothing entered": (None, "Enter the SecretId and the SecretKey."),
     "not a key": ("not a key", "Enter the SecretKey again: it contains characters that no key has."),
-    "wrong key": ("wrong key", "the SecretKey is not that of the SecretId"),
+    "wrong key": ("wrong key", "the SecretKey does not belong to the SecretId"),
     "unknown id": (Fault.error("AuthFailure.SecretIdNotFound"), "no such SecretId"),
-    "old token": (Fault.error("AuthFailure.TokenFailure"), "get new temporary credentials"),
+    "old token": (Fault.error("AuthFailure.TokenFailure"), "Get new temporary credentials"),
     "clock": (Fault.error("AuthFailure.SignatureExpire"), "clock is more than five minutes off"),
-    "throttled": (Fault.error("RequestLimitExceeded"), "try again in a minute"),
-    "kms fails": (Fault.error("InternalError"), "try again in a minute"),
-    "no network": ("stopped", "nothing listens at"),
-    "captive portal": (Fault.html(), "check the endpoint and proxies"),
-    "no such endpoint": ("endpoint", "endpoint= is a host"),
+    "throttled": (Fault.error("RequestLimitExceeded"), "Try again in a minute"),
+    "kms fails": (Fault.error("InternalError"), "Try again in a minute"),
+    "no network": ("stopped", "refused the connection"),
+    "captive portal": (Fault.html(), "Check the endpoint and proxies"),
+    "no such endpoint": ("endpoint", "endpoint= must be a host"),
 }
 
 
@@ -287,7 +287,7 @@ def test_who_may_not_list_keys_is_connected_all_the_same(form, emulator, keys):
     assert shown(form.other_key)
     assert not shown(form.keys_there)
     form.other_key.value = "payroll"
-    assert "no permission: ask for kms:ListKeyDetail" in press(form, form.choose)
+    assert "no permission. Ask for kms:ListKeyDetail" in press(form, form.choose)
     form.other_key.value = keys[0].rpartition("/")[2]
     assert keys[0] in press(form, form.choose)
     kmsdata.new_data_key()
@@ -367,7 +367,7 @@ def test_a_keystore_that_has_a_passphrase(form, keystore):
     form.service.value = "local"
     assert "has a passphrase: enter it" in press(form, form.connect)
     types_in(form.passphrase, "wrong")
-    assert "does not open" in press(form, form.connect)
+    assert "is wrong for" in press(form, form.connect)
     assert form.provider is None
     types_in(form.passphrase, SECRET)
     assert "1 key" in press(form, form.connect)

@@ -1,6 +1,6 @@
-"""Master keys in a local file: for trying, for tests, and where there is no key service.
+"""Master keys in a local file: for trials, for tests, and if there is no KMS.
 
-A wrapped data key is base64 of ``id (16) ‖ IV (12) ‖ AES-256-GCM``, with name, id and context authenticated.
+A wrapped key is base64 of ``id (16) ‖ IV (12) ‖ AES-256-GCM``; name, id and context are associated data.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class LocalKeystore:
     """A key provider that keeps its master keys in one file.
 
     Args:
-        path: the file; else ``KMSDATA_KEYSTORE``, else ``kmsdata/keystore.json`` in the platform's folder
-            for user data. It is made when the first key is.
-        passphrase: seals the master keys in the file; else ``KMSDATA_PASSPHRASE``; asked for at the
-            terminal where the file has one and none was given.
+        path: the file. None: ``KMSDATA_KEYSTORE``, otherwise ``kmsdata/keystore.json`` in the platform's
+            folder for user data. The file is created together with the first key.
+        passphrase: encrypts the master keys in the file. None: ``KMSDATA_PASSPHRASE``. If the file has a
+            passphrase and none was given, the terminal prompts for it.
 
     Example:
         >>> import tempfile, kmsdata
@@ -58,18 +58,21 @@ class LocalKeystore:
         return f"<LocalKeystore {self.path}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a LocalKeystore is not pickled: open it by its path in the other process")
+        raise TypeError(
+            "a LocalKeystore cannot be pickled: it may have a passphrase. Open it by its path in the other "
+            "process"
+        )
 
     @property
     def sealed(self) -> bool:
-        """Whether the file's keys are sealed by a passphrase."""
+        """Whether a passphrase encrypts the keys in the file."""
         return self._file.read("open").kdf is not None
 
     def check_passphrase(self) -> None:
-        """See that the passphrase opens the file's keys; where there are none yet, any does.
+        """Check that the passphrase decrypts the keys of the file; without keys, any passphrase is accepted.
 
         Raises:
-            KeyAccessError: it does not.
+            KeyAccessError: it does not decrypt them.
             CredentialsError: the file has a passphrase, and none was given.
         """
         self._file.check_passphrase(self._file.read("open"))
@@ -77,19 +80,19 @@ class LocalKeystore:
     # The three calls of a KeyProvider.
 
     def generate_data_key(self, key: str, context: Mapping[str, str]) -> DataKey:
-        """A new data key; makes the master key first if there is none of that name.
+        """Generate a data key; create the master key first if it does not exist.
 
         Raises:
-            KeyServiceError: the file cannot be read or written; its subclasses say what else is wrong.
+            KeyServiceError: the file cannot be read or written; its subclasses are more specific.
         """
         secret = random_bytes(32)
         return DataKey(secret, [Wrap(key, self.wrap(secret, key, context))], context=context)
 
     def wrap(self, data_key: bytes, key: str, context: Mapping[str, str]) -> str:
-        """A data key under a master key, which is made first if there is none of that name.
+        """Wrap a data key under a master key, which is created first if it does not exist.
 
         Raises:
-            KeyServiceError: the file cannot be read or written; its subclasses say what else is wrong.
+            KeyServiceError: the file cannot be read or written; its subclasses are more specific.
         """
         name = self._name(key, "wrap")
         if name not in self._file.read("wrap").keys:
@@ -99,11 +102,11 @@ class LocalKeystore:
         return base64_text(key_id + iv + cipher.encrypt(iv, data_key, _associated(key, key_id, context)))
 
     def unwrap(self, wrapped: str, key: str, context: Mapping[str, str]) -> bytes:
-        """The data key in the clear. Never makes a master key.
+        """Unwrap a data key. Never creates a master key.
 
         Raises:
-            KeyNotFoundError: no master key of that name, or one of that name that is another key.
-            KeyAccessError: the wrapped key does not open: changed, or another context.
+            KeyNotFoundError: there is no master key of that name, or it is a different key.
+            KeyAccessError: the wrapped key or its context was changed.
         """
         raw = base64_bytes(wrapped) or b""
         key_id, cipher = self._master(key, "unwrap", raw[:16])
@@ -112,8 +115,8 @@ class LocalKeystore:
         if raw[:16] != key_id:
             refuse(
                 KeyNotFoundError,
-                f"{key} in {self.path} is another key than the one that wrapped this data (same name, other "
-                "id): use the keystore in which the data was encrypted, or its backup",
+                f"{key} in {self.path} is another key than the one that wrapped this data key (same name, "
+                "other id). Use the keystore with which the data was encrypted, or its backup",
                 "OtherKey",
                 key,
                 "unwrap",
@@ -123,20 +126,20 @@ class LocalKeystore:
         except InvalidTag:
             refuse(
                 KeyAccessError,
-                f"{key}: the wrapped key does not open; it, its key's name or its context was changed",
+                f"{key}: cannot unwrap the wrapped key: it, its context or its master key's name was changed",
                 "InvalidCiphertext",
                 key,
                 "unwrap",
             )
 
-    # What `kmsdata keys` shows.
+    # The operations of `kmsdata keys`.
 
     def create_key(self, name: str, *, exist_ok: bool = False, quiet: bool = False) -> str:
-        """Make a master key. Says on standard error where it lies, unless quiet.
+        """Create a master key. Prints to standard error where it is stored, unless quiet.
 
         Args:
-            name: 1 to 64 letters, digits or ``_.-``.
-            exist_ok: leave a key of that name as it is instead of raising. Keys are never overwritten.
+            name: 1 to 64 characters: A-Z, a-z, 0-9 or ``_.-``.
+            exist_ok: if the key exists, keep it instead of raising. Keys are never overwritten.
             quiet: print nothing.
 
         Returns:
@@ -149,33 +152,33 @@ class LocalKeystore:
         self._name(uri, "create_key")
         made, sealed = self._file.create(uri, name)
         if not made and not exist_ok:
-            refuse(KeyServiceError, f"{uri} exists already in {self.path}", "KeyExists", uri, "create_key")
+            refuse(KeyServiceError, f"{uri} already exists in {self.path}", "KeyExists", uri, "create_key")
         if made and not quiet:
-            guard = "" if sealed else ", in the clear: the file's mode is all that guards it"
+            guard = "" if sealed else ", unencrypted: only file permissions protect it"
             print(
-                f"kmsdata: made the key {uri} in {self.path}{guard}.\n"
-                "         Back this file up: without it, what the key encrypts is lost.",
+                f"kmsdata: created the key {uri} in {self.path}{guard}.\n"
+                "         Back up this file: without it, the data that the key encrypts is lost.",
                 file=sys.stderr,
             )
         return uri
 
     def describe_key(self, key: str) -> dict[str, str]:
-        """What `list_keys` says of one key."""
+        """Describe one key, as `list_keys` does."""
         name = self._name(key, "describe_key")
         store = self._file.read("describe_key")
         self._require(store, name, "describe_key")
         return self._about(store, name)
 
     def disable_key(self, key: str) -> None:
-        """Let a key be used no more until it is enabled. Whoever can write the file can undo it."""
+        """Disable a key until it is enabled again. Any user who can write the file can undo this."""
         self._change(key, "disable_key", lambda store, name: store.keys[name].update(disabled=True))
 
     def enable_key(self, key: str) -> None:
-        """Let a disabled key be used again."""
+        """Enable a disabled key."""
         self._change(key, "enable_key", lambda store, name: store.keys[name].pop("disabled", None))
 
     def rotate_key(self, key: str) -> None:
-        """Give a key new material now. What it wrapped before still opens."""
+        """Give a key new material now. Data keys that it wrapped before can still be unwrapped."""
 
         def rotate(store: Store, name: str) -> None:
             entry = store.keys.pop(name)
@@ -190,11 +193,11 @@ class LocalKeystore:
         name = self._name(key, operation)
         with self._file.written(key, operation) as store:
             self._require(store, name, operation)
-            self._file.cipher(store, name)  # nobody changes a sealed key without its passphrase
+            self._file.cipher(store, name)  # raises without the passphrase: only its owner may change a key
             change(store, name)
 
     def list_keys(self) -> list[dict[str, str]]:
-        """The keys by name: ``key`` (URI), ``id`` (hex), ``state``, ``created`` (UTC) and ``rotation``."""
+        """List the keys by name: ``key`` (URI), ``id`` (hex), ``state``, ``created`` (UTC), ``rotation``."""
         store = self._file.read("list_keys")
         return [self._about(store, name) for name in sorted(store.keys)]
 
@@ -209,7 +212,7 @@ class LocalKeystore:
             "rotation": {0: "never so far", 1: "once so far"}.get(older, f"{older} times so far"),
         }
 
-    # Inside.
+    # Private helpers.
 
     def _name(self, key: str, operation: str) -> str:
         uri = parse_key(key)
@@ -218,9 +221,9 @@ class LocalKeystore:
         return uri.name
 
     def _master(self, key: str, operation: str, wanted: bytes = b"") -> tuple[bytes, AESGCM]:
-        """A master key: its id, and the cipher that has it (and shows nothing of it).
+        """Return the id of a master key, and its cipher, which does not show the key.
 
-        That version of it whose id is wanted, where there is one; else the newest.
+        The version with the id ``wanted``, if there is one; otherwise the newest.
         """
         name = self._name(key, operation)
         store = self._file.read(operation)
@@ -228,7 +231,7 @@ class LocalKeystore:
         if store.keys[name].get("disabled"):
             refuse(
                 KeyAccessError,
-                f"{key} is disabled: 'kmsdata keys enable {key}' lets it be used again",
+                f"{key} is disabled. Run 'kmsdata keys enable {key}' to use it again",
                 "KeyDisabled",
                 key,
                 operation,
@@ -241,8 +244,8 @@ class LocalKeystore:
         if name not in store.keys:
             refuse(
                 KeyNotFoundError,
-                f"there is no local://{name} in {self.path}: set KMSDATA_KEYSTORE to the keystore that has "
-                "it, or put its backup there",
+                f"there is no local://{name} in {self.path}. Set KMSDATA_KEYSTORE to the keystore that has "
+                "it, or restore its backup there",
                 "KeyNotFound",
                 f"local://{name}",
                 operation,

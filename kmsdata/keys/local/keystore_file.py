@@ -1,13 +1,13 @@
-"""Read and write the JSON file of a local keystore; a passphrase may seal its master keys.
+"""Read and write the JSON file of a local keystore; a passphrase may encrypt its master keys.
 
-The file is JSON, in a folder of mode 0700, itself 0600::
+The file has mode 0600, its folder 0700::
 
     {"version": 1, "kdf": null | {"name": "scrypt", "n": 131072, "r": 8, "p": 1, "salt": b64},
      "keys": {name: {"id": b64 (16 bytes), "created": "2026-01-31T12:00:00+00:00", "secret": b64}}}
 
-A disabled key has ``"disabled": true`` as well, a rotated one ``"older": [{"id": b64, "secret": b64}]``.
-Without a passphrase ``secret`` is the master key (32 bytes) in the clear: the file's mode is all that guards
-it. With one it is ``IV (12) ‖ AES-256-GCM`` under a key that scrypt derives from the passphrase.
+A disabled key also has ``"disabled": true``, a rotated one ``"older": [{"id": b64, "secret": b64}]``.
+Without a passphrase, ``secret`` is the plaintext master key (32 bytes): only file permissions protect it.
+With a passphrase it is ``IV (12) ‖ AES-256-GCM`` under a key that scrypt derives from the passphrase.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ __all__ = ["KeystoreFile", "Store", "refuse"]
 
 _SCRYPT = {"n": 1 << 17, "r": 8, "p": 1}
 _VARIABLE = "KMSDATA_PASSPHRASE"
-_WAIT = 30  # seconds for another process that makes a key
+_WAIT = 30  # seconds to wait while another process writes the file
 
 
 class Store(Secret):
-    """What the file holds. A frame that raises may hold it, since it shows nothing."""
+    """The content of the file. It may be in the frames of an error, since it shows nothing."""
 
     __slots__ = ("kdf", "keys")
 
@@ -64,13 +64,13 @@ class Store(Secret):
         return [_raw(version["id"]) for version in self.versions(name)]
 
     def text(self) -> bytes:
-        """The file."""
+        """Return the bytes of the file."""
         document = {"version": 1, "kdf": self.kdf, "keys": self.keys}
         return json.dumps(document, indent=1, sort_keys=True).encode("ascii")
 
     @classmethod
     def parse(cls, text: bytes) -> Store | None:
-        """The store, or None where the text is none. Never raises: an error would hold the keys."""
+        """Read the store; None if the text is not one. Never raises: an error would contain the keys."""
         try:
             store = json.loads(text)
             kdf, keys = store["kdf"], store["keys"]
@@ -86,15 +86,15 @@ class Store(Secret):
         return cls(kdf, keys) if good else None
 
 
-class _Unchanged(Exception):  # noqa: N818 - leaves a block that would write
+class _Unchanged(Exception):  # noqa: N818 - not an error: it leaves a block before the file is written
     pass
 
 
 class KeystoreFile(Secret):
-    """The file of a keystore: read on every call, written under a lock, whole or not at all.
+    """The file of a keystore: read on every call, and written atomically, under a lock.
 
     Args:
-        path: the file; it is made when the first key is.
+        path: the file; it is created together with the first key.
         passphrase: see `LocalKeystore`.
     """
 
@@ -103,14 +103,16 @@ class KeystoreFile(Secret):
     def __init__(self, path: Path, passphrase: str | None) -> None:
         self.path = path
         self._passphrase = passphrase
-        self._derived: tuple[bytes, AESGCM] | None = None  # by its salt: scrypt takes a third of a second
+        self._derived: tuple[bytes, AESGCM] | None = (
+            None  # kept with its salt: scrypt takes about 0.3 seconds
+        )
         self._lock = Lock()
 
     def read(self, operation: str) -> Store:
         """Read and check the file; the store is empty if there is none.
 
         Raises:
-            KeyServiceError: it cannot be read, or others may read or replace it.
+            KeyServiceError: it cannot be read, or other users may read or replace it.
             FormatError: it is damaged.
         """
         try:
@@ -128,27 +130,27 @@ class KeystoreFile(Secret):
         if os.name == "posix":
             if mode & 0o077:
                 wrong = (
-                    f"{self.path} can be read by others (mode {mode:04o}): chmod 600 it, and if others may "
-                    "have read it, make new keys"
+                    f"{self.path} can be read by other users (mode {mode:04o}). Run chmod 600 on it, and if "
+                    "others may have read it, create new keys"
                 )
             elif folder & 0o022 and not folder & stat.S_ISVTX:
                 wrong = (
-                    f"others may write to the folder of {self.path} (mode {folder:04o}), and so replace the "
-                    "keystore: chmod 700 it"
+                    f"other users may write to the folder of {self.path} (mode {folder:04o}), and so replace "
+                    "the keystore. Run chmod 700 on the folder"
                 )
             elif owner not in (0, os.geteuid()):
-                wrong = f"{self.path} belongs to another user (id {owner}): copy it, and check the copy"
+                wrong = f"{self.path} belongs to another user (id {owner}). Copy it, and check the copy"
         if wrong is not None:
             refuse(KeyAccessError, wrong, "Permissions", None, operation)
         if store is None:
             raise FormatError(
-                f"{self.path} is not a keystore of version 1, or was damaged: put its backup there",
+                f"{self.path} is not a keystore of version 1, or is damaged. Restore its backup",
                 path=str(self.path),
             )
         return store
 
     def _load(self) -> tuple[Store | None, int, int, int]:
-        """The store, the modes of the file and of the folder that it lies in, and its owner."""
+        """Return the store, the mode of the file, the mode of its folder, and its owner."""
         with self.path.open("rb") as file:
             about = os.fstat(file.fileno())
             folder = Path(os.path.realpath(self.path)).parent.stat()
@@ -157,7 +159,7 @@ class KeystoreFile(Secret):
 
     @contextlib.contextmanager
     def written(self, key: str, operation: str) -> Iterator[Store]:
-        """What the file holds, to be changed; written back unless an error is raised. Others wait."""
+        """Yield the content of the file for changes; write it back unless an error is raised. Others wait."""
         try:
             self.path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
             with self._lock, FileLock(f"{self.path}.lock", mode=0o600, timeout=_WAIT):
@@ -168,7 +170,7 @@ class KeystoreFile(Secret):
         except (OSError, Timeout) as error:
             why = "another process holds its lock" if isinstance(error, Timeout) else error.strerror
             raise KeyServiceError(
-                f"cannot write the keystore {self.path}: {why}; set KMSDATA_KEYSTORE to a path that "
+                f"cannot write the keystore {self.path}: {why}. Set KMSDATA_KEYSTORE to a path that "
                 "can be written",
                 provider="local",
                 operation=operation,
@@ -177,7 +179,7 @@ class KeystoreFile(Secret):
             ) from error
 
     def create(self, uri: str, name: str) -> tuple[bool, bool]:
-        """Make a key unless there is one of that name: whether it was made, and whether it is sealed."""
+        """Create a key unless it exists; return whether it was created, and whether it is encrypted."""
         try:
             with self.written(uri, "create_key") as store:
                 if name in store.keys:
@@ -186,22 +188,22 @@ class KeystoreFile(Secret):
                 if store.keys and store.kdf is None and given:
                     refuse(
                         KeyAccessError,
-                        f"{self.path} has no passphrase, so the new key would lie in it in the clear: "
-                        "give none, or name a new file (KMSDATA_KEYSTORE)",
+                        f"{self.path} has no passphrase, so the new key would be stored unencrypted. Pass no "
+                        "passphrase, or use a new file (KMSDATA_KEYSTORE)",
                         "NotSealed",
                         uri,
                         "create_key",
                     )
                 if not store.keys and store.kdf is None and given:
                     store.kdf = {"name": "scrypt", **_SCRYPT, "salt": base64_text(random_bytes(16))}
-                self.check_passphrase(store)  # one passphrase seals all keys
+                self.check_passphrase(store)  # one passphrase encrypts all keys
                 self.add(store, name)
         except _Unchanged:
             return False, False
         return True, store.kdf is not None
 
     def add(self, store: Store, name: str) -> None:
-        """Put new material under a name, sealed if the file has a passphrase."""
+        """Add new key material under a name, encrypted if the file has a passphrase."""
         key_id, secret = random_bytes(16), random_bytes(32)
         if store.kdf is not None:
             iv = random_bytes(12)
@@ -210,20 +212,20 @@ class KeystoreFile(Secret):
         store.keys[name] = {"id": base64_text(key_id), "created": created, "secret": base64_text(secret)}
 
     def check_passphrase(self, store: Store) -> None:
-        """Check that the passphrase opens the keys of the file; if it has no keys yet, any passphrase does.
+        """Check that the passphrase decrypts the keys of the file; without keys, any passphrase is accepted.
 
         Raises:
-            KeyAccessError: it does not. CredentialsError: none was given.
+            KeyAccessError: it does not decrypt them. CredentialsError: none was given.
         """
         for name in store.keys:
             self.cipher(store, name)
             break
 
     def cipher(self, store: Store, name: str, number: int = 0) -> AESGCM:
-        """Return the cipher of a version of a key; it shows nothing of the key.
+        """Return the cipher of a version of a key; it does not show the key.
 
         Raises:
-            KeyAccessError: the passphrase is another one. CredentialsError: none was given.
+            KeyAccessError: the passphrase is wrong. CredentialsError: none was given.
         """
         if store.kdf is None:
             return _cipher(store, name, number)
@@ -234,7 +236,7 @@ class KeystoreFile(Secret):
             self._derived = None
             refuse(
                 KeyAccessError,
-                f"the passphrase (KMSDATA_PASSPHRASE, or the one passed in) does not open {self.path}",
+                f"the passphrase (from KMSDATA_PASSPHRASE, or passed in) is wrong for {self.path}",
                 "WrongPassphrase",
                 f"local://{name}",
                 "open",
@@ -247,8 +249,8 @@ class KeystoreFile(Secret):
                 cipher = _derived(kdf, salt, self._passphrase, self.path)
                 if cipher is None:
                     raise CredentialsError(
-                        f"{self.path} has a passphrase, and no (valid) one was given: set "
-                        "KMSDATA_PASSPHRASE, or pass kmsdata.use(kmsdata.LocalKeystore(passphrase=...))",
+                        f"{self.path} has a passphrase, and none (or an invalid one) was given. Set "
+                        "KMSDATA_PASSPHRASE, or call kmsdata.use(kmsdata.LocalKeystore(passphrase=...))",
                         provider="local",
                         operation="open",
                         code="NoPassphrase",
@@ -278,20 +280,20 @@ def _unsealed(sealing: AESGCM, store: Store, name: str, number: int) -> AESGCM:
 
 
 def _derived(kdf: dict[str, Any], salt: bytes, passphrase: str | None, path: Path) -> AESGCM | None:
-    """The cipher that seals keys, or None where no (valid) passphrase is to be had."""
+    """Return the cipher that encrypts the master keys, or None if there is no (valid) passphrase."""
     passphrase = passphrase or os.environ.get(_VARIABLE)
     if not passphrase and sys.stdin is not None and sys.stdin.isatty():
         passphrase = getpass.getpass(f"Passphrase of {path}: ")
     try:
         text = (passphrase or "").encode()
-    except UnicodeEncodeError:  # its object is the passphrase
+    except UnicodeEncodeError:  # not re-raised: the error contains the passphrase
         return None
     scrypt = Scrypt(salt=salt, length=32, n=kdf["n"], r=kdf["r"], p=kdf["p"])
     return AESGCM(scrypt.derive(text)) if text else None
 
 
 def _sane(kdf: dict[str, Any]) -> bool:
-    """Parameters that would take gigabytes or hours, or protect nothing, are refused."""
+    """Check scrypt's parameters: False if they would take gigabytes or hours, or protect too little."""
     known = (
         set(kdf) == {"name", "n", "r", "p", "salt"}
         and kdf["name"] == "scrypt"
@@ -306,5 +308,5 @@ def _sane(kdf: dict[str, Any]) -> bool:
 
 
 def _raw(text: object) -> bytes:
-    """Return the bytes of base64; none if it is malformed: an error could hold a key."""
+    """Return the bytes of base64; empty if it is malformed: an error could contain a key."""
     return base64_bytes(text) or b""

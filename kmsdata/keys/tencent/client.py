@@ -1,4 +1,4 @@
-"""Master keys in Tencent Cloud KMS, through the official SDK. The keys themselves never leave KMS."""
+"""Master keys in Tencent Cloud KMS, used through the official SDK. The master keys never leave KMS."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["TencentKMS"]
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _REGION = re.compile(r"[a-z]+(-[a-z0-9]+)+")
-_MOST_CONTEXT = 1024  # characters that KMS takes
-_ALIAS_SECONDS = 300  # for which an alias is taken to mean the same key
+_MOST_CONTEXT = 1024  # characters; the limit of KMS
+_ALIAS_SECONDS = 300  # how long the KeyId of an alias is cached
 _PAGE = 200
 
 
@@ -30,26 +30,26 @@ class TencentKMS:
     """A key provider: master keys (CMKs) of one region of Tencent Cloud KMS.
 
     Args:
-        region: such as ``"ap-guangzhou"``; it holds keys ``tencent-kms://ap-guangzhou/<KeyId or alias>``.
-        credential: ``(SecretId, SecretKey)``, with a token as third where they are temporary, or a
-            credential object of the official SDK. None: those of the environment, the profile file, the
-            instance's role or TKE, in this order (`kmsdata.keys.tencent.credentials`), renewed as they run
-            out.
+        region: such as ``"ap-guangzhou"``; its keys are ``tencent-kms://ap-guangzhou/<KeyId or alias>``.
+        credential: ``(SecretId, SecretKey)``, with a third item, the token, if they are temporary; or a
+            credential object of the official SDK. None: from the environment, the profile file, the
+            instance's role or TKE, in this order (`kmsdata.keys.tencent.credentials`), and renewed before
+            they expire.
         endpoint: a host, such as ``"kms.ap-guangzhou.tencentcloudapi.com"`` (regional),
             ``"kms.intl.tencentcloudapi.com"`` (international) or ``"kms.internal.tencentcloudapi.com"``
             (inside a VPC), or a URL such as ``"http://127.0.0.1:8080"`` (an emulator). None:
-            ``KMSDATA_TENCENT_ENDPOINT``, else ``"kms.tencentcloudapi.com"``.
-        timeout: seconds for a call, all of its tries together; and for the call that gets credentials of a
-            role, where they are due.
-        retries: how often a call is tried again where that may help (throttling, network, KMS itself), with
-            full jitter.
+            ``KMSDATA_TENCENT_ENDPOINT``, otherwise ``"kms.tencentcloudapi.com"``.
+        timeout: seconds for one KMS call with all its retries; also for the call that gets the credentials
+            of a role, if one is needed.
+        retries: how often a KMS call is repeated after a temporary error (throttling, network, KMS itself),
+            with full jitter.
 
-    ``HTTPS_PROXY``, ``NO_PROXY`` and ``SSL_CERT_FILE`` (a CA of one's own) are obeyed. May be shared by
+    ``HTTPS_PROXY``, ``NO_PROXY`` and ``SSL_CERT_FILE`` (a private CA) are respected. It may be shared by
     threads, and used after a fork.
 
     Raises:
-        ValueError: no region, or an endpoint that is none.
-        TypeError: something else than credentials was passed in.
+        ValueError: the region is missing, or the endpoint is invalid.
+        TypeError: ``credential`` is not a credential.
         ImportError: the SDK is not installed (at the first call): ``pip install "kmsdata[tencent]"``.
 
     Example:
@@ -70,7 +70,7 @@ class TencentKMS:
         timeout: float = 15.0,
         retries: int = 3,
     ) -> None:
-        # From here on no frame shows it, whatever else is wrong.
+        # From here on, no frame of an error shows the SecretKey.
         given, credential = held(credential), None
         if given is False:
             raise TypeError(
@@ -78,9 +78,9 @@ class TencentKMS:
                 "the official SDK"
             )
         if not isinstance(region, str) or not _REGION.fullmatch(region):
-            raise ValueError("region is the name of a region, such as 'ap-guangzhou'")
+            raise ValueError("region= must be the name of a region, such as 'ap-guangzhou'")
         if not timeout > 0 or retries < 0:
-            raise ValueError("timeout is more than 0 seconds, and retries is not negative")
+            raise ValueError("timeout= must be more than 0 seconds, and retries= 0 or more")
         self.region = region
         where = Endpoint.parse(
             endpoint or os.environ.get("KMSDATA_TENCENT_ENDPOINT") or "kms.tencentcloudapi.com"
@@ -97,45 +97,45 @@ class TencentKMS:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a TencentKMS has credentials and is not pickled: make one in the other process, from its own "
-            "environment, profile or role"
+            "a TencentKMS cannot be pickled: it has credentials. Create one in the other process, from its "
+            "own environment, profile or role"
         )
 
     def __await__(self) -> Generator[None, None, Self]:
-        """Nothing to wait for: ``await kmsdata.login()`` reads the same where no form was needed."""
+        """Return at once, so that ``await kmsdata.login()`` also works if no login form was needed."""
         return self
-        yield  # never reached: it makes this a generator, which await takes
+        yield  # never reached: it makes this a generator, which await requires
 
     @property
     def endpoint(self) -> str:
-        """Where calls go, as a URL."""
+        """The URL that KMS calls are sent to."""
         return str(self._service.endpoint)
 
     @property
     def account(self) -> str:
-        """Whose credentials are in force, for showing: the SecretId, masked, and where it was found.
+        """The credentials in use, for display: the masked SecretId, and where it was found.
 
         Raises:
-            CredentialsError: there are none.
+            CredentialsError: no credentials were found.
         """
         return f"{self._credentials.masked} ({self._credentials.source})"
 
     @property
     def identity(self) -> bytes:
-        """Tells one credential from another: what a cache keeps this provider's unwrapped keys by."""
+        """Identifies the credential: caches keep unwrapped keys separately for each."""
         return self._credentials.identity
 
     # The three calls of a KeyProvider.
 
     def generate_data_key(self, key: str, context: Mapping[str, str]) -> DataKey:
-        """A new data key from ``GenerateDataKey`` (AES_256).
+        """Generate a data key with ``GenerateDataKey`` (AES_256).
 
         Args:
-            key: ``tencent-kms://region/<KeyId or alias>``; the wrap records the KeyId.
+            key: ``tencent-kms://region/<KeyId or alias>``; the wrapped key records the KeyId.
             context: the encryption context; at most 1,024 characters as JSON.
 
         Raises:
-            KeyServiceError: KMS refused or did not answer; its subclasses say why.
+            KeyServiceError: KMS refused or did not answer; its subclasses are more specific.
         """
         uri, key_id = self._key(key, "generate_data_key")
         request = Request(
@@ -148,15 +148,15 @@ class TencentKMS:
         wrapped = self._wrapped(answer, uri, key_id, "generate_data_key")
         data_key = _data_key(answer, Wrap(uri, wrapped), context)
         if data_key is None:
-            self._invalid(answer, uri, "generate_data_key", "a data key that is not 32 bytes")
+            self._invalid(answer, uri, "generate_data_key", "a data key that does not have 32 bytes")
         return data_key
 
     def unwrap(self, wrapped: str, key: str, context: Mapping[str, str]) -> bytes:
-        """The data key in the clear, from ``Decrypt``.
+        """Unwrap a data key with ``Decrypt``.
 
         Raises:
-            KeyAccessError: KMS refused; or opened it with another key than the one that is named.
-            KeyServiceError: KMS did not answer; or with something that is no data key.
+            KeyAccessError: KMS refused, or used another master key than the one in the URI.
+            KeyServiceError: KMS did not answer, or the answer contains no data key.
         """
         uri, key_id = self._key(key, "unwrap")
         request = Request(
@@ -166,37 +166,37 @@ class TencentKMS:
         self._same_key(answer, uri, key_id, "unwrap")
         secret = _plaintext(answer, (16, 32))
         if secret is None:
-            self._invalid(answer, uri, "unwrap", "something that is no data key")
+            self._invalid(answer, uri, "unwrap", "something other than a data key")
         return secret
 
     def wrap(self, data_key: bytes, key: str, context: Mapping[str, str]) -> str:
-        """A data key under a master key, from ``Encrypt``."""
+        """Wrap a data key under a master key with ``Encrypt``."""
         uri, key_id = self._key(key, "wrap")
         request = _encrypt(data_key, key_id, self._context(context, key, "wrap"))
         answer = self._service.call(request, operation="wrap", key=uri)
         return self._wrapped(answer, uri, key_id, "wrap")
 
     def resolve(self, key: str) -> str:
-        """The URI with the KeyId, where it names an alias (``ListKeyDetail``, kept for five minutes).
+        """Replace an alias in a URI by its KeyId (``ListKeyDetail``, cached for five minutes).
 
         Raises:
-            KeyNotFoundError: no key of that alias in this region and account.
+            KeyNotFoundError: this region and account have no key with that alias.
         """
         return self._key(key, "resolve")[0]
 
-    # The keys themselves: what `kmsdata keys` does.
+    # The operations of `kmsdata keys`.
 
     def create_key(self, alias: str) -> str:
-        """Make a master key (``CreateKey``, for encryption, in the HSM of the region).
+        """Create a master key (``CreateKey``, for encryption, in the HSM of the region).
 
         Args:
-            alias: 1 to 60 letters, digits, ``_`` or ``-``.
+            alias: 1 to 60 characters: A-Z, a-z, 0-9, ``_`` or ``-``.
 
         Returns:
-            Its URI, with the KeyId.
+            The URI of the key, with its KeyId.
         """
         request = Request("CreateKey", Alias=alias, KeyUsage="ENCRYPT_DECRYPT")
-        # Not sent twice: if the first was carried out, the second would say that the alias is taken.
+        # Not repeated: if the first request did create the key, the second would fail: the alias is taken.
         answer = self._service.call(request, operation="create_key", repeatable=False)
         key_id = answer.text("KeyId")
         if key_id is None or not _ID.fullmatch(key_id):
@@ -204,10 +204,10 @@ class TencentKMS:
         return f"tencent-kms://{self.region}/{key_id}"
 
     def count_keys(self) -> int | None:
-        """How many keys the region has (``ListKeys``): a call without effects, to see that credentials work.
+        """Count the keys of the region (``ListKeys``): a call without side effects, to test credentials.
 
         Returns:
-            The number; None where the credentials are good, but may not list keys.
+            The number; None if the credentials are valid but may not list keys.
 
         Raises:
             KeyServiceError: the credentials were refused, or KMS did not answer.
@@ -220,41 +220,41 @@ class TencentKMS:
         return total if isinstance(total, int) else None
 
     def list_keys(self) -> list[dict[str, str]]:
-        """The keys of the region: ``key`` (URI), ``alias``, ``state``, ``created`` and ``rotation``."""
+        """List the keys of the region: ``key`` (URI), ``alias``, ``state``, ``created`` and ``rotation``."""
         return [self._about(item) for item in self._details("")]
 
     def describe_key(self, key: str) -> dict[str, str]:
-        """What `list_keys` says of one key, by KeyId or alias."""
+        """Describe one key, by KeyId or alias, as `list_keys` does."""
         uri, key_id = self._key(key, "describe_key")
         answer = self._service.call(Request("DescribeKey", KeyId=key_id), operation="describe_key", key=uri)
         about = answer.fields.get("KeyMetadata")
         if not isinstance(about, dict) or about.get("KeyId") != key_id:
-            self._invalid(answer, uri, "describe_key", "another key's description, or none")
+            self._invalid(answer, uri, "describe_key", "no description, or that of another key")
         return self._about(about)
 
     def enable_key(self, key: str) -> None:
-        """Let a disabled key be used again."""
+        """Enable a disabled key."""
         self._manage("EnableKey", key)
 
     def disable_key(self, key: str) -> None:
-        """Let a key be used no more until it is enabled: what it wrapped cannot be read meanwhile."""
+        """Disable a key: until it is enabled again, data keys that it wrapped cannot be unwrapped."""
         self._manage("DisableKey", key)
 
     def rotate_key(self, key: str) -> None:
-        """Give a key new material now (once in 24 hours). What it wrapped before still opens."""
+        """Give a key new material now (once in 24 hours). Older wrapped keys can still be unwrapped."""
         self._manage("RotateKey", key, repeatable=False)
 
     def enable_rotation(self, key: str, days: int = 365) -> None:
-        """Give a key new material every so many days, 7 to 365."""
+        """Rotate a key automatically, every 7 to 365 days."""
         if not 7 <= days <= 365:
-            raise ValueError("a key is rotated every 7 to 365 days")
+            raise ValueError("the days between rotations must be 7 to 365")
         self._manage("EnableKeyRotation", key, RotateDays=days)
 
     def disable_rotation(self, key: str) -> None:
-        """Stop rotating a key."""
+        """Stop rotating a key automatically."""
         self._manage("DisableKeyRotation", key)
 
-    # Inside.
+    # Private helpers.
 
     def _manage(self, action: str, key: str, *, repeatable: bool = True, **parameters: object) -> None:
         uri, key_id = self._key(key, action)
@@ -262,12 +262,12 @@ class TencentKMS:
         self._service.call(request, operation=action, key=uri, repeatable=repeatable)
 
     def _key(self, key: str, operation: str) -> tuple[str, str]:
-        """The URI with a KeyId, and the KeyId."""
+        """Return the URI with the KeyId, and the KeyId."""
         uri = parse_key(key)
         if uri.scheme != self.scheme or uri.place != self.region:
             raise KeyNotFoundError(
-                f"{key} is not a key of {self!r}: keys live in one region; hand a TencentKMS of that region "
-                "to kmsdata.use(), or name its key",
+                f"{key} is not a key of {self!r}: each key belongs to one region. Pass a TencentKMS of that "
+                "region to kmsdata.use(), or use a key of this region",
                 provider=self.scheme,
                 operation=operation,
                 code="OtherRegion",
@@ -284,8 +284,8 @@ class TencentKMS:
         found = [item["KeyId"] for item in self._details(alias) if item.get("Alias") == alias]
         if len(found) != 1:
             raise KeyNotFoundError(
-                f"{key}: no key of that alias in {self.region} in this account: 'kmsdata keys list "
-                f"{self.region}' shows those there are, 'kmsdata keys create {key}' makes one",
+                f"{key}: this account has no key with that alias in {self.region}. 'kmsdata keys list "
+                f"{self.region}' shows its keys, 'kmsdata keys create {key}' creates one",
                 provider=self.scheme,
                 operation=operation,
                 code="AliasNotFound",
@@ -305,7 +305,7 @@ class TencentKMS:
             page, total = answer.fields.get("KeyMetadatas"), answer.fields.get("TotalCount")
             good = isinstance(page, list) and isinstance(total, int) and all(map(_is_key, page))
             if not good or not isinstance(page, list):
-                self._invalid(answer, None, "list_keys", "a list of keys that is none")
+                self._invalid(answer, None, "list_keys", "no valid list of keys")
             found += page
             if not page or len(found) >= (total or 0):
                 return found
@@ -327,8 +327,8 @@ class TencentKMS:
         text = canonical(dict(context))
         if len(text) > _MOST_CONTEXT:
             raise KeyServiceError(
-                f"{key}: the context takes {len(text)} characters as JSON, and KMS takes {_MOST_CONTEXT}: "
-                "shorten it",
+                f"{key}: the context has {len(text)} characters as JSON, but KMS accepts {_MOST_CONTEXT}. "
+                "Shorten it",
                 provider=self.scheme,
                 operation=operation,
                 code="ContextTooLong",
@@ -349,8 +349,8 @@ class TencentKMS:
         if answered is None or not _ID.fullmatch(answered):
             self._invalid(answer, uri, operation, "no KeyId")
         raise KeyAccessError(
-            f"{uri}: KMS used another key, {answered}, so its answer was refused: the header was changed, or "
-            "names the wrong key",
+            f"{uri}: KMS used another key, {answered}, so its answer was rejected: the header was changed, "
+            "or names the wrong key",
             provider=self.scheme,
             operation=operation,
             code="OtherKey",
@@ -360,7 +360,8 @@ class TencentKMS:
 
     def _invalid(self, answer: Answer, uri: str | None, operation: str, what: str) -> NoReturn:
         raise KeyServiceError(
-            f"{uri or self!r}: the answer held {what}, so it was not used: check the endpoint and proxies",
+            f"{uri or self!r}: the answer contained {what}, so it was not used. Check the endpoint and "
+            "proxies",
             provider=self.scheme,
             operation=operation,
             code="InvalidAnswer",
@@ -374,7 +375,7 @@ def _is_key(item: object) -> bool:
     )
 
 
-# The functions below never raise with a plaintext key in a frame.
+# The functions below never raise an error that has a plaintext key in a frame of its traceback.
 
 
 def _plaintext(answer: Answer, sizes: tuple[int, ...]) -> bytes | None:

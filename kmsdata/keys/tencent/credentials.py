@@ -1,16 +1,17 @@
-"""Credentials of Tencent Cloud: where they are looked for, and how temporary ones are renewed.
+"""Find the credentials of Tencent Cloud, and renew temporary ones.
 
-In this order; the first place that has any is used, and one that has only half of a pair is an error:
+The first source in this order that has credentials is used; a source with only half of a pair is an error:
 
 1. what was passed in (``credential=``)
 2. ``TENCENTCLOUD_SECRET_ID`` and ``TENCENTCLOUD_SECRET_KEY``, with ``TENCENTCLOUD_SECURITY_TOKEN`` (or
-   ``TENCENTCLOUD_TOKEN``) where they are temporary
+   ``TENCENTCLOUD_TOKEN``) if they are temporary
 3. the profile file: ``[default]`` with ``secret_id``, ``secret_key`` and optionally ``token`` in
    ``~/.tencentcloud/credentials``, then ``/etc/tencentcloud/credentials``
 4. the role of the CVM instance
 5. TKE OIDC: ``TKE_REGION``, ``TKE_PROVIDER_ID``, ``TKE_WEB_IDENTITY_TOKEN_FILE`` and ``TKE_ROLE_ARN``
 
-6. Where ``TENCENTCLOUD_ROLE_ARN`` is set, STS AssumeRole turns what was found into credentials of that role.
+6. If ``TENCENTCLOUD_ROLE_ARN`` is set, STS AssumeRole exchanges them for credentials of that role (except 1
+   and 5).
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ __all__ = ["Credentials", "Given", "HasCredentials", "held"]
 _METADATA = "http://metadata.tencentyun.com/latest/meta-data/cam/security-credentials/"
 _PROFILES = ("~/.tencentcloud/credentials", "/etc/tencentcloud/credentials")
 _ROLE = "TENCENTCLOUD_ROLE_ARN"
-_PASSED = "passed in"  # where they come from, in words; the others are named in Credentials._places
+_PASSED = "passed in"  # the source, for display; the other sources are in Credentials._places
 _TKE = ("TKE_REGION", "TKE_PROVIDER_ID", "TKE_WEB_IDENTITY_TOKEN_FILE", "TKE_ROLE_ARN")
 _TOKENS = ("TENCENTCLOUD_SECURITY_TOKEN", "TENCENTCLOUD_TOKEN")
-_LIFETIME = 7200  # seconds asked for of a role's credentials: what every role allows
-_MARGIN = 300  # seconds before they run out that they are renewed, or a fifth of their life
-_AGAIN = 10  # seconds before renewing is tried again, where it failed and those there are still do
-_METADATA_SECONDS = 5.0  # for the metadata of an instance: where there are none, a name server may be slow
+_LIFETIME = 7200  # seconds requested for a role's credentials: every role allows this
+_MARGIN = 300  # seconds before expiry when they are renewed, or a fifth of their lifetime if that is less
+_AGAIN = 10  # seconds before a failed renewal is repeated, while the current credentials are valid
+_METADATA_SECONDS = 5.0  # for an instance's metadata: outside a CVM instance, the name server may be slow
 _TRIED = (
     "credential=",
     "TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY",
@@ -51,10 +52,10 @@ _TRIED = (
 
 
 class HasCredentials(Protocol):
-    """Credentials as the official SDK has them."""
+    """The interface of the official SDK's credential objects."""
 
     def get_credential_info(self) -> tuple[str, str, str | None]:
-        """SecretId, SecretKey, and token or None."""
+        """Return SecretId, SecretKey, and token or None."""
         ...
 
 
@@ -63,7 +64,7 @@ Given: TypeAlias = "tuple[str, str] | tuple[str, str, str | None] | HasCredentia
 
 
 class _Fixed(Secret):
-    """Credentials that stay as they are: SecretId, SecretKey, and a token or None."""
+    """Static credentials: SecretId, SecretKey, and a token or None."""
 
     __slots__ = ("_info",)
 
@@ -73,22 +74,22 @@ class _Fixed(Secret):
         self._info = info
 
     def ready(self) -> None:
-        """They are."""
+        """Do nothing: static credentials do not expire."""
 
     def get_credential_info(self) -> tuple[Any, ...]:
-        """What the SDK signs with."""
+        """Return what the SDK signs with."""
         return self._info
 
 
 def held(given: Given | None) -> Any:
-    """Credentials that were passed in, in an object that shows nothing; False where they are none."""
+    """Put the credentials that were passed in into an object that hides them; False if they are invalid."""
     if isinstance(given, (tuple, list)):
         return _Fixed(*given)
     return given if given is None or callable(getattr(given, "get_credential_info", None)) else False
 
 
 class _Pair(Secret):
-    """SecretId and SecretKey, with a token and an end of life where they are temporary."""
+    """SecretId and SecretKey, with a token and an expiry time if they are temporary."""
 
     __slots__ = ("born", "expires", "secret_id", "secret_key", "token")
 
@@ -98,25 +99,26 @@ class _Pair(Secret):
 
     @property
     def dead(self) -> bool:
-        """Whether it can be used no more."""
+        """Whether it has expired."""
         return self.expires is not None and time.time() >= self.expires
 
     @property
     def old(self) -> bool:
-        """Whether it is time to renew it. What does not run out is looked up each time: it may be changed."""
+        """Whether to renew it. Static credentials are read again each time: the user may change them."""
         if self.expires is None:
             return True
         return time.time() >= self.expires - min(_MARGIN, (self.expires - self.born) / 5)
 
 
 class Credentials(Secret):
-    """The credentials in force: found when first needed, renewed before they run out.
+    """The credentials in use: found when they are first needed, renewed before they expire.
 
     Args:
-        given: what `held` made of what was passed in, or None to look in the places that the module names.
-        region: for the calls of STS.
-        endpoint: that of KMS; STS is beside it.
-        timeout: seconds for a call of STS.
+        given: the credentials that were passed in, as `held` returns them; None: search the sources that the
+            module lists.
+        region: for STS calls.
+        endpoint: the KMS endpoint; the host of STS is derived from it.
+        timeout: seconds for one STS call.
     """
 
     __slots__ = (
@@ -133,14 +135,14 @@ class Credentials(Secret):
         self._given = given
         self._blind = random_bytes(32)
         self._current: _Pair | None = None
-        self._again = 0.0  # when renewing may be tried again
-        self.source: str | None = None  # where they were found, in words
+        self._again = 0.0  # when a failed renewal may be repeated
+        self.source: str | None = None  # where they were found, for display
 
     def ready(self) -> None:
-        """Find credentials, or renew those that are about to run out.
+        """Find credentials, or renew those that are about to expire.
 
         Raises:
-            CredentialsError: there are none, or half of a pair, or they cannot be renewed.
+            CredentialsError: there are none, or only half of a pair, or they cannot be renewed.
         """
         with self._lock:
             if self._current is not None and not self._current.old:
@@ -153,26 +155,26 @@ class Credentials(Secret):
             except KeyServiceError:
                 if not do:
                     raise
-                self._again = time.time() + _AGAIN  # those there are will do for a while
+                self._again = time.time() + _AGAIN  # the current credentials have not expired yet
                 return
             self._current, self.source = found, source
 
     def get_credential_info(self) -> tuple[str, str, str | None]:
-        """What the SDK signs with. Only threads whose frames nobody sees call it."""
+        """Return what the SDK signs with. Called only in threads whose frames are never part of an error."""
         pair = self._current
         if pair is None:
-            raise CredentialsError("no credentials were found yet", provider="tencent-kms")
+            raise CredentialsError("no credentials have been found yet", provider="tencent-kms")
         return pair.secret_id, pair.secret_key, pair.token
 
     @property
     def identity(self) -> bytes:
-        """A digest that tells these credentials from others, under a key of this object's; 32 bytes."""
+        """A digest that identifies the credentials, 32 bytes, under a random key of this object."""
         self.ready()
         return _identity(self._current, self._blind)
 
     @property
     def masked(self) -> str:
-        """The SecretId for showing: its first and last four letters."""
+        """The SecretId for display: its first and last four characters."""
         self.ready()
         return _masked(self._current)
 
@@ -185,12 +187,12 @@ class Credentials(Secret):
 
     def _base(self) -> tuple[_Pair, str]:
         if self._given is not None:
-            # What is not ours may ask a network without a deadline.
+            # An object of the SDK or the caller may use the network without a timeout.
             given = self._given
             pair = _taken(given) if isinstance(given, _Fixed) else apart(lambda: _taken(given), self._timeout)
             if pair is None:
                 _fail(
-                    "the credential that was passed in has no SecretId or no SecretKey, or did not give them",
+                    "credential= has no SecretId or no SecretKey, or did not return them",
                     "InvalidCredential",
                 )
             return pair, _PASSED
@@ -198,8 +200,9 @@ class Credentials(Secret):
             if (pair := find()) is not None:
                 return pair, source
         raise CredentialsError(
-            "no Tencent Cloud credentials: set TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY, write "
-            "~/.tencentcloud/credentials, run on a CVM instance with a role, or call kmsdata.login()",
+            "no Tencent Cloud credentials were found. Set TENCENTCLOUD_SECRET_ID and "
+            "TENCENTCLOUD_SECRET_KEY, write ~/.tencentcloud/credentials, run on a CVM instance with a role, "
+            "or call kmsdata.login()",
             provider="tencent-kms",
             operation="credentials",
             code="NoCredentials",
@@ -219,7 +222,7 @@ class Credentials(Secret):
         if not os.environ.get("TKE_ROLE_ARN"):
             return None
         if missing := [name for name in _TKE if not os.environ.get(name)]:
-            _fail(f"TKE OIDC: {', '.join(missing)} not set, though TKE_ROLE_ARN is", "IncompleteOidc")
+            _fail(f"TKE OIDC: TKE_ROLE_ARN is set, but {', '.join(missing)} is not", "IncompleteOidc")
         path = Path(os.environ["TKE_WEB_IDENTITY_TOKEN_FILE"])
         request = _oidc_request(path)
         if request is None:
@@ -237,11 +240,11 @@ class Credentials(Secret):
         return self._role(region, _Fixed(base.secret_id, base.secret_key, base.token), request)
 
     def _role(self, region: str, signer: _Fixed | None, request: Request) -> _Pair:
-        """Credentials of a role, from STS."""
+        """Get the credentials of a role from STS."""
         sts = Service("sts", "2018-08-13", region, self._endpoint, signer, timeout=self._timeout, retries=2)
         pair = _from_sts(sts.call(request, operation=request.action))
         if pair is None:
-            _fail("STS answered without credentials that run out", "InvalidAnswer")
+            _fail("the answer of STS contains no temporary credentials", "InvalidAnswer")
         return pair
 
 
@@ -250,7 +253,8 @@ def _fail(message: str, code: str) -> NoReturn:
 
 
 def _identity(pair: _Pair | None, blind: bytes) -> bytes:
-    # Whoever knows the SecretId alone is nobody: the whole of it counts. None of it has a line break.
+    # All parts count: a caller who knows only the SecretId must not get another user's cached keys. No part
+    # contains a line break (`_made`), so the joined text is unambiguous.
     whole = () if pair is None else (pair.secret_id, pair.secret_key, pair.token or "")
     return hmac.digest(blind, "\n".join(whole).encode(), "sha256")
 
@@ -260,7 +264,7 @@ def _masked(pair: _Pair | None) -> str:
     return f"{secret_id[:4]}…{secret_id[-4:]}" if len(secret_id) > 16 else "…"
 
 
-# The functions below never raise with a secret in a frame: what does not do is None.
+# The functions below never raise an error that has a secret in a frame of its traceback: they return None.
 
 
 def _made(
@@ -275,7 +279,7 @@ def _made(
 def _taken(given: HasCredentials) -> _Pair | None:
     try:
         info = tuple(given.get_credential_info())
-    except Exception:  # noqa: BLE001 - a stranger's code, whose errors may say anything
+    except Exception:  # noqa: BLE001 - the caller's code: its errors may contain secrets
         return None
     return _made(*info[:3]) if len(info) in (2, 3) else None
 
@@ -287,10 +291,10 @@ def _environment() -> _Pair | None:
         return None
     if missing:
         other = next(name for name in names if name not in missing)
-        _fail(f"{other} is set and {missing[0]} is not: set both", "HalfPair")
+        _fail(f"{other} is set, but {missing[0]} is not. Set both", "HalfPair")
     pair = _from_environment()
     if pair is None:
-        _fail("TENCENTCLOUD_SECRET_ID or TENCENTCLOUD_SECRET_KEY holds letters that no key has", "HalfPair")
+        _fail("TENCENTCLOUD_SECRET_ID or TENCENTCLOUD_SECRET_KEY contains invalid characters", "HalfPair")
     return pair
 
 
@@ -305,8 +309,8 @@ def _profile(path: Path) -> _Pair | None:
     pair = _from_profile(path)
     if pair is None:
         _fail(
-            f"{path} has no [default] with secret_id and secret_key, or cannot be read: correct it, or move "
-            "it away",
+            f"{path} has no [default] with secret_id and secret_key, or cannot be read. Correct it, or "
+            "remove it",
             "InvalidProfile",
         )
     return pair
@@ -323,11 +327,11 @@ def _from_profile(path: Path) -> _Pair | None:
 
 
 def _instance() -> _Pair | None:
-    """Of the CVM instance that this runs on; None where it runs on none, or one without a role."""
-    import requests  # the SDK's own part
+    """Return the credentials of this CVM instance's role; None if there is no instance or no role."""
+    import requests  # a dependency of the SDK, so it is imported only if it is needed
 
     session = requests.Session()
-    session.trust_env = False  # neither proxies nor ~/.netrc: the address is the machine's own
+    session.trust_env = False  # no proxies and no ~/.netrc: the address is local to the machine
     try:
         role = session.get(_METADATA, timeout=(1, 3), allow_redirects=False)
         if role.status_code != 200 or not role.text.strip():

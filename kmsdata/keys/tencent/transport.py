@@ -1,9 +1,10 @@
-"""One Tencent Cloud API at one endpoint, through the official SDK: deadlines, retries, honest errors.
+"""Call one Tencent Cloud API at one endpoint through the official SDK, with deadlines, retries, clear errors.
 
-What the SDK does by itself is kept from doing harm: its retryer throws good answers away, its logger prints
-plaintext keys, errors with a charset in their content type come back as good answers, ``~/.netrc`` replaces
-the signature, and no call of it ever ends by itself. Each try runs `apart`, so that a frame of the SDK, which
-holds SecretKey and plaintext, is never part of an error, and a hung connection holds up nobody.
+Some behaviour of the SDK (3.0.x) is worked around: its retryer discards valid answers, its logger prints
+plaintext keys, it takes errors whose content type has a charset for valid answers, ``~/.netrc`` replaces the
+signature, and its calls have no overall deadline. Each try runs in its own thread (`apart`): so a frame of
+the SDK, which contains the SecretKey and plaintext, is never part of an error, and a hung connection does
+not block the caller.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ _T = TypeVar("_T")
 
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]")
 _HOST = re.compile(r"(?!-)[a-z0-9.-]{1,253}|\[::1\]")
-_CONNECT = 3.05  # seconds for a TCP connection: just over a retransmission
-_PAUSE = 0.1  # seconds: the most before the first retry is twice that, and doubles with each
-_MOST = 1 << 20  # characters of an answer's field
+_CONNECT = 3.05  # seconds for a TCP connection: just over one retransmission
+_PAUSE = 0.1  # seconds: the longest pause before the first retry is twice that, and doubles with each retry
+_MOST = 1 << 20  # the most characters of one field of an answer
 
 
 class Endpoint(NamedTuple):
-    """Where a service listens: ``https`` or, on loopback, ``http``; and ``host`` or ``host:port``."""
+    """The address of a service: ``https`` or, on loopback, ``http``; and ``host`` or ``host:port``."""
 
     scheme: str
     host: str
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """A host, or a URL without path.
+        """Parse a host, or a URL without path.
 
         Raises:
-            ValueError: neither; or plain http to another machine, which would send keys in the clear.
+            ValueError: neither; or http to another machine, which would send keys unencrypted.
 
         Example:
             >>> Endpoint.parse("kms.ap-guangzhou.tencentcloudapi.com")
@@ -64,13 +65,13 @@ class Endpoint(NamedTuple):
         plain = plain and "?" not in text and "#" not in text
         if not plain or parts.netloc.lower() != host or not _HOST.fullmatch(name.lower()):
             raise ValueError(
-                "endpoint= is a host, such as 'kms.ap-guangzhou.tencentcloudapi.com', or a URL without a "
-                "path, such as 'http://127.0.0.1:8080'"
+                "endpoint= must be a host, such as 'kms.ap-guangzhou.tencentcloudapi.com', or a URL without "
+                "a path, such as 'http://127.0.0.1:8080'"
             )
         if parts.scheme == "http" and not _LOOPBACK.fullmatch(name.lower()):
             raise ValueError(
-                f"endpoint= {parts.scheme}://{host}: plain http would send keys in the clear, and is for "
-                "loopback alone; use https"
+                f"endpoint= {parts.scheme}://{host} would send keys unencrypted: http is allowed for "
+                "loopback only. Use https"
             )
         return cls(parts.scheme, host)
 
@@ -80,7 +81,7 @@ class Endpoint(NamedTuple):
         return _LOOPBACK.fullmatch(re.sub(r":\d+$", "", self.host)) is not None
 
     def of(self, service: str) -> Endpoint:
-        """The same place for another service: its own host at Tencent Cloud, else the same host."""
+        """Return the endpoint of another service: its own host at Tencent Cloud, otherwise the same host."""
         name, dot, rest = self.host.partition(".")
         return self._replace(host=f"{service}{dot}{rest}") if name == "kms" else self
 
@@ -89,13 +90,13 @@ class Endpoint(NamedTuple):
 
 
 class Signer(Protocol):
-    """What signs requests."""
+    """Provides the credentials that sign requests."""
 
     def ready(self) -> None:
-        """Find credentials, or renew those that run out; CredentialsError where there are none."""
+        """Find credentials, or renew those that expire; raise CredentialsError if there are none."""
 
     def get_credential_info(self) -> tuple[str, str, str | None]:
-        """SecretId, SecretKey and token: what the SDK asks for at each request."""
+        """Return SecretId, SecretKey and token; the SDK calls this for each request."""
         ...
 
 
@@ -110,34 +111,34 @@ class Request(Secret):
 
 
 class Answer(Secret):
-    """What came back: fields, or an error's code. Shows neither."""
+    """An answer: its fields, or an error code. Its repr shows neither."""
 
     __slots__ = ("code", "detail", "fields", "refusal", "request_id")
 
     def __init__(self) -> None:
         self.fields: Mapping[str, Any] = {}
-        self.code: str | None = "Timeout"  # unless something comes
+        self.code: str | None = "Timeout"  # until an answer arrives
         self.detail = ""
         self.request_id: str | None = None
 
     def text(self, field: str) -> str | None:
-        """A field that is text, and not empty; else None."""
+        """Return a field that is text and not empty, otherwise None."""
         value = self.fields.get(field)
         return value if isinstance(value, str) and 0 < len(value) <= _MOST else None
 
 
 class Service(Secret):
-    """One API of Tencent Cloud: see the module.
+    """One API of Tencent Cloud; see the module.
 
     Args:
         name: ``"kms"`` or ``"sts"``.
         version: of the API.
         region: such as ``"ap-guangzhou"``.
-        endpoint: where it listens.
+        endpoint: its address.
         signer: None for calls without a signature.
-        timeout: seconds for a call, all of its tries together; finding or renewing credentials, which is
-            calls of its own, comes before.
-        retries: how often a call is tried again where that may help.
+        timeout: seconds for a call with all its retries; finding or renewing credentials comes before and is
+            not included.
+        retries: how often a call is repeated after a temporary error.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Service(Secret):
         self.name, self.version, self.region, self.endpoint = name, version, region, endpoint
         self.timeout, self.retries = timeout, retries
         self._signer = signer
-        self._lock = Lock(self._disconnect)  # parent and child must not talk over one socket
+        self._lock = Lock(self._disconnect)  # after a fork, parent and child must not share a socket
         self._client: Any = None
 
     def __repr__(self) -> str:
@@ -163,16 +164,16 @@ class Service(Secret):
     def call(
         self, request: Request, *, operation: str, key: str | None = None, repeatable: bool = True
     ) -> Answer:
-        """Send a request until it is answered, refused, or given up.
+        """Send a request, repeating it until there is an answer, an error, or no time left.
 
         Args:
             request: what to send.
-            operation: what the provider was asked for, for errors.
-            key: URI of the master key it is about, for errors.
-            repeatable: whether it may be sent again though it may have been carried out.
+            operation: the operation of the provider, for errors.
+            key: URI of the master key, for errors.
+            repeatable: whether to send it again if it may have been executed already.
 
         Raises:
-            KeyServiceError: refused, or not answered in time; its subclasses say what is wrong.
+            KeyServiceError: refused, or not answered in time; its subclasses are more specific.
         """
         if self._signer is not None:
             self._signer.ready()
@@ -180,7 +181,7 @@ class Service(Secret):
         end, retried = time.monotonic() + self.timeout, False
         for attempt in range(self.retries + 1):
             if attempt:
-                # Full jitter: a thousand workers that were throttled together do not come back together.
+                # Full jitter: so a thousand workers that were throttled together do not retry together.
                 pause = min(2.0, _PAUSE * 2**attempt) * int.from_bytes(random_bytes(4), "big") / 2**32
                 if time.monotonic() + pause >= end:
                     break
@@ -192,7 +193,7 @@ class Service(Secret):
                     lambda: _send(client, request, self._signer is not None), max(0.0, end - time.monotonic())
                 )
                 or Answer()
-            )  # what comes after the deadline is dropped
+            )  # an answer after the deadline is dropped
             if answer.code is None:
                 return answer
             if not retryable(answer.code, answer.detail, repeatable):
@@ -200,8 +201,8 @@ class Service(Secret):
         raise self._error(answer, request.action, operation, key, retried, repeatable)
 
     def _connected(self) -> Any:
-        # The SDK reads the clock by a function that Python 3.12 deprecates; the first filter wins, and they
-        # come and go (pytest).
+        # The SDK calls datetime.utcfromtimestamp, which Python 3.12 deprecates. The first filter wins, and
+        # others may have been added or removed since the last call (pytest does so).
         if warnings.filters[:1] != [_DEPRECATED]:
             warnings.filterwarnings("ignore", module="tencentcloud", category=DeprecationWarning)
         with self._lock:
@@ -222,7 +223,7 @@ class Service(Secret):
             raise ImportError(
                 'tencent-kms:// keys need the official SDK: pip install "kmsdata[tencent]"'
             ) from error
-        _log.addFilter(_silence)  # a filter that is there already is not added again
+        _log.addFilter(_silence)  # addFilter ignores a filter that was already added
         bundle = next((os.environ[name] for name in _BUNDLES if os.environ.get(name)), None)
         http = HttpProfile(
             protocol=self.endpoint.scheme,
@@ -241,9 +242,9 @@ class Service(Secret):
         proxies = {} if self.endpoint.loopback else utils.get_environ_proxies(url)
         proxy = utils.select_proxy(url, proxies)
         client.request.conn.proxy = {"http": proxy, "https": proxy} if proxy else None
-        session = client.request.conn._session  # the SDK offers no other way to it
-        session.trust_env = False  # ~/.netrc would replace the signature
-        session.max_redirects = 0  # nobody is sent elsewhere with a plaintext key
+        session = client.request.conn._session  # the SDK has no public access to it
+        session.trust_env = False  # otherwise requests replaces the signature by a password from ~/.netrc
+        session.max_redirects = 0  # a redirect would send a plaintext key to another host
         session.mount(f"{self.endpoint.scheme}://", adapters.HTTPAdapter(pool_maxsize=32))
         return client
 
@@ -257,7 +258,7 @@ class Service(Secret):
         if not again and retryable(code, answer.detail, repeatable=True):
             sentence = f"{_MAYBE}: {sentence}"
         if self.name == "sts" and not again and kind is not CredentialsError:
-            kind, sentence = CredentialsError, _NO_ROLE  # no key is meant
+            kind, sentence = CredentialsError, _NO_ROLE  # STS has roles, not keys
         facts: dict[str, Any] = {
             "provider": "tencent-kms",
             "operation": operation,
@@ -281,8 +282,8 @@ class Service(Secret):
         return kind(f"{what}: {sentence} ({code}{request_id})", **facts)
 
 
-_MAYBE = "look whether it was carried out ('kmsdata keys list {region}') before you try again"
-_NO_ROLE = "{action} was refused: look at the role, and at who may assume it, in CAM"
+_MAYBE = "it may have been executed, so check ('kmsdata keys list {region}') before you try again"
+_NO_ROLE = "{action} was refused. Check the role, and who may assume it, in CAM"
 
 
 class _Quiet(threading.local):
@@ -300,10 +301,10 @@ def _silence(_: logging.LogRecord) -> bool:
 
 
 def apart(work: Callable[[], _T], seconds: float) -> _T | None:
-    """What ``work`` returns, or None if it takes longer: it runs in a thread that nobody waits for.
+    """Run ``work`` in its own thread, and return its result, or None if it takes longer.
 
-    So Ctrl-C is answered at once, whatever ``work`` waits for, and its frames are part of no error of ours.
-    It must not raise.
+    So Ctrl-C works at once, even if ``work`` is blocked, and the frames of ``work`` are never part of an
+    error of kmsdata. ``work`` must not raise.
     """
     results: list[_T] = []
     done = threading.Event()
@@ -319,19 +320,19 @@ def apart(work: Callable[[], _T], seconds: float) -> _T | None:
 
 
 def _send(client: Any, request: Request, signed: bool) -> Answer:
-    """One try. Never raises, since its frames hold what nobody may see."""
+    """Send a request once. Never raises: its frames contain secrets."""
     answer = Answer()
-    _quiet.on = True  # in this thread, which is this try's own: the SDK's log would print keys
+    _quiet.on = True  # for this thread only, which belongs to this try: the SDK's log would print keys
     try:
         body = client.call(request.action, dict(request.parameters), None if signed else {"SkipSign": True})
         response = json.loads(body)["Response"]
         answer.request_id = _id(response.get("RequestId"))
-        # The SDK looks for errors only where the content type has no charset.
+        # The SDK (3.0.x) detects errors only if the content type has no charset.
         if (error := response.get("Error")) is not None:
             answer.code = _word(error.get("Code"))
         else:
             answer.fields, answer.code = response, None
-    except Exception as error:  # noqa: BLE001 - whatever it is, its name is all that may be told of it
+    except Exception as error:  # noqa: BLE001 - its text may contain secrets: only its name is used
         code = getattr(error, "code", None)
         answer.code = code if isinstance(code, str) and _CODE.fullmatch(code) else type(error).__name__
         answer.request_id = _id(getattr(error, "requestId", None))
