@@ -1079,7 +1079,7 @@ def test_frames_keep_their_cells(enc, frame):
     assert keys_in(enc.kms.rewrap(NEW, add=True).kms.rewrap(retire=OLD)["age"].dtype.text) == {NEW}
     with pytest.raises(ValueError, match="alone"):
         enc.kms.rewrap(retire=OLD)
-    with pytest.raises(ValueError, match="nothing in it"):
+    with pytest.raises(ValueError, match="no column is encrypted"):
         frame.kms.rewrap(NEW)
     with pytest.raises(kmsdata.WrongKeyError, match="is not the session's key"):
         enc.kms.rewrap(NEW, source=MORE)
