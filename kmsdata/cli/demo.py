@@ -303,7 +303,7 @@ def _tamper(screen: _Screen, source: _Source, encrypted: pd.DataFrame) -> None:
     rows = np.flatnonzero(encrypted[name].notna())
     if not len(rows):
         return
-    # Cells are stored with the encoding PLAIN and no compression, so a cell's bytes can be found in the file.
+    # Cells are stored in PLAIN encoding without compression, so a cell can be found in the bytes of the file.
     cell = bytes(encrypted[name].iloc[rows[len(rows) // 2]])
     data = bytearray(source.target.read_bytes())
     data[data.index(cell) + len(cell) - 1] ^= 1
