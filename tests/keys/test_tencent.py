@@ -1389,7 +1389,7 @@ def test_keys_on_the_command_line(run):
     assert (code, "already exists" in err) == (1, True)
     code, _, err = run("keys", "rotate", key, "--every", "5")
     assert (code, "7 to 365" in err) == (2, True)
-    code, _, err = run("keys", "describe", f"tencent-kms://{REGION}/nobody")
+    code, _, err = run("keys", "describe", f"tencent-kms://{REGION}/missing")
     assert (code, "no key with that alias" in err) == (1, True)
 
 
