@@ -6,8 +6,10 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +19,12 @@ try:
 except ImportError:  # on Windows, where `sweep` removes nothing
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["claim", "naming", "sweep", "whole_file"]
+__all__ = ["TEMPORARY", "claim", "naming", "sweep", "temporary_name", "whole_file"]
+
+TEMPORARY = re.compile(r"\.kmsdata-\d+-[0-9a-f]+(?:-[0-9a-f]+)?\.tmp")  # what `temporary_name` returns
+
+_STARTED = time.time_ns()
+_number = itertools.count()
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -70,7 +77,10 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
             if mode is None and before is not None:
                 temporary.chmod(stat.S_IMODE(before.st_mode))
             os.fsync(file.fileno())
-        temporary.replace(target)
+            if fcntl is not None:  # while it is locked: after that `sweep` of another process may remove it
+                temporary.replace(target)
+        if fcntl is None:  # Windows does not rename open files
+            temporary.replace(target)
     except BaseException:
         for temporary in made:
             temporary.unlink(missing_ok=True)
@@ -88,52 +98,85 @@ def _beside(target: Path, mode: int, made: list[Path]) -> int:
 
     Its path is in ``made`` before the file exists, because Ctrl-C may come between any two steps.
     """
-    for number in itertools.count():
-        temporary = target.with_name(f".kmsdata-{os.getpid()}-{number}.tmp")
+    while True:
+        temporary = target.with_name(temporary_name())
         made[:] = [temporary]
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            if claim(handle):
-                return handle
-            os.close(handle)
         except FileExistsError:
             made.clear()
             continue
         except OSError as error:  # name the target: the caller does not know the temporary file
             made.clear()
             raise OSError(error.errno, error.strerror, str(target)) from None
-    raise OSError(errno.EEXIST, "no unused name for a temporary file", str(target))
+        if claim(handle):
+            return handle
+        os.close(handle)
+
+
+def temporary_name() -> str:
+    """Return a name for a temporary file or folder that no process has used before.
+
+    A name that was used again could be that of another thread's file, after `sweep` has removed the first.
+    """
+    return f".kmsdata-{os.getpid()}-{_STARTED:x}-{next(_number):x}.tmp"
 
 
 def claim(handle: int) -> bool:
     """Mark a temporary file or folder as in use while its handle is open.
 
     Returns:
-        Whether it still exists: another process may just have removed it.
+        Whether it is in use by this process now: another process may just be removing it.
     """
     if fcntl is not None:
-        with contextlib.suppress(OSError):  # a file system without locks, where `sweep` removes nothing
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # `sweep` has it, and removes it
+            return False
+        except OSError:  # a file system without locks, where `sweep` removes nothing
+            pass
     return os.fstat(handle).st_nlink > 0
 
 
-def sweep(target: str | os.PathLike[str], *, beside: bool = False) -> None:
+def sweep(target: str | os.PathLike[str], *, beside: bool = False, inside: bool = False) -> None:
     """Remove temporary files that killed processes left behind, but none that a running process uses.
+
+    Only files and folders with names that kmsdata makes are removed. Links are not followed.
 
     Args:
         target: a folder.
         beside: also look in the parent folder.
+        inside: also look in the folders in it.
     """
+    if fcntl is None:
+        return
     path = Path(os.path.realpath(Path(target).expanduser()))
-    for folder in [path, path.parent] if beside else [path]:
-        for left in folder.glob(".kmsdata-*.tmp") if fcntl is not None and folder.is_dir() else []:
-            with contextlib.suppress(OSError):
-                handle = os.open(left, os.O_RDONLY)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if left.is_dir():
-                        shutil.rmtree(left)
-                    else:
-                        left.unlink()
-                finally:
-                    os.close(handle)
+    if beside:
+        _sweep_folder(path.parent)
+    for folder, folders, _ in os.walk(path):  # does not follow links
+        _sweep_folder(Path(folder))
+        if not inside:
+            return
+        folders[:] = [name for name in folders if not TEMPORARY.fullmatch(name)]
+
+
+def _sweep_folder(folder: Path) -> None:
+    try:
+        found = [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)]
+    except OSError:
+        return
+    for left in found:
+        with contextlib.suppress(OSError):
+            # A link could lead anywhere, and a pipe would block.
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = os.fstat(handle)
+                if not os.path.samestat(mine, left.lstat()):  # its process has renamed it meanwhile
+                    continue
+                if stat.S_ISDIR(mine.st_mode):
+                    shutil.rmtree(left)
+                elif stat.S_ISREG(mine.st_mode):
+                    left.unlink()
+            finally:
+                os.close(handle)

@@ -153,7 +153,7 @@ class Footer:
         return bytes(out)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # statistics are plaintext
 class FileMetaData:
     """A decoded footer.
 

@@ -115,7 +115,7 @@ def dataset_headers(
             format="parquet",
             filesystem=next(iter(files.values())).filesystem,
             partitioning=hive,
-            partition_base_dir=None if single else Place.of(path, filesystem).path,
+            partition_base_dir=None if single else _base_of(files, Place.of(path, filesystem).path),
         )
         for fragment in dataset.get_fragments():
             inside = fragment.physical_schema.names
@@ -135,6 +135,12 @@ def dataset_headers(
         )
         for name, (fragment, partition) in found.items()
     }
+
+
+def _base_of(files: Mapping[str, Place], folder: str) -> str:
+    """Return the folder's path as the filesystem lists it: some leave out the slash at its beginning."""
+    listed = next(iter(files.values())).path
+    return folder if listed.startswith(folder) else folder.lstrip("/")
 
 
 def _unreadable(path: FilePath, filesystem: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from kmsdata.atomic_files import claim, naming, whole_file
+from kmsdata.atomic_files import claim, naming, temporary_name, whole_file
 from kmsdata.keys.data_key import random_bytes
 
 __all__ = [
@@ -63,6 +63,10 @@ class Place:
         elif filesystem is None:
             filesystem, text = pafs.LocalFileSystem(), str(Path(text).expanduser())
         elif not isinstance(filesystem, pafs.FileSystem):
+            if not hasattr(filesystem, "_strip_protocol"):
+                raise TypeError(
+                    f"filesystem= takes a filesystem of pyarrow or fsspec, not {type(filesystem).__name__}"
+                )
             text = filesystem._strip_protocol(text)
             filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
         if isinstance(filesystem, pafs.LocalFileSystem):
@@ -147,9 +151,9 @@ def files_at(place: Place, *, patterns: bool = True, sidecars: bool = False) -> 
     return dict(sorted(found.items())), False
 
 
-def folders_at(place: Place) -> list[Place]:
-    """List a folder and every folder in it, hidden ones too."""
-    return [place, *(folder for _, folder in _inside(place, pafs.FileType.Directory))]
+def folders_at(place: Place) -> list[str]:
+    """List the folders in a folder by their path below it, hidden ones too."""
+    return [relative for relative, _ in _inside(place, pafs.FileType.Directory)]
 
 
 def dataset_files(
@@ -173,12 +177,22 @@ def dataset_files(
 
 
 def _inside(place: Place, kind: pafs.FileType) -> Iterator[tuple[str, Place]]:
-    """Yield all files or all folders at any depth of a folder, each with its path below it."""
-    start = len(place.path.rstrip("/")) + 1
+    """List what there is of a kind in a folder, however deep, by the path below it."""
+    # Some filesystems list paths without the slash that the folder's own path begins with.
+    base = place.path.strip("/")
     selector = pafs.FileSelector(place.path, allow_not_found=True, recursive=True)
     for info in place.filesystem.get_file_info(selector):
+        path = info.path.lstrip("/")
+        if base and not path.startswith(f"{base}/"):
+            raise OSError(errno.EIO, f"the filesystem lists {info.path}, which is outside", place.path)
         if info.type == kind:
-            yield info.path[start:], replace(place, path=info.path, folder=False)
+            yield path[len(base) :].lstrip("/"), replace(place, path=info.path, folder=False)
+
+
+def _check_relative(relative: str) -> None:
+    """Refuse a path that would leave the folder that it is joined to."""
+    if any(part in ("", ".", "..") for part in relative.split("/")):
+        raise ValueError(f"{relative!r} is not the path of a file below the target")
 
 
 def is_sidecar(name: str) -> bool:
@@ -223,7 +237,7 @@ def whole(place: Place) -> Iterator[Any]:
             yield file
         return
     folder, _, name = place.path.rpartition("/")
-    temporary = f"{folder}{'/' if folder else ''}.kmsdata-{random_bytes(8).hex()}-{name}.tmp"
+    temporary = f"{folder}{'/' if folder else ''}.kmsdata-copy-{random_bytes(8).hex()}-{name}.tmp"
     try:
         with place.filesystem.open_output_stream(temporary) as stream:
             yield stream
@@ -244,13 +258,14 @@ def whole_folder(place: Place) -> Iterator[Callable[[str], AbstractContextManage
     """
     if place.local:
         with _staged(Path(place.path)) as staging:
-            yield lambda relative: _opened(staging / relative, Path(place.path) / relative)
+            yield lambda relative: _opened(staging, Path(place.path), relative)
         return
     existed = place.kind == pafs.FileType.Directory
     new: list[Place] = []
 
     @contextlib.contextmanager
     def one(relative: str) -> Iterator[Any]:
+        _check_relative(relative)
         target = place / relative
         there = target.kind != pafs.FileType.NotFound
         if "/" in relative or not existed:
@@ -274,7 +289,9 @@ def whole_folder(place: Place) -> Iterator[Callable[[str], AbstractContextManage
 
 
 @contextlib.contextmanager
-def _opened(path: Path, target: Path) -> Iterator[Any]:
+def _opened(staging: Path, folder: Path, relative: str) -> Iterator[Any]:
+    _check_relative(relative)
+    path, target = staging / relative, folder / relative
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(target), path.open("xb") as file:
         yield file
@@ -287,16 +304,21 @@ def _staged(target: Path) -> Iterator[Path]:
     exists = target.exists()
     if exists and not target.is_dir():
         raise FileExistsError(errno.EEXIST, "this path exists already, and is not a folder", str(target))
-    staging = (target if exists else target.parent) / f".kmsdata-{os.getpid()}-{random_bytes(4).hex()}.tmp"
     handle = None
+    staging = target
     try:  # Ctrl-C may come between any two of the next steps
-        try:
-            staging.mkdir()
-            handle = os.open(staging, os.O_RDONLY) if os.name == "posix" else None
-        except OSError as error:  # name the target, which the caller knows, not the temporary folder
-            raise OSError(error.errno, error.strerror, str(target)) from None
-        if handle is not None:
-            claim(handle)
+        while handle is None:
+            staging = (target if exists else target.parent) / temporary_name()
+            try:
+                staging.mkdir()
+                if os.name != "posix":
+                    break
+                handle = os.open(staging, os.O_RDONLY)
+            except OSError as error:  # name the target, which the caller knows, not the temporary folder
+                raise OSError(error.errno, error.strerror, str(target)) from None
+            if not claim(handle):  # another process is removing it
+                os.close(handle)
+                handle = None
         yield staging
         _sync(staging)
         if not exists:
@@ -313,7 +335,8 @@ def _staged(target: Path) -> Iterator[Path]:
             _sync(target, files=False)
         _sync_one(target.parent)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging != target:
+            shutil.rmtree(staging, ignore_errors=True)
         if handle is not None:
             os.close(handle)
 

@@ -13,7 +13,7 @@ import errno
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,6 +69,7 @@ def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool 
             raise not_meant(done.headers)
         return _counted(_report(str(path), [done], {}), change, before)
     _prepare(path, Place.of(path, filesystem), dry_run=change.dry_run)
+    files = _each_once(files)
     results: list[_Done] = []
     failed: dict[str, Exception] = {}
     with Progress("rewrap", len(files), "files", progress) as bar, ThreadPoolExecutor() as threads:
@@ -145,15 +146,24 @@ def _report(path: str, results: Sequence[_Done], failed: dict[str, str]) -> Rewr
 
 def _prepare(path: FilePath, folder: Place, *, dry_run: bool) -> None:
     """Raise ValueError if a folder is a Delta table; remove temporary files that killed processes left."""
-    folders = folders_at(folder)
-    if any(inside.path.rpartition("/")[2] == "_delta_log" for inside in folders):
-        raise ValueError(
-            f"{path} is a Delta table: its log records the size of each file, and readers rely on that. "
-            "Rewrap a copy of the files, or write a new table"
-        )
+    for relative in folders_at(folder):
+        *parents, name = relative.split("/")
+        if name == "_delta_log" and not any(parent.startswith((".", "_")) for parent in parents):
+            table = "/".join([str(path).rstrip("/"), *parents])
+            raise ValueError(
+                f"{table} is a Delta table: its log records the size of each file, and readers rely on that. "
+                "Rewrap a copy of the files, or write a new table"
+            )
     if folder.local and not dry_run:
-        for inside in folders:
-            sweep(inside.path)
+        sweep(folder.path, inside=True)
+
+
+def _each_once(files: Mapping[str, Place]) -> dict[str, Place]:
+    """Leave out further names of a local file: links may lead to it several times, or in a loop."""
+    by_path: dict[str, str] = {}
+    for name, place in files.items():
+        by_path.setdefault(os.path.realpath(place.path) if place.local else place.path, name)
+    return {name: files[name] for name in sorted(by_path.values())}
 
 
 def _rewrap_file(name: str, place: Place, plan: _Plan) -> _Done:

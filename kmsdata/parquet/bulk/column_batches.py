@@ -21,7 +21,7 @@ _BATCH = 8 << 20  # bytes of a column that are decoded at once
 _MOST_ROWS = 1 << 17  # rows that are decoded at once, also of columns whose values take almost no bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # statistics are plaintext
 class OpenParquet:
     """A Parquet file that is open for reading.
 
