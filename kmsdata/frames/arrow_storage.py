@@ -55,6 +55,7 @@ def to_storage(cells: Cells) -> pa.Array:
         return pa.Array.from_buffers(pa.binary(cells.width), rows, [validity, pa.py_buffer(data)])
     bounds = cells.bounds()
     if cells.valid is not None:
+        # Arrow stores an offset for null rows as well: they repeat the end of the row before.
         bounds = bounds[np.concatenate(([0], np.cumsum(cells.valid)))]
     buffers = [validity, pa.py_buffer(np.ascontiguousarray(bounds)), pa.py_buffer(cells.data)]
     return pa.Array.from_buffers(pa.large_binary(), rows, buffers)

@@ -295,6 +295,7 @@ def _identified(storage: pa.Array) -> tuple[Cells, Ints, npt.NDArray[np.uint32],
     else:
         bounds = cells.bounds()
         last = len(cells.data) - gcm.PREFIX
+        # A view of all substrings of 5 bytes: it selects the prefixes of cells of any length without a loop.
         window = np.ndarray((last + 1,), f"V{gcm.PREFIX}", cells.data.data, 0, (1,))
         heads = window[np.minimum(bounds[:-1], last)].view(np.uint8).reshape(-1, gcm.PREFIX)
         broken = (np.diff(bounds) < shortest) | (heads[:, 0] != 1)

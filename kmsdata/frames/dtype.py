@@ -147,6 +147,7 @@ class EncryptedDtype(ExtensionDtype):
         return EncryptedArray(array, self)
 
     def _get_common_dtype(self, dtypes: list[Any]) -> ExtensionDtype | None:
+        # For None, pandas converts all to objects: correct for concat, but not for a join under two keys.
         refuse_foreign_meeting()
         union: Header | None = self.parsed
         for dtype in dtypes:
@@ -381,6 +382,8 @@ class EncryptedArray(ExtensionArray):
                 return pd.array(texts, dtype=dtype)
             return np.array([str(cell) for cell in self], object)
         if dtype == np.dtype(object):
+            # pandas (2.2 and 3.1) converts an index to objects to look up labels in it. With randomised cells
+            # it would never find one.
             if within("_get_engine_target") and within("get_indexer", "get_indexer_non_unique"):
                 self._check_factorizable()
             return self.__array__()
@@ -394,7 +397,7 @@ class EncryptedArray(ExtensionArray):
         if copy is False:
             raise ValueError("an array of cells is always a copy: copy=False is not possible")
         refuse_foreign_meeting()
-        if within("ranker"):  # DataFrame.rank
+        if within("ranker"):  # DataFrame.rank converts to objects, and would rank the ciphertext
             self._refuse_order()
         if sys._getframe(1).f_globals.get("__name__") == "pandas.io.json._json":
             return self._values_for_json()  # pandas 2 calls __array__ instead for the JSON of a series
@@ -553,6 +556,7 @@ class EncryptedArray(ExtensionArray):
         self._refuse_operation("interpolate")
 
     def _groupby_op(self, *, how: str, **kwargs: Any) -> Any:
+        # These only move cells. For others the default raises NotImplementedError, and pandas tries objects.
         if how in ("first", "last"):
             return cast(Any, super())._groupby_op(how=how, **kwargs)
         return self._refuse_operation(how)
@@ -576,7 +580,8 @@ class EncryptedArray(ExtensionArray):
 
     def factorize(self, use_na_sentinel: bool = True) -> tuple[npt.NDArray[np.intp], Self]:
         """Return codes and unique cells of a deterministic column."""
-        if within("lexsort_indexer"):  # sort_values of several columns
+        # sort_values by several columns factorizes each, and then would sort by ciphertext.
+        if within("lexsort_indexer"):
             self._refuse_order()
         self._check_factorizable()
         encoded = self._storage.dictionary_encode("mask" if use_na_sentinel else "encode")

@@ -71,6 +71,7 @@ def pandas_entries(headers: Mapping[str, Header], keys: Mapping[bytes, DataKey])
     for name, header in headers.items():
         if not all("pandas" in item.type for item in header.columns):
             continue
+        # pandas and pyarrow write the entry for an empty column of the same dtype: no cell is decrypted.
         empty = pa.array([], EncryptedDtype(header)._storage_type)
         with contextlib.suppress(UnsupportedTypeError, pa.ArrowException, TypeError, ValueError):
             frame = pd.DataFrame({name: open_pandas(header, keys, empty, name)})

@@ -250,7 +250,7 @@ def new_data_key(
     # Raise for what readers would reject, before a KMS call is made.
     DataKeyRecord(bytes(32), tuple(given.items()), tuple(Wrap(uri, "") for uri in uris))
     uris = list(dict.fromkeys(resolved(uri) for uri in uris))
-    if cells is None:
+    if cells is None:  # a caller who keeps the data key gets a new one, not one that others also use
         return _generated(uris, given)
     by = tuple(_held_by(provider_of(uri)) for uri in uris), tuple(uris), tuple(sorted(given.items()))
     return _cache_in_force().generated(by, cells, lambda: _generated(uris, given))

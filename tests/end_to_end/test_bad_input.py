@@ -1,4 +1,4 @@
-"""What goes wrong: each error says what, where and what to do, and leaves everything as it was."""
+"""Errors: each says what happened, where and what to do, and changes nothing."""
 
 import pickle
 import re
@@ -130,7 +130,7 @@ def test_a_renamed_column_warns(enc, frame):
 
 
 def test_what_the_readme_says_is_not_noticed_is_not(enc):
-    """Two cells of one column exchanged, a null put in: so that nobody believes they are noticed."""
+    """Two cells of one column exchanged, a null inserted: this documents that they are not detected."""
     back = with_cells(enc, "age", exchanged(0, 1)).kms.decrypt()
     assert back["age"].tolist() == [41, 36, 19, 36]
 
@@ -465,7 +465,7 @@ def test_filters_on_encrypted_columns_are_refused(enc, tmp_path):
 
 
 def test_cells_cannot_be_moved_by_uniting_genuine_headers(frame, tmp_path):
-    """Whoever writes files, without any key, must not move a cell to another column."""
+    """An attacker who can write files but has no key must not move a cell to another column."""
     frame = frame.assign(phone=["1", "2", "3", "4"])
     enc = frame.kms.encrypt(["name", "身份证"], deterministic=["email", "phone"], key=KEY)
     for source, target in (("email", "phone"), ("email", "name"), ("name", "身份证")):
@@ -671,7 +671,7 @@ def test_headers_hold_no_secret(frame):
 
 @pytest.mark.parametrize("nobody", [[], (), iter([])])
 def test_a_guard_that_names_no_column_is_refused(enc, tmp_path, nobody):
-    """Else a list that came out empty by mistake would let a file without headers pass."""
+    """Otherwise a list that is empty by mistake would accept a file without headers."""
     enc.kms.to_parquet(tmp_path / "f.parquet")
     with pytest.raises(ValueError, match="encrypted= names no column"):
         kmsdata.read_parquet(tmp_path / "f.parquet", encrypted=nobody)

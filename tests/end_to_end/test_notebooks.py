@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, are stored without what they show, and what kmsdata shows in them."""
+"""The notebooks run from top to bottom and are stored without outputs; and what kmsdata shows in them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def run(notebook, folder, **options):
 
 @pytest.fixture(autouse=True)
 def at_home(tmp_path, monkeypatch, keystore):
-    """No credentials of whoever runs this, and no traces in their folders."""
+    """Use no credentials of the user who runs this, and leave no traces in their folders."""
     for name in list(os.environ):
         if name.startswith(("TENCENTCLOUD_", "KMSDATA_TENCENT_")):
             monkeypatch.delenv(name)
@@ -43,7 +43,7 @@ def test_it_runs(path, tmp_path):
     assert all(cell.execution_count for cell in code)
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
-    # A warning would stand there in red, in front of everybody who tries it; a new key is announced so.
+    # A warning would be shown in red to every reader. Only the message about a new key may be on stderr.
     said = "".join(output.text for output in outputs if output.get("name") == "stderr")
     assert re.sub(r"(?m)^kmsdata: created the key .*\n +Back up this file.*\n", "", said) == ""
 
@@ -110,7 +110,7 @@ def test_a_bar_is_saved_once_and_in_its_final_state(tmp_path, store):
         assert '<progress value="1.000" max="1"' in output.data["text/html"]
         assert output.data["text/plain"].startswith("encrypt [############] 100% of 4 cells")
         assert output.data["text/plain"].endswith("done")
-    assert one.data == {"text/plain": "1"}  # and it stands below its own cell
+    assert one.data == {"text/plain": "1"}  # and it is shown below its own cell
     assert '<progress value="0.250" max="1"' in stopped.data["text/html"]
     assert stopped.data["text/plain"].endswith("stopped")
     assert error.ename == "ZeroDivisionError"

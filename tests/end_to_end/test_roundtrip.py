@@ -1,4 +1,4 @@
-"""From frame to file and back, exactly; and by the standard's other readers."""
+"""From frame to file and back, exactly; and with other readers of the standard."""
 
 import datetime as dt
 import decimal
@@ -27,7 +27,7 @@ SECRETS = ["name", "ticket", "age", "fare"]
 
 
 def through_pandas(frame, encrypted, path):
-    """What comes back through a file: encrypted columns exactly, plain ones as by pandas' own Parquet."""
+    """Return what a file should restore: encrypted columns exactly, plain ones as in pandas' own Parquet."""
     frame.to_parquet(path)
     out = pd.read_parquet(path)
     path.unlink()
@@ -314,11 +314,11 @@ def test_a_frames_file_read_by_arrow_decrypts_to_its_dtypes_and_is_written_as_pl
     sealed = pq.read_table(tmp_path / "enc.parquet")
     back = kmsdata.decrypt_table(sealed)
     pd.testing.assert_frame_equal(back.to_pandas(), frame)
-    # What others write of it is a plain file: no entry is left that would make its bytes cells.
+    # A file that other software writes from it is plain: no entry remains that would declare cells.
     pq.write_table(back, tmp_path / "plain.parquet")
     pd.testing.assert_frame_equal(kmsdata.read_parquet(tmp_path / "plain.parquet", decrypt=True), frame)
     assert b"kmsdata" not in back.schema.metadata
-    # In part: the entry names what is encrypted still, and what is encrypted anew.
+    # After partial decryption: the entry names the columns still encrypted, and those encrypted again.
     pq.write_table(kmsdata.decrypt_table(sealed, ["raw", "kept"]), tmp_path / "part.parquet")
     assert kmsdata.verify(tmp_path / "part.parquet", encrypted=["n", "text"]).exit_status == 0
     again = kmsdata.encrypt_table(pq.read_table(tmp_path / "part.parquet"), ["kept"], key=KEY)

@@ -1,4 +1,4 @@
-"""Files once written stay readable forever, by kmsdata and by a reader that knows SPEC.md alone."""
+"""Files stay readable forever, by kmsdata and by a reader that is based on SPEC.md only."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ FAILURES = {
 
 @pytest.fixture(scope="module")
 def read():
-    """What reader.py says of every file."""
+    """Return the output of reader.py for every file."""
     command = [sys.executable, READER, V1 / "keystore.json", *(V1 / f"{name}.parquet" for name in FILES)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(zip(FILES, map(json.loads, done.stdout.splitlines()), strict=True))

@@ -15,7 +15,7 @@ from kmsdata.keys.envelope import Wrap
 PANDAS_2 = pd.__version__.startswith("2.")
 KEY = DataKey(bytes(range(32)), [Wrap("local://demo", "never unwrapped here")])
 
-# pandas 2's suite says match="" here and there, which newer pytest takes for a mistake.
+# pandas 2's suite uses match="" in some tests, for which newer versions of pytest warn.
 pytestmark = pytest.mark.filterwarnings("ignore:matching against an empty string")
 
 CANNOT = {
@@ -34,7 +34,7 @@ CANNOT = {
         "test_sort_values",
         "test_sort_values_frame",
         "test_sort_values_missing",
-        # Counts as such are in test_matrix.py: these sort them by cell.
+        # value_counts itself is tested in test_matrix.py; these tests sort the counts by cell.
         "test_value_counts[data-True]",
         "test_value_counts[data-False]",
         "test_value_counts[data_missing-False]",
@@ -53,7 +53,7 @@ CANNOT = {
         "test_from_dtype",
         "test_is_dtype_from_name",
     ],
-    "cells lie in Arrow buffers, which are never changed in place, so a view does not write through": [
+    "cells are in Arrow buffers, which are never changed in place, so a view does not write through": [
         "test_setitem_preserves_views",
         "test_transpose",
         "test_view",
@@ -99,13 +99,13 @@ def cannot(request):
 
 
 def encrypted(*values):
-    """A deterministic column: only such a one can be grouped, made unique and compared."""
+    """Return a deterministic column: only those can be grouped, made unique and compared."""
     frame = pd.DataFrame({"c": pd.Series(values, dtype=object)})
     return frame.kms.encrypt(deterministic="c", key=KEY)["c"].array
 
 
 def in_order(*values):
-    """The cells of these values, from the least to the greatest as bytes."""
+    """Return the cells of these values, sorted as bytes."""
     return sorted(encrypted(*values))
 
 

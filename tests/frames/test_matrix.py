@@ -60,7 +60,7 @@ def enc(df):
 
 @pytest.fixture
 def unwraps():
-    """The data keys that are unwrapped from here on."""
+    """Record the data keys that are unwrapped from here on."""
     seen = []
 
     class Counting(LocalKeystore):
@@ -73,7 +73,7 @@ def unwraps():
 
 
 def one_null(frame):
-    """Objects with one kind of null: where pandas puts nulls of its own, it also picks their kind."""
+    """Return objects with one kind of null: pandas chooses the kind of the nulls that it inserts itself."""
     frame = frame.copy()
     for position, kind in enumerate(frame.dtypes):
         if kind == np.dtype(object):
@@ -92,8 +92,8 @@ def by_values(frame):
 
 
 def in_process(code, *arguments):
-    """Run a program in a new interpreter; its output."""
-    # Threads of pyarrow 17 may abort an interpreter that is leaving, after all is done: it leaves at once.
+    """Run a program in a new interpreter, and return its output."""
+    # Threads of pyarrow 17 may abort the interpreter during its shutdown: so it exits without one.
     code += "\nimport os, sys; sys.stdout.flush(); os._exit(0)"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
@@ -181,7 +181,7 @@ def test_moves(move, df, enc):
     check(MOVES[move](enc), MOVES[move](df))
 
 
-# Those that put nulls where there were none; integers without nulls are looked at below.
+# Operations that insert nulls; integers without nulls are tested below.
 NULLS = {
     "shift": lambda f: f.shift(2),
     "where": lambda f: f.where(f["group"] == "a"),
@@ -204,7 +204,7 @@ NULLS = {
 def test_moves_that_make_nulls(move, df, enc):
     columns = ["group", "city", "name", "score", "seen"]
     with warnings.catch_warnings():
-        # pandas 2 announces how concat will treat columns that are all null.
+        # pandas 2 warns about a future change of concat for columns that are all null.
         warnings.filterwarnings("ignore", "The behavior of (DataFrame|array) concatenation", FutureWarning)
         check(NULLS[move](enc[columns]), NULLS[move](df[columns]))
 
@@ -222,7 +222,7 @@ def test_nulls_among_integers_keep_every_value():
     tm.assert_frame_equal(two_keys.kms.decrypt(), expected)
 
 
-# Those after which columns have another label, or stand in one: what was encrypted says so.
+# Operations after which columns have other labels, or are combined in one: a warning names the original.
 
 RENAMES = {
     "rename": lambda f: f.rename(columns={"name": "called"}),
@@ -238,7 +238,7 @@ def test_moves_under_another_name_say_so(move, df, enc):
         check(RENAMES[move](enc), RENAMES[move](df))
 
 
-# Those that make objects of everything: cells keep what they are.
+# Operations that convert everything to objects: cells stay cells.
 
 OBJECTS = {
     "T": lambda f: f.T,
@@ -914,7 +914,7 @@ def test_tables(df, enc):
 
 
 def test_headers_never_change_places(df, enc, tmp_path):
-    """Two tables of other headers: one's cells under the other's header could never be decrypted."""
+    """Two tables with different headers: the cells of one cannot be decrypted under the other's header."""
     other = df.kms.encrypt(RANDOMISED, deterministic=DETERMINISTIC, key=KEY)
     table, foreign = pa.Table.from_pandas(enc), pa.Table.from_pandas(other)
     assert table.schema.field("name").type != foreign.schema.field("name").type
@@ -939,7 +939,7 @@ def test_headers_never_change_places(df, enc, tmp_path):
         writer.write_table(table)
         with pytest.raises(refused):
             writer.write_table(foreign)
-    # Under its own header, and as the bytes that someone asks for, all this goes.
+    # Under its own header, and as plain bytes on request, all this works.
     again = pa.Table.from_pandas(enc[:2], schema=table.schema)
     assert again.schema.field("name").type == table.schema.field("name").type
     check(again.to_pandas(), df[:2])
@@ -950,7 +950,7 @@ def test_headers_never_change_places(df, enc, tmp_path):
 
 
 def test_a_header_put_over_other_cells_is_noticed(df, enc):
-    """What no library call can prevent: someone takes the storage and gives it another header."""
+    """No library can prevent a caller from putting another header on the storage."""
     other = df.kms.encrypt(RANDOMISED, deterministic=DETERMINISTIC, key=KEY)
     for column in ("name", "city", "age"):
         swapped = pd.DataFrame({column: EncryptedArray(enc[column].array.storage, other[column].dtype)})
@@ -1144,7 +1144,7 @@ def test_kmsdata_imported_too_late_says_so(file):
 
 
 def rewritten(path, df, *, header):
-    """What kmsdata makes of a file that other software read and wrote: it decrypts, or it is noticed."""
+    """Read a file that other software read and wrote: either it decrypts, or an error is raised."""
     frame = kmsdata.read_parquet(path)
     if header:
         assert frame.kms.encrypted == [*DETERMINISTIC, *RANDOMISED]
@@ -1208,7 +1208,7 @@ def test_fastparquet(file, df, enc, tmp_path):
         enc.to_parquet(tmp_path / "x.parquet", engine="fastparquet")
 
 
-# Dask, as it is without any help from kmsdata: right, or loud.
+# Dask, without any support in kmsdata: the result is correct, or an error is raised.
 
 
 @pytest.fixture

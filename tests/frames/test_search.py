@@ -393,7 +393,7 @@ def test_a_filter_keeps_index_attrs_order_and_dtypes(tmp_path):
 
 
 def test_no_more_than_the_matching_rows_is_decrypted(tmp_path):
-    """And so a changed cell elsewhere is not noticed, while a match is authentic."""
+    """So a changed cell elsewhere is not detected, while a match is authentic."""
     frame = pd.DataFrame({"who": ["a", "b", "a", "c"], "what": ["1", "2", "3", "4"]})
     enc = frame.kms.encrypt("what", deterministic="who", key=KEY)
     cells = enc["what"].array.storage.to_pylist()

@@ -1,4 +1,4 @@
-"""Data keys at hand: limits, threads, forks, and what is counted."""
+"""The cache of data keys: limits, threads, forks, and what is counted."""
 
 import base64
 import os
@@ -18,7 +18,7 @@ from kmsdata.keys.unwrap import unwrap
 
 
 class Service:
-    """A key service that counts, and takes a while."""
+    """A slow KMS that counts its calls."""
 
     scheme = "svc"
 
@@ -292,13 +292,13 @@ def test_generated_keys_are_fresh_unless_said_otherwise(clock):
         other = frame.kms.encrypt("a", key="svc://k", context={"team": "x"})
         assert commitments(other)[0] != fourth
         assert commitments(frame.kms.encrypt(deterministic="a", key="svc://k"))[0] == fourth
-        # A data key that is asked for by name is always new.
+        # new_data_key() always generates a new data key.
         assert kmsdata.new_data_key("svc://k").commitment != fourth
     assert one.kms.decrypt().equals(frame)
 
 
 def test_threads_do_not_exceed_the_cells_of_a_shared_key():
-    """A key is taken for so many cells when it is handed out, and not only when they are sealed."""
+    """The cells of a key are counted when it is handed out, not only when they are encrypted."""
     cache, out, ready = kmsdata.KeyCache(reuse_age=60, reuse_cells=7), [], threading.Barrier(16)
 
     def make():

@@ -1,4 +1,4 @@
-"""Headers: what is canonical comes back the same, and everything else is refused."""
+"""Headers: canonical text is read and written unchanged, and any other text is rejected."""
 
 import base64
 import json
@@ -215,7 +215,7 @@ def test_canonical_json():
 
 
 def test_no_key_is_crowded_out_by_many_wraps_of_another():
-    """As of files that were rewrapped one by one: each has a wrap of its own under the new key."""
+    """As for files that were rewrapped one by one: each has another wrapped key under the new master key."""
     new = [Wrap("local://new", f"n{number}") for number in range(30)]
     merged = DataKeyRecord(ONE, (), (new[0],))
     for wrap in [*new[1:20], Wrap("local://old", "o"), *new[20:]]:

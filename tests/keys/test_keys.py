@@ -303,7 +303,7 @@ def test_blocks_in_blocks_and_threads_keep_to_themselves():
 
 
 def frames(error):
-    """All that the frames of an error, and of the errors behind it, hold and show."""
+    """Return all content of the frames of an error, and of the errors in its chain."""
     seen = []
     while error is not None:
         step = error.__traceback__
@@ -386,7 +386,7 @@ def test_what_a_file_names_is_not_what_is_obeyed():
 
 
 class Vault:
-    """A provider of a user's own."""
+    """A custom provider."""
 
     scheme = "vault"
 

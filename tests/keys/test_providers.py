@@ -1,4 +1,4 @@
-"""What every provider of keys does: one contract for the local keystore and for Tencent Cloud KMS."""
+"""The contract of every key provider: the same for the local keystore and for Tencent Cloud KMS."""
 
 import os
 import pickle
@@ -72,7 +72,7 @@ def key(kms):
 
 
 def opens(provider, data_key, context=None):
-    """Whether the provider gives back the very data key."""
+    """Return whether the provider returns the same data key."""
     (wrap,) = data_key.wraps
     secret = provider.unwrap(wrap.wrapped, wrap.key, context or {})
     return DataKey(secret, [wrap]).commitment == data_key.commitment

@@ -1,4 +1,4 @@
-"""Tencent Cloud KMS: faults, credentials and whose keys, by the real SDK over HTTP to the emulator."""
+"""Tencent Cloud KMS: faults, credentials and key ownership, with the real SDK over HTTP to the emulator."""
 
 import base64
 import configparser
@@ -55,7 +55,7 @@ REGION = "ap-guangzhou"
 
 @pytest.fixture(autouse=True)
 def nothing_around(monkeypatch, tmp_path):
-    """No credentials, proxies or roles but those of a test."""
+    """Use no credentials, proxies or roles except those of a test."""
     for name in list(os.environ):
         if name.startswith(("TENCENTCLOUD_", "TKE_", "KMSDATA_TENCENT")) or "proxy" in name.lower():
             monkeypatch.delenv(name)
@@ -94,12 +94,12 @@ def key(kms):
 
 
 def shown(error):
-    """All that an error says, holds and shows in its frames, and those behind it."""
+    """Return all text of an error and its chain: messages, attributes and frames."""
     seen = [str(error), repr(error), repr(vars(error))]
     while error is not None:
         step = error.__traceback__
         while step is not None:
-            # The test's own frames hold secrets of course.
+            # The frames of the test itself contain secrets, of course.
             if not step.tb_frame.f_code.co_filename.endswith("test_tencent.py"):
                 for value in step.tb_frame.f_locals.values():
                     with contextlib.suppress(AttributeError):  # what is half made
@@ -114,7 +114,7 @@ def quiet(emulator, error, *more):
     return not any(secret in text for secret in (emulator.secret_key, emulator.secret_id, *more))
 
 
-# Faults. What the user gets: an error's class and code, a sentence, and how often it was tried.
+# Faults: the class of the error, its code and message, and how often the request was sent.
 
 FAULTS = {
     "throttled": (Fault.error("RequestLimitExceeded"), KeyServiceError, "RequestLimitExceeded", 3, "quota"),
@@ -291,7 +291,7 @@ def test_a_pause_beyond_the_deadline_is_not_made(emulator, make, key, monkeypatc
 
 
 def test_a_hung_connection_can_be_interrupted(emulator, make, key):
-    """Ctrl-C is answered at once: the main thread waits, and does not read from a socket."""
+    """Ctrl-C works at once: the main thread waits, and does not read from a socket."""
     kms = make(timeout=60)
     emulator.fail(Fault.hang(), action="Decrypt", times=None)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -435,7 +435,7 @@ def test_one_connection_serves_many_calls(emulator, kms, key):
     assert emulator.connections == 1
 
 
-# What the SDK would let out.
+# What the SDK would leak.
 
 
 def test_the_sdks_log_says_nothing_of_ours(emulator, kms, key, caplog):
@@ -453,7 +453,7 @@ def test_the_sdks_log_says_nothing_of_ours(emulator, kms, key, caplog):
 
 
 def test_warnings_of_the_sdk_fail_no_call(kms, key):
-    for _ in range(2):  # as in two tests of a user's, each with filters of its own
+    for _ in range(2):  # as in two tests of a user, each with its own filters
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             kms.generate_data_key(key, {})
@@ -495,7 +495,7 @@ def test_proxies(emulator, make, key, monkeypatch):
 
 
 def certificate(folder):
-    """A CA of one's own, and the server key that it vouches for, as kms.example.test."""
+    """Create a private CA, and a server key that it certifies for kms.example.test."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name.from_rfc4514_string("CN=kms.example.test")
     now = datetime.datetime.now(datetime.UTC)
     made = (
@@ -519,7 +519,7 @@ def certificate(folder):
 
 @contextlib.contextmanager
 def proxy(port):
-    """A proxy of a company: whatever host is asked for, it connects to this port. Yields its URL and log."""
+    """A corporate proxy that connects every request to this port. Yields its URL and log."""
     asked, ends, threads = [], [], []
 
     def start(target, *args):
@@ -638,7 +638,7 @@ def test_endpoints_that_are_none(text):
         Endpoint.parse(text)
 
 
-# Whose keys.
+# Key ownership.
 
 
 def frame(key, **options):
@@ -705,7 +705,7 @@ def test_pinned_keys(emulator, kms, key):
     calls = emulator.calls["Decrypt"]
     for pinned in (
         other, "local://demo", "tencent-kms://ap-shanghai/*", f"tencent-kms://{REGION}/other",
-        "tencent-kms://ap-shanghai/payroll",  # an alias, and nobody there to ask
+        "tencent-kms://ap-shanghai/payroll",  # an alias in a region without a server
     ):  # fmt: skip
         with pytest.raises(WrongKeyError, match="may not be used here") as caught:
             enc.kms.decrypt(key=pinned)
@@ -771,7 +771,7 @@ def test_an_answer_with_another_key_is_refused(emulator, kms, key):
     with pytest.raises(KeyAccessError, match="KMS used another key") as caught:
         kms.unwrap(wrapped, key, {})
     assert caught.value.code == "OtherKey"
-    # In a file: the header names a key that may be used, and holds what another key wrapped.
+    # In a file: the header names an allowed key, but contains a key that another master key wrapped.
     kmsdata.use(kms)
     enc = frame(other)
     (record,) = enc["a"].dtype.header.records
@@ -784,7 +784,7 @@ def test_an_answer_with_another_key_is_refused(emulator, kms, key):
 
 
 def test_several_master_keys_and_a_region_that_is_down(emulator, make, kms, key):
-    """The changeover and the disaster: one data key, a wrap in each of two regions."""
+    """Migration and disaster recovery: one data key, wrapped in each of two regions."""
     far = make("ap-shanghai")
     kmsdata.use(kms)
     kmsdata.use(far)
@@ -813,7 +813,7 @@ def test_several_master_keys_and_a_region_that_is_down(emulator, make, kms, key)
 def test_a_dataset_whose_keys_fail_half_way_names_the_file(emulator, kms, key, fault, kind, tmp_path):
     kmsdata.use(kms)
     folder = tmp_path / "sealed"
-    for number in range(4):  # each under a data key of its own
+    for number in range(4):  # each under a different data key
         part = folder / f"n={number}"
         part.mkdir(parents=True)
         enc = pd.DataFrame({"a": [1, 2]}).kms.encrypt(deterministic="a", key=key)
@@ -858,7 +858,7 @@ def test_without_the_session_knowing_anything(emulator, kms, key, monkeypatch, t
 
 @pytest.mark.parametrize("wrong", ["TENCENTCLOUD_SECRET_KEY", "TENCENTCLOUD_TOKEN"])
 def test_who_has_the_secret_id_alone_has_no_unwrapped_key(emulator, monkeypatch, wrong):
-    """A SecretId is no secret: a key at hand is for who has the SecretKey and the token as well."""
+    """A SecretId is not secret: a cached key is used only with the same SecretKey and token as well."""
     emulator.add_account("AKIDtemporary000000", "temporary-key", token="its-token")
     monkeypatch.setenv("KMSDATA_TENCENT_ENDPOINT", emulator.url)
     monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", "AKIDtemporary000000")
@@ -901,7 +901,7 @@ def test_a_column_of_the_vendors_guide(emulator, kms, key, spec):
     assert new.kms.decrypt().tolist()[0] == "078-05-1120"
     with pytest.raises(KeyAccessError, match="context"), pytest.warns(UserWarning, match="integrity"):
         kmsdata.migrate_guide_column(old, made["CiphertextBlob"], key=key)
-    # A column of today is never encrypted under such a key: it has 16 bytes, or was unwrapped by hand.
+    # No column of kmsdata is encrypted under such a key: it has 16 bytes, or was unwrapped manually.
     record = DataKeyRecord(bytes(32), (("a", "b"),), (Wrap(key, made["CiphertextBlob"]),))
     with pytest.raises((KeyServiceError, WrongKeyError)):
         unwrap(record, key)
@@ -965,7 +965,9 @@ def test_the_profile(emulator, tmp_path, quote):
     with path.open("w") as file:
         profile.write(file)
     assert kms.list_keys() == []
-    assert kms.account == "… (~/.tencentcloud/credentials)"  # four letters and four would show it all
+    assert (
+        kms.account == "… (~/.tencentcloud/credentials)"
+    )  # its first and last four characters would show all of it
 
 
 @pytest.mark.parametrize(
@@ -1072,7 +1074,7 @@ def test_a_role_that_is_assumed(emulator, monkeypatch, tmp_path):
         assert kms.list_keys() == []
     assert emulator.calls["AssumeRole"] == 1
     assert "roleName/reader" in kms.account
-    # What was passed in is what was meant; and a pod in TKE has a role of its own.
+    # Passed-in credentials are used as they are; and a pod in TKE already has a role.
     pair = emulator.secret_id, emulator.secret_key
     assert kmsdata.TencentKMS(REGION, endpoint=emulator.url, credential=pair).list_keys() == []
     monkeypatch.delenv("TENCENTCLOUD_SECRET_ID")
@@ -1150,7 +1152,7 @@ def test_credentials_of_a_role_that_do_not_run_out_are_none(emulator, monkeypatc
 
 
 def test_metadata_that_never_answer(emulator, monkeypatch):
-    """A laptop whose name server is slow is told of login() all the same."""
+    """With a slow name server, the error still mentions login()."""
     monkeypatch.setattr(credentials, "_METADATA_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(credentials, "_METADATA", f"http://127.0.0.1:{silent.getsockname()[1]}/")
@@ -1262,7 +1264,7 @@ def test_roles_that_may_only_write_or_only_read(emulator, make, kms, key):
     assert kms.count_keys() == 1
 
 
-# All day long.
+# Long runs.
 
 
 @pytest.mark.slow
@@ -1434,7 +1436,7 @@ def test_login_empties_the_cache(emulator, kms, key):
         if times == 2:
             held = session.provider_of(key)
             kmsdata.login(region=REGION)
-            kmsdata.use(held)  # who asked before, and has nothing at hand
+            kmsdata.use(held)  # a provider from before login(), with no cached keys
         enc.kms.decrypt()
         assert emulator.calls["Decrypt"] == times
 
@@ -1469,7 +1471,7 @@ def test_login_at_a_real_terminal(emulator, given):
         environment["TENCENTCLOUD_SECRET_KEY"] = emulator.secret_key
     else:
         answers |= {"SecretId": emulator.secret_id, "SecretKey": emulator.secret_key, "Session": ""}
-    # The metadata of an instance are looked for nowhere.
+    # Instance metadata is never requested.
     code = (
         "import kmsdata; from kmsdata.keys.tencent import credentials; "
         "credentials._METADATA = 'http://127.0.0.1:9/'; kmsdata.login(); print('done')"

@@ -152,7 +152,7 @@ class KeystoreFile(Secret):
     def _load(self) -> tuple[Store | None, int, int, int]:
         """Return the store, the mode of the file, the mode of its folder, and its owner."""
         with self.path.open("rb") as file:
-            about = os.fstat(file.fileno())
+            about = os.fstat(file.fileno())  # of the open file, not of a path that may be replaced meanwhile
             folder = Path(os.path.realpath(self.path)).parent.stat()
             store = Store.parse(file.read(1 << 24))
         return store, stat.S_IMODE(about.st_mode), stat.S_IMODE(folder.st_mode), about.st_uid
