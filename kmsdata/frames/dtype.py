@@ -147,7 +147,7 @@ class EncryptedDtype(ExtensionDtype):
         return EncryptedArray(array, self)
 
     def _get_common_dtype(self, dtypes: list[Any]) -> ExtensionDtype | None:
-        # None means: pandas converts all to objects. For concat that is correct, for a join it may not be.
+        # For None, pandas converts all to objects: correct for concat, but not for a join under two keys.
         refuse_foreign_meeting()
         union: Header | None = self.parsed
         for dtype in dtypes:
@@ -556,7 +556,7 @@ class EncryptedArray(ExtensionArray):
         self._refuse_operation("interpolate")
 
     def _groupby_op(self, *, how: str, **kwargs: Any) -> Any:
-        # These only move cells; the default of ExtensionArray would compute all others on objects.
+        # These only move cells. For others the default raises NotImplementedError, and pandas tries objects.
         if how in ("first", "last"):
             return cast(Any, super())._groupby_op(how=how, **kwargs)
         return self._refuse_operation(how)

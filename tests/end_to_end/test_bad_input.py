@@ -669,14 +669,14 @@ def test_headers_hold_no_secret(frame):
 # Names of columns.
 
 
-@pytest.mark.parametrize("none", [[], (), iter([])])
-def test_a_guard_that_names_no_column_is_refused(enc, tmp_path, none):
+@pytest.mark.parametrize("nobody", [[], (), iter([])])
+def test_a_guard_that_names_no_column_is_refused(enc, tmp_path, nobody):
     """Otherwise a list that is empty by mistake would accept a file without headers."""
     enc.kms.to_parquet(tmp_path / "f.parquet")
     with pytest.raises(ValueError, match="encrypted= names no column"):
-        kmsdata.read_parquet(tmp_path / "f.parquet", encrypted=none)
+        kmsdata.read_parquet(tmp_path / "f.parquet", encrypted=nobody)
     with pytest.raises(ValueError, match="encrypted= names no column"):
-        kmsdata.verify(tmp_path / "f.parquet", encrypted=none)
+        kmsdata.verify(tmp_path / "f.parquet", encrypted=nobody)
 
 
 def test_a_guard_by_a_generator_guards(enc, tmp_path):

@@ -27,7 +27,7 @@ SECRETS = ["name", "ticket", "age", "fare"]
 
 
 def through_pandas(frame, encrypted, path):
-    """Return what a file should restore: encrypted columns exactly, plain ones as pandas does."""
+    """Return what a file should restore: encrypted columns exactly, plain ones as in pandas' own Parquet."""
     frame.to_parquet(path)
     out = pd.read_parquet(path)
     path.unlink()

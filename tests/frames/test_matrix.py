@@ -914,7 +914,7 @@ def test_tables(df, enc):
 
 
 def test_headers_never_change_places(df, enc, tmp_path):
-    """Two tables with different headers: cells could not be decrypted under the other's header."""
+    """Two tables with different headers: the cells of one cannot be decrypted under the other's header."""
     other = df.kms.encrypt(RANDOMISED, deterministic=DETERMINISTIC, key=KEY)
     table, foreign = pa.Table.from_pandas(enc), pa.Table.from_pandas(other)
     assert table.schema.field("name").type != foreign.schema.field("name").type

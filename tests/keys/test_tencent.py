@@ -1436,7 +1436,7 @@ def test_login_empties_the_cache(emulator, kms, key):
         if times == 2:
             held = session.provider_of(key)
             kmsdata.login(region=REGION)
-            kmsdata.use(held)  # a login form that is open and not answered
+            kmsdata.use(held)  # a provider from before login(), with no cached keys
         enc.kms.decrypt()
         assert emulator.calls["Decrypt"] == times
 
