@@ -1165,3 +1165,44 @@ def test_a_dataset_moves_from_a_local_key_to_tencent_cloud(dataset, frame, monke
         assert report.keys == {second: 40}
         assert (emulator.calls["Encrypt"], emulator.calls["Decrypt"]) == (2, 1)
         assert opens(parts(dataset)[7], frame, second)
+
+
+# Listed paths.
+
+
+@pytest.mark.parametrize("base", ["/d", "d", "/", ""])
+def test_every_file_is_listed_where_paths_begin_without_a_slash(enc, tmp_path, base):
+    folder = tmp_path / "tree" / "d"
+    folder.mkdir(parents=True)
+    enc.kms.to_parquet(folder / "a.parquet")
+    enc.kms.to_parquet(folder / "b.parquet")
+    raw = bytearray((folder / "b.parquet").read_bytes())
+    cell = bytes(enc["ssn"].iloc[0])
+    raw[raw.index(cell) + len(cell) - 1] ^= 1
+    (folder / "b.parquet").write_bytes(raw)
+    inner = pafs.SubTreeFileSystem(str(tmp_path / "tree"), pafs.LocalFileSystem())
+    found = kmsdata.verify(base, filesystem=inner)
+    assert (found.ok, found.files) == (False, 2)
+    assert kmsdata.inspect(base, filesystem=inner).files == 2
+    assert kmsdata.rewrap(base, NEW, filesystem=inner).rewrapped == 2
+
+
+def test_nothing_is_written_outside_of_the_target(frame, tmp_path):
+    """The names of folders in a dataset must not choose where its files go."""
+    tree, target = tmp_path / "tree", tmp_path / "target"
+    inside = tree / "s" / str(tmp_path / "escaped").lstrip("/")
+    inside.mkdir(parents=True)
+    frame.to_parquet(inside / "x.parquet")
+    inner = pafs.SubTreeFileSystem(str(tree), pafs.LocalFileSystem())
+    kmsdata.encrypt_parquet(
+        "/", target, "ssn", key=OLD, filesystem=inner, target_filesystem=pafs.LocalFileSystem()
+    )
+    assert not (tmp_path / "escaped").exists()
+    assert len(list(target.rglob("x.parquet"))) == 1
+
+
+def test_a_file_that_links_lead_to_is_rewrapped_once(dataset):
+    (dataset / "loop").symlink_to(dataset)
+    first = parts(dataset)[0]
+    (dataset / "again.parquet").symlink_to(first)
+    assert kmsdata.rewrap(dataset, NEW).rewrapped == 40
