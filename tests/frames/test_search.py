@@ -457,7 +457,7 @@ def test_filters_that_ciphertext_cannot_answer(tmp_path):
         ([("who", "==", ["a"])], TypeError, "'in'"),
         ([("who", "in", "a")], TypeError, "list of values"),
         ([("who", "like", "a")], ValueError, "not a valid operator"),
-        (ds.field("who") == "a", TypeError, "pass filters as a list"),
+        (ds.field("who") == "a", TypeError, "Pass filters as a list"),
         ([], ValueError, "list of terms"),
         ([[("who", "=="), ("free", "==", 1)]], ValueError, "list of terms"),
         ([("who", "==", "a"), ("fee", "==", 1)], KeyError, "did you mean 'free'"),
@@ -562,5 +562,5 @@ def test_a_file_that_is_rewrapped_meanwhile_is_searched_and_one_that_is_replaced
         found = after(lambda key=key: kmsdata.rewrap(path, key))
         pd.testing.assert_frame_equal(found, frame[frame["email"] == "a"].reset_index(drop=True))
     other = frame.kms.encrypt("age", deterministic="email", key=KEY)
-    with pytest.raises(kmsdata.FormatError, match="try again"):
+    with pytest.raises(kmsdata.FormatError, match="Try again"):
         after(lambda: other.kms.to_parquet(path))

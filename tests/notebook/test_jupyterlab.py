@@ -287,7 +287,7 @@ def test_the_form(start, emulator, keys):
     notebook.type("SecretKey", "not-the-SecretKey")
     notebook.choose("Region", "Guangzhou 广州 (ap-guangzhou)")
     notebook.button("Connect").click()
-    notebook.status("the SecretKey is not that of the SecretId")
+    notebook.status("the SecretKey does not belong to the SecretId")
     notebook.picture("form-error")
 
     looked_at = threading.Event()
@@ -434,7 +434,7 @@ def test_nothing_typed_stays_behind(start, emulator, way):
     notebook.choose("Region", "Guangzhou 广州 (ap-guangzhou)")
     emulator.fail(Fault.error("AuthFailure.SignatureFailure"))
     notebook.button("Connect").click()
-    notebook.status("the SecretKey is not that of the SecretId")
+    notebook.status("the SecretKey does not belong to the SecretId")
     save()
     notebook.button("Connect").click()
     notebook.status("Connected to")
