@@ -28,7 +28,7 @@ def canonical(data):
 
 def derive(data_key, info, size):
     """SPEC 2."""
-    return HKDF(SHA256(), size, None, info.encode()).derive(data_key)
+    return HKDF(SHA256(), size, None, info).derive(data_key)
 
 
 def parse(text, *fields):
@@ -52,7 +52,7 @@ def unwrap(record, keystore):
             data_key = AESGCM(b64decode(master["secret"])).decrypt(raw[16:28], raw[28:], aad)
         except InvalidTag:
             continue
-        if derive(data_key, "kmsdata/1/commitment", 32) == b64decode(record["commitment"]):
+        if derive(data_key, b"kmsdata/1/commitment", 32) == b64decode(record["commitment"]):
             return data_key
     raise Failure("wrong key")
 
@@ -62,15 +62,22 @@ def opener(column, record, data_key):
     fields = {"AES-256-GCM": {"name"}, "AES-256-SIV": {"domain", "kind"}}.get(column["algorithm"], set())
     bare = {key: value for key, value in column.items() if key != "mac"}
     message = canonical({"column": bare, "context": record["context"], "version": 1}).encode()
-    mac = hmac.new(derive(data_key, "kmsdata/1/header", 32), message, hashlib.sha256).digest()
+    mac = hmac.new(derive(data_key, b"kmsdata/1/header", 32), message, hashlib.sha256).digest()
     known = fields and set(bare) == {"algorithm", "data_key", "type"} | fields
     if not known or not hmac.compare_digest(mac, b64decode(column["mac"])):
         raise Failure("format")
     if "kind" in fields:
-        key = derive(data_key, f"kmsdata/1/AES-256-SIV/{column['kind']}/{column['domain']}", 68)
-        return key[:4], lambda cell: AESSIV(key[4:]).decrypt(cell[5:], [b""])
-    key = derive(data_key, f"kmsdata/1/AES-256-GCM/{column['name']}", 36)
-    return key[:4], lambda cell: AESGCM(key[4:]).decrypt(cell[5:17], cell[17:], b"")
+        key = derive(data_key, f"kmsdata/1/AES-256-SIV/{column['kind']}/{column['domain']}".encode(), 68)
+        return key_id(key), lambda cell: AESSIV(key[4:]).decrypt(cell[5:], [b""])
+    bound = {field: column[field] for field in bare if field != "data_key"}
+    digest = hashlib.sha256(canonical(bound).encode()).digest()
+    key = derive(data_key, b"kmsdata/1/AES-256-GCM/" + digest, 36)
+    return key_id(key), lambda cell: AESGCM(key[4:]).decrypt(cell[5:17], cell[17:], b"")
+
+
+def key_id(key):
+    """SPEC 2: without zero bytes."""
+    return key[:4].replace(b"\0", b"\xff")
 
 
 def read(path, keystore):
@@ -87,6 +94,9 @@ def read(path, keystore):
             headers[name] = {"column": column, "data_keys": json.loads(entry)["data_keys"]}
     if any(item.get("name", name) != name for name, header in headers.items() for item in header["column"]):
         raise Failure("format")
+    domains = {name: header["column"][0].get("domain") for name, header in headers.items()}
+    if any(domain not in (None, name) and name in domains.values() for name, domain in domains.items()):
+        raise Failure("format")  # SPEC 4: exchanged
     table = pq.read_table(path)
     return {name: cells(table.column(name), header, keystore) for name, header in headers.items()}
 

@@ -17,7 +17,7 @@ file                                            contents
 ==============================================  ======================================================
 """
 
-from kmsdata.codec.pack import Description, describe, pack, unpack, unpack_arrow
+from kmsdata.codec.pack import Description, describe, pack, through_pandas, unpack, unpack_arrow
 from kmsdata.codec.search_values import literals
 from kmsdata.codec.types import check, label, retyped, width
 
@@ -29,6 +29,7 @@ __all__ = [
     "literals",
     "pack",
     "retyped",
+    "through_pandas",
     "unpack",
     "unpack_arrow",
     "width",

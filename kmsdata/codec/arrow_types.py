@@ -220,7 +220,7 @@ def _kind(t: pa.DataType) -> str | None:
         return "bytes"
     for kind, tests in _KINDS.items():
         if any(test(t) for test in tests):
-            return kind
+            return "instant" if kind == "timestamp" and t.tz is not None else kind
     return None
 
 

@@ -8,19 +8,22 @@ bytes        the bytes
 bool         1: 0 or 1
 int          8: int64, little-endian; signed integers and objects that fit
 uint         8: uint64, little-endian; unsigned integers
-timestamp    8: int64 nanoseconds since 1970-01-01 UTC, little-endian; naive timestamps as if UTC
+timestamp    8: int64 nanoseconds since 1970-01-01 00:00 without a time zone, little-endian
+instant      8: int64 nanoseconds since 1970-01-01 UTC, little-endian; timestamps with a time zone
 date         4: int32 days since 1970-01-01, little-endian
 decimal      ASCII, shortest: no exponent, no zeros at the end of the decimal places, no point without
              places, no "-0"
 uuid         16
 tagged       a tagged object (``tagged_objects.py``), in a form that depends on the dtype:
              durations ``q`` in nanoseconds; times of day ``t`` without fold and zone; periods ``r``;
-             intervals ``v`` of ``i``, of ``P`` in nanoseconds without zone, or of ``q`` in nanoseconds;
+             intervals ``v`` of ``i``, of ``q`` in nanoseconds, or of ``P`` in nanoseconds, without zone or
+             in UTC;
              mixed objects unchanged (floats and containers are not allowed), so they are equal only if
              type, unit, zone and scale are equal
 ===========  ==========================================================================================
 
-All functions work on whole columns of cells; the meaning of a value's bytes comes from its ``type``.
+All functions work on whole columns of cells; the meaning of a value's bytes comes from its ``type``. Cells
+that another type of the same kind made are restored exactly, or not at all.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ def canonical(type: dict[str, Any], kind: str, cells: Cells, *, column: str) -> 
         t = _storage(type)
         data = arrow.sized(cells, t.bit_width // 8, column).view(f"<{kind[0]}{t.bit_width // 8}")
         return _fixed(data.astype(f"<{kind[0]}8", copy=False), cells)
-    if kind == "timestamp":
+    if kind in ("timestamp", "instant"):
         return _fixed(_nanoseconds(_int64(cells, column), _unit(type), where), cells)
     if kind == "date" and _storage(type) == pa.date64():
         millis = _int64(cells, column)
@@ -95,11 +98,11 @@ def restore(type: dict[str, Any], kind: str, cells: Cells, *, column: str) -> Ce
     pandas = type.get("pandas", {})
     if kind in ("int", "uint"):
         wide = arrow.sized(cells, 8, column).view(f"<{kind[0]}8")
-        narrow = wide.astype(f"<{kind[0]}{_storage(type).bit_width // 8}", copy=False)
-        _expect(bool((narrow == wide).all()), column, "an integer out of range")
-        return _fixed(narrow, cells)
-    if kind == "timestamp":
-        return _fixed(_ticks(_int64(cells, column), _unit(type), column), cells)
+        return _fixed(_narrowed(wide, f"<{kind[0]}{_storage(type).bit_width // 8}", column), cells)
+    if kind in ("timestamp", "instant"):
+        return _fixed(
+            _ticks(_int64(cells, column), _unit(type), column, nat=bool(pandas.keys() - {"arrow"})), cells
+        )
     if kind == "date" and _storage(type) == pa.date64():
         days = arrow.sized(cells, 4, column).view("<i4").astype("<i8")
         return _fixed(days * _DAY_MS, cells)
@@ -115,8 +118,14 @@ def restore(type: dict[str, Any], kind: str, cells: Cells, *, column: str) -> Ce
         return _fixed(_ends(pandas["interval"], cells, column), cells)
     t = _storage(type)
     tag, tail = (b"q", b"ns") if pa.types.is_duration(t) else (b"t", b"")
-    ticks = _ticks(_untagged(tag, tail, cells, column), t.unit, column)
-    return _fixed(ticks.astype(f"<i{t.bit_width // 8}"), cells)
+    ticks = _ticks(_untagged(tag, tail, cells, column), t.unit, column, nat="numpy" in pandas)
+    return _fixed(_narrowed(ticks, f"<i{t.bit_width // 8}", column), cells)
+
+
+def _narrowed(wide: np.ndarray[Any, Any], dtype: str, column: str) -> np.ndarray[Any, Any]:
+    narrow = wide.astype(dtype, copy=False)
+    _expect(bool((narrow == wide).all()), column, "an integer out of range")
+    return narrow
 
 
 def _storage(type: dict[str, Any]) -> Any:  # noqa: A002
@@ -182,7 +191,9 @@ def _nanoseconds(ticks: np.ndarray[Any, Any], unit: str, where: _Where) -> np.nd
     return ticks * factor
 
 
-def _ticks(nanos: np.ndarray[Any, Any], unit: str, column: str) -> np.ndarray[Any, Any]:
+def _ticks(nanos: np.ndarray[Any, Any], unit: str, column: str, *, nat: bool = False) -> np.ndarray[Any, Any]:
+    """Convert nanoseconds to a unit; with ``nat``, refuse the int64 that is NaT in pandas."""
+    _expect(not nat or bool((nanos != _LIMITS.min).all()), column, "a time that pandas takes for NaT")
     factor = 10**9 // _PER_SECOND[unit]
     if factor == 1:
         return nanos
@@ -216,7 +227,7 @@ def _end_form(sub: dict[str, Any]) -> tuple[str, str, bytes, bytes]:
     """Return how the ends of an interval are stored: (numpy code, unit, tag, tail)."""
     match sub:
         case {"datetime": [str(unit), _]}:
-            return "<i8", unit, b"P", b'\0["ns",null]'
+            return "<i8", unit, b"P", b'\0["ns",["timezone",0,null]]'
     name = arrow_of(sub) or ""
     if "int" in name:
         size = int(name.strip("uint")) // 8
@@ -257,7 +268,9 @@ def _ends(spec: list[Any], cells: Cells, column: str) -> np.ndarray[Any, Any]:
     made = []
     for at in (6, 10 + size):
         one = Cells(np.ascontiguousarray(raw[:, at : at + size]).reshape(-1), width=size)
-        made.append(_ticks(_untagged(tag, tail, one, column), unit, column).astype(code))
+        ticks = _ticks(_untagged(tag, tail, one, column), unit, column)
+        _expect(code != "<u8" or bool((ticks >= 0).all()), column, "an integer out of range")
+        made.append(_narrowed(ticks, code, column))
     both = np.ascontiguousarray(np.stack(made, axis=1))
     return both.view(np.uint8).reshape(len(raw), 2 * both.itemsize)
 
@@ -333,12 +346,18 @@ def _with_exponent(cells: Cells, exponent: int, column: str) -> Cells:
     # quantize() fails beyond the precision of its context, which is 28 digits by default.
     context = decimal.Context(prec=decimal.MAX_PREC, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
     scale = decimal.Decimal((0, (1,), exponent))
+    values: list[decimal.Decimal] = []
+    scaled: list[decimal.Decimal] | None = None
     try:
-        rows = [str(decimal.Decimal(text).quantize(scale, context=context)) for text in _texts(cells, column)]
+        values = [decimal.Decimal(text) for text in _texts(cells, column)]
+        scaled = [value.quantize(scale, context=context) for value in values]
     except ArithmeticError:
-        rows = None
-    if rows is None:
+        pass
+    if scaled is None:
         raise arrow.bad_cells(column, "text that is not a decimal")
+    if scaled != values:
+        raise arrow.bad_cells(column, f"a decimal that an exponent of {exponent} cannot store exactly")
+    rows = [str(value) for value in scaled]
     return arrow.pack(pa.array(rows, pa.large_string()), column=column).with_valid(cells.valid)
 
 

@@ -18,7 +18,7 @@ from kmsdata.codec.arrow_types import arrow_type, core, print_arrow
 from kmsdata.codec.types import kind_of, label, width
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
-__all__ = ["Description", "describe", "pack", "unpack", "unpack_arrow"]
+__all__ = ["Description", "describe", "pack", "through_pandas", "unpack", "unpack_arrow"]
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def unpack_arrow(
         ['a', None]
     """
     if "arrow" not in type:
-        return _through_pandas(
+        return through_pandas(
             type, unpack(type, cells, kind=kind, categories=categories, column=column), column
         )
     t = arrow_type(type["arrow"])
@@ -299,7 +299,12 @@ def unpack_arrow(
     return arrow.from_codes(t, entries, codes, column=column)
 
 
-def _through_pandas(type_: dict[str, Any], values: Any, column: str) -> Any:
+def through_pandas(type_: dict[str, Any], values: Any, column: str) -> Any:
+    """Make the Arrow array of a pandas array whose ``type`` has no ``arrow`` entry.
+
+    Raises:
+        UnsupportedTypeError: there is no such Arrow type.
+    """
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowException, ValueError, TypeError, OverflowError, NotImplementedError):

@@ -8,8 +8,8 @@ kind                        values
 ==========================  =============================================================================
 text, bytes, bool, uuid     str; bytes, bytearray, memoryview; bool; UUID; and numpy's scalars of these
 int, uint                   integers, and floats (1.0 is the integer 1)
-timestamp                   datetime, pandas Timestamp, datetime64: naive if the column is naive, otherwise
-                            with a time zone
+timestamp                   datetime, pandas Timestamp, datetime64, without a time zone
+instant                     datetime, pandas Timestamp, with a time zone
 date                        date, datetime64[D]
 decimal                     Decimal, integers
 tagged                      timedelta; time; Period of the same frequency; Interval closed on the same sides;
@@ -96,18 +96,14 @@ def _converter(type_: dict[str, Any], kind: str) -> Callable[[Any], list[bytes]]
         "date": _date,
         "decimal": _decimal,
         "uuid": _uuid,
+        "timestamp": lambda value: _timestamp(value, aware=False),
+        "instant": lambda value: _timestamp(value, aware=True),
         "int": lambda value: _int(value, signed=True),
         "uint": lambda value: _int(value, signed=False),
     }
     if kind in simple:
         return simple[kind]
     pandas = type_.get("pandas", {})
-    if kind == "timestamp":
-        aware = "datetime" in pandas
-        if not aware:
-            t: Any = value_type(arrow_type(type_["arrow"]))
-            aware = t.tz is not None
-        return lambda value: _timestamp(value, aware=aware)
     if "object" in pandas:
         return _mixed
     if "period" in pandas:
@@ -230,9 +226,10 @@ def _interval(value: Any, type_: dict[str, Any]) -> list[bytes]:
             # In nanoseconds, as in the cells: the tagged form of a Timedelta includes its unit.
             ends += [pd.Timedelta(np.frombuffer(raw[1:9], "m8[ns]")[0]) for raw in _duration(end)]
         else:
+            zone = dt.UTC if "datetime" in sub else None
             ends += [
-                pd.Timestamp(np.frombuffer(raw, "M8[ns]")[0])
-                for raw in _timestamp(end, aware="datetime" in sub)
+                pd.Timestamp(np.frombuffer(raw, "M8[ns]")[0]).tz_localize(zone)
+                for raw in _timestamp(end, aware=zone is not None)
             ]
     if len(ends) < 2:
         return []

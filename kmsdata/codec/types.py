@@ -191,7 +191,7 @@ def kind_of(type: dict[str, Any]) -> str | None:  # noqa: A002
         case {"period": _}:
             return "tagged"
         case {"datetime": _}:
-            return "timestamp"
+            return "instant"
         case {"interval": [_, sub]}:
             return None if arrow_of(sub) in ("float32", "float64") else "tagged"
     if "arrow" not in type:
@@ -213,7 +213,7 @@ def width(type: dict[str, Any], kind: str | None = None) -> int | None:  # noqa:
     pandas = type.get("pandas", {})
     if "category" in pandas:
         return width(pandas["category"]["values"], kind)
-    if kind in ("int", "uint", "timestamp"):
+    if kind in ("int", "uint", "timestamp", "instant"):
         return 8
     if kind in ("date", "decimal"):
         return 4 if kind == "date" else None
@@ -231,14 +231,14 @@ def width(type: dict[str, Any], kind: str | None = None) -> int | None:  # noqa:
                 return None
             if kind is None:
                 return 2 * each
-            return next(
-                (n for name, n in _INTERVAL.items() if name in str(arrow_of(sub))), _INTERVAL["timestamp"]
-            )
+            if "datetime" in sub:
+                return _INTERVAL["instant"]
+            return next(n for name, n in _INTERVAL.items() if name in str(arrow_of(sub)))
     return arrow_width(arrow_type(type["arrow"])) if "arrow" in type else None
 
 
 # Bytes of a deterministic interval: 2 + 2 * (4 + bytes of a tagged end), see tagged_objects.py.
-_INTERVAL = {"int": 28, "duration": 32, "timestamp": 52}
+_INTERVAL = {"int": 28, "duration": 32, "timestamp": 52, "instant": 82}
 
 
 def label(type: Any) -> str:  # noqa: A002

@@ -28,6 +28,7 @@ __all__ = [
     "ROWS_NAMED",
     "bad_cells",
     "check_key_ids",
+    "check_one_arrow_type",
     "encrypt_column",
     "open_arrow",
     "open_pandas",
@@ -98,7 +99,6 @@ def seal(
     plain = codec.pack(described, values, column=name)
     key = data_key.cell_key(header)
     if header.deterministic:
-        data_key.count(None, plain.count)
         return to_storage(siv.seal_cells(key.key, key.prefix, plain))
     data_key.count(name, plain.count)
     # A new seed for each call, never stored: no retry, thread or process can use the same IVs again.
@@ -120,7 +120,7 @@ def encrypt_column(
 
 
 def open_pandas(
-    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str
+    header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str, *, first: int = 0
 ) -> pd.Series[Any]:
     """Decrypt a column into pandas. Its header must have been authenticated.
 
@@ -129,9 +129,10 @@ def open_pandas(
         data_keys: by commitment.
         storage: its cells, as `seal` returns them, or any other binary array.
         column: its name, for errors.
+        first: if the cells are a part of a column: its first row, for errors.
 
     Returns:
-        The values with the recorded dtype and a RangeIndex.
+        The values with the recorded dtype and a RangeIndex; objects if the header has several dtypes.
 
     Raises:
         TamperedError: cells fail authentication; nothing of the column is returned.
@@ -144,10 +145,22 @@ def open_pandas(
         # The dtype is explicit, since pandas 3 would infer str for object arrays of text.
         return pd.Series(values, dtype=values.dtype, copy=False)
 
-    def join(parts: list[pd.Series[Any]], order: Ints) -> pd.Series[Any]:
-        return pd.concat(parts, ignore_index=True).take(order).reset_index(drop=True)
+    return _open(header, data_keys, storage, column, unpack, _joined, first)
 
-    return _open(header, data_keys, storage, column, unpack, join)
+
+def _joined(blanks: list[pd.Series[Any]], parts: list[pd.Series[Any]], order: Ints) -> pd.Series[Any]:
+    """Put the parts of a column together without a change of any value: int64 and float64 become objects."""
+    dtype = blanks[0].dtype
+    if dtype != np.dtype(object) and all(values.dtype == dtype for values in (*blanks, *parts)):
+        every = pd.concat([*parts, blanks[0]], ignore_index=True)
+        return every.take(order).reset_index(drop=True)
+    # The null is the one that all types share, otherwise NA. A type without a null has NA after a join.
+    nulls = [value if pd.isna(value) else pd.NA for blank in blanks for value in blank.astype(object)]
+    objects = np.empty(sum(map(len, parts)) + 1, object)
+    objects[-1] = nulls[0] if len(set(map(type, nulls))) == 1 else pd.NA
+    if parts:
+        objects[:-1] = np.concatenate([values.astype(object).to_numpy() for values in parts])
+    return pd.Series(objects[order], dtype=object)
 
 
 def open_arrow(
@@ -155,31 +168,66 @@ def open_arrow(
 ) -> pa.Array | pa.ChunkedArray:
     """Decrypt a column into Arrow, like `open_pandas`, but with the Arrow type.
 
-    If ``storage`` is a part of a column, ``first`` is its first row, for errors.
+    Raises:
+        UnsupportedTypeError: there is no such Arrow type, or the header has objects of several types.
     """
+    check_one_arrow_type(header, column)
+    type_ = header.columns[0].codec_type
+    if len(header.columns) > 1 and "arrow" not in type_ and "category" not in type_["pandas"]:
+        # The Arrow type of Python objects depends on the values: so it is inferred from all of them.
+        values = open_pandas(header, data_keys, storage, column, first=first)
+        return codec.through_pandas(type_, values.array, column)
 
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pa.Array | pa.ChunkedArray:
         return codec.unpack_arrow(
             item.codec_type, cells, kind=item.kind, categories=categories, column=column
         )
 
-    def join(parts: list[pa.Array | pa.ChunkedArray], order: Ints) -> pa.Array | pa.ChunkedArray:
-        types = {part.type for part in parts}
-        if len(types) > 1:
-            raise UnsupportedTypeError(
-                f"column {column!r}: its cells have {len(types)} Arrow types. Decrypt the tables before you "
-                "concatenate them",
-                column=column,
-                dtype=" | ".join(sorted(map(str, types))),
-            )
+    def join(
+        blanks: list[pa.Array | pa.ChunkedArray], parts: list[pa.Array | pa.ChunkedArray], order: Ints
+    ) -> pa.Array | pa.ChunkedArray:
+        t = blanks[0].type
+        if pa.types.is_dictionary(t):  # the dictionaries differ, and so may the width of their indices
+            t = pa.dictionary(pa.int32(), t.value_type)
         chunks = [
-            chunk
-            for part in parts
+            chunk if chunk.type == t else chunk.cast(t)
+            for part in [*parts, blanks[0]]
             for chunk in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])
         ]
-        return pa.chunked_array(chunks, type=types.pop()).take(pa.array(order))
+        return pa.chunked_array(chunks, type=t).take(pa.array(order))
 
     return _open(header, data_keys, storage, column, unpack, join, first)
+
+
+def check_one_arrow_type(header: Header, column: str) -> None:
+    """Check that the objects of a header have one Arrow type, so that a table or file can hold their values.
+
+    Raises:
+        UnsupportedTypeError: they have several.
+    """
+    if len(header.columns) == 1:
+        return
+    for item in header.columns:
+        codec.check(item.codec_type, item.kind)
+    first, *others = (item.codec_type for item in header.columns)
+    alike = all(_arrow_part(other) == _arrow_part(first) for other in others)
+    ordered = first.get("pandas", {}).get("category", {}).get("ordered", False)
+    lists = {item.type.get("categories") for item in header.columns}
+    if not alike or (ordered and len(lists) > 1):
+        types = " | ".join(dict.fromkeys(codec.label(item.type) for item in header.columns))
+        what = "cells of several types" if not alike else "ordered categories of several lists"
+        raise UnsupportedTypeError(
+            f"column {column!r} has {what} ({types}), for which there is no common Arrow type. Decrypt it in "
+            "pandas, convert it to one dtype, and encrypt it again",
+            column=column,
+            dtype=types,
+        )
+
+
+def _arrow_part(type_: dict[str, Any]) -> Any:
+    """Return what determines the Arrow type: not the dtype in pandas, nor its null value."""
+    pandas = type_.get("pandas", {})
+    return type_["arrow"] if "arrow" in type_ else {key: pandas[key] for key in pandas if key != "null"}
 
 
 def _open(
@@ -188,38 +236,49 @@ def _open(
     storage: pa.Array,
     column: str,
     unpack: Callable[[ColumnHeader, Cells, bytes | None], _T],
-    join: Callable[[list[_T], Ints], _T],
+    join: Callable[[list[_T], list[_T], Ints], _T],
     first: int = 0,
 ) -> _T:
     """Decrypt every cell with the key of its object, in order; release nothing unless all are authentic."""
     keys, sealed, present, ids = _sorted_out(header, data_keys, storage, column, first)
-    if len(keys) == 1:
-        plain, bad = _open_cells(header.columns[0], keys[0], sealed)
-        if plain is None:
-            _tampered(column, first + present[bad])
-        return unpack(header.columns[0], plain, _categories(header.columns[0], data_keys, column))
-
-    opened: list[tuple[ColumnHeader, Ints, Cells]] = []
+    lists = [_categories(item, data_keys, column) for item in header.columns]
+    opened: list[tuple[int, Ints, Cells]] = []
     pending = np.ones(len(ids), np.bool_)
-    for item, key in zip(header.columns, keys, strict=True):
-        mine = np.flatnonzero(pending & (ids == _key_id(key)))
-        plain, bad = _open_cells(item, key, _rows(storage, present[mine]))
-        if plain is None:
+    for number, (item, key) in enumerate(zip(header.columns, keys, strict=True)):
+        mine = np.arange(len(ids)) if len(keys) == 1 else np.flatnonzero(pending & (ids == _key_id(key)))
+        plain, bad = _open_cells(item, key, sealed if len(keys) == 1 else _rows(storage, present[mine]))
+        if plain is None and len(keys) == 1:
+            pending[:] = False
+            pending[bad] = True
+        elif plain is None:
             # Key ids have only four bytes, so two objects may have the same one: try the next object as well.
             mine = np.delete(mine, bad)
             plain, _ = _open_cells(item, key, _rows(storage, present[mine]))
-        pending[mine] = False
-        if plain is not None and len(mine):
-            opened.append((item, present[mine], plain))
+        if plain is not None:
+            pending[mine] = False
+            opened.append((number, present[mine], plain))
+    plain = None
     if pending.any():
         opened.clear()  # so that no frame of the error contains plaintext of the authentic cells
-        plain = None
         _tampered(column, first + present[pending])
-    nulls = np.setdiff1d(np.arange(len(sealed)), present)
-    if len(nulls) or not opened:
-        opened.append((header.columns[0], nulls, Cells.of([None] * len(nulls))))
-    parts = [unpack(item, cells, _categories(item, data_keys, column)) for item, _, cells in opened]
-    return join(parts, np.argsort(np.concatenate([rows for _, rows, _ in opened]), kind="stable"))
+    try:
+        if len(keys) == 1:
+            return unpack(header.columns[0], opened[0][2], lists[0])
+        # Nulls belong to no object, so their value and its dtype depend on all objects.
+        nulls = np.setdiff1d(np.arange(len(sealed)), present)
+        blank = Cells.of([None] if len(nulls) else [])
+        blanks = [unpack(item, blank, given) for item, given in zip(header.columns, lists, strict=True)]
+        parts = [unpack(header.columns[n], cells, lists[n]) for n, rows, cells in opened if len(rows)]
+        rows = np.concatenate([*(rows for _, rows, _ in opened), nulls])
+        order = np.empty(len(rows), np.int64)
+        order[rows] = np.minimum(np.arange(len(rows)), len(present))
+        return join(blanks, parts, order)
+    except BaseException as error:  # noqa: BLE001 - raised again, without the frames below
+        # Cells that do not match their type: no frame below this one, and no variable here, may keep them.
+        opened.clear()
+        parts = []
+        error.__cause__ = error.__context__ = None
+        raise error.with_traceback(None) from None
 
 
 def check_key_ids(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str) -> None:

@@ -92,8 +92,7 @@ class EncryptedDtype(ExtensionDtype):
         """The name of the column in errors: its dtype, and the name or domain it was encrypted under."""
         if self.parsed is None:
             return self.name
-        _, name, domain = self.parsed.columns[0].place
-        return f"{self.name} {(name if name is not None else domain)!r}"
+        return f"{self.name} {self.parsed.columns[0].place[1]!r}"
 
     def __str__(self) -> str:
         # pyarrow (17 and 26) writes str(dtype) into the file's pandas metadata. Without kmsdata, pandas would

@@ -31,6 +31,7 @@ __all__ = [
     "Encrypted",
     "EncryptedColumn",
     "check_names",
+    "check_new_names",
     "encrypted_column",
     "encrypted_columns",
     "header_of",
@@ -170,9 +171,18 @@ def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
     out = frame.copy(deep=False)
     for item in encrypted_columns(frame):
         if not item.whole:
+            headers = [array.dtype.parsed for _, array in item.parts]
+            objects = [one for header in headers if header is not None for one in header.columns]
+            alike = item.others is None or len({one.identity for one in objects}) < len(objects)
             raise TypeError(
                 f"column {item.name!r} mixes cells of several encrypted columns, or cells and plain values, "
                 "so it has no single header. Decrypt it first"
+                + (
+                    ". (Deterministic columns of one kind, domain and data key but different dtypes have the "
+                    "same key, so they cannot be united: convert them to one dtype before you encrypt)"
+                    if alike
+                    else ""
+                )
             )
         _put(out, item, item.parts[0][1])
     return out
@@ -261,39 +271,77 @@ def _cells_of_series(series: pd.Series[Any]) -> _Cells | None:
 
 
 def check_names(headers: Mapping[Any, Header], *, path: str | None = None) -> None:
-    """Compare labels with the names that randomised columns were encrypted under.
+    """Compare labels with the names and domains that columns were encrypted under.
 
     Raises:
-        FormatError: a label is the name of another of these columns: two were exchanged; or, in a file
-            (path given), the label is any other name.
+        FormatError: a label is the name (of deterministic columns: the domain) of another of these columns:
+            two were exchanged; or, in a file (path given), the label of a randomised column is any other
+            name.
     """
-    names = {
-        label: [item.name for item in header.columns if item.name is not None]
-        for label, header in headers.items()
-    }
-    for label, own in names.items():
-        for name in own:
-            if name == label:
-                continue
-            if any(label in others for other, others in names.items() if other != label):
-                raise FormatError(
-                    f"column {label!r} was encrypted as {name!r}, and another column as {label!r}: their "
-                    "contents were exchanged. If you renamed them, rename them back before you decrypt",
-                    column=str(label),
-                    field="name",
-                    path=path,
-                )
-            if path is not None:
-                raise FormatError(
-                    f"column {label!r} was encrypted as {name!r}. Rename it back",
-                    column=str(label),
-                    field="name",
-                    path=path,
-                )
-            warnings.warn(
-                f"column {label!r} was encrypted as {name!r}: its cells are authentic, its label is not",
-                stacklevel=4,
+    if (found := _exchanged(_places(headers))) is not None:
+        label, (deterministic, given), _ = found
+        advice = "If you renamed them, rename them back before you decrypt"
+        if deterministic:
+            advice += "; or choose domains that are not labels of other columns"
+        raise FormatError(
+            f"column {label!r} was encrypted as {given!r}, and another column as {label!r}: their "
+            f"contents were exchanged. {advice}",
+            column=str(label),
+            field="domain" if deterministic else "name",
+            path=path,
+        )
+    for label, header in headers.items():
+        names = [item.name for item in header.columns if item.name is not None]
+        if not names or names[0] == label:  # all objects of a header have one name
+            continue
+        if path is not None:
+            raise FormatError(
+                f"column {label!r} was encrypted as {names[0]!r}. Rename it back",
+                column=str(label),
+                field="name",
+                path=path,
             )
+        warnings.warn(
+            f"column {label!r} was encrypted as {names[0]!r}: its cells are authentic, its label is not",
+            stacklevel=4,
+        )
+
+
+def check_new_names(chosen: Mapping[str, str | None], headers: Mapping[Any, Header]) -> None:
+    """Check, before a data key is generated, that `check_names` will accept the columns to encrypt.
+
+    Args:
+        chosen: the columns to encrypt: None if randomised, otherwise the domain.
+        headers: the columns beside them that are encrypted already.
+
+    Raises:
+        ValueError: they could not be decrypted together.
+    """
+    before = _places(headers)
+    new = {label: (domain is not None, domain or label) for label, domain in chosen.items()}
+    found = _exchanged(before | new)
+    if found is None or found == _exchanged(before):
+        return
+    label, (deterministic, given), other = found
+    what = "domain" if deterministic else "name"
+    advice = "Pass a domain= that is not the label of another column" if deterministic else "Rename one"
+    raise ValueError(
+        f"column {label!r} would have the {what} {given!r}, and column {other!r} the {what} {label!r}: they "
+        f"could not be decrypted together, since they would look exchanged. {advice}"
+    )
+
+
+def _places(headers: Mapping[Any, Header]) -> dict[Any, tuple[bool, str]]:
+    return {label: header.columns[0].place for label, header in headers.items()}
+
+
+def _exchanged(places: Mapping[Any, tuple[bool, str]]) -> tuple[Any, tuple[bool, str], Any] | None:
+    """Return a column, its name or domain, and another column that has the label of the first as its own."""
+    owners = {place: label for label, place in places.items()}
+    for label, (deterministic, given) in places.items():
+        if given != label and (other := owners.get((deterministic, label))) is not None and other != label:
+            return label, (deterministic, given), other
+    return None
 
 
 def header_of(dtype: EncryptedDtype, column: Hashable) -> Header:

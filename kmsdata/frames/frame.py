@@ -21,6 +21,7 @@ from kmsdata.frames.encrypted_columns import (
     Encrypted,
     EncryptedColumn,
     check_names,
+    check_new_names,
     encrypted_columns,
     is_encrypted,
     not_encrypted,
@@ -48,6 +49,8 @@ def encrypt_frame(
     positions = {label: position for position, label in enumerate(frame.columns) if label in chosen}
     for name, position in positions.items():
         refuse_encrypted(name, is_encrypted(frame.iloc[:, position]))
+    there = {item.name: item.header for item in encrypted_columns(frame) if item.whole}
+    check_new_names(chosen, {label: header for label, header in there.items() if header is not None})
     data_key = data_key_for(key, context, len(frame) * len(chosen))
     done: dict[str, EncryptedArray] = {}
     with Progress("encrypt", len(frame) * len(chosen), "cells", progress) as bar:

@@ -21,6 +21,7 @@ from kmsdata.frames.dtype import EncryptedArray, EncryptedType
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
     check_names,
+    check_new_names,
     table_headers,
 )
 from kmsdata.frames.key_argument import data_key_for, resolve_key
@@ -77,6 +78,7 @@ def encrypt_table(
     chosen = chosen_columns(table.column_names, columns, deterministic, domain, [])
     for name in chosen:
         refuse_encrypted(name, isinstance(table.schema.field(name).type, EncryptedType))
+    check_new_names(chosen, table_headers(table))
     data_key = data_key_for(key, context, table.num_rows * len(chosen))
     schema, dtypes = table.schema, pandas_dtypes(table.schema.metadata)
     new: dict[str, Header] = {}

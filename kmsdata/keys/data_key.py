@@ -4,7 +4,7 @@ HKDF-SHA256 (RFC 5869) without salt derives everything from the 32 bytes of the 
 
     info "kmsdata/1/commitment"                              32 bytes   in the header, identifies the data key
     info "kmsdata/1/header"                                  32 bytes   HMAC key of the column objects
-    info "kmsdata/1/AES-256-GCM/" + name                     36 bytes   key id (4), key (32)
+    info "kmsdata/1/AES-256-GCM/" + digest of the column     36 bytes   key id (4), key (32)
     info "kmsdata/1/AES-256-SIV/" + kind + "/" + domain      68 bytes   key id (4), key (64)
     info "kmsdata/1/categories"                              64 bytes   key of category lists
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import NoReturn, Protocol, runtime_checkable
 
@@ -27,6 +28,7 @@ from kmsdata.keys.key_uri import parse_key
 __all__ = ["CellKey", "DataKey", "KeyProvider", "Secret", "random_bytes"]
 
 _MOST_CELLS = 1 << 32
+_MOST_COUNTS = 1 << 16
 
 
 def random_bytes(size: int) -> bytes:
@@ -60,8 +62,37 @@ class CellKey(Secret):
     __slots__ = ("key", "prefix")
 
     def __init__(self, derived: bytes) -> None:
-        self.prefix = b"\x01" + derived[:4]
+        # Without zero bytes in key ids, cells that lost their header can be told from other binary values.
+        self.prefix = b"\x01" + derived[:4].replace(b"\0", b"\xff")
         self.key = derived[4:]
+
+
+class _CellCounts:
+    """How many randomised cells this process has encrypted, by data key (its commitment) and column name.
+
+    The count belongs to the data key, not to one object: each unwrapping makes another object. Only the
+    counts that changed last are kept, and a new one starts at the largest of those that were removed: so a
+    count may be too high, never too low.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._counts: OrderedDict[tuple[bytes, str], int] = OrderedDict()
+        self._floor = 0
+
+    def add(self, commitment: bytes, name: str, cells: int) -> int:
+        """Return the new count; it is kept only up to the limit."""
+        with self._lock:
+            total = self._counts.get((commitment, name), self._floor) + cells
+            if total <= _MOST_CELLS:
+                self._counts[commitment, name] = total
+                self._counts.move_to_end((commitment, name))
+                if len(self._counts) > _MOST_COUNTS:
+                    self._floor = max(self._floor, self._counts.popitem(last=False)[1])
+            return total
+
+
+_cell_counts = _CellCounts()
 
 
 class DataKey(Secret):
@@ -82,7 +113,7 @@ class DataKey(Secret):
         <DataKey 450218f9 under local://demo>
     """
 
-    __slots__ = ("_lock", "_sealed", "_secret", "commitment", "context", "wraps")
+    __slots__ = ("_secret", "commitment", "context", "wraps")
 
     def __init__(
         self, secret: bytes, wraps: Iterable[Wrap], *, context: Mapping[str, str] | None = None
@@ -99,12 +130,10 @@ class DataKey(Secret):
         self.context = tuple(sorted((context or {}).items()))
         DataKeyRecord(b"", self.context, self.wraps)  # raises FormatError for what readers would reject
         self._secret = bytes(secret)
-        self._lock = Lock()
-        self._sealed: dict[str | None, int] = {}
-        self.commitment = self._derive("kmsdata/1/commitment", 32)
+        self.commitment = self._derive(b"kmsdata/1/commitment", 32)
 
-    def _derive(self, info: str, size: int) -> bytes:
-        return HKDF(algorithm=SHA256(), length=size, salt=None, info=info.encode()).derive(self._secret)
+    def _derive(self, info: bytes, size: int) -> bytes:
+        return HKDF(algorithm=SHA256(), length=size, salt=None, info=info).derive(self._secret)
 
     @property
     def record(self) -> DataKeyRecord:
@@ -113,17 +142,15 @@ class DataKey(Secret):
 
     def cell_key(self, header: ColumnHeader) -> CellKey:
         """Derive the key of a column's cells."""
-        if header.deterministic:
-            return CellKey(self._derive(f"kmsdata/1/AES-256-SIV/{header.kind}/{header.domain}", 68))
-        return CellKey(self._derive(f"kmsdata/1/AES-256-GCM/{header.name}", 36))
+        return CellKey(self._derive(header.key_info, 68 if header.deterministic else 36))
 
     def categories_key(self) -> CellKey:
         """Derive the key of category lists. Its prefix is zero and is not stored: the list is not a cell."""
-        return CellKey(bytes(4) + self._derive("kmsdata/1/categories", 64))
+        return CellKey(bytes(4) + self._derive(b"kmsdata/1/categories", 64))
 
     def mac(self, header: ColumnHeader) -> bytes:
         """Compute the HMAC-SHA256 (RFC 2104, 32 bytes) of a column object and this key's context."""
-        key = self._derive("kmsdata/1/header", 32)
+        key = self._derive(b"kmsdata/1/header", 32)
         return hmac.new(key, header.authenticated(self.context), hashlib.sha256).digest()
 
     def authenticates(self, header: ColumnHeader) -> bool:
@@ -134,35 +161,25 @@ class DataKey(Secret):
         """Check whether a commitment belongs to this key (constant time)."""
         return hmac.compare_digest(self.commitment, commitment)
 
-    def count(self, name: str | None, cells: int) -> None:
-        """Count cells before they are encrypted.
+    def count(self, name: str, cells: int) -> None:
+        """Count the cells of a randomised column before they are encrypted.
 
         Args:
-            name: the name of a randomised column; None for deterministic columns.
+            name: the column's name.
             cells: how many.
 
         Raises:
-            ValueError: more than 2^32 in all: random IVs might repeat (NIST SP 800-38D section 8.3).
+            ValueError: more than 2^32 in all, by this process: random IVs might repeat (NIST SP 800-38D
+                section 8.3).
         """
-        with self._lock:
-            total = self._sealed.get(name, 0) + cells
-            if total > _MOST_CELLS and name is not None:
-                raise ValueError(
-                    f"column {name!r}: more than 2^32 cells under one data key. Encrypt with a new data key"
-                )
-            self._sealed[name] = total
-
-    @property
-    def sealed(self) -> int:
-        """The number of cells, of all columns, that this process has encrypted under it."""
-        with self._lock:
-            return sum(self._sealed.values())
+        if _cell_counts.add(self.commitment, name, cells) > _MOST_CELLS:
+            raise ValueError(
+                f"column {name!r}: more than 2^32 cells under one data key. Encrypt with a new data key"
+            )
 
     def under(self, wraps: Iterable[Wrap]) -> DataKey:
-        """Return the same data key with these wrapped keys instead; both share one count of cells."""
-        key = DataKey(self._secret, wraps, context=dict(self.context))
-        key._lock, key._sealed = self._lock, self._sealed
-        return key
+        """Return the same data key with these wrapped keys instead."""
+        return DataKey(self._secret, wraps, context=dict(self.context))
 
     def wrap_by(self, provider: KeyProvider, key: str) -> Wrap:
         """Wrap this data key under another master key."""

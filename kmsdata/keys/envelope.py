@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +50,7 @@ __all__ = [
 ENTRY = b"kmsdata"  # the key in a file's key-value metadata
 GCM = "AES-256-GCM"
 SIV = "AES-256-SIV"
-KINDS = ("text", "bytes", "bool", "int", "uint", "timestamp", "date", "decimal", "uuid", "tagged")
+KINDS = ("text", "bytes", "bool", "int", "uint", "timestamp", "instant", "date", "decimal", "uuid", "tagged")
 
 # The limits of SPEC.md: readers check them before a header is authenticated.
 _VERSION = 1
@@ -140,7 +142,7 @@ class ColumnHeader:
         algorithm: ``AES-256-GCM`` (randomised) or ``AES-256-SIV`` (deterministic).
         data_key: commitment of the data key, 32 bytes.
         type: the original type, as the codec describes it.
-        name: randomised columns only: the name, from which the column's key is derived.
+        name: randomised columns only: the name that the column was encrypted under.
         domain: deterministic columns only: columns of one domain can be joined.
         kind: deterministic columns only: the canonical form of the values.
         mac: HMAC-SHA256 over all other fields under the data key, 32 bytes.
@@ -153,6 +155,7 @@ class ColumnHeader:
     domain: str | None = None
     kind: str | None = None
     mac: bytes = b""
+    _digest: list[bytes] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def deterministic(self) -> bool:
@@ -165,14 +168,28 @@ class ColumnHeader:
         return {key: value for key, value in self.type.items() if key != "categories"}
 
     @property
-    def identity(self) -> tuple[bytes, str, str | None, str | None, str | None]:
-        """What the key of the cells is derived from: objects with the same identity have the same key."""
-        return (self.data_key, self.algorithm, self.name, self.domain, self.kind)
+    def key_info(self) -> bytes:
+        """The HKDF info from which the data key derives the key of the cells (SPEC.md section 2).
+
+        A deterministic column's names its kind and domain, so that columns of several types can be joined. A
+        randomised column's is bound to the whole object: cells cannot be read under a header of another type.
+        """
+        if self.deterministic:
+            return f"kmsdata/1/{SIV}/{self.kind}/{self.domain}".encode()
+        if not self._digest:  # kept, because the JSON of a long category list takes 20 ms
+            bound = {"algorithm": self.algorithm, "name": self.name, "type": self.type}
+            self._digest.append(hashlib.sha256(canonical(bound).encode()).digest())
+        return f"kmsdata/1/{GCM}/".encode() + self._digest[0]
 
     @property
-    def place(self) -> tuple[str, str | None, str | None]:
-        """What all objects of one column have in common."""
-        return (self.algorithm, self.name, self.domain)
+    def identity(self) -> tuple[bytes, bytes]:
+        """What the key of the cells is derived from: objects with the same identity have the same key."""
+        return (self.data_key, self.key_info)
+
+    @property
+    def place(self) -> tuple[bool, str]:
+        """What all objects of one column have in common: whether it is deterministic, and name or domain."""
+        return (True, self.domain or "") if self.deterministic else (False, self.name or "")
 
     def to_json(self) -> dict[str, Any]:
         """Return the object as JSON."""
@@ -186,7 +203,7 @@ class ColumnHeader:
         return canonical({"column": column, "context": dict(context), "version": _VERSION}).encode()
 
     def __hash__(self) -> int:
-        return hash((self.identity, self.mac))
+        return hash((self.data_key, self.place, self.kind, self.mac))
 
     @classmethod
     def from_json(cls, data: object) -> Self:
@@ -256,8 +273,8 @@ class Header:
     @classmethod
     def _checked(cls, column: list[Any], records: list[DataKeyRecord]) -> Self:
         objects = [ColumnHeader.from_json(item) for item in column]
-        if not _one_place(objects):
-            _refuse("objects of one column belong to different columns, or share a data key", "column")
+        if not _one_column(objects):
+            _refuse("objects of one column belong to different columns, or have the same key", "column")
         if missing := {item.data_key for item in objects} - {item.commitment for item in records}:
             _refuse(f"{len(missing)} data keys are named but their records are missing", "data_key")
         return cls.of(objects, records)
@@ -276,7 +293,7 @@ class Header:
     def union(self, other: Header) -> Header | None:
         """Return one header for the cells of both, or None if a cell could belong to either."""
         both = Header.of(self.columns + other.columns, self.records + other.records)
-        return both if _one_place(both.columns) and len(both.records) <= _MOST_RECORDS else None
+        return both if _one_column(both.columns) and len(both.records) <= _MOST_RECORDS else None
 
     def under(self, records: Mapping[bytes, DataKeyRecord]) -> Header:
         """Return the header with its records replaced by these, matched by commitment."""
@@ -297,13 +314,13 @@ def merged_records(records: Iterable[DataKeyRecord]) -> dict[bytes, DataKeyRecor
     return merged
 
 
-def _one_place(columns: Sequence[ColumnHeader]) -> bool:
-    """Check that the objects can belong to one column: one place, and a different data key for each.
+def _one_column(columns: Sequence[ColumnHeader]) -> bool:
+    """Check that the objects can belong to one column: one place, and different keys of their cells.
 
     Otherwise an attacker could combine the headers of two columns and move cells between them; and with one
     key for two objects, the type of a cell would be ambiguous.
     """
-    keys = {column.data_key for column in columns}
+    keys = {column.identity for column in columns}
     return len(keys) == len(columns) and len({column.place for column in columns}) == 1
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import (
     check_names,
@@ -38,6 +39,8 @@ def write_parquet(
     frame = _in_agreement(in_extension_dtype(frame))
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
     check_names(headers, path=str(path))
+    for name, header in headers.items():
+        check_one_arrow_type(header, name)  # otherwise no table or file could ever hold its values
     table = pa.Table.from_pandas(frame, preserve_index=index, schema=options.pop("schema", None))
     metadata = with_frame_attrs(table.schema.metadata or {}, frame)
     if headers:

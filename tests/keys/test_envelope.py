@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -28,8 +29,8 @@ def record(commitment=ONE, key="local://demo", context=()):
     return DataKeyRecord(commitment, context, (Wrap(key, "d3JhcHBlZA=="),))
 
 
-def column(commitment=ONE, name="ssn", type_=None):
-    return ColumnHeader(GCM, commitment, type_ or {"arrow": "string"}, name=name, mac=TWO)
+def column(commitment=ONE, name="ssn", type_=None, mac=TWO):
+    return ColumnHeader(GCM, commitment, type_ or {"arrow": "string"}, name=name, mac=mac)
 
 
 def exact(commitment=ONE, domain="email", kind="text"):
@@ -143,12 +144,27 @@ def test_text_that_is_not_canonical_is_refused(text):
 
 @pytest.mark.parametrize(
     "other",
-    [column(type_={"arrow": "int64"}), column(name="age"), column(TWO, name="age"), exact(), exact(TWO)],
+    [column(mac=b"\1" * 32), column(name="age"), column(TWO, name="age"), exact(), exact(TWO)],
 )
 def test_objects_of_several_columns_in_one_are_refused(other):
     with pytest.raises(FormatError, match="different columns"):
         Header.parse(header(column(), other).text)
     assert header().union(header(other)) is None
+
+
+def test_deterministic_objects_of_one_key_and_several_types_are_refused():
+    other = replace(exact(), type={"arrow": "large_string"})
+    with pytest.raises(FormatError, match="same key"):
+        Header.parse(header(exact(), other).text)
+    assert header(exact()).union(header(other)) is None
+
+
+def test_randomised_objects_of_several_types_have_different_keys_and_are_a_union():
+    other = column(type_={"arrow": "int64"})
+    assert column().key_info != other.key_info
+    both = header().union(header(other))
+    assert Header.parse(both.text) == both
+    assert len(both.records) == 1
 
 
 def test_objects_of_one_column_under_several_data_keys_are_a_union():

@@ -22,7 +22,7 @@ from kmsdata.errors import (
     WrongKeyError,
 )
 from kmsdata.keys import session
-from kmsdata.keys.data_key import CellKey, DataKey
+from kmsdata.keys.data_key import CellKey, DataKey, _CellCounts
 from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Wrap
 from kmsdata.keys.tink_keyset import Keyset
 from kmsdata.keys.unwrap import unwrap
@@ -49,7 +49,9 @@ def test_derivation_is_as_the_specification_says():
     column = ColumnHeader(GCM, key.commitment, {}, name="身份证")
     exact = ColumnHeader(SIV, key.commitment, {}, domain="e-mail", kind="text")
     assert key.commitment == hkdf(SECRET, b"kmsdata/1/commitment", 32)
-    derived = hkdf(SECRET, "kmsdata/1/AES-256-GCM/身份证".encode(), 36)
+    bound = r'{"algorithm":"AES-256-GCM","name":"\u8eab\u4efd\u8bc1","type":{}}'
+    digest = hashlib.sha256(bound.encode()).digest()
+    derived = hkdf(SECRET, b"kmsdata/1/AES-256-GCM/" + digest, 36)
     assert key.cell_key(column).prefix == b"\x01" + derived[:4]
     assert key.cell_key(column).key == derived[4:]
     derived = hkdf(SECRET, b"kmsdata/1/AES-256-SIV/text/e-mail", 68)
@@ -81,13 +83,33 @@ def test_secrets_hide(secret):
             leak(secret)
 
 
-def test_a_data_key_counts_its_random_cells():
+def test_key_ids_have_no_zero_byte():
+    assert CellKey(b"\0\1\0\2" + bytes(32)).prefix == b"\1\xff\1\xff\2"
     key = data_key()
+    headers = [ColumnHeader(GCM, key.commitment, {}, name=str(n)) for n in range(300)]
+    assert not any(0 in key.cell_key(header).prefix[1:] for header in headers)
+
+
+def test_a_data_key_counts_its_random_cells():
+    secret = os.urandom(32)
+    key = DataKey(secret, [Wrap("local://demo", "w")])
     key.count("a", (1 << 32) - 1)
     key.count("b", 5)
     key.count("a", 1)
+    # Another object of the same data key, as each unwrapping makes one, does not start again.
     with pytest.raises(ValueError, match=r"2\^32"):
-        key.count("a", 1)
+        DataKey(secret, [Wrap("local://demo", "w")]).count("a", 1)
+
+
+def test_counts_that_were_evicted_are_a_floor_for_new_ones():
+    counts = _CellCounts()
+    counts.add(b"old", "a", 1 << 31)
+    for number in range(1 << 16):
+        counts.add(b"many", str(number), 1)
+    assert len(counts._counts) == 1 << 16
+    assert counts.add(b"old", "a", 5) == (1 << 31) + 5
+    assert counts.add(b"new", "b", 7) == (1 << 31) + 7
+    assert counts.add(b"many", "65535", 1) == 2
 
 
 @pytest.mark.parametrize("bad", [b"", bytes(16), bytes(33)])

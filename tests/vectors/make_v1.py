@@ -70,7 +70,8 @@ exact = pd.DataFrame(
         "bool": [True, False, True],
         "int": np.array([1, -1, 127], "int8"),
         "uint": np.array([0, 1, 255], "uint8"),
-        "timestamp": pd.to_datetime(["2024-02-29 12:00", None, "1969-12-31 00:00"])
+        "timestamp": pd.to_datetime(["2024-02-29 12:00", None, "1969-12-31 00:00"]).as_unit("s"),
+        "instant": pd.to_datetime(["2024-02-29 12:00", None, "1969-12-31 00:00"])
         .tz_localize("UTC")
         .as_unit("s"),
         "date": pd.Series([dt.date(2024, 2, 29), None, dt.date(1970, 1, 1)], dtype=object),
@@ -79,6 +80,10 @@ exact = pd.DataFrame(
         ),
         "uuid": pd.Series([uuid.UUID(int=1), None, uuid.UUID(int=2)], dtype=object),
         "tagged": pd.Series([1, "one", None], dtype=object),
+        "naive interval": pd.IntervalIndex.from_breaks(pd.date_range("2024-02-29", periods=4).as_unit("s")),
+        "zoned interval": pd.IntervalIndex.from_breaks(
+            pd.date_range("2024-02-29", periods=4, tz="Asia/Shanghai").as_unit("s")
+        ),
         "category": pd.Categorical(["b", None, "a"], categories=["a", "b", "unused"]),
     }
 )
@@ -89,7 +94,8 @@ def main():
     os.umask(0o077)
     os.environ["KMSDATA_KEYSTORE"] = str(HERE / "keystore.json")
     if not (HERE / "keystore.json").exists():
-        kmsdata.LocalKeystore().create_key("vectors", quiet=True)
+        for name in ("vectors", "elsewhere"):
+            kmsdata.LocalKeystore().create_key(name, quiet=True)
     good = {
         "plain": lambda: plain.kms.encrypt(list(plain), key=KEY),
         "types": lambda: types.kms.encrypt(list(types), key=KEY),
@@ -98,6 +104,7 @@ def main():
         "context": lambda: plain.kms.encrypt("text", key=KEY, context={"team": "人事", "year": "2026"}),
         "two wraps": lambda: plain.kms.encrypt("text", key=["local://elsewhere", KEY]),
         "two data keys": two_data_keys,
+        "two types": two_types,
         "no rows": lambda: plain.head(0).kms.encrypt(list(plain), key=KEY),
     }
     for name, make in good.items():
@@ -135,10 +142,14 @@ def main():
         "unknown option": ("format", lambda f: reheaded(f, '"mac"', '"hide_nulls":true,"mac"')),
         "changed context": ("wrong key", lambda f: reheaded(f, '"context":{}', '"context":{"a":"b"}')),
         "changed commitment": ("wrong key", recommitted),
+        "header of another type": ("wrong key", under_another_type),
+        "header of another list": ("wrong key", under_another_list),
+        "exchanged": ("format", lambda f: f.assign(text=f["int"], int=f["text"])),
+        "exchanged deterministic": ("format", exchanged_deterministic),
     }
     for name, (outcome, spoil) in bad.items():
         if not (HERE / f"{name}.parquet").exists():
-            pa_table = pa.Table.from_pandas(spoil(plain.kms.encrypt("text", key=KEY)))
+            pa_table = pa.Table.from_pandas(spoil(plain.kms.encrypt(["text", "int"], key=KEY)))
             pq.write_table(pa_table, HERE / f"{name}.parquet")
             write(name, outcome)
 
@@ -146,6 +157,32 @@ def main():
 def two_data_keys():
     first, second = (part.kms.encrypt("text", key=KEY) for part in (plain.head(2), plain.tail(3)))
     return pd.concat([first, second])
+
+
+def two_types():
+    """One name and data key, three types: each cell opens under its own column object only."""
+    data_key = kmsdata.new_data_key(KEY)
+    every = [pd.Series([1, None], dtype="Int64"), pd.Series([2**53 + 1]), pd.Series([-5], dtype="int64")]
+    return pd.concat([pd.DataFrame({"n": part}).kms.encrypt("n", key=data_key) for part in every])
+
+
+def under_another_type(frame):
+    data_key = kmsdata.new_data_key(KEY)
+    one, two = (pd.DataFrame({"text": v}).kms.encrypt("text", key=data_key) for v in ([1, 2], [0.5, 1.5]))
+    return pd.DataFrame({"text": EncryptedArray(one["text"].array.storage, two["text"].dtype)})
+
+
+def under_another_list(frame):
+    data_key = kmsdata.new_data_key(KEY)
+    sizes = pd.Categorical(["small", "large"], ["small", "large"], ordered=True)
+    both = (sizes, sizes.reorder_categories(["large", "small"]))
+    one, two = (pd.DataFrame({"text": v}).kms.encrypt("text", key=data_key) for v in both)
+    return pd.DataFrame({"text": EncryptedArray(one["text"].array.storage, two["text"].dtype)})
+
+
+def exchanged_deterministic(frame):
+    enc = pd.DataFrame({"note": ["x"], "text": ["y"]}).kms.encrypt(deterministic=["text", "note"], key=KEY)
+    return enc.rename(columns={"text": "note", "note": "text"})
 
 
 def recelled(frame, change):

@@ -20,7 +20,7 @@ from kmsdata.display.tables import printable
 from kmsdata.errors import FormatError
 from kmsdata.frames.arguments import Columns, chosen_columns, column_names, refuse_repeated, require
 from kmsdata.frames.dtype import EncryptedType
-from kmsdata.frames.encrypted_columns import Encrypted, check_names
+from kmsdata.frames.encrypted_columns import Encrypted, check_names, check_new_names
 from kmsdata.frames.key_argument import data_key_for
 from kmsdata.frames.pandas_metadata import index_columns
 from kmsdata.keys.data_key import DataKey
@@ -184,6 +184,7 @@ def plan_encryption(
                 "unencrypted in the paths. Write the dataset without it in partition_cols first"
             )
     for file in files:
+        check_new_names(domains, file.headers)
         _check_plain(file, domains)
     for file in others:
         _check_alike(first, file, domains)
