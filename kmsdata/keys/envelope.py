@@ -250,7 +250,9 @@ class Header:
     @classmethod
     def of(cls, columns: Iterable[ColumnHeader], records: Iterable[DataKeyRecord]) -> Self:
         """Build a header of these objects, without duplicates, and of the records that they name."""
-        objects = sorted(dict.fromkeys(columns), key=lambda column: canonical(column.to_json()))
+        objects = list(dict.fromkeys(columns))
+        if len(objects) > 1:  # for one object, which most columns have, the JSON would be made for nothing
+            objects.sort(key=lambda column: canonical(column.to_json()))
         named = {column.data_key for column in objects}
         merged = merged_records(record for record in records if record.commitment in named)
         return cls(
@@ -266,29 +268,32 @@ class Header:
         """
         entry = _document(text, {"column", "data_keys"})
         header = cls._checked(_list(entry["column"], "column"), _records(entry))
-        if header.text != text:
+        if _json(header.to_json()) != text:
             _refuse("the header is not in canonical form: it was changed after it was written")
         return header
 
     @classmethod
-    def _checked(cls, column: list[Any], records: list[DataKeyRecord]) -> Self:
+    def _checked(cls, column: list[Any], records: Mapping[bytes, DataKeyRecord]) -> Self:
         objects = [ColumnHeader.from_json(item) for item in column]
         if not _one_column(objects):
             _refuse("objects of one column belong to different columns, or have the same key", "column")
-        if missing := {item.data_key for item in objects} - {item.commitment for item in records}:
+        named = {item.data_key for item in objects}
+        if missing := named - records.keys():
             _refuse(f"{len(missing)} data keys are named but their records are missing", "data_key")
-        return cls.of(objects, records)
+        return cls.of(objects, [records[commitment] for commitment in named])
 
     @cached_property
     def text(self) -> str:
         """Canonical JSON: the parameter of the Arrow extension type."""
-        return canonical(
-            {
-                "column": [item.to_json() for item in self.columns],
-                "data_keys": [item.to_json() for item in self.records],
-                "version": _VERSION,
-            }
-        )
+        return canonical(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the header as JSON."""
+        return {
+            "column": [item.to_json() for item in self.columns],
+            "data_keys": [item.to_json() for item in self.records],
+            "version": _VERSION,
+        }
 
     def union(self, other: Header) -> Header | None:
         """Return one header for the cells of both, or None if a cell could belong to either."""
@@ -309,8 +314,9 @@ def merged_records(records: Iterable[DataKeyRecord]) -> dict[bytes, DataKeyRecor
     """Merge records by commitment, with all their wrapped keys: some may have been rewrapped."""
     merged: dict[bytes, DataKeyRecord] = {}
     for record in records:
-        known = merged.get(record.commitment, record)
-        merged[record.commitment] = known.with_wraps(record.wraps)
+        known = merged.setdefault(record.commitment, record)
+        if known.wraps != record.wraps:  # thousands of columns may have one record, with a long context
+            merged[record.commitment] = known.with_wraps(record.wraps)
     return merged
 
 
@@ -330,24 +336,26 @@ def file_text(headers: Mapping[str, Header]) -> str:
     Raises:
         FormatError: more than 1,024 data keys, or more than 4 MiB.
     """
-    records = Header.of(
-        [column for header in headers.values() for column in header.columns],
-        [record for header in headers.values() for record in header.records],
-    ).records
+    records = _all_records(headers)
     if len(records) > _MOST_RECORDS:
         _refuse(f"{len(records)} data keys in one file: at most {_MOST_RECORDS}", "data_keys")
-    text = canonical(
-        {
-            "columns": {
-                name: [item.to_json() for item in header.columns] for name, header in headers.items()
-            },
-            "data_keys": [item.to_json() for item in records],
-            "version": _VERSION,
-        }
-    )
+    text = canonical(_file_json(headers, records))
     if len(text) > _MOST_BYTES:
         _refuse("the header is larger than 4 MiB")
     return text
+
+
+def _file_json(headers: Mapping[str, Header], records: Iterable[DataKeyRecord]) -> dict[str, Any]:
+    return {
+        "columns": {name: [item.to_json() for item in header.columns] for name, header in headers.items()},
+        "data_keys": [item.to_json() for item in records],
+        "version": _VERSION,
+    }
+
+
+def _all_records(headers: Mapping[str, Header]) -> list[DataKeyRecord]:
+    merged = merged_records(record for header in headers.values() for record in header.records)
+    return [merged[commitment] for commitment in sorted(merged, key=base64_text)]
 
 
 def parse_file(text: str) -> dict[str, Header]:
@@ -366,7 +374,7 @@ def parse_file(text: str) -> dict[str, Header]:
             headers[name] = Header._checked(_list(column, "columns"), records)
         except FormatError as error:
             raise error.with_facts(column=name) from None
-    if file_text(headers) != text:
+    if _json(_file_json(headers, _all_records(headers))) != text:
         _refuse("the header is not in canonical form: it was changed after it was written")
     return headers
 
@@ -378,6 +386,10 @@ def canonical(data: object) -> str:
         FormatError: the data has no canonical form.
     """
     _walk(data)
+    return _json(data)
+
+
+def _json(data: object) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -448,9 +460,9 @@ def _document(text: str, fields: set[str]) -> dict[str, Any]:
     return _object(data, fields | {"version"}, None)
 
 
-def _records(entry: dict[str, Any]) -> list[DataKeyRecord]:
+def _records(entry: dict[str, Any]) -> dict[bytes, DataKeyRecord]:
     items = _list(entry["data_keys"], "data_keys", most=_MOST_RECORDS)
-    return [DataKeyRecord.from_json(item) for item in items]
+    return {record.commitment: record for record in map(DataKeyRecord.from_json, items)}
 
 
 def _object(data: object, fields: set[str], field: str | None) -> dict[str, Any]:

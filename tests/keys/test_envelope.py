@@ -239,3 +239,15 @@ def test_no_key_is_crowded_out_by_many_wraps_of_another():
     assert len(merged.wraps) == 16
     assert merged.wraps[0] == new[0]
     assert Wrap("local://old", "o") in merged.wraps
+
+
+def test_a_record_that_many_columns_share_is_checked_once(monkeypatch):
+    """Checking it for each column took minutes for a header of 3 MiB: 15,000 columns, and one long context."""
+    shared = DataKeyRecord(ONE, tuple((f"{n:05}", "") for n in range(1000)), (Wrap("local://demo", "w"),))
+    headers = {f"c{n}": Header.of([column(name=f"c{n}")], [shared]) for n in range(500)}
+    text = file_text(headers)
+    calls = []
+    check = DataKeyRecord.__post_init__
+    monkeypatch.setattr(DataKeyRecord, "__post_init__", lambda self: (calls.append(1), check(self))[1])
+    assert parse_file(text) == headers
+    assert len(calls) == 1
