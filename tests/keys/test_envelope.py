@@ -242,7 +242,7 @@ def test_no_key_is_crowded_out_by_many_wraps_of_another():
 
 
 def test_a_record_that_many_columns_share_is_checked_once(monkeypatch):
-    """Checking it for each column took minutes for a header of 3 MiB: 15,000 columns, and one long context."""
+    """Checking it for each column took minutes: 3 MiB with 15,000 columns and one long context."""
     shared = DataKeyRecord(ONE, tuple((f"{n:05}", "") for n in range(1000)), (Wrap("local://demo", "w"),))
     headers = {f"c{n}": Header.of([column(name=f"c{n}")], [shared]) for n in range(500)}
     text = file_text(headers)
