@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
-from kmsdata.parquet.locations import FilePath, Place, dataset_files
+from kmsdata.parquet.footer import check_length
+from kmsdata.parquet.locations import FilePath, Place, dataset_files, open_file
 
-__all__ = ["DataFile", "dataset_headers", "files_of", "headers_in", "naming_the_file", "read_headers"]
+__all__ = ["DataFile", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
 
 
 @contextlib.contextmanager
@@ -68,13 +69,6 @@ def read_headers(
     return merged
 
 
-def files_of(path: FilePath, filesystem: Any) -> list[tuple[str, Any]]:
-    """List the files of a dataset by path without opening any, so that an error concerns only one of them."""
-    files, _ = dataset_files(path, filesystem)
-    parquet = ds.ParquetFileFormat()
-    return [(name, parquet.make_fragment(file.path, file.filesystem)) for name, file in files.items()]
-
-
 @dataclass(frozen=True)
 class DataFile:
     """A file of a dataset, of which only the footer was read.
@@ -105,6 +99,9 @@ def dataset_headers(
         FormatError: a file is not a Parquet file, or a header is malformed.
     """
     files, single = dataset_files(path, filesystem)
+    for name, file in files.items():
+        with open_file(file) as opened:
+            check_length(opened, opened.size(), name)
     # pandas.read_parquet reads names of folders as dictionaries (categories), so this does too.
     hive = ds.HivePartitioning.discover(infer_dictionary=True)
     names = {file.path: name for name, file in files.items()}
@@ -121,12 +118,12 @@ def dataset_headers(
             inside = fragment.physical_schema.names
             keys = [key for key in ds.get_partition_keys(fragment.partition_expression) if key not in inside]
             found[names[fragment.path]] = fragment, [dataset.schema.field(key) for key in keys]
-    except pa.ArrowInvalid as error:
-        # Arrow has one error type for all malformed input; only its text tells a bad file from other errors.
-        if not re.search("magic|footer|Parquet file size|not a Parquet", str(error)):
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if (bad := _unreadable(files)) is None:
             raise
-        bad = _unreadable(path, filesystem)
-        raise FormatError(f"{bad} is not a Parquet file, or it was cut short", path=bad) from error
+        raise FormatError(
+            f"{bad} is not a Parquet file, or its footer is damaged or was cut short", path=bad
+        ) from error
     return {
         name: DataFile(
             fragment,
@@ -143,14 +140,17 @@ def _base_of(files: Mapping[str, Place], folder: str) -> str:
     return folder if listed.startswith(folder) else folder.lstrip("/")
 
 
-def _unreadable(path: FilePath, filesystem: Any) -> str:
-    """Return the name of the first file that cannot be read: Arrow's error does not say which one it is."""
-    for name, fragment in files_of(path, filesystem):
+def _unreadable(files: Mapping[str, Place]) -> str | None:
+    """Return the name of the first file whose footer cannot be read: Arrow's error does not say which one."""
+    for name, file in files.items():
         try:
-            fragment.physical_schema  # noqa: B018 - reads the footer
-        except (pa.ArrowException, OSError):
+            with open_file(file) as opened:
+                pq.ParquetFile(opened).schema_arrow.names  # noqa: B018 - decodes the names
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # an error of the system: Arrow raises OSError for damaged data too
             return name
-    return str(path)
+    return None
 
 
 def headers_in(
