@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from kmsdata.display.tables import printable
 from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.dtype import EncryptedType
@@ -18,7 +19,7 @@ from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.footer import check_length
 from kmsdata.parquet.locations import FilePath, Place, dataset_files, open_file
 
-__all__ = ["DataFile", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
+__all__ = ["DataFile", "damaged", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
 
 
 @contextlib.contextmanager
@@ -132,6 +133,11 @@ def dataset_headers(
         )
         for name, (fragment, partition) in found.items()
     }
+
+
+def damaged(path: str) -> FormatError:
+    """Return the error for a file whose pages or metadata cannot be read."""
+    return FormatError(f"{printable(path)} cannot be read: the file is damaged or was cut short", path=path)
 
 
 def _base_of(files: Mapping[str, Place], folder: str) -> str:

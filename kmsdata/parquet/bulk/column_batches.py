@@ -20,9 +20,9 @@ from kmsdata.parquet.thrift import Struct, decode, value
 __all__ = ["OpenParquet", "categories", "column_batches", "in_parts", "open_parquet"]
 
 _BATCH = 8 << 20  # bytes of a column that are usually decoded at once
-_MOST = 64 << 20  # bytes of a column that are at most decoded at once, if a dictionary has long values
+_MOST = 32 << 20  # bytes of a column that are at most decoded at once, if a dictionary has long values
 _MOST_ROWS = 1 << 17  # rows that are decoded at once, also of columns whose values take almost no bytes
-_MOST_RATIO = 100  # of the sizes of a page larger than `_MOST` before and after decompression
+_MOST_RATIO = 100  # how much larger a page of more than `_MOST` may become when it is decompressed
 _HEADER = 4 << 10  # bytes of a page that are read to find its header
 
 _BYTE_ARRAY = 6
@@ -94,8 +94,11 @@ def open_parquet(place: Place, name: str | None = None) -> Iterator[OpenParquet]
             raise FormatError(f"{error} (the name of a CSV file must end in .csv)", path=path) from None
         with _arrow_errors(path):
             # With pre_buffer Arrow would read whole column chunks, which may be larger than memory.
-            reader = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-        if reader.schema_arrow.names != [name for name, _ in footer.columns]:
+            reader = pq.ParquetFile(
+                file, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+            )
+            names = reader.schema_arrow.names  # decoded only here
+        if names != [name for name, _ in footer.columns]:
             raise FormatError(
                 f"{path}: its Parquet schema and its Arrow schema have different columns", path=path
             )
@@ -168,7 +171,7 @@ def _arrow_errors(path: str, column: str | None = None) -> Iterator[None]:
     """Raise FormatError for Arrow's errors about damaged data. Errors of the system are not changed."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         # Arrow raises OSError for damaged data too, but only an error of the system has an errno.
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -132,7 +132,7 @@ def _compare(
             file=name,
         )
     entry: dict[str, Header] = {}
-    for text in {raw, inner}:
+    for text in (raw,) if raw == inner else (raw, inner):
         if text is None:
             continue
         try:
