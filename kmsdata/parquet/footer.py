@@ -15,11 +15,12 @@ The numbers are the field ids of parquet.thrift, in the Parquet format 2.12.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeAlias
 
 from kmsdata.errors import FormatError
+from kmsdata.keys.envelope import ENTRY
 from kmsdata.parquet.thrift import (
     BINARY,
     FALSE,
@@ -36,7 +37,7 @@ from kmsdata.parquet.thrift import (
 
 __all__ = [
     "MAGIC", "NOT_PARQUET", "Entry", "FileMetaData", "Footer",
-    "check_length", "ending", "page_range", "read_footer", "read_metadata",
+    "check_footer", "ending", "page_range", "read_footer", "read_metadata",
 ]  # fmt: skip
 
 MAGIC = b"PAR1"
@@ -49,6 +50,7 @@ _MODULAR = (
     "encrypted or signed by Parquet Modular Encryption, which kmsdata cannot change: the signature would "
     "become invalid, and kmsdata does not have the keys. Use the tools of the software that wrote the file"
 )
+_ONCE = (ENTRY, b"ARROW:schema")
 _TOO_LONG = (
     f"its footer has more than {_MOST_BYTES >> 20} MiB, and kmsdata reads no larger one. Write the data into "
     "several files, with fewer columns, row groups or metadata in each"
@@ -194,6 +196,8 @@ class FileMetaData:
                 "again with newer software"
             )
         metadata = cls(fields, *_columns(value(fields, 2)[1]))
+        entries = value(fields, _KEY_VALUES, (STRUCT, []))[1]
+        _check_entries((value(entry, 1), value(entry, 2)) for entry in entries)
         metadata._check_chunks(size)
         return metadata
 
@@ -274,18 +278,24 @@ def _naming(path: str) -> Iterator[None]:
         raise FormatError(f"{path}: {error}", path=path) from None
 
 
-def check_length(file: _Source, size: int, path: str) -> None:
-    """Raise FormatError if a file is no Parquet file, or its footer is too long to be read.
+def check_footer(file: _Source, size: int, path: str) -> None:
+    """Check what Arrow does not check when it parses a footer: its length, and entries that contradict.
 
-    For readers that leave the parsing to Arrow, which has no such limit.
+    Raises:
+        FormatError: not a Parquet file, one whose footer is too long, or one of Parquet Modular Encryption.
     """
     with _naming(path):
-        file.seek(max(0, size - 8))
-        tail = file.read(8)
-        if size < 12 or tail[4:] not in (MAGIC, _ENCRYPTED_MAGIC):
-            raise FormatError(NOT_PARQUET)
-        if int.from_bytes(tail[:4], "little") > _MOST_BYTES:
-            raise FormatError(_TOO_LONG)
+        data, _ = _find(file, size)
+        if any(data.count(key) > 1 for key in _ONCE):  # rare, and parsing is slow
+            _check_entries((entry.key, entry.value) for entry in Footer.parse(data).entries)
+
+
+def _check_entries(entries: Iterable[tuple[bytes, bytes | None]]) -> None:
+    """Refuse different entries of one name: software would disagree about which of them it reads."""
+    seen: dict[bytes, bytes | None] = {}
+    for key, text in entries:
+        if key in _ONCE and seen.setdefault(key, text) != text:
+            raise FormatError(f"its key-value metadata has different entries {key.decode()!r}")
 
 
 def _find(file: _Source, size: int) -> tuple[bytes, int]:

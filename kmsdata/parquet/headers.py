@@ -16,7 +16,7 @@ from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
-from kmsdata.parquet.footer import check_length
+from kmsdata.parquet.footer import check_footer
 from kmsdata.parquet.locations import FilePath, Place, dataset_files, open_file
 
 __all__ = ["DataFile", "damaged", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
@@ -102,7 +102,7 @@ def dataset_headers(
     files, single = dataset_files(path, filesystem)
     for name, file in files.items():
         with open_file(file) as opened:
-            check_length(opened, opened.size(), name)
+            check_footer(opened, opened.size(), name)
     # pandas.read_parquet reads names of folders as dictionaries (categories), so this does too.
     hive = ds.HivePartitioning.discover(infer_dictionary=True)
     names = {file.path: name for name, file in files.items()}
@@ -165,30 +165,55 @@ def headers_in(
     columns: Collection[str] | None = None,
     *,
     footer: Mapping[bytes, bytes] | None = None,
+    failed: dict[str, FormatError] | None = None,
 ) -> dict[str, Header]:
     """Return the headers of these columns (None: all), from the columns' types, otherwise from the entry.
 
     Arrow shows the file's ``kmsdata`` entry only if the Arrow schema contains it. Other writers store it only
     in the footer.
+
+    Args:
+        schema: the file's Arrow schema.
+        path: its name, for errors.
+        columns: names of columns.
+        footer: its key-value metadata.
+        failed: collects the errors by column; None: raise the first.
+
+    Raises:
+        FormatError: a header is malformed, or the copies of a column's header differ.
     """
     headers: dict[str, Header] = {}
+    bad: dict[str, FormatError] = {}
     fields = [field for field in schema if columns is None or field.name in columns]
-    try:
-        for field in fields:
-            if isinstance(field.type, EncryptedType):
-                try:
-                    headers[field.name] = field.type.dtype.header
-                except FormatError as error:
-                    raise error.with_facts(column=field.name) from None
-        entry = (schema.metadata or {}).get(ENTRY) or (footer or {}).get(ENTRY)
-        lost = [field.name for field in fields if _is_binary(field.type)]
-        if entry is not None and lost:
-            recorded = parse_file(entry.decode("utf-8", "surrogateescape"))
-            headers |= {name: header for name, header in recorded.items() if name in lost}
-    except FormatError as error:
-        where = f"{path}: column {error.column!r}" if error.column else path
-        raise located(error, where, path=path) from None
-    return headers
+    for field in fields:
+        if isinstance(field.type, EncryptedType):
+            try:
+                headers[field.name] = field.type.dtype.header
+            except FormatError as error:
+                bad[field.name] = located(error, f"{path}: column {field.name!r}", path=path, column=field.name)
+    lost = {field.name for field in fields if _is_binary(field.type)}
+    texts = [(schema.metadata or {}).get(ENTRY), (footer or {}).get(ENTRY)]
+    for text in dict.fromkeys(text for text in texts if text and (lost or headers)):
+        try:
+            recorded = parse_file(text.decode("utf-8", "surrogateescape"))
+        except FormatError as error:
+            where = f"{path}: column {error.column!r}" if error.column else path
+            # A verification reports a malformed entry itself, and the columns whose types have headers too.
+            concerned = [*headers, *lost] if failed is None else lost
+            bad |= {name: located(error, where, path=path) for name in concerned}
+            continue
+        for name in recorded.keys() & {*headers, *lost}:
+            if headers.setdefault(name, recorded[name]).columns != recorded[name].columns:
+                bad[name] = FormatError(
+                    f"{path}: column {name!r}: its type and the file's 'kmsdata' entry describe it differently",
+                    path=path,
+                    column=name,
+                )
+    if bad and failed is None:
+        raise next(iter(bad.values()))
+    if failed is not None:
+        failed |= bad
+    return {name: header for name, header in headers.items() if name not in bad}
 
 
 def _is_binary(dtype: pa.DataType) -> bool:

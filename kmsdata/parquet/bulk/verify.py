@@ -56,7 +56,10 @@ def _file(name: str, parquet: OpenParquet, findings: Findings, bar: Progress) ->
     """Verify one file; return its number of rows."""
     schema, metadata = parquet.schema, parquet.reader.metadata
     before = len(findings.failures)
-    headers = _headers(name, schema, findings, metadata.metadata)
+    failed: dict[str, FormatError] = {}
+    headers = headers_in(schema, name, footer=metadata.metadata, failed=failed)
+    for column, error in failed.items():
+        findings.fail(str(error), column, file=name)
     malformed = {failure.column for failure in findings.failures[before:]}
     for column in findings.wanted:
         if column not in headers and column not in malformed:
@@ -105,19 +108,6 @@ def _group(
             findings.fail(f"{len(rows):,} rows are expected, but {done:,} were found", column, **where)
 
 
-def _headers(
-    name: str, schema: pa.Schema, findings: Findings, entries: Mapping[bytes, bytes] | None
-) -> dict[str, Header]:
-    """Return the headers that a reader would use; a malformed one is a failure of its column only."""
-    headers: dict[str, Header] = {}
-    for column in dict.fromkeys(schema.names):
-        try:
-            headers |= headers_in(schema, name, {column}, footer=entries)
-        except FormatError as error:
-            findings.fail(str(error), column, file=name)
-    return headers
-
-
 def _compare(
     name: str, schema: pa.Schema, metadata: Any, headers: Mapping[str, Header], findings: Findings
 ) -> None:
@@ -158,10 +148,6 @@ def _compare(
     for column, header in typed.items():
         if column not in entry:
             findings.fail("it is missing in the file's 'kmsdata' entry", column, file=name)
-        elif entry[column].columns != header.columns:
-            findings.fail(
-                "its type and the file's 'kmsdata' entry describe it differently", column, file=name
-            )
         elif any(said[item.data_key] != meant[item.data_key] for item in header.columns):
             findings.fail(
                 "its type and the file's 'kmsdata' entry contain different wrapped keys", column, file=name
