@@ -41,15 +41,19 @@ def naming(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iterator[BinaryIO]:
+def whole_file(
+    path: str | os.PathLike[str], *, mode: int | None = None, new_mode: int = 0o666
+) -> Iterator[BinaryIO]:
     """Open a file that replaces ``path`` when the block ends, and is deleted if the block raises.
 
     The file is written next to the target under a temporary name, synced to disk, then renamed. A POSIX
     rename is atomic: at any time, even after a crash, a reader of ``path`` sees the old file or the new one.
+    The temporary file is readable for its owner only.
 
     Args:
         path: the target; ``~`` and a symbolic link are followed.
-        mode: permissions, set at creation; None: those of the file it replaces, otherwise the umask's.
+        mode: permissions; None: those of the file it replaces, otherwise ``new_mode`` less the umask.
+        new_mode: permissions if it replaces no file.
 
     Raises:
         OSError: as for any file; or ``path`` is not a regular file (device, folder) and is left unchanged.
@@ -66,16 +70,16 @@ def whole_file(path: str | os.PathLike[str], *, mode: int | None = None) -> Iter
     before = target.stat() if target.exists() else None
     if before is not None and not stat.S_ISREG(before.st_mode):
         raise OSError(errno.EEXIST, "cannot write here: it is a folder or device, not a file", str(target))
-    # Its permissions are never wider than those of the replaced file, not even while it is being written.
-    first = mode if mode is not None else 0o666 if before is None else 0o600
     made: list[Path] = []
     try:
-        with naming(target), os.fdopen(_beside(target, first, made), "wb") as file:
+        if mode is None:
+            mode = stat.S_IMODE(before.st_mode) if before is not None else _masked(target, new_mode, made)
+        with naming(target), os.fdopen(_beside(target, 0o600, made), "wb") as file:
             (temporary,) = made
             yield file
             file.flush()
-            if mode is None and before is not None:
-                temporary.chmod(stat.S_IMODE(before.st_mode))
+            if mode != 0o600:
+                temporary.chmod(mode)
             os.fsync(file.fileno())
             if fcntl is not None:  # while it is locked: after that `sweep` of another process may remove it
                 temporary.replace(target)
@@ -111,6 +115,16 @@ def _beside(target: Path, mode: int, made: list[Path]) -> int:
             raise OSError(error.errno, error.strerror, str(target)) from None
         if claim(handle):
             return handle
+        os.close(handle)
+
+
+def _masked(target: Path, mode: int, made: list[Path]) -> int:
+    """Return these permissions less the umask, which only a new file shows without changing it."""
+    handle = _beside(target, mode, made)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        made[0].unlink()
         os.close(handle)
 
 

@@ -1,6 +1,7 @@
 """Files that appear whole: also while other processes sweep the same folder."""
 
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -106,3 +107,32 @@ def test_a_sweep_removes_only_what_kmsdata_made(tmp_path):
         "link", ".kmsdata-2-0.tmp", ".kmsdata-3-0.tmp", ".kmsdata-backup.tmp", ".kmsdata-notes.tmp",
     }  # fmt: skip
     assert left_by_a_killed_process(outside).exists()
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077, 0o000])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_only_the_owner_reads_a_file_before_it_is_complete(tmp_path, umask):
+    for old, kept in ((None, 0o666 & ~umask), (0o640, 0o640), (0o604, 0o604), (0o400, 0o400)):
+        target = tmp_path / f"{old}"
+        if old is not None:
+            target.touch()
+            target.chmod(old)
+        with whole_file(target) as file:
+            file.write(b"secret")
+            file.flush()
+            (temporary,) = tmp_path.glob(".kmsdata*")
+            assert mode_of(temporary) == 0o600
+        assert mode_of(target) == kept
+    with whole_file(tmp_path / "narrow", new_mode=0o640):
+        pass
+    assert mode_of(tmp_path / "narrow") == 0o640 & ~umask
+    assert not list(tmp_path.glob(".kmsdata*"))

@@ -18,7 +18,7 @@ from kmsdata.frames.verify import Findings, verify_cells
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import DataKeys
 from kmsdata.parquet.read import FilePath
-from kmsdata.parquet.verify import verify_path
+from kmsdata.parquet.bulk.verify import verify_path
 
 __all__ = ["verify"]
 

@@ -25,6 +25,7 @@ from kmsdata.frames.search import Literals, literals, require_deterministic
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
+from kmsdata.parquet.headers import damaged
 
 __all__ = ["FileSearch", "filter_terms"]
 
@@ -97,7 +98,7 @@ class FileSearch:
         Raises:
             TamperedError, WrongKeyError: a value in a filter's column that is not a cell of it.
             TypeError: a filter's value that the column cannot contain.
-            FormatError: the file was replaced after its header was read.
+            FormatError: the file is damaged, or was replaced after its header was read.
         """
         # The file is read several times. It is opened once, so that a file which replaces it meanwhile cannot
         # contribute some of the rows.
@@ -110,8 +111,13 @@ class FileSearch:
             # pre_buffer (Arrow's default) saves requests on remote filesystems. On a local disk it only costs
             # memory, and therefore time.
             local = isinstance(fragment.filesystem, pafs.LocalFileSystem)
-            how = ds.ParquetFragmentScanOptions(pre_buffer=not local)
-            return self._rows(opened, schema, headers, columns, how)
+            how = ds.ParquetFragmentScanOptions(pre_buffer=not local, page_checksum_verification=True)
+            try:
+                return self._rows(opened, schema, headers, columns, how)
+            except OSError as error:
+                if error.errno is not None:  # an error of the system: Arrow's have none
+                    raise
+                raise damaged(fragment.path) from error
 
     def _rows(
         self, file: Any, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str], how: Any

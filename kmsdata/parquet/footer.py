@@ -15,11 +15,12 @@ The numbers are the field ids of parquet.thrift, in the Parquet format 2.12.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeAlias
 
 from kmsdata.errors import FormatError
+from kmsdata.keys.envelope import ENTRY
 from kmsdata.parquet.thrift import (
     BINARY,
     FALSE,
@@ -36,18 +37,23 @@ from kmsdata.parquet.thrift import (
 
 __all__ = [
     "MAGIC", "NOT_PARQUET", "Entry", "FileMetaData", "Footer",
-    "ending", "page_range", "read_footer", "read_metadata",
+    "check_footer", "ending", "page_range", "read_footer", "read_metadata",
 ]  # fmt: skip
 
 MAGIC = b"PAR1"
 NOT_PARQUET = "not a Parquet file, or it was cut short"
 
 _ENCRYPTED_MAGIC = b"PARE"
-_MOST_BYTES = 256 << 20  # a limit on memory, far above the footers of real files
+_MOST_BYTES = 32 << 20  # a limit on time and memory, far above the footers of real files
 _TAIL = 64 << 10  # bytes read first: most footers are shorter, so a remote file takes one request less
 _MODULAR = (
     "encrypted or signed by Parquet Modular Encryption, which kmsdata cannot change: the signature would "
     "become invalid, and kmsdata does not have the keys. Use the tools of the software that wrote the file"
+)
+_ONCE = (ENTRY, b"ARROW:schema")
+_TOO_LONG = (
+    f"its footer has more than {_MOST_BYTES >> 20} MiB, and kmsdata reads no larger one. Write the data into "
+    "several files, with fewer columns, row groups or metadata in each"
 )
 _OLD = (b"parquet-cpp version 1.0", b"parquet-cpp version 1.1", b"parquet-cpp version 1.2")
 
@@ -57,11 +63,11 @@ _KEY_VALUES = 5
 # The fields used of each struct: those that it must have, and the types of all that are used. A Python list
 # means a list of structs.
 _Kinds: TypeAlias = "tuple[set[int], dict[int, Any]]"
-_ELEMENT: _Kinds = {4}, {4: BINARY, 5: I32}
+_ELEMENT: _Kinds = {4}, {1: I32, 2: I32, 4: BINARY, 5: I32}
 _SORTING: _Kinds = {1}, {1: I32}
 _META: _Kinds = (
     {2, 5, 6, 7, 9},
-    {2: LIST, 5: I64, 6: I64, 7: I64, 9: I64, 10: I64, 11: I64, 14: I64, 15: I32},
+    {2: LIST, 4: I32, 5: I64, 6: I64, 7: I64, 9: I64, 10: I64, 11: I64, 14: I64, 15: I32},
 )
 _CHUNK: _Kinds = set(), {2: I64, 3: _META, 4: I64, 5: I32, 6: I64, 7: I32}
 _GROUP: _Kinds = {1, 3}, {1: [_CHUNK], 2: I64, 3: I64, 4: [_SORTING], 5: I64, 6: I64}
@@ -149,7 +155,7 @@ class Footer:
             at = entry.stop
         out += self.data[at:]
         if len(out) > _MOST_BYTES:
-            refuse(f"it would have more than {_MOST_BYTES >> 20} MiB")
+            raise FormatError(_TOO_LONG)
         return bytes(out)
 
 
@@ -190,6 +196,8 @@ class FileMetaData:
                 "again with newer software"
             )
         metadata = cls(fields, *_columns(value(fields, 2)[1]))
+        entries = value(fields, _KEY_VALUES, (STRUCT, []))[1]
+        _check_entries((value(entry, 1), value(entry, 2)) for entry in entries)
         metadata._check_chunks(size)
         return metadata
 
@@ -270,6 +278,26 @@ def _naming(path: str) -> Iterator[None]:
         raise FormatError(f"{path}: {error}", path=path) from None
 
 
+def check_footer(file: _Source, size: int, path: str) -> None:
+    """Check what Arrow does not check when it parses a footer: its length, and entries that contradict.
+
+    Raises:
+        FormatError: not a Parquet file, one whose footer is too long, or one of Parquet Modular Encryption.
+    """
+    with _naming(path):
+        data, _ = _find(file, size)
+        if any(data.count(key) > 1 for key in _ONCE):  # rare, and parsing is slow
+            _check_entries((entry.key, entry.value) for entry in Footer.parse(data).entries)
+
+
+def _check_entries(entries: Iterable[tuple[bytes, bytes | None]]) -> None:
+    """Refuse different entries of one name: software would disagree about which of them it reads."""
+    seen: dict[bytes, bytes | None] = {}
+    for key, text in entries:
+        if key in _ONCE and seen.setdefault(key, text) != text:
+            raise FormatError(f"its key-value metadata has different entries {key.decode()!r}")
+
+
 def _find(file: _Source, size: int) -> tuple[bytes, int]:
     """Return the bytes of the FileMetaData, and where they begin in the file."""
     file.seek(0)
@@ -284,7 +312,7 @@ def _find(file: _Source, size: int) -> tuple[bytes, int]:
     if not 0 < length <= size - 12:
         refuse("its length is more than the file has")
     if length > _MOST_BYTES:
-        refuse(f"it has more than {_MOST_BYTES >> 20} MiB")
+        raise FormatError(_TOO_LONG)
     start = size - 8 - length
     data = tail[-8 - length : -8]
     if length > len(tail) - 8:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
+from kmsdata.display.tables import printable
 from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
-from kmsdata.parquet.locations import FilePath, Place, dataset_files
+from kmsdata.parquet.footer import check_footer
+from kmsdata.parquet.locations import FilePath, Place, dataset_files, open_file
 
-__all__ = ["DataFile", "dataset_headers", "files_of", "headers_in", "naming_the_file", "read_headers"]
+__all__ = ["DataFile", "damaged", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
 
 
 @contextlib.contextmanager
@@ -68,13 +70,6 @@ def read_headers(
     return merged
 
 
-def files_of(path: FilePath, filesystem: Any) -> list[tuple[str, Any]]:
-    """List the files of a dataset by path without opening any, so that an error concerns only one of them."""
-    files, _ = dataset_files(path, filesystem)
-    parquet = ds.ParquetFileFormat()
-    return [(name, parquet.make_fragment(file.path, file.filesystem)) for name, file in files.items()]
-
-
 @dataclass(frozen=True)
 class DataFile:
     """A file of a dataset, of which only the footer was read.
@@ -105,6 +100,9 @@ def dataset_headers(
         FormatError: a file is not a Parquet file, or a header is malformed.
     """
     files, single = dataset_files(path, filesystem)
+    for name, file in files.items():
+        with open_file(file) as opened:
+            check_footer(opened, opened.size(), name)
     # pandas.read_parquet reads names of folders as dictionaries (categories), so this does too.
     hive = ds.HivePartitioning.discover(infer_dictionary=True)
     names = {file.path: name for name, file in files.items()}
@@ -121,12 +119,12 @@ def dataset_headers(
             inside = fragment.physical_schema.names
             keys = [key for key in ds.get_partition_keys(fragment.partition_expression) if key not in inside]
             found[names[fragment.path]] = fragment, [dataset.schema.field(key) for key in keys]
-    except pa.ArrowInvalid as error:
-        # Arrow has one error type for all malformed input; only its text tells a bad file from other errors.
-        if not re.search("magic|footer|Parquet file size|not a Parquet", str(error)):
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if (bad := _unreadable(files)) is None:
             raise
-        bad = _unreadable(path, filesystem)
-        raise FormatError(f"{bad} is not a Parquet file, or it was cut short", path=bad) from error
+        raise FormatError(
+            f"{bad} is not a Parquet file, or its footer is damaged or was cut short", path=bad
+        ) from error
     return {
         name: DataFile(
             fragment,
@@ -137,20 +135,28 @@ def dataset_headers(
     }
 
 
+def damaged(path: str) -> FormatError:
+    """Return the error for a file whose pages or metadata cannot be read."""
+    return FormatError(f"{printable(path)} cannot be read: the file is damaged or was cut short", path=path)
+
+
 def _base_of(files: Mapping[str, Place], folder: str) -> str:
     """Return the folder's path as the filesystem lists it: some leave out the slash at its beginning."""
     listed = next(iter(files.values())).path
     return folder if listed.startswith(folder) else folder.lstrip("/")
 
 
-def _unreadable(path: FilePath, filesystem: Any) -> str:
-    """Return the name of the first file that cannot be read: Arrow's error does not say which one it is."""
-    for name, fragment in files_of(path, filesystem):
+def _unreadable(files: Mapping[str, Place]) -> str | None:
+    """Return the name of the first file whose footer cannot be read: Arrow's error does not say which one."""
+    for name, file in files.items():
         try:
-            fragment.physical_schema  # noqa: B018 - reads the footer
-        except (pa.ArrowException, OSError):
+            with open_file(file) as opened:
+                pq.ParquetFile(opened).schema_arrow.names  # noqa: B018 - decodes the names
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # an error of the system: Arrow raises OSError for damaged data too
             return name
-    return str(path)
+    return None
 
 
 def headers_in(
@@ -159,30 +165,55 @@ def headers_in(
     columns: Collection[str] | None = None,
     *,
     footer: Mapping[bytes, bytes] | None = None,
+    failed: dict[str, FormatError] | None = None,
 ) -> dict[str, Header]:
     """Return the headers of these columns (None: all), from the columns' types, otherwise from the entry.
 
     Arrow shows the file's ``kmsdata`` entry only if the Arrow schema contains it. Other writers store it only
     in the footer.
+
+    Args:
+        schema: the file's Arrow schema.
+        path: its name, for errors.
+        columns: names of columns.
+        footer: its key-value metadata.
+        failed: collects the errors by column; None: raise the first.
+
+    Raises:
+        FormatError: a header is malformed, or the copies of a column's header differ.
     """
     headers: dict[str, Header] = {}
+    bad: dict[str, FormatError] = {}
     fields = [field for field in schema if columns is None or field.name in columns]
-    try:
-        for field in fields:
-            if isinstance(field.type, EncryptedType):
-                try:
-                    headers[field.name] = field.type.dtype.header
-                except FormatError as error:
-                    raise error.with_facts(column=field.name) from None
-        entry = (schema.metadata or {}).get(ENTRY) or (footer or {}).get(ENTRY)
-        lost = [field.name for field in fields if _is_binary(field.type)]
-        if entry is not None and lost:
-            recorded = parse_file(entry.decode("utf-8", "surrogateescape"))
-            headers |= {name: header for name, header in recorded.items() if name in lost}
-    except FormatError as error:
-        where = f"{path}: column {error.column!r}" if error.column else path
-        raise located(error, where, path=path) from None
-    return headers
+    for field in fields:
+        if isinstance(field.type, EncryptedType):
+            try:
+                headers[field.name] = field.type.dtype.header
+            except FormatError as error:
+                bad[field.name] = located(error, f"{path}: column {field.name!r}", path=path, column=field.name)
+    lost = {field.name for field in fields if _is_binary(field.type)}
+    texts = [(schema.metadata or {}).get(ENTRY), (footer or {}).get(ENTRY)]
+    for text in dict.fromkeys(text for text in texts if text and (lost or headers)):
+        try:
+            recorded = parse_file(text.decode("utf-8", "surrogateescape"))
+        except FormatError as error:
+            where = f"{path}: column {error.column!r}" if error.column else path
+            # A verification reports a malformed entry itself, and the columns whose types have headers too.
+            concerned = [*headers, *lost] if failed is None else lost
+            bad |= {name: located(error, where, path=path) for name in concerned}
+            continue
+        for name in recorded.keys() & {*headers, *lost}:
+            if headers.setdefault(name, recorded[name]).columns != recorded[name].columns:
+                bad[name] = FormatError(
+                    f"{path}: column {name!r}: its type and the file's 'kmsdata' entry describe it differently",
+                    path=path,
+                    column=name,
+                )
+    if bad and failed is None:
+        raise next(iter(bad.values()))
+    if failed is not None:
+        failed |= bad
+    return {name: header for name, header in headers.items() if name not in bad}
 
 
 def _is_binary(dtype: pa.DataType) -> bool:

@@ -9,32 +9,41 @@ import contextlib
 import errno
 import fnmatch
 import os
+import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kmsdata.atomic_files import claim, naming, temporary_name, whole_file
+from kmsdata.display.tables import printable
+from kmsdata.errors import FormatError
 from kmsdata.keys.data_key import random_bytes
 
 __all__ = [
     "FilePath",
     "Place",
+    "Refused",
     "dataset_files",
     "files_at",
     "folders_at",
     "is_sidecar",
+    "open_file",
+    "open_local",
     "stamp",
     "whole",
     "whole_folder",
 ]
 
 _SIDECARS = ("_metadata", "_common_metadata")
+_LINK = "a link, and links in a folder are not followed. Replace it by the file, or name the file itself"
+_SPECIAL = "not a regular file"
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 
@@ -47,11 +56,13 @@ class Place:
         filesystem: a pyarrow filesystem.
         path: the path in it, without a ``/`` at the end.
         folder: whether the caller wrote it with a ``/`` at the end.
+        root: the folder in which it was found, if the caller named that folder: links below are not followed.
     """
 
     filesystem: Any
     path: str
     folder: bool = False
+    root: str | None = None
 
     @classmethod
     def of(cls, path: FilePath, filesystem: Any = None) -> Place:
@@ -69,6 +80,7 @@ class Place:
                 )
             text = filesystem._strip_protocol(text)
             filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
+        filesystem, text = _as_local(filesystem, text)
         if isinstance(filesystem, pafs.LocalFileSystem):
             text = str(Path(text).absolute())
         return cls(filesystem, text.rstrip("/") or "/", folder)
@@ -99,6 +111,18 @@ class Place:
         return self.path
 
 
+def _as_local(filesystem: Any, path: str) -> tuple[Any, str]:
+    """Return Arrow's local filesystem for others that access the same files, which would follow links."""
+    if isinstance(filesystem, pafs.SubTreeFileSystem) and isinstance(
+        filesystem.base_fs, pafs.LocalFileSystem
+    ):
+        return filesystem.base_fs, f"{filesystem.base_path.rstrip('/')}/{path.strip('/')}"
+    handler = getattr(filesystem, "handler", None)
+    if isinstance(handler, pafs.FSSpecHandler) and type(handler.fs).__name__ == "LocalFileSystem":
+        return pafs.LocalFileSystem(), path
+    return filesystem, path
+
+
 def _from_url(url: str) -> tuple[Any, str]:
     """Return the filesystem of a URL and the path in it: one of pyarrow, otherwise one of fsspec."""
     try:
@@ -115,7 +139,13 @@ def _from_url(url: str) -> tuple[Any, str]:
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
-def files_at(place: Place, *, patterns: bool = True, sidecars: bool = False) -> tuple[dict[str, Place], bool]:
+Refused: TypeAlias = "dict[str, OSError | FormatError]"
+"""What a listing refuses, by path below the folder: links, special files, and names that are no paths."""
+
+
+def files_at(
+    place: Place, *, patterns: bool = True, sidecars: bool = False, refused: Refused | None = None
+) -> tuple[dict[str, Place], bool]:
     """List the files of a path: the file itself, those in a folder, or those that match a pattern.
 
     In folders, names that begin with ``.`` or ``_`` are ignored, as readers of datasets do. So ``_metadata``
@@ -125,74 +155,192 @@ def files_at(place: Place, *, patterns: bool = True, sidecars: bool = False) -> 
         place: a file, a folder, or a pattern with ``*``, ``?``, ``[...]`` and ``**``.
         patterns: whether it may be a pattern.
         sidecars: list ``_metadata`` and ``_common_metadata`` too.
+        refused: collects what must not be read; None: raise the first of these errors.
 
     Returns:
         The files by their path below the folder, in order; and whether the path is one file.
 
     Raises:
         FileNotFoundError: there is no file.
+        OSError: the path or something in the folder is a link, device or pipe, or cannot be listed.
+        FormatError: a name in the folder is no relative path, so that it could lead out of a folder.
     """
     kind = place.kind
     if kind == pafs.FileType.File:
         return {place.path.rpartition("/")[2]: place}, True
+    if kind == pafs.FileType.Unknown:
+        raise OSError(errno.EINVAL, _SPECIAL, place.path)
     base, pattern = place.path, "**"
     if patterns and kind == pafs.FileType.NotFound and any(letter in place.path for letter in "*?["):
         parts = place.path.split("/")
         first = next(number for number, part in enumerate(parts) if any(letter in part for letter in "*?["))
         base, pattern = "/".join(parts[:first]) or "/", "/".join(parts[first:])
-    found = {
-        relative: other
-        for relative, other in _inside(replace(place, path=base), pafs.FileType.File)
-        if not any(_is_hidden(part, sidecars) for part in relative.split("/"))
-        and _matches(relative.split("/"), pattern.split("/"))
-    }
-    if not found:
+    folder = replace(place, path=base)
+    found: dict[str, Place] = {}
+    bad: Refused = {}
+    for relative, what in _inside(folder):
+        parts = relative.split("/")
+        whole_match = _matches(parts, pattern.split("/"))
+        if any(_is_hidden(part, sidecars) for part in parts) or not (
+            whole_match or _may_lead(parts, pattern.split("/"))
+        ):
+            continue
+        if isinstance(what, (OSError, FormatError)):
+            bad[relative] = what
+        elif what.type == pafs.FileType.File and whole_match:
+            found[relative] = replace(place, path=what.path, folder=False, root=base)
+    if bad and refused is None:
+        raise bad[min(bad)]
+    if not found and not bad:
         raise FileNotFoundError(errno.ENOENT, "there is no file", place.path)
+    if refused is not None:
+        refused |= bad
     return dict(sorted(found.items())), False
 
 
 def folders_at(place: Place) -> list[str]:
-    """List the folders in a folder by their path below it, hidden ones too."""
-    return [relative for relative, _ in _inside(place, pafs.FileType.Directory)]
+    """List the folders in a folder by their path below it, also hidden ones, but not those inside these."""
+    return [
+        relative
+        for relative, what in _inside(place)
+        if isinstance(what, pafs.FileInfo) and what.type == pafs.FileType.Directory
+    ]
 
 
 def dataset_files(
-    path: FilePath, filesystem: Any, *, sidecars: bool = False
+    path: FilePath, filesystem: Any, *, sidecars: bool = False, refused: Refused | None = None
 ) -> tuple[dict[str, Place], bool]:
     """List the files of a dataset by their names for messages; also return whether it is one file.
 
     Local files are named by the path that the caller gave, others by their path in the filesystem.
+    ``refused`` is as for `files_at`, by the same names.
     """
     place = Place.of(path, filesystem)
     shown = place.path
-    if place.local and "://" not in str(path):
+    if place.local and "://" not in str(path) and filesystem is None:
         shown = str(Path(path).expanduser())
+    bad: Refused | None = None if refused is None else {}
     try:
-        files, single = files_at(place, patterns=False, sidecars=sidecars)
+        files, single = files_at(place, patterns=False, sidecars=sidecars, refused=bad)
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
     if single:
         return {shown: place}, True
-    return {f"{shown.rstrip('/')}/{relative}": file for relative, file in files.items()}, False
+    shown = shown.rstrip("/")
+    if refused is not None:
+        refused |= {f"{shown}/{relative}": error for relative, error in (bad or {}).items()}
+    return {f"{shown}/{relative}": file for relative, file in files.items()}, False
 
 
-def _inside(place: Place, kind: pafs.FileType) -> Iterator[tuple[str, Place]]:
-    """List what there is of a kind in a folder, however deep, by the path below it."""
+def _inside(place: Place) -> Iterator[tuple[str, pafs.FileInfo | OSError | FormatError]]:
+    """List what is in a folder, however deep, by the path below it; an error for what must not be read."""
+    for relative, what in _listed_locally(place.path) if place.local else _listed(place):
+        try:
+            _check_relative(relative, place.path)
+        except FormatError as error:
+            yield relative, error
+            continue
+        if isinstance(what, pafs.FileInfo) and what.type == pafs.FileType.Unknown:
+            what = OSError(errno.EINVAL, _SPECIAL, what.path)
+        yield relative, what
+
+
+def _listed(place: Place) -> Iterator[tuple[str, pafs.FileInfo]]:
+    """List a folder of a filesystem that has no links."""
     # Some filesystems list paths without the slash that the folder's own path begins with.
     base = place.path.strip("/")
     selector = pafs.FileSelector(place.path, allow_not_found=True, recursive=True)
     for info in place.filesystem.get_file_info(selector):
-        path = info.path.lstrip("/")
-        if base and not path.startswith(f"{base}/"):
-            raise OSError(errno.EIO, f"the filesystem lists {info.path}, which is outside", place.path)
-        if info.type == kind:
-            yield path[len(base) :].lstrip("/"), replace(place, path=info.path, folder=False)
+        path = info.path.removeprefix("/")
+        if base and not f"{path}/".startswith(f"{base}/"):
+            raise OSError(errno.EIO, f"the filesystem lists {info.path!r}, which is outside", place.path)
+        relative = path[len(base) + 1 :] if base else path
+        # Object stores may contain an empty object whose name ends in a slash, for a folder.
+        if relative and not (relative.endswith("/") and not info.size):
+            yield relative, info
 
 
-def _check_relative(relative: str) -> None:
-    """Refuse a path that would leave the folder that it is joined to."""
-    if any(part in ("", ".", "..") for part in relative.split("/")):
-        raise ValueError(f"{relative!r} is not the path of a file below the target")
+def _listed_locally(folder: str) -> Iterator[tuple[str, pafs.FileInfo | OSError]]:
+    """List a local folder; Arrow would follow links, and leave out those that lead nowhere."""
+    waiting = [(folder, "")]
+    while waiting:
+        here, above = waiting.pop()
+        try:
+            with os.scandir(here) as entries:
+                listed = list(entries)
+        except FileNotFoundError:
+            continue  # removed meanwhile, or there is no such folder
+        except NotADirectoryError:
+            continue
+        except OSError as error:
+            yield above.rstrip("/"), error
+            continue
+        for entry in listed:
+            relative = above + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield relative, pafs.FileInfo(entry.path, pafs.FileType.Directory)
+                if not _is_hidden(entry.name, sidecars=False):
+                    waiting.append((entry.path, f"{relative}/"))
+            elif entry.is_symlink():
+                yield relative, OSError(errno.ELOOP, _LINK, entry.path)
+            elif entry.is_file(follow_symlinks=False):
+                yield relative, pafs.FileInfo(entry.path, pafs.FileType.File)
+            else:
+                yield relative, OSError(errno.EINVAL, _SPECIAL, entry.path)
+
+
+def _check_relative(relative: str, folder: str) -> None:
+    """Refuse a path that would leave the folder that it is joined to, on any system."""
+    for part in relative.split("/"):
+        if part in ("", ".", "..") or "\\" in part or "\0" in part or re.match("[A-Za-z]:", part):
+            break
+        if any(0xD800 <= ord(character) < 0xE000 for character in part):  # bytes that are not UTF-8
+            break
+    else:
+        return
+    raise FormatError(
+        f"{printable(folder)} contains the name {relative!r}, which is not the path of a file below it. "
+        "Rename the file first",
+        path=printable(folder),
+    )
+
+
+def open_file(place: Place) -> pa.NativeFile:
+    """Open a file for reading; it must be a regular file, and links below ``root`` are not followed."""
+    if place.local:
+        return pa.PythonFile(open_local(place), mode="r")
+    return place.filesystem.open_input_file(place.path)
+
+
+def open_local(place: Place) -> BinaryIO:
+    """Open a local file for reading, as `open_file` does, as a Python file.
+
+    Raises:
+        OSError: there is no such file, or it is a link, device or pipe. A pipe never blocks.
+    """
+    # O_NONBLOCK: opening a pipe would wait for a writer. Windows has none of these flags.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        if place.root is None or os.open not in os.supports_dir_fd:
+            handle = os.open(place.path, flags)
+        else:
+            *folders, name = place.path[len(place.root) :].strip("/").split("/")
+            above = os.open(place.root, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                for folder in folders:
+                    inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+                    os.close(above)
+                    above = inner
+                handle = os.open(name, flags | os.O_NOFOLLOW, dir_fd=above)
+            finally:
+                os.close(above)
+    except OSError as error:  # name the whole path
+        why = _LINK if error.errno == errno.ELOOP else error.strerror
+        raise OSError(error.errno, why, place.path) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, _SPECIAL, place.path)
+    return os.fdopen(handle, "rb")
 
 
 def is_sidecar(name: str) -> bool:
@@ -201,7 +349,17 @@ def is_sidecar(name: str) -> bool:
 
 
 def _is_hidden(part: str, sidecars: bool) -> bool:
-    return part.startswith((".", "_")) and not (sidecars and part in _SIDECARS)
+    return part.startswith((".", "_")) and part not in (".", "..") and not (sidecars and part in _SIDECARS)
+
+
+def _may_lead(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Tell whether a folder of this path may contain files that match the pattern."""
+    for part, wanted in zip(parts, pattern, strict=False):
+        if wanted == "**":
+            return True
+        if not fnmatch.fnmatchcase(part, wanted):
+            return False
+    return len(parts) < len(pattern)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -230,10 +388,13 @@ def stamp(place: Place) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def whole(place: Place) -> Iterator[Any]:
-    """Open a temporary file for writing; it replaces the target when the block ends, unless that raises."""
+def whole(place: Place, source: Place | None = None) -> Iterator[Any]:
+    """Open a temporary file for writing; it replaces the target when the block ends, unless that raises.
+
+    A new local file has no wider permissions than ``source``, the file that it is made from.
+    """
     if place.local:
-        with whole_file(place.path) as file:
+        with whole_file(place.path, new_mode=_mode(source)) as file:
             yield file
         return
     folder, _, name = place.path.rpartition("/")
@@ -250,22 +411,28 @@ def whole(place: Place) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def whole_folder(place: Place) -> Iterator[Callable[[str], AbstractContextManager[Any]]]:
+def whole_folder(
+    place: Place, root: str | None = None
+) -> Iterator[Callable[..., AbstractContextManager[Any]]]:
     """Open files of a folder for writing, by their path below it. On an error, new files are removed.
+
+    Files are opened with their path below it, and the file that they are made from. New local files and
+    folders have no wider permissions than those that they are made from (the folder itself than ``root``),
+    and nobody else can read them before the block ends.
 
     On the local filesystem all files appear when the block ends: by one rename of the folder if it did not
     exist, otherwise by one rename per file. On other filesystems each file appears when it is complete.
     """
     if place.local:
-        with _staged(Path(place.path)) as staging:
-            yield lambda relative: _opened(staging, Path(place.path), relative)
+        with _staged(Path(place.path), _folder_mode(root)) as staging:
+            yield lambda relative, source=None: _opened(staging, Path(place.path), relative, source)
         return
     existed = place.kind == pafs.FileType.Directory
     new: list[Place] = []
 
     @contextlib.contextmanager
-    def one(relative: str) -> Iterator[Any]:
-        _check_relative(relative)
+    def one(relative: str, source: Place | None = None) -> Iterator[Any]:
+        _check_relative(relative, place.path)
         target = place / relative
         there = target.kind != pafs.FileType.NotFound
         if "/" in relative or not existed:
@@ -289,17 +456,36 @@ def whole_folder(place: Place) -> Iterator[Callable[[str], AbstractContextManage
 
 
 @contextlib.contextmanager
-def _opened(staging: Path, folder: Path, relative: str) -> Iterator[Any]:
-    _check_relative(relative)
+def _opened(staging: Path, folder: Path, relative: str, source: Place | None) -> Iterator[Any]:
+    _check_relative(relative, str(folder))
     path, target = staging / relative, folder / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(target), path.open("xb") as file:
+    its = Path(source.path).parents if source is not None and source.local else ()
+    for number, inner in reversed(list(enumerate(Path(relative).parents[:-1]))):  # the outermost first
+        if not (staging / inner).is_dir():
+            (staging / inner).mkdir(mode=_folder_mode(its[number] if its else None))
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), _mode(source))
+    with naming(target), os.fdopen(handle, "wb") as file:
         yield file
 
 
+def _folder_mode(source: FilePath | None) -> int:
+    """Return the permissions of a folder made from this local one, before the umask."""
+    return 0o777 if source is None else os.stat(source).st_mode & 0o777 | 0o700  # noqa: PTH116
+
+
+def _mode(source: Place | None) -> int:
+    """Return the permissions of a file made from this one, before the umask."""
+    if source is None or not source.local:
+        return 0o666
+    return os.stat(source.path).st_mode & 0o666 | 0o600  # noqa: PTH116 - the path may be empty
+
+
 @contextlib.contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """Make a temporary folder beside the target, or in it if it exists: a target may be a mount point."""
+def _staged(target: Path, mode: int) -> Iterator[Path]:
+    """Make a temporary folder beside the target, or in it if it exists: a target may be a mount point.
+
+    Only its owner can enter it. ``mode`` are the permissions of a new target, before the umask.
+    """
     target = Path(os.path.realpath(target))
     exists = target.exists()
     if exists and not target.is_dir():
@@ -310,7 +496,7 @@ def _staged(target: Path) -> Iterator[Path]:
         while handle is None:
             staging = (target if exists else target.parent) / temporary_name()
             try:
-                staging.mkdir()
+                staging.mkdir(mode=0o700)
                 if os.name != "posix":
                     break
                 handle = os.open(staging, os.O_RDONLY)
@@ -320,8 +506,14 @@ def _staged(target: Path) -> Iterator[Path]:
                 os.close(handle)
                 handle = None
         yield staging
+        if not exists:
+            probe = staging / temporary_name()  # only a new folder shows the umask without changing it
+            probe.mkdir(mode)
+            mode = stat.S_IMODE(probe.stat().st_mode)
+            probe.rmdir()
         _sync(staging)
         if not exists:
+            staging.chmod(mode)
             try:
                 staging.rename(target)
             except OSError as error:  # another process made the folder meanwhile
@@ -329,9 +521,15 @@ def _staged(target: Path) -> Iterator[Path]:
         else:
             for folder, _, names in os.walk(staging):
                 inside = target / Path(folder).relative_to(staging)
-                inside.mkdir(exist_ok=True)
+                if inside != target:
+                    inside.mkdir(mode=stat.S_IMODE(Path(folder).stat().st_mode), exist_ok=True)
+                    if inside.is_symlink():
+                        raise OSError(errno.ELOOP, _LINK, str(inside))
                 for name in names:
-                    (Path(folder) / name).replace(inside / name)
+                    new, old = Path(folder) / name, inside / name
+                    if old.exists():
+                        new.chmod(stat.S_IMODE(old.stat().st_mode))
+                    new.replace(old)
             _sync(target, files=False)
         _sync_one(target.parent)
     finally:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from kmsdata.errors import FormatError
+from kmsdata.errors import FormatError, KmsDataError
 from kmsdata.frames.arguments import Columns, column_names, require, required_names
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.frames.encrypted_columns import (
@@ -24,7 +25,7 @@ from kmsdata.frames.pandas_metadata import frame_attrs, index_columns
 from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.parquet.filters import FileSearch, filter_terms
-from kmsdata.parquet.headers import DataFile, dataset_headers, naming_the_file
+from kmsdata.parquet.headers import DataFile, damaged, dataset_headers, naming_the_file
 from kmsdata.parquet.locations import FilePath
 
 __all__ = ["FilePath", "read_parquet"]
@@ -109,6 +110,23 @@ def read_parquet(
         return decrypt_frame(frame, key=key)
 
 
+@contextlib.contextmanager
+def _damage(path: str, filters: Any) -> Iterator[None]:
+    """Raise FormatError for errors of Arrow and pandas about damaged pages or metadata.
+
+    pandas raises errors of every kind for damaged metadata, and Arrow for filters that do not fit.
+    """
+    try:
+        yield
+    except (KmsDataError, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        system = isinstance(error, OSError) and error.errno is not None
+        if system or "FieldRef" in str(error) or (filters is not None and not isinstance(error, OSError)):
+            raise
+        raise damaged(path) from error
+
+
 def _under_all_wraps(frame: pd.DataFrame, files: Iterable[DataFile]) -> pd.DataFrame:
     """Return the frame with the wrapped keys of all files: Arrow keeps only those of one file's schema."""
     every = [record for file in files for header in file.headers.values() for record in header.records]
@@ -126,9 +144,15 @@ def _read(
     filesystem: Any,
 ) -> pd.DataFrame:
     try:
-        return pd.read_parquet(
-            path, columns=columns, filters=filters, filesystem=filesystem, engine="pyarrow"
-        )
+        with _damage(str(path), filters):
+            return pd.read_parquet(
+                path,
+                columns=columns,
+                filters=filters,
+                filesystem=filesystem,
+                engine="pyarrow",
+                page_checksum_verification=True,
+            )
     except pa.ArrowInvalid as error:
         # Arrow's error for a missing column ("No match for FieldRef") lists the whole schema. Raise the usual
         # KeyError instead.
@@ -143,6 +167,7 @@ def _read(
 def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any) -> pd.DataFrame:
     """Read each file on its own and concatenate the frames, for files whose headers differ."""
     condition = None if filters is None else pq.filters_to_expression(filters)
+    how = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     parts = []
     for file in files.values():
         schema = file.schema
@@ -150,8 +175,11 @@ def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any
         for field in file.partition:
             schema = schema.append(field)
         chosen = None if columns is None else list(dict.fromkeys([*columns, *index]))
-        table = file.fragment.to_table(schema=schema, columns=chosen, filter=condition)
-        parts.append(_framed(table, file.headers))
+        with _damage(file.fragment.path, filters):
+            table = file.fragment.to_table(
+                schema=schema, columns=chosen, filter=condition, fragment_scan_options=how
+            )
+            parts.append(_framed(table, file.headers))
     return _united(parts)
 
 

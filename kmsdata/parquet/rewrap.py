@@ -13,10 +13,9 @@ import errno
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import pyarrow as pa
@@ -33,7 +32,17 @@ from kmsdata.keys.rewrap import Change, not_meant
 from kmsdata.keys.usage import usage
 from kmsdata.parquet.footer import MAGIC, Footer, ending, read_footer
 from kmsdata.parquet.header_copies import Copy, agree, copies_in, entry_with
-from kmsdata.parquet.locations import FilePath, Place, dataset_files, folders_at, is_sidecar, stamp, whole
+from kmsdata.parquet.locations import (
+    FilePath,
+    Place,
+    Refused,
+    dataset_files,
+    folders_at,
+    is_sidecar,
+    open_local,
+    stamp,
+    whole,
+)
 
 _PIECE = 8 << 20  # bytes copied at a time
 _SHORTEST = 16  # characters: shorter wrapped keys (of test providers) may be found in metadata by chance
@@ -54,12 +63,15 @@ class _Done:
 
 def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool | None) -> RewrapReport:
     """Wrap the data keys of the files at a path under another master key; see `kmsdata.rewrap`."""
-    files, single = dataset_files(path, filesystem, sidecars=True)
+    refused: Refused = {}
+    files, single = dataset_files(path, filesystem, sidecars=True, refused=refused)
     # The files of a dataset often have the same metadata: parse, check and change it once.
     plan: _Plan = functools.lru_cache(_PLANS)(functools.partial(_planned, change))
     before = usage().calls
     if single:
         ((name, place),) = files.items()
+        if place.local and not change.dry_run:
+            sweep(place.path, beside=True)
         done = _rewrap_file(name, place, plan)
         if done.state == "plain":
             raise FormatError(
@@ -69,9 +81,8 @@ def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool 
             raise not_meant(done.headers)
         return _counted(_report(str(path), [done], {}), change, before)
     _prepare(path, Place.of(path, filesystem), dry_run=change.dry_run)
-    files = _each_once(files)
     results: list[_Done] = []
-    failed: dict[str, Exception] = {}
+    failed: dict[str, Exception] = dict(refused)
     with Progress("rewrap", len(files), "files", progress) as bar, ThreadPoolExecutor() as threads:
         # Threads do not inherit context variables. Copy the context, so that kmsdata.use() in a with block
         # also applies in them; one copy each, as a context can run in only one thread at a time.
@@ -158,14 +169,6 @@ def _prepare(path: FilePath, folder: Place, *, dry_run: bool) -> None:
         sweep(folder.path, inside=True)
 
 
-def _each_once(files: Mapping[str, Place]) -> dict[str, Place]:
-    """Leave out further names of a local file: links may lead to it several times, or in a loop."""
-    by_path: dict[str, str] = {}
-    for name, place in files.items():
-        by_path.setdefault(os.path.realpath(place.path) if place.local else place.path, name)
-    return {name: files[name] for name in sorted(by_path.values())}
-
-
 def _rewrap_file(name: str, place: Place, plan: _Plan) -> _Done:
     before = stamp(place)
     with _opened(place) as source:
@@ -178,7 +181,7 @@ def _rewrap_file(name: str, place: Place, plan: _Plan) -> _Done:
 
 def _opened(place: Place) -> Any:
     """Open a file for reading; a local one as a Python file, whose descriptor copy_file_range needs."""
-    return Path(place.path).open("rb") if place.local else place.filesystem.open_input_file(place.path)
+    return open_local(place) if place.local else place.filesystem.open_input_file(place.path)
 
 
 def _edited(footer: Footer, plan: _Plan, path: str) -> tuple[bytes, _Done]:

@@ -4,7 +4,8 @@ The parts of a file::
 
     schema   ARROW:extension:name = kmsdata.encrypted, ARROW:extension:metadata = the column's header
     footer   key-value metadata "kmsdata" = the headers of all encrypted columns
-    pages    cells as byte arrays (of fixed length if the column's type has one), no statistics
+    pages    cells as byte arrays (of fixed length if the column's type has one), no statistics; all pages
+             have checksums
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
         options = options | {"compression_level": dict.fromkeys(plain, level)}
     if options.get("use_byte_stream_split") is True:
         options = options | {"use_byte_stream_split": plain}
-    return options | {
+    return {"write_page_checksum": True} | options | {
         "use_dictionary": chosen("use_dictionary") + repeating,
         "write_statistics": chosen("write_statistics"),
         "compression": by_leaf | dict.fromkeys(sealed, "none"),

@@ -17,7 +17,7 @@ import kmsdata
 from kmsdata.frames import verify as cells_verified
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.keys.envelope import Header, Wrap, file_text
-from kmsdata.parquet import verify as files_verified
+from kmsdata.parquet.bulk import column_batches as files_verified
 from kmsdata.parquet.headers import headers_in
 
 KEY = "local://demo"
@@ -136,7 +136,7 @@ def test_where_the_bad_cells_are(enc, tmp_path, monkeypatch):
     bad.kms.to_parquet(tmp_path / "f.parquet", row_group_size=50)
     for batch in (1 << 18, 7):
         monkeypatch.setattr(cells_verified, "BATCH", batch)
-        monkeypatch.setattr(files_verified, "BATCH", batch)
+        monkeypatch.setattr(files_verified, "_MOST_ROWS", batch)
         for x, groups in ((bad, [None] * 4), (tmp_path / "f.parquet", [0, 0, 1, 1])):
             found = kmsdata.verify(x)
             failures = sorted((f.rows[0], f.column, f.row_group, f.rows) for f in found.failures)

@@ -4,6 +4,7 @@ import dataclasses
 import datetime as dt
 import errno
 import functools
+import gc
 import json
 import os
 import re
@@ -92,6 +93,11 @@ def clear(table, name):
     for value in table[name].unique().to_pylist():
         if value is not None:
             yield value.encode() if isinstance(value, str) else value.to_bytes(8, "little")
+
+
+def without_checksums(path, rows):
+    """Write a file again, so that a changed page is not found by its checksum: an attacker corrects it."""
+    pq.write_table(pq.read_table(path), path, row_group_size=rows, use_dictionary=False, compression="none")
 
 
 def snapshot(folder):
@@ -882,6 +888,7 @@ def test_a_source_that_changes_after_the_plan(tmp_path, monkeypatch, verb):
 def test_a_cell_that_was_changed_fails_all(tmp_path):
     source, sealed = write(people(), tmp_path / "a.parquet", row_group_size=700), tmp_path / "b.parquet"
     kmsdata.encrypt_parquet(source, sealed, **SECRETS)
+    without_checksums(sealed, 700)
     data = bytearray(sealed.read_bytes())
     cell = bytes(pq.read_table(sealed)["ssn"].combine_chunks().storage[2346].as_py())
     place = data.index(cell)
@@ -901,6 +908,7 @@ def test_an_error_keeps_no_plaintext(tmp_path, monkeypatch, part):
     in_parts_of(part, 4000, monkeypatch)
     source, sealed = write(people(), tmp_path / "a.parquet", row_group_size=1500), tmp_path / "b.parquet"
     kmsdata.encrypt_parquet(source, sealed, ["ssn", "email"], key=KEY)
+    without_checksums(sealed, 1500)
     data = bytearray(sealed.read_bytes())
     place = data.index(bytes(pq.read_table(sealed)["email"].combine_chunks().storage[2900].as_py()))
     data[place + 20] ^= 1
@@ -917,6 +925,63 @@ def test_an_error_keeps_no_plaintext(tmp_path, monkeypatch, part):
             ]
         trace = trace.tb_next
     assert seen == []
+
+
+@pytest.mark.parametrize("part", [1 << 20, 30_000, 1000])
+@pytest.mark.parametrize("failing", [2, 5, 9])
+def test_a_full_disk_keeps_no_plaintext(tmp_path, monkeypatch, part, failing):
+    """The frames of the error, and everything that they refer to, hold no page and no value."""
+    in_parts_of(part, 4000, monkeypatch)
+    source, sealed = write(people(), tmp_path / "a.parquet", row_group_size=1500), tmp_path / "b.parquet"
+    kmsdata.encrypt_parquet(source, sealed, ["ssn", "email"], key=KEY)
+    monkeypatch.setattr(chunks._Output, "write", full_after(failing, chunks._Output.write))
+    with pytest.raises(OSError, match="No space left") as caught:
+        kmsdata.decrypt_parquet(sealed, tmp_path / "back.parquet")
+    monkeypatch.undo()
+    assert reachable_plaintext(caught.value) == []
+
+
+def full_after(count, original):
+    """Return a version of a method that fails after it was called a number of times with decrypted pages."""
+    left = [count]
+
+    def write(self, data):
+        if b"078-05-" in bytes(data) or b"@example" in bytes(data):
+            left[0] -= 1
+            if left[0] < 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, data)
+
+    return write
+
+
+def reachable_plaintext(error):
+    """Return what holds plaintext among everything that the frames of an error refer to."""
+    waiting, seen, found = [], set(), []
+    errors = [error]
+    while errors:
+        one = errors.pop()
+        errors += [other for other in (one.__cause__, one.__context__) if other is not None]
+        trace = one.__traceback__
+        while trace is not None:
+            if "/kmsdata/" in trace.tb_frame.f_code.co_filename:
+                waiting += trace.tb_frame.f_locals.values()
+            trace = trace.tb_next
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, (type, type(os), type(told))):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, (pa.Array, pa.ChunkedArray, pa.RecordBatch, pa.Table)):
+            raw = str(thing.to_pylist()).encode()
+        elif isinstance(thing, (bytes, bytearray, memoryview, pa.Buffer)):
+            raw = bytes(thing)
+        else:
+            raw = thing.encode("utf-8", "replace") if isinstance(thing, str) else b""
+            waiting += gc.get_referents(thing)
+        if b"078-05-" in raw or b"@example" in raw:
+            found.append((type(thing), raw[:80]))
+    return found
 
 
 def told(thing):
@@ -938,6 +1003,7 @@ def test_all_of_a_row_group_is_opened_before_any_of_it_is_written(tmp_path, monk
         in_parts_of(part, 2000, monkeypatch)
     source, sealed = write(people(), tmp_path / "a.parquet", row_group_size=1500), tmp_path / "b.parquet"
     kmsdata.encrypt_parquet(source, sealed, ["id", "ssn"], key=KEY)  # id comes first in the file
+    without_checksums(sealed, 1500)
     data = bytearray(sealed.read_bytes())
     place = data.index(bytes(pq.read_table(sealed)["ssn"].combine_chunks().storage[2999].as_py()))
     data[place + 20] ^= 1

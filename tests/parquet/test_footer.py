@@ -567,19 +567,29 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(tmp_path, monke
         read_footer(file, size, "")
 
 
-def test_a_footer_of_more_than_256_mib_is_refused_unread(tmp_path):
-    path, length = tmp_path / "x.parquet", (256 << 20) + 1
+def test_a_footer_of_more_than_32_mib_is_refused_unread(tmp_path):
+    path, length = tmp_path / "x.parquet", (32 << 20) + 1
     with path.open("wb") as file:  # without its pages: a sparse file takes no space
         file.write(MAGIC)
         file.seek(4 + length)
         file.write(length.to_bytes(4, "little") + MAGIC)
     for reader in (read_footer, read_metadata):
         tracemalloc.start()
-        with path.open("rb") as file, pytest.raises(kmsdata.FormatError, match="more than 256 MiB"):
+        with path.open("rb") as file, pytest.raises(kmsdata.FormatError, match="more than 32 MiB"):
             reader(file, path.stat().st_size, str(path))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 1 << 20
+    for act in (
+        kmsdata.inspect,
+        kmsdata.read_parquet,
+        lambda path: kmsdata.rewrap(path, "local://new"),
+        lambda path: kmsdata.decrypt_parquet(path, tmp_path / "out.parquet"),
+        lambda path: kmsdata.encrypt_parquet(path, tmp_path / "out.parquet", "x", key="local://demo"),
+    ):
+        with pytest.raises(kmsdata.FormatError, match="more than 32 MiB"):
+            act(path)
+    assert "more than 32 MiB" in str(kmsdata.verify(path).failures[0])
 
 
 @pytest.mark.newest

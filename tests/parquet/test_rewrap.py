@@ -1199,10 +1199,3 @@ def test_nothing_is_written_outside_of_the_target(frame, tmp_path):
     )
     assert not (tmp_path / "escaped").exists()
     assert len(list(target.rglob("x.parquet"))) == 1
-
-
-def test_a_file_that_links_lead_to_is_rewrapped_once(dataset):
-    (dataset / "loop").symlink_to(dataset)
-    first = parts(dataset)[0]
-    (dataset / "again.parquet").symlink_to(first)
-    assert kmsdata.rewrap(dataset, NEW).rewrapped == 40

@@ -1,1 +1,1 @@
-"""Encrypt and decrypt files and datasets of any size, column by column."""
+"""Encrypt, decrypt and verify files and datasets of any size, column by column."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,22 @@ import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError
 from kmsdata.parquet.column_chunks import PART
-from kmsdata.parquet.footer import NOT_PARQUET, FileMetaData, read_metadata
-from kmsdata.parquet.locations import Place
+from kmsdata.parquet.footer import NOT_PARQUET, FileMetaData, page_range, read_metadata
+from kmsdata.parquet.locations import Place, open_file
+from kmsdata.parquet.thrift import Struct, decode, value
 
 __all__ = ["OpenParquet", "categories", "column_batches", "in_parts", "open_parquet"]
 
-_BATCH = 8 << 20  # bytes of a column that are decoded at once
+_BATCH = 8 << 20  # bytes of a column that are usually decoded at once
+_MOST = 32 << 20  # bytes of a column that are at most decoded at once, if a dictionary has long values
 _MOST_ROWS = 1 << 17  # rows that are decoded at once, also of columns whose values take almost no bytes
+_MOST_RATIO = 100  # how much larger a page of more than `_MOST` may become when it is decompressed
+_HEADER = 4 << 10  # bytes of a page that are read to find its header
+
+_BYTE_ARRAY = 6
+_DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # types of pages
+_DELTA_BYTE_ARRAY = 7
+_CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
 @dataclass(frozen=True, repr=False)  # statistics are plaintext
@@ -37,10 +47,20 @@ class OpenParquet:
     reader: pq.ParquetFile
     footer: FileMetaData
 
-    @property
+    @functools.cached_property
     def schema(self) -> pa.Schema:
         """The schema that Arrow shows."""
         return self.reader.schema_arrow
+
+    @functools.cached_property
+    def leaves(self) -> dict[str, range]:
+        """The numbers of the leaves of each column."""
+        return dict(self.footer.columns)
+
+    @functools.cached_property
+    def leaf_elements(self) -> list[Struct]:
+        """The schema elements of the leaves."""
+        return [part for elements in self.footer.elements for part in elements if not value(part, 5, 0)]
 
     @property
     def entries(self) -> dict[bytes, bytes]:
@@ -58,14 +78,14 @@ class OpenParquet:
 
 
 @contextlib.contextmanager
-def open_parquet(place: Place) -> Iterator[OpenParquet]:
-    """Open a Parquet file.
+def open_parquet(place: Place, name: str | None = None) -> Iterator[OpenParquet]:
+    """Open a Parquet file; ``name`` is its name in errors, if not its path.
 
     Raises:
         FormatError: it is not a Parquet file, or not one whose columns can be replaced.
     """
-    path = str(place)
-    with place.filesystem.open_input_file(place.path) as file:
+    path = name or str(place)
+    with open_file(place) as file:
         try:
             footer = read_metadata(file, file.size(), path)
         except FormatError as error:
@@ -74,8 +94,11 @@ def open_parquet(place: Place) -> Iterator[OpenParquet]:
             raise FormatError(f"{error} (the name of a CSV file must end in .csv)", path=path) from None
         with _arrow_errors(path):
             # With pre_buffer Arrow would read whole column chunks, which may be larger than memory.
-            reader = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-        if reader.schema_arrow.names != [name for name, _ in footer.columns]:
+            reader = pq.ParquetFile(
+                file, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+            )
+            names = reader.schema_arrow.names  # decoded only here
+        if names != [name for name, _ in footer.columns]:
             raise FormatError(
                 f"{path}: its Parquet schema and its Arrow schema have different columns", path=path
             )
@@ -148,7 +171,7 @@ def _arrow_errors(path: str, column: str | None = None) -> Iterator[None]:
     """Raise FormatError for Arrow's errors about damaged data. Errors of the system are not changed."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         # Arrow raises OSError for damaged data too, but only an error of the system has an errno.
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -164,21 +187,95 @@ def _batches(parquet: OpenParquet, group: int, name: str, rows: int) -> Iterator
 
 
 def _rows_at_once(parquet: OpenParquet, group: int, name: str, rows: int) -> int:
-    """Estimate how many rows of a column have about `_BATCH` bytes, from the footer and the first values."""
-    metadata = parquet.reader.metadata.row_group(group)
-    if rows <= 256 and metadata.total_byte_size < _BATCH:
-        return rows
-    average = 1.0
-    for number in range(metadata.num_columns):
-        chunk = metadata.column(number)
-        if chunk.path_in_schema.split(".")[0] == name.split(".")[0]:
-            average += chunk.total_uncompressed_size / rows
-    few = max(1, min(256, int(_BATCH / average)))
-    with _arrow_errors(parquet.path, name):
-        first = next(_batches(parquet, group, name, few))
-    values = first.column(0)
-    # Sizes in the footer are those before dictionaries are expanded: measure the first values as well.
-    width = values.nbytes / max(len(values), 1)
-    if pa.types.is_dictionary(values.type):
-        width = values.dictionary.nbytes / max(len(values.dictionary), 1) + 4
-    return max(1, min(_MOST_ROWS, int(_BATCH / max(average, width, 1.0))))
+    """Return how many rows of a column can be decoded at once, by the sizes of its pages and their values.
+
+    The footer's sizes are not used: they are those before dictionaries and prefixes are expanded, and a
+    hostile file may contain others.
+    """
+    limit = _MOST_ROWS
+    chunks = value(parquet.footer.groups[group], 1)[1]
+    for leaf in parquet.leaves[name]:
+        meta = value(chunks[leaf], 3)
+        try:
+            with _arrow_errors(parquet.path, name):
+                usual, longest = _widths(parquet.file, meta, parquet.leaf_elements[leaf])
+        except _PageError as error:
+            raise FormatError(
+                f"{parquet.path}: column {name!r} cannot be read: {error}", path=parquet.path, column=name
+            ) from None
+        per_row = max(1.0, value(meta, 5) / rows)  # values of a row of a list
+        limit = min(limit, int(_BATCH / (usual * per_row)), int(_MOST / (longest * per_row)))
+    return max(1, limit)
+
+
+class _PageError(Exception):
+    """A damaged page."""
+
+
+def _widths(file: pa.NativeFile, meta: Struct, element: Struct) -> tuple[float, float]:
+    """Return how many bytes a value of a column chunk takes: on average, and at most if pages share values.
+
+    Raises:
+        _PageError: a page is damaged, or would take far more memory than it has bytes.
+    """
+    if value(element, 1) != _BYTE_ARRAY:
+        fixed = max(float(value(element, 2, 1)), 16.0)
+        return fixed, fixed
+    usual = longest = 1.0
+    at, length = page_range(meta)
+    stop, left = at + length, value(meta, 5)
+    first = True
+    while at < stop and left > 0:
+        kind, size, packed, page, used = _page_header(file, at, stop)
+        count = value(page, 1, 0)
+        if kind == _DICTIONARY:
+            if not first:
+                raise _PageError("a dictionary comes after the pages that use it")
+            longest = max(longest, _longest(file, value(meta, 4), at + used, packed, size, count))
+        elif kind in (_DATA, _DATA_V2):
+            left -= count
+            usual = max(usual, size / max(count, 1))
+            if value(page, 2 if kind == _DATA else 4) == _DELTA_BYTE_ARRAY:
+                longest = max(longest, size)  # each value may repeat almost all of the one before it
+        first = False
+        at += used + packed
+    return usual + 4, longest + 4
+
+
+def _page_header(file: pa.NativeFile, at: int, stop: int) -> tuple[int, int, int, Struct, int]:
+    """Return type, uncompressed and compressed size, and details of a page; and the size of its header."""
+    for most in (_HEADER, _HEADER << 10):  # statistics of long values make a header longer
+        try:
+            header, used = decode(bytes(file.read_at(min(most, stop - at), at)))
+            break
+        except FormatError:
+            continue
+    else:
+        raise _PageError("the header of a page is damaged")
+    kind, size, packed = (value(header, number) for number in (1, 2, 3))
+    if not all(isinstance(number, int) and number >= 0 for number in (kind, size, packed)):
+        raise _PageError("the header of a page is damaged")
+    page = value(header, kind + 5, {})  # each type of page has its own field, in the order of the types
+    count = value(page, 1, 0) if isinstance(page, dict) else -1
+    if not isinstance(count, int) or count < 0 or at + used + packed > stop:
+        raise _PageError("the header of a page is damaged")
+    if size > _MOST and size > _MOST_RATIO * packed:
+        raise _PageError(f"a page of {packed:,} bytes would take {size:,} bytes uncompressed")
+    return kind, size, packed, page, used
+
+
+def _longest(file: pa.NativeFile, codec: int, at: int, packed: int, size: int, count: int) -> float:
+    """Return the size of the longest value of a dictionary page, or an upper limit of it."""
+    most = size - 4.0 * max(count - 1, 0)
+    if most * _MOST_ROWS <= _MOST or (codec and codec not in _CODECS):
+        return max(most, 1.0)
+    data = bytes(file.read_at(packed, at))
+    if codec:
+        data = pa.decompress(data, size, _CODECS[codec], asbytes=True)
+    found = position = 0
+    for _ in range(count):
+        length = int.from_bytes(data[position : position + 4], "little")
+        found, position = max(found, length), position + 4 + length
+        if position > len(data):
+            raise _PageError("a dictionary is damaged")
+    return float(max(found, 1))

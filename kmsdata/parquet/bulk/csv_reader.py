@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from kmsdata.errors import FormatError
-from kmsdata.parquet.locations import Place
+from kmsdata.parquet.locations import Place, open_file
 
 __all__ = ["CsvLayout", "Types", "csv_batches", "csv_layout", "is_csv"]
 
 Types: TypeAlias = "Mapping[str, str | pa.DataType]"
 
 _BLOCK = 4 << 20
+_CODECS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd", "lz4": "lz4"}
 
 
 def is_csv(name: str) -> bool:
@@ -51,9 +53,10 @@ def csv_layout(place: Place, types: Types | None = None) -> CsvLayout:
         KeyError: ``types`` names a column that the file does not have.
     """
     given = {name: _arrow_type(kind, name) for name, kind in (types or {}).items()}
-    first = _reader(place, {})
+    with _opened(place) as file:
+        first = _reader(file, place, {}).schema
     try:
-        names: list[str] = first.schema.names
+        names: list[str] = first.names
     except UnicodeDecodeError:  # Arrow checks the values for UTF-8, but not the header line
         names = []
     if not names:
@@ -65,9 +68,10 @@ def csv_layout(place: Place, types: Types | None = None) -> CsvLayout:
     for name in given:
         if name not in names:
             raise KeyError(f"types= names {name!r}, but {place} has no such column")
-    plain = _next_batch(_reader(place, dict.fromkeys(names, pa.string())), place, names, 0)
+    with _opened(place) as file:
+        plain = _next_batch(_reader(file, place, dict.fromkeys(names, pa.string())), place, names, 0)
     types_found: dict[str, pa.DataType] = {}
-    for field in first.schema:
+    for field in first:
         kind = given.get(field.name, field.type)
         if field.name not in given and pa.types.is_null(kind):
             kind = pa.string()  # the first block has only nulls: text can represent every later value
@@ -88,22 +92,23 @@ def csv_batches(place: Place, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     integers = {field.name for field in schema if pa.types.is_integer(field.type)}
     # Arrow would read "007" and "+5" as integers, so these columns are read as text and converted here.
     read_as = {field.name: pa.string() if field.name in integers else field.type for field in schema}
-    reader = _reader(place, read_as)
-    while (batch := _next_batch(reader, place, names, row)) is not None:
-        columns = []
-        for field, values in zip(schema, batch.columns, strict=True):
-            converted = _integers(values, field.type) if field.name in integers else values
-            if converted is None:
-                raise _mistyped(place, field.name, field.type, row)
-            columns.append(converted)
-        row += batch.num_rows
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+    with _opened(place) as file:
+        reader = _reader(file, place, read_as)
+        while (batch := _next_batch(reader, place, names, row)) is not None:
+            columns = []
+            for field, values in zip(schema, batch.columns, strict=True):
+                converted = _integers(values, field.type) if field.name in integers else values
+                if converted is None:
+                    raise _mistyped(place, field.name, field.type, row)
+                columns.append(converted)
+            row += batch.num_rows
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _reader(place: Place, types: Mapping[str, pa.DataType]) -> Any:
+def _reader(file: pa.NativeFile, place: Place, types: Mapping[str, pa.DataType]) -> Any:
     try:
         return pyarrow.csv.open_csv(
-            place.filesystem.open_input_stream(place.path),
+            file,
             read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK, use_threads=False),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=types,
@@ -115,6 +120,14 @@ def _reader(place: Place, types: Mapping[str, pa.DataType]) -> Any:
     except pa.ArrowInvalid as error:
         problem = str(error)
     raise _unreadable(place, problem, list(types), 0)
+
+
+@contextlib.contextmanager
+def _opened(place: Place) -> Iterator[pa.NativeFile]:
+    """Open a CSV file, which is compressed if its name says so."""
+    found = re.search(r"\.(gz|bz2|zst|lz4)$", place.path, re.IGNORECASE)
+    with open_file(place) as file:
+        yield pa.CompressedInputStream(file, _CODECS[found[1].lower()]) if found else file
 
 
 def _next_batch(reader: Any, place: Place, names: list[str], row: int) -> pa.RecordBatch | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kmsdata.display.file_reports import StreamReport
@@ -97,9 +99,23 @@ def decrypt_parquet(
     with Progress("decrypt", plan.rows, "rows", progress) as bar, open_targets(plan) as targets:
         for file in plan.files:
             own = {name: decryptors[name, header] for name, header in file.column_headers.items()}
-            with targets.open(file) as sink:
+            with targets.open(file) as sink, _no_plaintext_in_frames():
                 _decrypt_file(file, sink, own, bar.step)
     return plan.report(bar.done, targets.bytes, calls)
+
+
+@contextlib.contextmanager
+def _no_plaintext_in_frames() -> Iterator[None]:
+    """Clear the frames of an error: their variables are the pages that were being written, not encrypted."""
+    try:
+        yield
+    except BaseException as error:
+        waiting: list[BaseException | None] = [error]
+        while waiting:
+            if (one := waiting.pop()) is not None:
+                traceback.clear_frames(one.__traceback__)
+                waiting += [one.__cause__, one.__context__]
+        raise
 
 
 def _decrypt_file(

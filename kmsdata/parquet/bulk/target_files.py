@@ -22,7 +22,7 @@ class TargetFiles:
         bytes: the total size of the files written so far.
     """
 
-    def __init__(self, open_file: Callable[[str], AbstractContextManager[Any]]) -> None:
+    def __init__(self, open_file: Callable[..., AbstractContextManager[Any]]) -> None:
         self._open_file = open_file
         self.bytes = 0
 
@@ -33,7 +33,7 @@ class TargetFiles:
         Raises:
             OSError: the source was changed after the plan was made.
         """
-        with self._open_file(file.target) as sink:
+        with self._open_file(file.target, file.source) as sink:
             yield sink
             self.bytes += sink.tell()
             if stamp(file.source) != file.version:
@@ -46,7 +46,8 @@ def open_targets(plan: Plan) -> Iterator[TargetFiles]:
     if plan.target.local:
         sweep(plan.target.path, beside=True)
     if plan.single:
-        yield TargetFiles(lambda _: whole(plan.target))
+        yield TargetFiles(lambda _, source: whole(plan.target, source))
     else:
-        with whole_folder(plan.target) as open_file:
+        first = plan.files[0].source
+        with whole_folder(plan.target, first.root if first.local else None) as open_file:
             yield TargetFiles(open_file)

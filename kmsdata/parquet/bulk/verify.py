@@ -13,11 +13,12 @@ from kmsdata.errors import FormatError
 from kmsdata.frames.arrow_storage import plain_binary
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import check_names
-from kmsdata.frames.verify import BATCH, NO_HEADER, Findings
+from kmsdata.frames.verify import NO_HEADER, Findings
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
-from kmsdata.parquet.headers import files_of, headers_in
-from kmsdata.parquet.read import FilePath
+from kmsdata.parquet.bulk.column_batches import OpenParquet, column_batches, open_parquet
+from kmsdata.parquet.headers import headers_in
+from kmsdata.parquet.locations import FilePath, Refused, dataset_files
 
 _NOT_THERE = "it must be encrypted, but the file has no such column"
 
@@ -27,27 +28,38 @@ _NOT_THERE = "it must be encrypted, but the file has no such column"
 
 def verify_path(path: FilePath, filesystem: Any, findings: Findings, progress: bool | None) -> Verification:
     """Authenticate every cell of a Parquet file or dataset; see `kmsdata.verify`."""
-    files = files_of(path, filesystem)
-    sizes = [fragment.filesystem.get_file_info(fragment.path).size or 0 for _, fragment in files]
+    refused: Refused = {}
+    files, _ = dataset_files(path, filesystem, refused=refused)
+    for name, error in sorted(refused.items()):
+        findings.fail(_said(error), file=name)
+    sizes = [place.filesystem.get_file_info(place.path).size or 0 for place in files.values()]
     rows = 0
     with Progress("verify", sum(sizes), "bytes", progress) as bar:
-        for (name, fragment), size in zip(files, sizes, strict=True):
+        for (name, place), size in zip(files.items(), sizes, strict=True):
             before = bar.done
-            rows += _file(name, fragment, findings, bar)
+            try:
+                with open_parquet(place, name) as parquet:
+                    rows += _file(name, parquet, findings, bar)
+            except (FormatError, OSError) as error:
+                findings.fail(_said(error), file=name)
             bar.step(before + size - bar.done)
-    return findings.result(str(path), rows, len(files))
+    return findings.result(str(path), rows, len(files) + len(refused))
 
 
-def _file(name: str, fragment: Any, findings: Findings, bar: Progress) -> int:
+def _said(error: FormatError | OSError) -> str:
+    if isinstance(error, OSError):
+        return f"it cannot be read: {error.strerror or error}"
+    return str(error)
+
+
+def _file(name: str, parquet: OpenParquet, findings: Findings, bar: Progress) -> int:
     """Verify one file; return its number of rows."""
-    try:
-        schema, metadata = fragment.physical_schema, fragment.metadata
-        _ = schema.names  # decoded only here: names that are not UTF-8 raise
-    except (pa.ArrowException, OSError, ValueError):
-        findings.fail("not a Parquet file, or its footer is damaged or cut short", file=name)
-        return 0
+    schema, metadata = parquet.schema, parquet.reader.metadata
     before = len(findings.failures)
-    headers = _headers(name, schema, findings, metadata.metadata)
+    failed: dict[str, FormatError] = {}
+    headers = headers_in(schema, name, footer=metadata.metadata, failed=failed)
+    for column, error in failed.items():
+        findings.fail(str(error), column, file=name)
     malformed = {failure.column for failure in findings.failures[before:]}
     for column in findings.wanted:
         if column not in headers and column not in malformed:
@@ -61,19 +73,20 @@ def _file(name: str, fragment: Any, findings: Findings, bar: Progress) -> int:
         findings.fail(str(error), error.column, file=name)
     opened = {column: findings.open(header, column, name) for column, header in headers.items()}
     start = 0
-    for number, group in enumerate(fragment.split_by_row_group()):
-        size = metadata.row_group(number).num_rows
+    for number in range(parquet.groups):
+        size = parquet.rows(number)
         for column, keys in opened.items():
             if keys is not None:
                 where = {"file": name, "row_group": number}
-                _group(group, headers[column], keys, column, findings, range(start, start + size), where)
+                batches = column_batches(parquet, number, column)
+                _group(batches, headers[column], keys, column, findings, range(start, start + size), where)
         start += size
         bar.step(metadata.row_group(number).total_byte_size)
     return start
 
 
 def _group(
-    group: Any,
+    batches: Iterable[pa.Array],
     header: Header,
     keys: Mapping[bytes, DataKey],
     column: str,
@@ -84,28 +97,15 @@ def _group(
     """Verify one column of a row group, batch by batch."""
     done = 0
     try:
-        for batch in group.to_batches(columns=[column], batch_size=BATCH, batch_readahead=1):
-            cells = plain_binary(batch.column(0))
+        for batch in batches:
+            cells = plain_binary(batch)
             findings.look(header, keys, cells, column, rows[done : done + len(cells)], **where)
             done += len(cells)
-    except (pa.ArrowException, OSError, ValueError):
+    except (OSError, ValueError):
         findings.fail(f"{len(rows) - done:,} rows cannot be read: their pages are damaged", column, **where)
     else:
         if done != len(rows):
             findings.fail(f"{len(rows):,} rows are expected, but {done:,} were found", column, **where)
-
-
-def _headers(
-    name: str, schema: pa.Schema, findings: Findings, entries: Mapping[bytes, bytes] | None
-) -> dict[str, Header]:
-    """Return the headers that a reader would use; a malformed one is a failure of its column only."""
-    headers: dict[str, Header] = {}
-    for column in dict.fromkeys(schema.names):
-        try:
-            headers |= headers_in(schema, name, {column}, footer=entries)
-        except FormatError as error:
-            findings.fail(str(error), column, file=name)
-    return headers
 
 
 def _compare(
@@ -122,7 +122,7 @@ def _compare(
             file=name,
         )
     entry: dict[str, Header] = {}
-    for text in {raw, inner}:
+    for text in (raw,) if raw == inner else (raw, inner):
         if text is None:
             continue
         try:
@@ -148,10 +148,6 @@ def _compare(
     for column, header in typed.items():
         if column not in entry:
             findings.fail("it is missing in the file's 'kmsdata' entry", column, file=name)
-        elif entry[column].columns != header.columns:
-            findings.fail(
-                "its type and the file's 'kmsdata' entry describe it differently", column, file=name
-            )
         elif any(said[item.data_key] != meant[item.data_key] for item in header.columns):
             findings.fail(
                 "its type and the file's 'kmsdata' entry contain different wrapped keys", column, file=name
