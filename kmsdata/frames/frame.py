@@ -15,14 +15,17 @@ from kmsdata.frames.arguments import (
     refuse_encrypted,
     require,
 )
+from kmsdata.frames.arrow_storage import validated
 from kmsdata.frames.column import encrypt_column
 from kmsdata.frames.dtype import EncryptedArray
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
     EncryptedColumn,
     check_names,
+    columns_without_header,
     encrypted_columns,
     is_encrypted,
+    lost_header,
     not_encrypted,
     with_index_levels,
 )
@@ -47,7 +50,10 @@ def encrypt_frame(
     chosen = chosen_columns(frame.columns, columns, deterministic, domain, list(frame.index.names))
     positions = {label: position for position, label in enumerate(frame.columns) if label in chosen}
     for name, position in positions.items():
-        refuse_encrypted(name, is_encrypted(frame.iloc[:, position]))
+        values = frame.iloc[:, position]
+        refuse_encrypted(name, is_encrypted(values))
+        if isinstance(values.dtype, (pd.ArrowDtype, pd.StringDtype)):
+            validated(values.array.__arrow_array__(), name)
     data_key = data_key_for(key, context, len(frame) * len(chosen))
     done: dict[str, EncryptedArray] = {}
     with Progress("encrypt", len(frame) * len(chosen), "cells", progress) as bar:
@@ -83,6 +89,8 @@ def decrypt_frame(
             if name not in [item.name for item in every]:
                 raise not_encrypted(frame, name)
         every = [item for item in every if item.name in names]
+    elif lost := columns_without_header(frame, every):
+        raise lost_header(lost[0])
     keys = open_keys(
         [(str(item.name), header) for item in every for header in item.headers],
         resolve_key(key),

@@ -60,7 +60,9 @@ class CellKey(Secret):
     __slots__ = ("key", "prefix")
 
     def __init__(self, derived: bytes) -> None:
-        self.prefix = b"\x01" + derived[:4]
+        self.prefix = b"\x01" + bytes(
+            b or 0xFF for b in derived[:4]
+        )  # so that cells differ from WKB geometry
         self.key = derived[4:]
 
 

@@ -6,19 +6,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from kmsdata.display.progress import Progress
 from kmsdata.display.verification import Verification
 from kmsdata.errors import FormatError
-from kmsdata.frames.arrow_storage import plain_binary
+from kmsdata.frames.arrow_storage import is_bytes_or_text, looks_like_cells, plain_binary, validated
+from kmsdata.frames.cell import MARK
 from kmsdata.frames.dtype import EncryptedType
-from kmsdata.frames.encrypted_columns import check_names
+from kmsdata.frames.encrypted_columns import check_names, lost_header, warn_of_single_value
 from kmsdata.frames.verify import BATCH, NO_HEADER, Findings
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.headers import files_of, headers_in
 from kmsdata.parquet.read import FilePath
 
+_ROWS = 1 << 12  # rows that are decoded at once to look for cells
 _NOT_THERE = "it must be encrypted, but the file has no such column"
 
 
@@ -55,6 +58,15 @@ def _file(name: str, fragment: Any, findings: Findings, bar: Progress) -> int:
     if not headers and len(findings.failures) == before:
         findings.fail("nothing in it is encrypted: the file has no kmsdata header", file=name)
     _compare(name, schema, metadata, headers, findings)
+    if not findings.wanted:
+        try:
+            with fragment.open() as source:
+                lost = file_without_header(source, schema, headers, name)
+        except (pa.ArrowException, OSError, ValueError):
+            findings.fail("a column without header cannot be read: its pages are damaged", file=name)
+        else:
+            for column in lost:
+                findings.fail(str(lost_header(column, path=name)), column, file=name)
     try:
         check_names(headers, path=name)
     except FormatError as error:
@@ -72,6 +84,51 @@ def _file(name: str, fragment: Any, findings: Findings, bar: Progress) -> int:
     return start
 
 
+def file_without_header(
+    source: Any, schema: pa.Schema, headers: Mapping[str, Header], path: str
+) -> list[str]:
+    """Return the columns of a Parquet file that look like cells without their header.
+
+    Of most columns nothing is read: their type, or the smallest value in the footer, rules cells out.
+
+    Args:
+        source: the file, open for reading.
+        schema: its Arrow schema.
+        headers: its headers; these columns are left out.
+        path: for the warning about a column with a single value.
+    """
+    names = [field.name for field in schema if field.name not in headers and is_bytes_or_text(field.type)]
+    if not names:
+        return []
+    # As dictionaries, repeated values take no memory, however often they are repeated.
+    reader = pq.ParquetFile(source, read_dictionary=names, buffer_size=1 << 20, pre_buffer=False)
+    found = []
+    for name in names:
+        if _ruled_out(reader.metadata, name):
+            continue
+        batches = reader.iter_batches(_ROWS, columns=[name], use_threads=False)
+        count = looks_like_cells(batch.column(0) for batch in batches if batch.num_columns == 1)
+        if count == 1:
+            warn_of_single_value(name, path=path)
+        elif count:
+            found.append(name)
+    return found
+
+
+def _ruled_out(metadata: Any, name: str) -> bool:
+    """Return whether the statistics of a file show that a column has other values than cells."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for position in range(group.num_columns):
+            chunk = group.column(position)
+            statistics = chunk.statistics if chunk.path_in_schema == name and chunk.is_stats_set else None
+            if statistics is not None and statistics.has_min_max:
+                smallest = statistics.min_raw
+                if isinstance(smallest, bytes) and not smallest.startswith((b"\x01", MARK.encode())):
+                    return True
+    return False
+
+
 def _group(
     group: Any,
     header: Header,
@@ -85,7 +142,7 @@ def _group(
     done = 0
     try:
         for batch in group.to_batches(columns=[column], batch_size=BATCH, batch_readahead=1):
-            cells = plain_binary(batch.column(0))
+            cells = plain_binary(validated(batch.column(0), column))
             findings.look(header, keys, cells, column, rows[done : done + len(cells)], **where)
             done += len(cells)
     except (pa.ArrowException, OSError, ValueError):

@@ -16,11 +16,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kmsdata.frames.arguments import Columns, require, required_names
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import (
     check_names,
     encrypted_columns,
     in_extension_dtype,
+    not_encrypted,
     with_headers,
 )
 from kmsdata.frames.pandas_metadata import with_frame_attrs
@@ -31,10 +33,17 @@ __all__ = ["settings_for", "write_parquet"]
 
 
 def write_parquet(
-    frame: pd.DataFrame, path: FilePath, *, index: bool | None = None, filesystem: Any = None, **options: Any
+    frame: pd.DataFrame,
+    path: FilePath,
+    *,
+    index: bool | None = None,
+    filesystem: Any = None,
+    encrypted: Columns | None = None,
+    **options: Any,
 ) -> None:
     """See `kmsdata.api.accessor.FrameAccessor.to_parquet`."""
     _check_options(options)
+    _check_encrypted(frame, required_names(encrypted))
     frame = _in_agreement(in_extension_dtype(frame))
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
     check_names(headers, path=str(path))
@@ -55,6 +64,20 @@ def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
     if all(records[record.commitment] == record for record in every):
         return frame
     return with_headers(frame, lambda header: header.under(records))
+
+
+def _check_encrypted(frame: pd.DataFrame, names: list[str]) -> None:
+    """Refuse a frame that would be written unencrypted, in whole or in a column that must be encrypted."""
+    found = [item.name for item in encrypted_columns(frame)]
+    for name in names:
+        require([*frame.columns, *frame.index.names], name)
+        if name not in found:
+            raise not_encrypted(frame, name)
+    if not found:
+        raise ValueError(
+            "nothing in this frame is encrypted. Write the frame that df.kms.encrypt() returned: it does not "
+            "change df. A file without encrypted columns is written with df.to_parquet()"
+        )
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
