@@ -115,7 +115,8 @@ def _to_frame(
     known = encrypted_columns(frame)
     positions = {item.position for item in known if item.level is None}
     levels = {item.level for item in known if item.level is not None}
-    out, index = frame.assign(), dict[int, pd.Index[Any]]()
+    out = frame.assign()
+    index: dict[int, pd.Index[Any]] = {}
     for position, label in enumerate(frame.columns):
         if position in positions or (there := _there(label, names, originals)) is None:
             continue

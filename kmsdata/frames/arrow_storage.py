@@ -40,18 +40,23 @@ __all__ = [
 _ArrayT = TypeVar("_ArrayT")
 
 
-def validated(values: _ArrayT, column: str | None = None) -> _ArrayT:
+def validated(values: _ArrayT, column: str | None = None, *, full: bool = True) -> _ArrayT:
     """Return an Arrow array after a check of all its buffers.
 
     Arrow itself trusts offsets, sizes and indices of IPC data, pickles and the C interface: with a single
     wrong one it reads outside of the buffers, which ends the process.
+
+    Args:
+        values: an Array or ChunkedArray of any type.
+        column: its name, for the error.
+        full: check every value, in about half a nanosecond each; otherwise only the sizes of the buffers.
 
     Raises:
         FormatError: an offset, a size, an index or a validity bitmap is wrong, or text is not UTF-8.
     """
     array: Any = values
     try:
-        array.validate(full=True)
+        array.validate(full=full)
     except pa.ArrowException as error:
         where = "" if column is None else f"column {printable(column)!r}: "
         what = "text that is not UTF-8" if "UTF8" in str(error) else "an offset, size or index out of range"
@@ -163,7 +168,7 @@ def exported(storage: pa.Array) -> pa.Array:
 # --- cells without a header -----------------------------------------------------------------------
 
 
-def looks_like_cells(chunks: Iterable[pa.Array]) -> int:
+def looks_like_cells(chunks: Iterable[pa.Array], column: str | None = None) -> int:
     """Return the number of values of a column if they look like cells, otherwise 0.
 
     They do if every value that is not null has the form of a cell, and there are at most half as many key ids
@@ -172,18 +177,22 @@ def looks_like_cells(chunks: Iterable[pa.Array]) -> int:
 
     Args:
         chunks: the column, which has no header; read only as far as necessary.
+        column: its name, for errors.
+
+    Raises:
+        FormatError: the first value has the form of a cell, but the column is malformed.
     """
     count, ids = 0, set[int]()
     for chunk in chunks:
         if not is_bytes_or_text(chunk.type):
             return 0
         if not count:
-            first = _first_value(chunk)
+            first = _first_value(chunk, column)
             if first is None:
                 continue
             if cells_in(first) is None:
                 return 0
-        validated(chunk)
+        validated(chunk, column)
         if pa.types.is_dictionary(chunk.type):  # a few bytes may stand for gigabytes: do not expand it
             distinct = chunk.dictionary.take(chunk.indices.unique().drop_null())
         else:
@@ -247,17 +256,18 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _first_value(values: pa.Array) -> pa.Array | None:
+def _first_value(values: pa.Array, column: str | None) -> pa.Array | None:
     """Return the first value that is not null, as an array; None if all are null."""
+    validated(values, column, full=False)
+    if values.null_count == len(values):
+        return None
+    first = values.slice(values.is_valid().index(True).as_py(), 1)
     try:
-        values.validate()  # constant time: the sizes of the buffers
-        if values.null_count == len(values):
-            return None
-        first = values.slice(values.is_valid().index(True).as_py(), 1)
-        first.validate(full=True)
-    except pa.ArrowException:
-        return pa.array([b""])  # not a cell: what a plain column contains is not checked here
-    return first
+        return validated(first, column)
+    except FormatError:
+        if _is_text(values.type):  # not UTF-8: no cell, and what other columns contain is not checked here
+            return pa.array([b""])
+        raise
 
 
 def _heads(cells: pa.Array) -> npt.NDArray[np.uint8] | None:

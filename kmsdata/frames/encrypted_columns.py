@@ -413,7 +413,7 @@ def table_without_header(table: pa.Table) -> list[str]:
     """Return the columns of an Arrow table that look like cells without their header; see the above."""
     found = []
     for name, values in zip(table.column_names, table.columns, strict=True):
-        count = looks_like_cells(values.chunks)
+        count = looks_like_cells(values.chunks, name)
         if count == 1:
             warn_of_single_value(name)
         elif count:
@@ -426,7 +426,8 @@ def _count_without_header(series: pd.Series[Any]) -> int:
     values = arrow_values(series, only_if_cells=True)
     if values is None:
         return 0
-    return looks_like_cells(values.chunks if isinstance(values, pa.ChunkedArray) else [values])
+    parts = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+    return looks_like_cells(parts, str(series.name))
 
 
 def arrow_values(series: pd.Series[Any], *, only_if_cells: bool = False) -> pa.Array | pa.ChunkedArray | None:

@@ -135,7 +135,7 @@ def decrypt_table(
         require(table.column_names, name)
         refuse_repeated(table.column_names, name)
         if name not in headers:
-            if looks_like_cells(table.column(name).chunks):
+            if looks_like_cells(table.column(name).chunks, name):
                 raise lost_header(name)
             raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
     if wanted is None and (lost := table_without_header(table)):
