@@ -9,6 +9,7 @@ from importlib.metadata import version
 import pyarrow as pa
 
 from kmsdata.api.accessor import FrameAccessor, SeriesAccessor
+from kmsdata.api.attach import attach
 from kmsdata.api.inspection import inspect
 from kmsdata.api.key_sharing import data_key, export_keyset, new_data_key
 from kmsdata.api.migrate_guide import migrate_guide_column
@@ -70,6 +71,7 @@ __all__ = [
     "Usage",
     "Verification",
     "WrongKeyError",
+    "attach",
     "data_key",
     "decrypt_parquet",
     "decrypt_table",

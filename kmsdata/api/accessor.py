@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from kmsdata.api.attach import attach
 from kmsdata.api.inspection import inspect
 from kmsdata.api.rewrap import rewrap_frame
 from kmsdata.display.inspection import Inspection
@@ -95,7 +96,10 @@ class FrameAccessor:
         """Decrypt columns, with one KMS call for each data key.
 
         Args:
-            columns: name or names of encrypted columns; None: every encrypted column and index level.
+            columns: name or names of encrypted columns; None: every encrypted column and index level. Then a
+                column that looks like cells without their header is an error: other software dropped the
+                header, and `attach` restores it. Naming the columns lets such a column through, for example
+                one of ciphertexts of other software that uses Tink.
             key: use only these keys: a URI, several URIs, ``"tencent-kms://region/*"``, or a `DataKey`.
                 None: keys of the same provider and region as the session's key; without a session key, any
                 key that the header names.
@@ -109,7 +113,8 @@ class FrameAccessor:
         Raises:
             TamperedError: a cell failed authentication; no values are returned.
             WrongKeyError: the key is not the one of this data, or cells belong to other data.
-            FormatError: a header is malformed or was changed, or a named column has no header.
+            FormatError: a header is malformed or was changed; a named column has no header; or, without
+                ``columns``, a column looks like cells without their header.
             KeyServiceError: the KMS call failed.
 
         Example:
@@ -121,6 +126,32 @@ class FrameAccessor:
         return decrypt_frame(
             self._frame, columns, key=key, context=context, on_denied=on_denied, progress=progress
         )
+
+    def attach(
+        self,
+        like: Encrypted | FilePath | Iterable[Encrypted | FilePath],
+        columns: Columns | Mapping[str, str] | None = None,
+    ) -> pd.DataFrame:
+        """Attach headers to cells that lost them on a way through other software; no KMS call is made.
+
+        See `kmsdata.attach` for the arguments and errors.
+
+        Args:
+            like: what still has the headers: a file, a dataset, a frame, a series, an Arrow table, or a list.
+            columns: name or names of the columns, or a mapping ``{name here: name there}``; None: every
+                column of cells whose name ``like`` has.
+
+        Returns:
+            A new frame with the encrypted columns.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
+            >>> enc.to_csv("ages.csv", index=False)
+            >>> pd.read_csv("ages.csv").kms.attach(enc).kms.decrypt()["age"].tolist()
+            [36, 41]
+        """
+        return attach(self._frame, like, columns)
 
     def rewrap(
         self,
@@ -205,7 +236,13 @@ class FrameAccessor:
         return inspect(self._frame)
 
     def to_parquet(
-        self, path: FilePath, *, index: bool | None = None, filesystem: Any = None, **pyarrow_options: Any
+        self,
+        path: FilePath,
+        *,
+        index: bool | None = None,
+        filesystem: Any = None,
+        encrypted: Columns | None = None,
+        **pyarrow_options: Any,
     ) -> None:
         """Write a Parquet file that contains the wrapped data key. The write is atomic.
 
@@ -213,11 +250,14 @@ class FrameAccessor:
             path: the file; an existing file is replaced.
             index: as in `pandas.DataFrame.to_parquet`.
             filesystem: pyarrow or fsspec filesystem; otherwise inferred from the path.
+            encrypted: name or names of columns that must be encrypted; otherwise nothing is written.
             **pyarrow_options: as in `pyarrow.parquet.write_table`. Options for compression, dictionaries and
                 statistics apply only to plain columns; encrypted columns have fixed settings.
 
         Raises:
-            FormatError: a label differs from the name that the column was encrypted under.
+            ValueError: nothing in the frame is encrypted.
+            FormatError: a label differs from the name that the column was encrypted under, or a column of
+                ``encrypted`` is not encrypted.
             OSError: the file cannot be written; an existing file at the path is unchanged.
 
         Example:
@@ -225,7 +265,9 @@ class FrameAccessor:
             >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
             >>> enc.kms.to_parquet("ages.parquet")
         """
-        write_parquet(self._frame, path, index=index, filesystem=filesystem, **pyarrow_options)
+        write_parquet(
+            self._frame, path, index=index, filesystem=filesystem, encrypted=encrypted, **pyarrow_options
+        )
 
 
 @pd.api.extensions.register_series_accessor("kms")

@@ -11,11 +11,22 @@ import pyarrow as pa
 
 from kmsdata.codec import label
 from kmsdata.display.inspection import ColumnReport, DataKeyReport, Inspection
+from kmsdata.errors import FormatError
+from kmsdata.frames.arrow_storage import validated
 from kmsdata.frames.dtype import EncryptedType
-from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns, header_of
+from kmsdata.frames.encrypted_columns import (
+    Encrypted,
+    columns_without_header,
+    encrypted_columns,
+    header_of,
+    lost_header,
+    table_without_header,
+    with_arrow_types,
+)
 from kmsdata.frames.pandas_metadata import dtype_names
 from kmsdata.keys.envelope import Header
 from kmsdata.parquet.headers import dataset_headers
+from kmsdata.parquet.lost_headers import file_without_header
 from kmsdata.parquet.read import FilePath
 
 __all__ = ["inspect"]
@@ -24,7 +35,8 @@ __all__ = ["inspect"]
 def inspect(x: Encrypted | FilePath, *, filesystem: Any = None) -> Inspection:
     """Describe what is encrypted, how, and by which master keys. Needs no key and makes no KMS call.
 
-    Only the footer of a file is read. The result repeats what the headers say; nothing is verified.
+    Of a file only the footer is read, and a few values of columns that may be cells without their header. The
+    result repeats what the headers say; nothing is verified.
 
     Args:
         x: a frame, series, Arrow table, or path of a Parquet file or dataset.
@@ -34,7 +46,8 @@ def inspect(x: Encrypted | FilePath, *, filesystem: Any = None) -> Inspection:
         A report that displays as text or HTML, with ``.to_dict()`` and ``.json()``.
 
     Raises:
-        FormatError: the file is not a Parquet file, or a header is malformed.
+        FormatError: the file is not a Parquet file; a header is malformed; or a column looks like cells
+            without their header (see `kmsdata.attach`).
 
     Example:
         >>> import pandas as pd, kmsdata
@@ -58,7 +71,10 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
     columns: dict[int, ColumnReport] = {}
     levels: list[ColumnReport] = []
     headers: list[Header] = []
-    for item in encrypted_columns(frame):
+    known = encrypted_columns(frame)
+    if lost := columns_without_header(frame, known):
+        raise lost_header(lost[0])
+    for item in known:
         headers += item.headers
         nbytes = sum(array.nbytes for _, array in item.parts)
         nulls = sum(int(array.isna().sum()) for _, array in item.parts)
@@ -86,6 +102,11 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
 def _table(table: pa.Table) -> Inspection:
     columns: list[ColumnReport] = []
     headers: list[Header] = []
+    table = with_arrow_types(table)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        validated(column, name)
+    if lost := table_without_header(table):
+        raise lost_header(lost[0])
     for field, values in zip(table.schema, table.columns, strict=True):
         if isinstance(field.type, EncryptedType):
             header = header_of(field.type.dtype, field.name)
@@ -107,6 +128,13 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
     first: set[str] = set()
     for name, file in files.items():
         fragment, headers = file.fragment, file.headers
+        try:
+            with fragment.open() as source:
+                lost = file_without_header(source, fragment.physical_schema, headers, name)
+        except pa.ArrowException:
+            raise FormatError(f"{name}: a column cannot be read: its pages are damaged", path=name) from None
+        if lost:
+            raise lost_header(lost[0], path=name)
         every += headers.values()
         sizes, nulls = _chunks(fragment.metadata, fragment.physical_schema.names)
         rows += fragment.metadata.num_rows

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from kmsdata.display.verification import Verification
+from kmsdata.errors import FormatError
 from kmsdata.frames.arguments import Columns, required_names
 from kmsdata.frames.dtype import EncryptedArray, EncryptedType
-from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns
+from kmsdata.frames.encrypted_columns import (
+    Encrypted,
+    columns_without_header,
+    encrypted_columns,
+    lost_header,
+    table_without_header,
+    with_arrow_types,
+)
 from kmsdata.frames.key_argument import resolve_key
 from kmsdata.frames.verify import Findings, verify_cells
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import DataKeys
-from kmsdata.parquet.read import FilePath
 from kmsdata.parquet.bulk.verify import verify_path
+from kmsdata.parquet.read import FilePath
 
 __all__ = ["verify"]
 
@@ -40,8 +48,9 @@ def verify(
 
     Args:
         x: a frame, series, Arrow table, or path of a Parquet file or dataset.
-        encrypted: name or names of columns that must be encrypted in every file. Without it, a column whose
-            header was removed counts as a plain column.
+        encrypted: name or names of columns that must be encrypted in every file. Without it, a column that
+            looks like cells without their header is a failure, but one that was replaced by other values
+            counts as a plain column.
         key: use only these keys: a URI, several URIs, or a `DataKey`; None: as for decryption.
         context: pairs that the authenticated context must contain.
         filesystem: for a path: pyarrow or fsspec filesystem; otherwise inferred from the path.
@@ -66,6 +75,13 @@ def verify(
     if isinstance(x, (str, os.PathLike)):
         return verify_path(x, filesystem, findings, progress)
     if isinstance(x, pa.Table):
+        try:
+            x = with_arrow_types(x)
+            lost = [] if findings.wanted else table_without_header(x)
+        except FormatError as error:
+            findings.fail(str(error), error.column)
+            return findings.result("table", x.num_rows)
+        _fail_lost(findings, lost)
         parts = {
             name: [(None, EncryptedArray(x.column(name), field.type.dtype))]
             for name, field in zip(x.column_names, x.schema, strict=True)
@@ -74,8 +90,17 @@ def verify(
         return verify_cells("table", x.num_rows, parts, x.column_names, findings, progress)
     if isinstance(x, (pd.DataFrame, pd.Series)):
         frame = x.to_frame() if isinstance(x, pd.Series) else x
-        places = {str(item.name): list(item.parts) for item in encrypted_columns(frame)}
+        known = encrypted_columns(frame)
+        if not findings.wanted:
+            _fail_lost(findings, columns_without_header(frame, known))
+        places = {str(item.name): list(item.parts) for item in known}
         labels = [*map(str, frame.columns), *map(str, frame.index.names)]
         what = "series" if isinstance(x, pd.Series) else "frame"
         return verify_cells(what, len(frame), places, labels, findings, progress)
     raise TypeError("verify() takes a frame, a series, an Arrow table, or a path")
+
+
+def _fail_lost(findings: Findings, names: Iterable[Hashable]) -> None:
+    """Record the columns that look like cells without their header."""
+    for name in names:
+        findings.fail(str(lost_header(name)), str(name))

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import warnings
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import pandas as pd
 from pandas.api.extensions import ExtensionDtype
 
+from kmsdata.ciphers import gcm, siv
 from kmsdata.keys.envelope import Header, base64_bytes, base64_text
 
 __all__ = [
     "MARK",
+    "SHORTEST",
     "Cell",
     "CellDtype",
     "bytes_of",
@@ -27,10 +30,13 @@ __all__ = [
     "fits",
     "is_null",
     "refuse_foreign_meeting",
+    "warn_caller",
+    "warn_of_mixing",
     "within",
 ]
 
 MARK = "enc:"
+SHORTEST = min(siv.OVERHEAD, gcm.OVERHEAD)  # bytes of a cell whose plaintext is empty
 
 
 class CellDtype(Protocol):
@@ -69,8 +75,14 @@ class Cell:
     def __bytes__(self) -> bytes:
         return self._data
 
-    def __len__(self) -> int:
-        return len(self._data)
+    def __len__(self) -> NoReturn:
+        raise TypeError(
+            "the length of a cell is not that of its value. Decrypt it first (df.kms.decrypt()); "
+            "len(bytes(cell)) is the size of the ciphertext"
+        )
+
+    def __bool__(self) -> bool:
+        return True  # without this, Python would call __len__
 
     def __eq__(self, other: object) -> bool:
         return self._data == other._data if isinstance(other, Cell) else NotImplemented
@@ -106,13 +118,13 @@ def fits(inner: CellDtype, outer: CellDtype) -> bool:
     return set(inner.parsed.columns) <= set(outer.parsed.columns)
 
 
-def bytes_of(value: Any, dtype: CellDtype, *, text: bool = False) -> bytes | None:
+def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes | None:
     """Return the bytes of a value for a column of cells; None for null.
 
     Args:
         value: any object.
         dtype: the dtype of the column.
-        text: accept cells as text, as in CSV and JSON.
+        exported: accept cells as bytes, as other software reads them, and as text, as in CSV and JSON.
 
     Raises:
         TypeError: the value is not a cell, or is a cell of another column or data key.
@@ -126,7 +138,15 @@ def bytes_of(value: Any, dtype: CellDtype, *, text: bool = False) -> bytes | Non
         return bytes(value)
     if is_null(value):
         return None
-    if text and isinstance(value, str) and value.startswith(MARK):
+    if exported and isinstance(value, (bytes, bytearray, memoryview)):
+        raw = bytes(value)
+        if len(raw) < SHORTEST or raw[0] != 1:  # 1: Tink's version; decryption checks the rest
+            raise TypeError(
+                "a value of bytes is not a cell: it is too short, or does not begin with 0x01. A column of "
+                f"{dtype.name} takes cells and nulls only"
+            )
+        return raw
+    if exported and isinstance(value, str) and value.startswith(MARK):
         data = base64_bytes(value[len(MARK) :], any_spelling=True)
         if data is None:
             raise TypeError(f"a text begins with {MARK!r} but is not a cell: it was changed or truncated")
@@ -200,3 +220,32 @@ def encryptions(values: Any) -> tuple[set[CellDtype], bool]:
     items = values if pd.api.types.is_list_like(values) else [values]
     cells = {item.dtype for item in items if isinstance(item, Cell)}
     return cells, not all(isinstance(item, Cell) or is_null(item) for item in items)
+
+
+def warn_caller(message: str) -> None:
+    """Warn, with the line that called pandas or kmsdata as the location."""
+    level, frame = 1, sys._getframe()
+    while frame.f_globals.get("__name__", "").partition(".")[0] in ("kmsdata", "pandas"):
+        if frame.f_back is None:
+            break
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def warn_of_mixing() -> None:
+    """Warn if pandas converts a column of cells to objects because it concatenates them with plain values.
+
+    pandas (2.2 and 3.1) has no hook for this: it asks for a common dtype, and takes objects if there is none.
+    """
+    frame = within("concat_compat")
+    if frame is None:
+        return
+    parts = frame.f_locals.get("to_concat", ())
+    cells = [part for part in parts if getattr(part.dtype, "type", None) is Cell]
+    plain = any(encryptions(part)[1] for part in parts)
+    if cells and plain:
+        warn_caller(
+            f"{cells[0].dtype.called} was concatenated with plain values: the column has cells and plain "
+            "values now, and is saved that way. Encrypt the plain rows first, under the same data key "
+            "(key= the encrypted frame)"
+        )

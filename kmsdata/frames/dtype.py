@@ -24,8 +24,17 @@ from pandas.api.indexers import check_array_indexer
 
 from kmsdata import codec
 from kmsdata.ciphers import gcm, siv
+from kmsdata.display.tables import printable
 from kmsdata.errors import FormatError, UnsupportedTypeError
-from kmsdata.frames.arrow_storage import binary, chunks, concatenated, exported, fitted, plain_binary
+from kmsdata.frames.arrow_storage import (
+    binary,
+    chunks,
+    concatenated,
+    exported,
+    fitted,
+    plain_binary,
+    validated,
+)
 from kmsdata.frames.cell import (
     Cell,
     CellDtype,
@@ -35,11 +44,14 @@ from kmsdata.frames.cell import (
     fits,
     is_null,
     refuse_foreign_meeting,
+    warn_of_mixing,
     within,
 )
 from kmsdata.keys.envelope import ColumnHeader, Header, canonical
 
-__all__ = ["EncryptedArray", "EncryptedDtype", "EncryptedType"]
+__all__ = ["EXTENSION_NAME", "EncryptedArray", "EncryptedDtype", "EncryptedType"]
+
+EXTENSION_NAME = "kmsdata.encrypted"
 
 
 class EncryptedDtype(ExtensionDtype):
@@ -85,7 +97,7 @@ class EncryptedDtype(ExtensionDtype):
     @cached_property
     def _name(self) -> str:
         types = ["?"] if self.parsed is None else [codec.label(item.type) for item in self.parsed.columns]
-        return f"encrypted[{' | '.join(dict.fromkeys(types))}]"
+        return printable(f"encrypted[{' | '.join(dict.fromkeys(types))}]")  # the type is not authenticated
 
     @property
     def called(self) -> str:
@@ -165,7 +177,7 @@ class EncryptedType(pa.ExtensionType):
 
     def __init__(self, storage_type: pa.DataType, dtype: EncryptedDtype) -> None:
         self.dtype = dtype
-        super().__init__(storage_type, "kmsdata.encrypted")
+        super().__init__(storage_type, EXTENSION_NAME)
 
     def __arrow_ext_serialize__(self) -> bytes:
         return self.dtype.text.encode("utf-8", "surrogateescape")
@@ -208,14 +220,25 @@ class EncryptedArray(ExtensionArray):
     Args:
         storage: the cells: a pyarrow Array or ChunkedArray of any binary type, or of `EncryptedType`.
         dtype: an `EncryptedDtype`.
+
+    Raises:
+        FormatError: the storage is not binary, or malformed: it has an offset or a size out of range.
     """
 
     __array_priority__ = 1000
     _readonly = False  # pandas 3 sets it for views (copy-on-write)
 
     def __init__(self, storage: pa.Array | pa.ChunkedArray, dtype: EncryptedDtype) -> None:
-        self._storage = fitted(plain_binary(storage), dtype._storage_type)
+        self._storage = fitted(plain_binary(validated(storage)), dtype._storage_type)
         self._dtype = dtype
+
+    @classmethod
+    def _of(cls, storage: pa.Array, dtype: EncryptedDtype) -> Self:
+        """Wrap cells that need no validation: what Arrow made of the cells of another array, or of bytes."""
+        array = cls.__new__(cls)
+        array._storage = fitted(storage, dtype._storage_type)
+        array._dtype = dtype
+        return array
 
     @property
     def storage(self) -> pa.Array:
@@ -228,13 +251,13 @@ class EncryptedArray(ExtensionArray):
     def _from_sequence(
         cls, scalars: Sequence[Any], *, dtype: EncryptedDtype | None = None, copy: bool = False
     ) -> Self:
-        """Build an array of cells and nulls; with a dtype also from cells as text, as in CSV and JSON."""
+        """Build an array of cells and nulls; with a dtype also from cells as bytes or as text."""
         if isinstance(scalars, (pd.Series, pd.Index)):
             scalars = scalars.array
         if isinstance(scalars, EncryptedArray):
             if dtype is not None:
                 scalars._check_fits(dtype)
-            return cls(scalars._storage, dtype or scalars.dtype)
+            return cls._of(scalars._storage, dtype or scalars.dtype)
         cells = list(scalars)
         if dtype is None:
             union = {cast(EncryptedDtype, cell.dtype): None for cell in cells if isinstance(cell, Cell)}
@@ -245,7 +268,7 @@ class EncryptedArray(ExtensionArray):
             if not isinstance(common, EncryptedDtype):
                 raise TypeError("these cells cannot be in one column: they have several types under one key")
             dtype = common
-        return cls(binary([bytes_of(cell, dtype, text=True) for cell in cells]), dtype)
+        return cls._of(binary([bytes_of(cell, dtype, exported=True) for cell in cells]), dtype)
 
     _from_sequence_of_strings = _from_sequence
 
@@ -255,11 +278,11 @@ class EncryptedArray(ExtensionArray):
         # become a column of cells: text that a caller made from cells must stay text.
         if not any(isinstance(scalar, Cell) for scalar in scalars):
             raise TypeError("there are no cells among these values")
-        return cls(binary([bytes_of(scalar, dtype) for scalar in scalars]), dtype)
+        return cls._of(binary([bytes_of(scalar, dtype) for scalar in scalars]), dtype)
 
     @classmethod
     def _from_factorized(cls, values: Any, original: EncryptedArray) -> Self:
-        return cls(pa.array(values, pa.large_binary(), from_pandas=True), original.dtype)
+        return cls._of(pa.array(values, pa.large_binary(), from_pandas=True), original.dtype)
 
     @property
     def dtype(self) -> EncryptedDtype:
@@ -279,13 +302,13 @@ class EncryptedArray(ExtensionArray):
         if isinstance(item, slice):
             start, stop, step = item.indices(len(self))
             if step == 1:
-                view = type(self)(self._storage.slice(start, max(stop - start, 0)), self._dtype)
+                view = type(self)._of(self._storage.slice(start, max(stop - start, 0)), self._dtype)
                 view._readonly = self._readonly
                 return view
             return self.take(np.arange(start, stop, step))
         if isinstance(item, np.ndarray):
             if item.dtype == np.bool_:
-                return type(self)(self._storage.filter(pa.array(item)), self._dtype)
+                return type(self)._of(self._storage.filter(pa.array(item)), self._dtype)
             return self.take(item)
         if item is Ellipsis:
             return self
@@ -342,20 +365,20 @@ class EncryptedArray(ExtensionArray):
         if not allow_fill:
             if len(indices) and not (-len(self) <= indices.min() and indices.max() < len(self)):
                 raise IndexError("out of bounds value in 'indices'")
-            return type(self)(self._storage.take(pa.array(indices % max(len(self), 1))), self._dtype)
+            return type(self)._of(self._storage.take(pa.array(indices % max(len(self), 1))), self._dtype)
         if len(indices) and (indices.min() < -1 or indices.max() >= len(self)):
             if indices.min() < -1:
                 raise ValueError("Invalid value in 'indices': below -1")
             raise IndexError("out of bounds value in 'indices'")
         missing = indices == -1
         if is_null(fill_value):
-            return type(self)(self._storage.take(pa.array(indices, mask=missing)), self._dtype)
+            return type(self)._of(self._storage.take(pa.array(indices, mask=missing)), self._dtype)
         both = concatenated([self._storage, self._coerced([fill_value])._storage])
-        return type(self)(both.take(pa.array(np.where(missing, len(self), indices))), self._dtype)
+        return type(self)._of(both.take(pa.array(np.where(missing, len(self), indices))), self._dtype)
 
     def copy(self) -> Self:
         """Return a copy. The cells are shared: they are never changed in place."""
-        return type(self)(self._storage, self._dtype)
+        return type(self)._of(self._storage, self._dtype)
 
     @classmethod
     def _concat_same_type(cls, to_concat: Sequence[Self]) -> Self:
@@ -365,7 +388,7 @@ class EncryptedArray(ExtensionArray):
             if header is not None and other is not None and other.text != header.text:
                 header = header.union(other) or header  # equal types; the union has all their wrapped keys
         dtype = to_concat[0].dtype if header is None else EncryptedDtype(header)
-        return cls(concatenated([array._storage for array in to_concat]), dtype)
+        return cls._of(concatenated([array._storage for array in to_concat]), dtype)
 
     def astype(self, dtype: Any, copy: bool = True) -> Any:
         """Convert to objects (cells), to text (the whole ciphertext), or to a dtype that these cells fit."""
@@ -374,7 +397,7 @@ class EncryptedArray(ExtensionArray):
             if dtype == self._dtype and not copy:
                 return self
             self._check_fits(dtype)
-            return type(self)(self._storage, dtype)
+            return type(self)._of(self._storage, dtype)
         if isinstance(dtype, pd.StringDtype) or (isinstance(dtype, np.dtype) and dtype.kind == "U"):
             texts = np.array([None if cell is pd.NA else str(cell) for cell in self], object)
             if isinstance(dtype, pd.StringDtype):
@@ -385,6 +408,7 @@ class EncryptedArray(ExtensionArray):
             # it would never find one.
             if within("_get_engine_target") and within("get_indexer", "get_indexer_non_unique"):
                 self._check_factorizable()
+            warn_of_mixing()
             return self.__array__()
         raise TypeError(
             f"{self._dtype.called} cannot be converted to {dtype}. Decrypt it first (df.kms.decrypt())"
@@ -583,14 +607,16 @@ class EncryptedArray(ExtensionArray):
         if within("lexsort_indexer"):
             self._refuse_order()
         self._check_factorizable()
+        if within("_get_dummies_1d"):
+            self._refuse_operation("get_dummies")
         encoded = self._storage.dictionary_encode("mask" if use_na_sentinel else "encode")
         codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.intp)
-        return codes, type(self)(encoded.dictionary, self._dtype)
+        return codes, type(self)._of(encoded.dictionary, self._dtype)
 
     def unique(self) -> Self:
         """Return the unique cells of a deterministic column."""
         self._check_factorizable()
-        return type(self)(self._storage.unique(), self._dtype)
+        return type(self)._of(self._storage.unique(), self._dtype)
 
     def duplicated(self, keep: Literal["first", "last", False] = "first") -> npt.NDArray[np.bool_]:
         """Return bool[n]: which cells of a deterministic column are duplicates."""
@@ -654,8 +680,8 @@ class EncryptedArray(ExtensionArray):
                 values._check_fits(self._dtype)
             return values
         if compare and isinstance(values[0], Cell):
-            return EncryptedArray(binary([bytes(values[0])]), cast(EncryptedDtype, values[0].dtype))
-        return type(self)(binary([bytes_of(value, self._dtype) for value in values]), self._dtype)
+            return EncryptedArray._of(binary([bytes(values[0])]), cast(EncryptedDtype, values[0].dtype))
+        return type(self)._of(binary([bytes_of(value, self._dtype) for value in values]), self._dtype)
 
     def _check_fits(self, dtype: EncryptedDtype) -> None:
         if not fits(self._dtype, dtype):
@@ -671,7 +697,7 @@ def _cell_width(item: ColumnHeader) -> int | None:
         # This header is not authenticated yet, so its type may be anything.
         codec.check(item.codec_type, item.kind)
         width = codec.width(item.type, item.kind)
-    except (FormatError, UnsupportedTypeError):
+    except (FormatError, UnsupportedTypeError, RecursionError):
         return None
     if width is None:
         return None

@@ -6,7 +6,7 @@ Cells may be in an extension array, an ArrowDtype column, a categorical, an obje
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,25 +21,33 @@ from kmsdata.frames.arguments import (
     refuse_repeated,
     require,
 )
-from kmsdata.frames.cell import MARK, Cell
+from kmsdata.frames.arrow_storage import cells_in, is_bytes_or_text, looks_like_cells, validated
+from kmsdata.frames.cell import Cell, warn_caller
 from kmsdata.frames.column import open_pandas
-from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.frames.dtype import EXTENSION_NAME, EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 
 __all__ = [
     "Encrypted",
     "EncryptedColumn",
+    "arrow_values",
     "check_names",
     "check_new_names",
+    "columns_without_header",
     "encrypted_column",
     "encrypted_columns",
     "header_of",
     "headers_of",
+    "in_arrow_types",
     "in_extension_dtype",
     "is_encrypted",
+    "lost_header",
     "not_encrypted",
     "table_headers",
+    "table_without_header",
+    "warn_of_single_value",
+    "with_arrow_types",
     "with_headers",
     "with_index_levels",
 ]
@@ -50,13 +58,11 @@ Encrypted: TypeAlias = "pd.DataFrame | pd.Series[Any] | pa.Table"
 def not_encrypted(frame: pd.DataFrame, name: str) -> FormatError:
     """Return the error for a column that should be encrypted but is not."""
     why = "it has no kmsdata header"
-    first = frame[name].dropna().head(1).tolist() if name in frame else []
-    if first and isinstance(first[0], str) and first[0].startswith(MARK):
-        why = (
-            "it contains cells as text, as in CSV, without their header. Read it with "
-            "dtype={column: dtype of the encrypted column}"
-        )
-    elif any(item.level is not None for item in encrypted_columns(frame)):
+    found = [frame.iloc[:, position] for position, label in enumerate(frame.columns) if label == name]
+    found += [frame.index.get_level_values(name).to_series()] if name in frame.index.names else []
+    if any(_count_without_header(values) for values in found):
+        return lost_header(name)
+    if any(item.level is not None for item in encrypted_columns(frame)):
         why = "it has no kmsdata header, but a level of the index has one. Name that level, or no column"
     return FormatError(f"column {name!r} is not encrypted: {why}", column=str(name))
 
@@ -378,7 +384,7 @@ def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Hea
 def table_headers(table: pa.Table, wanted: list[str] | None = None) -> dict[str, Header]:
     """Return the headers of an Arrow table, by column: of all columns, or of those that are named."""
     headers = {}
-    for field in table.schema:
+    for field in in_arrow_types(table.schema):
         if isinstance(field.type, EncryptedType) and (wanted is None or field.name in wanted):
             headers[field.name] = header_of(field.type.dtype, field.name)
     return headers
@@ -390,3 +396,166 @@ def with_index_levels(index: pd.Index[Any], levels: Mapping[int, pd.Index[Any]])
         return levels[0]
     arrays = [levels.get(level, index.get_level_values(level)) for level in range(index.nlevels)]
     return pd.MultiIndex.from_arrays(arrays, names=index.names)
+
+
+# --- columns whose cells lost their header --------------------------------------------------------
+
+
+def lost_header(name: Hashable, *, path: str | None = None) -> FormatError:
+    """Return the error for a column of cells whose header was dropped."""
+    where = "" if path is None else f"{path}: "
+    return FormatError(
+        f"{where}column {name!r} has no kmsdata header, but looks like cells: other software dropped the "
+        "header. Attach that of the original file or frame with df.kms.attach(original), or with "
+        "kmsdata.attach(table, original). If these are ciphertexts of other software, name the columns to "
+        "decrypt",
+        path=path,
+        column=str(name),
+    )
+
+
+def warn_of_single_value(name: Hashable, *, path: str | None = None) -> None:
+    """Warn about a column with a single value that has the form of a cell, which may be a coincidence."""
+    where = "" if path is None else f"{path}: "
+    warn_caller(
+        f"{where}column {name!r} has no kmsdata header, but its only value looks like a cell. If it is one, "
+        "attach the header of the original file or frame with df.kms.attach(original)"
+    )
+
+
+def columns_without_header(frame: pd.DataFrame, known: Sequence[EncryptedColumn]) -> list[Hashable]:
+    """Return the columns and index levels of a frame that look like cells without their header.
+
+    Nested values are not searched. Warns about a column with a single such value.
+
+    Args:
+        frame: any frame.
+        known: its encrypted columns. Of a column of objects, the values that are not cells are checked too.
+    """
+    found = []
+    positions = {item.position: item for item in known if item.level is None}
+    levels = {item.level: item for item in known if item.level is not None}
+    columns = [
+        (label, frame.iloc[:, position], positions.get(position)) for position, label in enumerate(frame)
+    ]
+    columns += [
+        (name, frame.index.get_level_values(level).to_series(), levels.get(level))
+        for level, name in enumerate(frame.index.names)
+        if not isinstance(frame.index, pd.RangeIndex)
+    ]
+    for name, series, item in columns:
+        if item is not None:
+            if item.others is None:
+                continue
+            rest = np.array([type(value) is not Cell for value in item.others], np.bool_)
+            series = pd.Series(item.others[rest], dtype=object)
+        count = _count_without_header(series)
+        if count == 1:
+            warn_of_single_value(name)
+        elif count:
+            found.append(name)
+    return found
+
+
+def table_without_header(table: pa.Table) -> list[str]:
+    """Return the columns of an Arrow table that look like cells without their header; see the above."""
+    found = []
+    for name, values in zip(table.column_names, table.columns, strict=True):
+        count = looks_like_cells(values.chunks, name)
+        if count == 1:
+            warn_of_single_value(name)
+        elif count:
+            found.append(name)
+    return found
+
+
+def _count_without_header(series: pd.Series[Any]) -> int:
+    """Return the number of values if they look like cells, otherwise 0; see `looks_like_cells`."""
+    values = arrow_values(series, only_if_cells=True)
+    if values is None:
+        return 0
+    parts = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+    return looks_like_cells(parts, str(series.name))
+
+
+def arrow_values(series: pd.Series[Any], *, only_if_cells: bool = False) -> pa.Array | pa.ChunkedArray | None:
+    """Return a column of bytes or text as Arrow data, in every form that pandas may have given it.
+
+    Args:
+        series: any column; nulls of any kind become null.
+        only_if_cells: return None already if the first value has not the form of a cell; then columns of
+            Python objects are not converted.
+
+    Returns:
+        None if there are other values.
+    """
+    dtype = series.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        entries = arrow_values(pd.Series(dtype.categories), only_if_cells=only_if_cells)
+        if entries is None:
+            return None
+        if isinstance(entries, pa.ChunkedArray):
+            entries = entries.combine_chunks()
+        codes = series.cat.codes.to_numpy()
+        return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), entries)
+    if isinstance(dtype, (pd.ArrowDtype, pd.StringDtype)):
+        values = series.array.__arrow_array__()
+        return values if is_bytes_or_text(values.type) else None
+    if not pd.api.types.is_object_dtype(dtype):
+        return None
+    objects = series.to_numpy()
+    present = pd.notna(objects)
+    first = objects[present.argmax()] if present.any() else None
+    kind = pa.large_string() if isinstance(first, str) else pa.large_binary()
+    try:
+        if isinstance(first, (memoryview, bytearray)):
+            objects = np.array(
+                [bytes(x) if ok else None for x, ok in zip(objects, present, strict=True)], object
+            )
+            first = bytes(first)
+        if only_if_cells and (first is None or cells_in(pa.array([first], kind)) is None):
+            return None
+        return pa.array(objects, kind, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError):  # values of several types; or a lone surrogate
+        return None
+
+
+def in_arrow_types(schema: pa.Schema) -> Iterator[pa.Field]:
+    """Return the fields of a schema, with the extension type where only the metadata of the field has it.
+
+    Arrow puts the extension type of a column there when the type is not registered: in a table that was read
+    before kmsdata was imported.
+    """
+    for field in schema:
+        metadata = field.metadata or {}
+        if metadata.get(b"ARROW:extension:name") != EXTENSION_NAME.encode() or isinstance(
+            field.type, pa.BaseExtensionType
+        ):
+            yield field
+            continue
+        kind = EncryptedType.__arrow_ext_deserialize__(
+            field.type, metadata.get(b"ARROW:extension:metadata", b"")
+        )
+        rest = {key: text for key, text in metadata.items() if not key.startswith(b"ARROW:extension:")}
+        yield field.with_type(kind).with_metadata(rest or None)
+
+
+def with_arrow_types(table: pa.Table) -> pa.Table:
+    """Return a table with the extension type of its encrypted columns; see `in_arrow_types`.
+
+    Raises:
+        FormatError: a name is not UTF-8, or an encrypted column is not binary, or malformed.
+    """
+    try:
+        names = table.column_names
+    except UnicodeDecodeError:
+        raise FormatError("the name of a column of the table is not UTF-8. Rename it") from None
+    for position, field in enumerate(in_arrow_types(table.schema)):
+        if not isinstance(field.type, EncryptedType):
+            continue
+        values = validated(table.column(position), names[position])
+        if isinstance(values.type, pa.BaseExtensionType):
+            continue
+        parts = [pa.ExtensionArray.from_storage(field.type, part) for part in values.chunks]
+        table = table.set_column(position, field, pa.chunked_array(parts, type=field.type))
+    return table

@@ -15,6 +15,7 @@ from kmsdata.frames.arguments import (
     refuse_encrypted,
     require,
 )
+from kmsdata.frames.arrow_storage import validated
 from kmsdata.frames.column import encrypt_column
 from kmsdata.frames.dtype import EncryptedArray
 from kmsdata.frames.encrypted_columns import (
@@ -22,8 +23,10 @@ from kmsdata.frames.encrypted_columns import (
     EncryptedColumn,
     check_names,
     check_new_names,
+    columns_without_header,
     encrypted_columns,
     is_encrypted,
+    lost_header,
     not_encrypted,
     with_index_levels,
 )
@@ -48,7 +51,10 @@ def encrypt_frame(
     chosen = chosen_columns(frame.columns, columns, deterministic, domain, list(frame.index.names))
     positions = {label: position for position, label in enumerate(frame.columns) if label in chosen}
     for name, position in positions.items():
-        refuse_encrypted(name, is_encrypted(frame.iloc[:, position]))
+        values = frame.iloc[:, position]
+        refuse_encrypted(name, is_encrypted(values))
+        if isinstance(values.dtype, (pd.ArrowDtype, pd.StringDtype)):
+            validated(values.array.__arrow_array__(), name)
     there = {item.name: item.header for item in encrypted_columns(frame) if item.whole}
     check_new_names(chosen, {label: header for label, header in there.items() if header is not None})
     data_key = data_key_for(key, context, len(frame) * len(chosen))
@@ -86,6 +92,8 @@ def decrypt_frame(
             if name not in [item.name for item in every]:
                 raise not_encrypted(frame, name)
         every = [item for item in every if item.name in names]
+    elif lost := columns_without_header(frame, every):
+        raise lost_header(lost[0])
     keys = open_keys(
         [(str(item.name), header) for item in every for header in item.headers],
         resolve_key(key),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -15,14 +15,19 @@ from kmsdata.frames.arguments import (
     refuse_encrypted,
     refuse_repeated,
     require,
+    required_names,
 )
+from kmsdata.frames.arrow_storage import looks_like_cells, plain_binary, validated
 from kmsdata.frames.column import encrypt_column, open_arrow
-from kmsdata.frames.dtype import EncryptedArray, EncryptedType
+from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
     check_names,
     check_new_names,
+    lost_header,
     table_headers,
+    table_without_header,
+    with_arrow_types,
 )
 from kmsdata.frames.key_argument import data_key_for, resolve_key
 from kmsdata.frames.pandas_metadata import (
@@ -46,6 +51,7 @@ def encrypt_table(
     key: Key | Encrypted | None = None,
     domain: str | Mapping[str, str] | None = None,
     context: Mapping[str, str] | None = None,
+    encrypted: Columns | None = None,
 ) -> pa.Table:
     """Encrypt columns of an Arrow table.
 
@@ -58,12 +64,15 @@ def encrypt_table(
         domain: deterministic columns of one domain can be joined: a mapping by column, or one text for one
             column.
         context: pairs that are stored unencrypted next to the wrapped key, and are required to unwrap it.
+        encrypted: name or names of the columns that must be encrypted in the result; checked before a key
+            is made.
 
     Returns:
         The table, with those columns of the extension type ``kmsdata.encrypted``.
 
     Raises:
         KeyError: no such column. TypeError, ValueError: see the message.
+        FormatError: a column of ``encrypted`` would stay unencrypted, or the table's Arrow data is malformed.
         UnsupportedTypeError: the values could not be restored exactly.
         KeyServiceError: a KMS call failed.
 
@@ -75,9 +84,12 @@ def encrypt_table(
         True
     """
     _require_table(table, "encrypt_table", "df.kms.encrypt()")
+    table = with_arrow_types(table)
     chosen = chosen_columns(table.column_names, columns, deterministic, domain, [])
     for name in chosen:
         refuse_encrypted(name, isinstance(table.schema.field(name).type, EncryptedType))
+        validated(table.column(name), name)
+    _check_required(table, chosen, encrypted)
     check_new_names(chosen, table_headers(table))
     data_key = data_key_for(key, context, table.num_rows * len(chosen))
     schema, dtypes = table.schema, pandas_dtypes(table.schema.metadata)
@@ -111,26 +123,31 @@ def decrypt_table(
         The table, with those columns of their original Arrow type.
 
     Raises:
-        FormatError: a named column is not encrypted, or a header was changed.
+        FormatError: a named column is not encrypted, or a header was changed; or, without ``columns``, a
+            column looks like cells whose header was dropped (see `kmsdata.attach`).
         TamperedError: cells fail authentication. WrongKeyError: not the key of the data.
         KeyServiceError: a KMS call failed.
     """
     _require_table(table, "decrypt_table", "df.kms.decrypt()")
+    table = with_arrow_types(table)
     wanted = None if columns is None else column_names(columns)
     headers = table_headers(table, wanted)
     names = list(headers) if wanted is None else wanted
     for name in names:
         require(table.column_names, name)
-        if name not in headers:
-            raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
         refuse_repeated(table.column_names, name)
+        if name not in headers:
+            if looks_like_cells(table.column(name).chunks, name):
+                raise lost_header(name)
+            raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
+    if wanted is None and (lost := table_without_header(table)):
+        raise lost_header(lost[0])
     keys = open_keys([(name, headers[name]) for name in names], resolve_key(key), context)
     check_names(headers)
     done: dict[str, Any] = {}
     try:
         for name in names:
-            storage = EncryptedArray(table.column(name), table.schema.field(name).type.dtype).storage
-            done[name] = open_arrow(headers[name], keys, storage, name)
+            done[name] = open_arrow(headers[name], keys, plain_binary(table.column(name)), name)
     except BaseException:
         done.clear()
         raise
@@ -141,6 +158,16 @@ def decrypt_table(
     if metadata is not None:
         metadata = with_entries(metadata, pandas_entries({name: headers[name] for name in names}, keys))
     return table.replace_schema_metadata(_with_columns(metadata, names, {}))
+
+
+def _check_required(table: pa.Table, chosen: Collection[str], encrypted: Columns | None) -> None:
+    """Raise FormatError if one of the columns that must be encrypted would stay unencrypted."""
+    for name in required_names(encrypted):
+        require(table.column_names, name)
+        if name not in chosen and not isinstance(table.schema.field(name).type, EncryptedType):
+            raise FormatError(
+                f"column {name!r} must be encrypted, but is not among the columns to encrypt", column=name
+            )
 
 
 def _require_table(table: object, function: str, frames: str) -> None:

@@ -190,7 +190,9 @@ def headers_in(
             try:
                 headers[field.name] = field.type.dtype.header
             except FormatError as error:
-                bad[field.name] = located(error, f"{path}: column {field.name!r}", path=path, column=field.name)
+                bad[field.name] = located(
+                    error, f"{path}: column {field.name!r}", path=path, column=field.name
+                )
     lost = {field.name for field in fields if _is_binary(field.type)}
     texts = [(schema.metadata or {}).get(ENTRY), (footer or {}).get(ENTRY)]
     for text in dict.fromkeys(text for text in texts if text and (lost or headers)):

@@ -17,12 +17,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kmsdata.frames.arguments import Columns, require, required_names
 from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import (
     check_names,
     encrypted_columns,
     in_extension_dtype,
+    not_encrypted,
     with_headers,
 )
 from kmsdata.frames.pandas_metadata import with_frame_attrs
@@ -33,10 +35,17 @@ __all__ = ["settings_for", "write_parquet"]
 
 
 def write_parquet(
-    frame: pd.DataFrame, path: FilePath, *, index: bool | None = None, filesystem: Any = None, **options: Any
+    frame: pd.DataFrame,
+    path: FilePath,
+    *,
+    index: bool | None = None,
+    filesystem: Any = None,
+    encrypted: Columns | None = None,
+    **options: Any,
 ) -> None:
     """See `kmsdata.api.accessor.FrameAccessor.to_parquet`."""
     _check_options(options)
+    _check_encrypted(frame, required_names(encrypted))
     frame = _in_agreement(in_extension_dtype(frame))
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
     check_names(headers, path=str(path))
@@ -59,6 +68,20 @@ def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
     if all(records[record.commitment] == record for record in every):
         return frame
     return with_headers(frame, lambda header: header.under(records))
+
+
+def _check_encrypted(frame: pd.DataFrame, names: list[str]) -> None:
+    """Refuse a frame that would be written unencrypted, in whole or in a column that must be encrypted."""
+    found = [item.name for item in encrypted_columns(frame)]
+    for name in names:
+        require([*frame.columns, *frame.index.names], name)
+        if name not in found:
+            raise not_encrypted(frame, name)
+    if not found:
+        raise ValueError(
+            "nothing in this frame is encrypted. Write the frame that df.kms.encrypt() returned: it does not "
+            "change df. A file without encrypted columns is written with df.to_parquet()"
+        )
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -104,8 +127,12 @@ def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
         options = options | {"compression_level": dict.fromkeys(plain, level)}
     if options.get("use_byte_stream_split") is True:
         options = options | {"use_byte_stream_split": plain}
-    return {"write_page_checksum": True} | options | {
-        "use_dictionary": chosen("use_dictionary") + repeating,
-        "write_statistics": chosen("write_statistics"),
-        "compression": by_leaf | dict.fromkeys(sealed, "none"),
-    }
+    return (
+        {"write_page_checksum": True}
+        | options
+        | {
+            "use_dictionary": chosen("use_dictionary") + repeating,
+            "write_statistics": chosen("write_statistics"),
+            "compression": by_leaf | dict.fromkeys(sealed, "none"),
+        }
+    )

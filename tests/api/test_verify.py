@@ -196,7 +196,10 @@ def test_what_must_be_encrypted(frame, enc, path, tmp_path):
 
 def test_a_stripped_header_of_one_column(path):
     rewritten(path, types={"age": None}, entry="")
-    assert kmsdata.verify(path).ok  # it is a plain column of bytes now
+    found = kmsdata.verify(path)
+    assert [(f.column, f.file) for f in found.failures] == [("age", str(path))]
+    assert "looks like cells" in found.failures[0].what
+    assert kmsdata.verify(path, encrypted="name").ok  # other columns are let through by naming some
     found = kmsdata.verify(path, encrypted=["age", "name"])
     assert [(f.column, f.file) for f in found.failures] == [("age", str(path))]
 

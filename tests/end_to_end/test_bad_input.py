@@ -355,7 +355,7 @@ def test_a_frame_without_columns_or_rows():
 def test_csv_says_what_it_lacks(enc, tmp_path):
     enc.to_csv(tmp_path / "x.csv", index=False)
     plain = pd.read_csv(tmp_path / "x.csv")
-    with pytest.raises(kmsdata.FormatError, match="as text, as in CSV"):
+    with pytest.raises(kmsdata.FormatError, match="no kmsdata header, but looks like cells"):
         plain.kms.decrypt("email")
     back = pd.read_csv(tmp_path / "x.csv", dtype={name: enc[name].dtype for name in enc.kms.encrypted})
     pd.testing.assert_frame_equal(back.kms.decrypt(), enc.kms.decrypt())

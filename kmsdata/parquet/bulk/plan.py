@@ -20,7 +20,7 @@ from kmsdata.display.tables import printable
 from kmsdata.errors import FormatError
 from kmsdata.frames.arguments import Columns, chosen_columns, column_names, refuse_repeated, require
 from kmsdata.frames.dtype import EncryptedType
-from kmsdata.frames.encrypted_columns import Encrypted, check_names, check_new_names
+from kmsdata.frames.encrypted_columns import Encrypted, check_names, check_new_names, lost_header
 from kmsdata.frames.key_argument import data_key_for
 from kmsdata.frames.pandas_metadata import index_columns
 from kmsdata.keys.data_key import DataKey
@@ -29,7 +29,8 @@ from kmsdata.keys.session import Key, session_key
 from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.csv_reader import Types, csv_layout, is_csv
 from kmsdata.parquet.headers import headers_in
-from kmsdata.parquet.locations import FilePath, Place, files_at, stamp
+from kmsdata.parquet.locations import FilePath, Place, files_at, open_file, stamp
+from kmsdata.parquet.lost_headers import file_without_header
 
 __all__ = ["DecryptionPlan", "EncryptionPlan", "FilePlan", "Plan", "plan_decryption", "plan_encryption"]
 
@@ -356,8 +357,13 @@ def _check_alike(first: FilePlan, second: FilePlan, columns: Mapping[str, Any]) 
 def _columns_to_decrypt(file: FilePlan, wanted: list[str] | None) -> tuple[str, ...]:
     """Return the columns of a file to decrypt: the wanted ones, or every encrypted one."""
     check_names(file.headers, path=file.path)
+    lost = _without_header(file)
+    if wanted is None and lost:
+        raise lost_header(lost[0], path=file.path)
     for name in wanted or ():
         require(file.schema.names, name)
+        if name in lost:
+            raise lost_header(name, path=file.path)
         if name not in file.headers:
             raise FormatError(
                 f"{file.path}: column {name!r} is not encrypted: it has no kmsdata header",
@@ -371,6 +377,17 @@ def _columns_to_decrypt(file: FilePlan, wanted: list[str] | None) -> tuple[str, 
     for name in file.headers:
         refuse_repeated(file.schema.names, name, f"{file.path}: ")
     return tuple(file.headers if wanted is None else dict.fromkeys(wanted))
+
+
+def _without_header(file: FilePlan) -> list[str]:
+    """Return the columns of a file that look like cells without their header."""
+    with open_file(file.source) as source:
+        try:
+            return file_without_header(source, file.schema, file.headers, file.path)
+        except pa.ArrowException:
+            raise FormatError(
+                f"{file.path}: a column cannot be read: the file is damaged or was cut short", path=file.path
+            ) from None
 
 
 def _calls_to_encrypt(key: Key | Encrypted | None) -> int:

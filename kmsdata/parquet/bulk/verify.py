@@ -10,15 +10,16 @@ import pyarrow as pa
 from kmsdata.display.progress import Progress
 from kmsdata.display.verification import Verification
 from kmsdata.errors import FormatError
-from kmsdata.frames.arrow_storage import plain_binary
+from kmsdata.frames.arrow_storage import plain_binary, validated
 from kmsdata.frames.dtype import EncryptedType
-from kmsdata.frames.encrypted_columns import check_names
+from kmsdata.frames.encrypted_columns import check_names, lost_header
 from kmsdata.frames.verify import NO_HEADER, Findings
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.bulk.column_batches import OpenParquet, column_batches, open_parquet
 from kmsdata.parquet.headers import headers_in
 from kmsdata.parquet.locations import FilePath, Refused, dataset_files
+from kmsdata.parquet.lost_headers import file_without_header
 
 _NOT_THERE = "it must be encrypted, but the file has no such column"
 
@@ -67,6 +68,14 @@ def _file(name: str, parquet: OpenParquet, findings: Findings, bar: Progress) ->
     if not headers and len(findings.failures) == before:
         findings.fail("nothing in it is encrypted: the file has no kmsdata header", file=name)
     _compare(name, schema, metadata, headers, findings)
+    if not findings.wanted:
+        try:
+            lost = file_without_header(parquet.file, schema, headers, name)
+        except (pa.ArrowException, OSError, ValueError):
+            findings.fail("a column without header cannot be read: its pages are damaged", file=name)
+        else:
+            for column in lost:
+                findings.fail(str(lost_header(column, path=name)), column, file=name)
     try:
         check_names(headers, path=name)
     except FormatError as error:
@@ -98,7 +107,7 @@ def _group(
     done = 0
     try:
         for batch in batches:
-            cells = plain_binary(batch)
+            cells = plain_binary(validated(batch, column))
             findings.look(header, keys, cells, column, rows[done : done + len(cells)], **where)
             done += len(cells)
     except (OSError, ValueError):
