@@ -58,7 +58,7 @@ def test_a_folder_above_that_others_may_write_to(keystore, store):
     above = keystore.parent.parent
     above.chmod(0o757)
     refuses(store, above, "chmod o-w")
-    above.chmod(0o1777)  # as /tmp: nobody can rename what is not theirs
+    above.chmod(0o1777)  # as /tmp: users can rename only their own files
     store.create_key("b", quiet=True)
 
 
