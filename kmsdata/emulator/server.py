@@ -189,7 +189,7 @@ class _Server(ThreadingHTTPServer):
     emulator: Emulator
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection in a thread of its own, unless there are too many."""
+        """Answer a connection in its own thread, unless there are too many."""
         if len(self.emulator._open) >= _MOST_CONNECTIONS:
             self.shutdown_request(request)
             return

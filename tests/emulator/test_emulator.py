@@ -611,7 +611,7 @@ def test_nothing_of_it_is_loaded_by_kmsdata():
 
 
 def sent(emulator, text):
-    """Send bytes over a connection of its own; return the status of the answer, None without one."""
+    """Send bytes over a new connection; return the status of the answer, None without one."""
     with socket.create_connection(("127.0.0.1", emulator.port), timeout=10) as connection:
         connection.sendall(text.encode())
         try:
