@@ -85,7 +85,7 @@ def run(
         Text.assemble(("kmsdata demo  ", "bold"), source.title, (source.credit, "dim")), "", sep="\n"
     )
     store = kmsdata.LocalKeystore()
-    with kmsdata.use(store):
+    with kmsdata.using(store):
         _key(screen, store)
         encrypted, encrypting = _encrypt(screen, source)
         screen.console.print("", _preview(source, encrypted, screen.console.width), "", sep="\n")

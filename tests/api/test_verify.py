@@ -274,7 +274,7 @@ def test_each_data_key_is_asked_for_once(frame, tmp_path):
         def wrap(self, *_):
             raise NotImplementedError
 
-    with kmsdata.use(Provider()), kmsdata.use(kmsdata.KeyCache(age=0)):
+    with kmsdata.using(Provider()), kmsdata.using(kmsdata.KeyCache(age=0)):
         enc = frame.kms.encrypt(["name", "age"], key="memory://k", context={"team": "hr"})
         enc.to_parquet(tmp_path / "set", partition_cols=["city"])
         assert kmsdata.verify(tmp_path / "set").ok
