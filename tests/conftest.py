@@ -16,6 +16,7 @@ import kmsdata
 from kmsdata.cli.app import main
 from kmsdata.keys import fork_lock as forks
 from kmsdata.keys import session
+from kmsdata.keys.local import keystore as local
 
 IN_CI = bool(os.environ.get("CI"))
 
@@ -126,6 +127,8 @@ def keystore(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "_services", {})
     monkeypatch.setattr(session, "_cache", kmsdata.KeyCache())
     monkeypatch.setattr(session, "_held", [])
+    # As in a terminal: the first use of a key creates it. Tests of the rule itself take this back.
+    monkeypatch.setattr(local, "_interactive", lambda: True)
     return path
 
 

@@ -147,6 +147,8 @@ class FrameAccessor:
         Example:
             >>> import pandas as pd, kmsdata
             >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
+            >>> kmsdata.LocalKeystore().create_key("next", quiet=True)
+            'local://next'
             >>> enc.kms.rewrap("local://next").kms.inspect().data_keys[0].keys
             ('local://next',)
         """

@@ -105,6 +105,8 @@ def rewrap(
         >>> import pandas as pd, kmsdata
         >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
         >>> enc.kms.to_parquet("ages.parquet")
+        >>> kmsdata.LocalKeystore().create_key("next", quiet=True)
+        'local://next'
         >>> kmsdata.rewrap("ages.parquet", "local://next").keys
         {'local://next': 1}
         >>> kmsdata.read_parquet("ages.parquet", decrypt=True, key="local://next")["age"].tolist()

@@ -331,6 +331,10 @@ def new_data_key(
 
 
 def _generated(uris: list[str], context: dict[str, str]) -> DataKey:
+    for uri in uris:  # before the first KMS call, so that an error leaves nothing half done
+        ensure = getattr(provider_of(uri), "ensure_key", None)
+        if ensure is not None:
+            ensure(uri)
     count("generate_data_key")
     data_key = provider_of(uris[0]).generate_data_key(uris[0], context)
     wraps = list(data_key.wraps)

@@ -760,6 +760,7 @@ def test_json(enc, df):
 def test_json_does_not_crash_the_interpreter():
     code = (
         "import pandas as pd, kmsdata\n"
+        "kmsdata.LocalKeystore().create_key('demo', quiet=True)\n"
         "df = pd.DataFrame({'a': ['x', None], 'b': [1, 2], 'c': [1.5, 2.5]})\n"
         "enc = df.kms.encrypt('b', deterministic='a', key='local://demo')\n"
         "for orient in ('columns', 'records', 'index', 'split', 'table', 'values'):\n"

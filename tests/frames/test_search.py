@@ -330,6 +330,7 @@ def searched(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KMSDATA_KEYSTORE", str(folder / "keystore.json"))
+        kmsdata.LocalKeystore().create_key("demo", quiet=True)
         key = kmsdata.new_data_key(KEY)
         how = {"columns": "secret", "deterministic": ["city", "n", "when"]}
         enc = frame.kms.encrypt(**how, key=key)
@@ -559,6 +560,7 @@ def test_a_file_that_is_rewrapped_meanwhile_is_searched_and_one_that_is_replaced
         return kmsdata.read_parquet(path, filters=[("email", "==", "a")], decrypt=True)
 
     for key in ("local://next", "local://last"):
+        kmsdata.LocalKeystore().create_key(key.removeprefix("local://"), quiet=True)
         found = after(lambda key=key: kmsdata.rewrap(path, key))
         pd.testing.assert_frame_equal(found, frame[frame["email"] == "a"].reset_index(drop=True))
     other = frame.kms.encrypt("age", deterministic="email", key=KEY)

@@ -32,6 +32,7 @@ from kmsdata.errors import (
 from kmsdata.keys import session
 from kmsdata.keys.data_key import CellKey, DataKey
 from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Wrap
+from kmsdata.keys.local import keystore as local
 from kmsdata.keys.tink_keyset import Keyset
 from kmsdata.keys.unwrap import unwrap
 
@@ -580,3 +581,88 @@ def test_the_next_wrap_is_tried(keystore):
     keystore.write_text(json.dumps(document))
     with pytest.raises(KeyNotFoundError, match="local://a"):
         unwrap(key.record)
+
+
+# When the first use of a local key creates it.
+
+
+def not_interactive(monkeypatch):
+    monkeypatch.setattr(local, "_interactive", lambda: False)
+
+
+def names(store):
+    return [entry["key"] for entry in store.list_keys()]
+
+
+def test_a_mistyped_name_makes_no_key_outside_a_terminal_or_notebook(keystore, monkeypatch, capsys):
+    not_interactive(monkeypatch)
+    store = kmsdata.LocalKeystore()
+    with pytest.raises(KeyNotFoundError, match="kmsdata keys create local://demo"):
+        store.generate_data_key("local://demo", {})
+    assert not keystore.parent.exists()
+    store.create_key("demo", quiet=True)
+    assert store.generate_data_key("local://demo", {}).wraps[0].key == "local://demo"
+    for call in (
+        lambda: store.generate_data_key("local://demmo", {}),
+        lambda: store.wrap(SECRET, "local://demmo", {}),
+        lambda: store.describe_key("local://demmo"),
+        lambda: kmsdata.new_data_key("local://demmo"),
+        lambda: kmsdata.new_data_key(["local://demo", "local://demmo"]),
+    ):
+        with pytest.raises(KeyNotFoundError, match=r"Did you mean local://demo\?") as caught:
+            call()
+        assert caught.value.key == "local://demmo"
+    assert names(store) == ["local://demo"]
+    assert capsys.readouterr().err == ""
+
+
+def test_create_true_and_false_do_not_ask_who_is_looking(monkeypatch, capsys):
+    with pytest.raises(KeyNotFoundError):
+        kmsdata.LocalKeystore(create=False).generate_data_key("local://a", {})
+    not_interactive(monkeypatch)
+    store = kmsdata.LocalKeystore(create=True)
+    store.generate_data_key("local://a", {})
+    store.wrap(SECRET, "local://b", {})
+    assert names(store) == ["local://a", "local://b"]
+    assert "kmsdata keys disable local://b" in capsys.readouterr().err
+    with pytest.raises(TypeError, match="create="):
+        kmsdata.LocalKeystore(create="yes")
+
+
+def test_rewrap_makes_no_key_unless_it_was_allowed_to(titanic):
+    encrypted = titanic.kms.encrypt(["name"], key="local://demo")
+    with pytest.raises(KeyNotFoundError, match=r"Did you mean local://demo\?"):
+        kmsdata.rewrap(encrypted, "local://demmo", source="local://demo")
+    assert names(kmsdata.LocalKeystore()) == ["local://demo"]
+    kmsdata.use(kmsdata.LocalKeystore(create=True))
+    kmsdata.rewrap(encrypted, "local://next", source="local://demo")
+    assert names(kmsdata.LocalKeystore()) == ["local://demo", "local://next"]
+
+
+def test_several_keys_are_made_before_the_first_call():
+    data_key = kmsdata.new_data_key(["local://a", "local://b"])
+    assert [wrap.key for wrap in data_key.wraps] == ["local://a", "local://b"]
+
+
+@pytest.mark.parametrize(
+    ("stdin", "stderr", "kernel", "made"),
+    [
+        (True, True, False, True),
+        (False, True, False, False),
+        (True, False, False, False),
+        (False, False, True, True),
+    ],
+)
+def test_interactive_is_a_terminal_or_a_notebook(monkeypatch, stdin, stderr, kernel, made):
+    monkeypatch.undo()
+
+    class Stream:
+        def __init__(self, terminal):
+            self.isatty = lambda: terminal
+
+    monkeypatch.setattr("sys.stdin", Stream(stdin))
+    monkeypatch.setattr("sys.stderr", Stream(stderr))
+    monkeypatch.setattr(local, "in_notebook", lambda: kernel)
+    assert local._interactive() is made
+    monkeypatch.setattr("sys.stdin", None)
+    assert local._interactive() is kernel

@@ -616,7 +616,7 @@ def test_an_error_is_one_block(ran):
     shown = ran("import kmsdata\nkmsdata.LocalKeystore().describe_key('local://missing')")
     first, second, third = shown.strip().splitlines()
     assert first.startswith("KeyNotFoundError: there is no local://missing in ")
-    assert "restore its backup there" in first
+    assert "kmsdata keys create local://missing" in first
     assert second.strip().endswith("line 2: kmsdata.LocalKeystore().describe_key('local://missing')")
     assert "%tb Verbose" in third
 

@@ -975,6 +975,7 @@ def test_disk_full(tmp_path, verb, kind):
     """Limit files to 20 kB: writing more fails with an OSError, as on a full disk."""
     source = write(people(), tmp_path / "in" / "a.parquet")
     write(people(2), tmp_path / "in" / "A.parquet")
+    kmsdata.LocalKeystore().create_key("demo", quiet=True)
     if verb == "decrypt":
         kmsdata.encrypt_parquet(tmp_path / "in", tmp_path / "sealed", **SECRETS)
         source = tmp_path / "sealed" / "a.parquet"
@@ -1047,6 +1048,7 @@ def test_permission_denied(tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir()
     before = snapshot(tmp_path)
+    kmsdata.LocalKeystore().create_key("demo", quiet=True)
     done = child(
         f"""
         if os.geteuid() == 0:

@@ -18,6 +18,14 @@ from kmsdata.parquet.footer import MAGIC, FileMetaData, Footer, ending, read_foo
 from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Reader, decode, encode, value
 
 OLD, NEW = "local://old", "local://new"
+
+
+@pytest.fixture(autouse=True)
+def creating(keystore):
+    """Rewrap to keys that do not exist yet."""
+    kmsdata.use(kmsdata.LocalKeystore(create=True))
+
+
 BLOOM_FILTERS = int(pa.__version__.split(".")[0]) >= 24
 
 

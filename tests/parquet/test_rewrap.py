@@ -36,6 +36,12 @@ from kmsdata.parquet.header_copies import copies_in, entry_with
 OLD, NEW, MORE = "local://old", "local://new", "local://more"
 
 
+@pytest.fixture(autouse=True)
+def creating(keystore):
+    """Rewrap to keys that do not exist yet."""
+    kmsdata.use(kmsdata.LocalKeystore(create=True))
+
+
 class Vault:
     """A custom provider that counts calls, can refuse them, and can call a function meanwhile."""
 

@@ -5,6 +5,7 @@ A wrapped key is base64 of ``id (16) ‖ IV (12) ‖ AES-256-GCM``; name, id and
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import platformdirs
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from kmsdata.display.ipython import in_notebook
 from kmsdata.errors import (
     KeyAccessError,
     KeyNotFoundError,
@@ -36,6 +38,9 @@ class LocalKeystore:
             folder for user data. The file is created together with the first key.
         passphrase: encrypts the master keys in the file. None: ``KMSDATA_PASSPHRASE``. If the file has a
             passphrase and none was given, the terminal prompts for it.
+        create: whether the first use of a key creates it. None: only in a terminal or notebook, with a
+            notice; elsewhere (cron, CI, pipes) the key must exist, so that a mistyped name makes no key.
+            True: always. False: never; `create_key` creates it.
 
     Example:
         >>> import tempfile, kmsdata
@@ -49,7 +54,16 @@ class LocalKeystore:
 
     scheme = "local"
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, passphrase: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        passphrase: str | None = None,
+        *,
+        create: bool | None = None,
+    ) -> None:
+        if create not in (None, True, False):
+            raise TypeError(f"create= takes True, False or None, not {type(create).__name__}")
+        self._create = create
         default = Path(platformdirs.user_data_dir("kmsdata", appauthor=False)) / "keystore.json"
         self.path = Path(path or os.environ.get("KMSDATA_KEYSTORE") or default).expanduser()
         self._file = KeystoreFile(self.path, passphrase)
@@ -80,23 +94,25 @@ class LocalKeystore:
     # The three calls of a KeyProvider.
 
     def generate_data_key(self, key: str, context: Mapping[str, str]) -> DataKey:
-        """Generate a data key; create the master key first if it does not exist.
+        """Generate a data key; see `ensure_key` for a master key that does not exist.
 
         Raises:
+            KeyNotFoundError: the master key does not exist, and may not be created here.
             KeyServiceError: the file cannot be read or written; its subclasses are more specific.
         """
+        self.ensure_key(key)
         secret = random_bytes(32)
         return DataKey(secret, [Wrap(key, self.wrap(secret, key, context))], context=context)
 
     def wrap(self, data_key: bytes, key: str, context: Mapping[str, str]) -> str:
-        """Wrap a data key under a master key, which is created first if it does not exist.
+        """Wrap a data key under a master key. Creates the master key only with ``create=True``.
 
         Raises:
+            KeyNotFoundError: the master key does not exist.
             KeyServiceError: the file cannot be read or written; its subclasses are more specific.
         """
-        name = self._name(key, "wrap")
-        if name not in self._file.read("wrap").keys:
-            self.create_key(name, exist_ok=True)
+        if self._create:
+            self.ensure_key(key)
         key_id, cipher = self._master(key, "wrap")
         iv = random_bytes(12)
         return base64_text(key_id + iv + cipher.encrypt(iv, data_key, _associated(key, key_id, context)))
@@ -132,6 +148,22 @@ class LocalKeystore:
                 "unwrap",
             )
 
+    def ensure_key(self, key: str) -> None:
+        """Create a master key that does not exist, if ``create`` allows it; otherwise raise.
+
+        New data may create keys: `kmsdata.new_data_key` calls this for each local key that it was given.
+        `kmsdata.rewrap` does not call it: there, a mistyped name would make data unreadable.
+
+        Raises:
+            KeyNotFoundError: the key does not exist, and may not be created here.
+            KeyServiceError: the file cannot be read or written; its subclasses are more specific.
+        """
+        name = self._name(key, "generate_data_key")
+        if name not in (store := self._file.read("generate_data_key")).keys:
+            if not (_interactive() if self._create is None else self._create):
+                self._require(store, name, "generate_data_key")
+            self.create_key(name, exist_ok=True)
+
     # The operations of `kmsdata keys`.
 
     def create_key(self, name: str, *, exist_ok: bool = False, quiet: bool = False) -> str:
@@ -157,7 +189,9 @@ class LocalKeystore:
             guard = "" if sealed else ", unencrypted: only file permissions protect it"
             print(
                 f"kmsdata: created the key {uri} in {self.path}{guard}.\n"
-                "         Back up this file: without it, the data that the key encrypts is lost.",
+                "         Back up this file: without it, the data that the key encrypts is lost.\n"
+                f"         If the name is wrong, encrypt again with the right key, and run "
+                f"'kmsdata keys disable {uri}'.",
                 file=sys.stderr,
             )
         return uri
@@ -241,15 +275,28 @@ class LocalKeystore:
         return versions[number], self._file.cipher(store, name, number)
 
     def _require(self, store: Store, name: str, operation: str) -> None:
-        if name not in store.keys:
-            refuse(
-                KeyNotFoundError,
-                f"there is no local://{name} in {self.path}. Set KMSDATA_KEYSTORE to the keystore that has "
-                "it, or restore its backup there",
-                "KeyNotFound",
-                f"local://{name}",
-                operation,
+        if name in store.keys:
+            return
+        uri = f"local://{name}"
+        message = f"there is no {uri} in {self.path}. "
+        if operation == "unwrap":
+            message += "Set KMSDATA_KEYSTORE to the keystore that has it, or restore its backup there"
+        else:
+            if close := difflib.get_close_matches(name, store.keys, n=2):
+                message += f"Did you mean {' or '.join(f'local://{other}' for other in close)}? "
+            message += f"To create it: kmsdata keys create {uri}"
+        if operation in ("generate_data_key", "wrap"):
+            message += (
+                ", or pass kmsdata.LocalKeystore(create=True) to kmsdata.use(). Without either, a key is "
+                "created only when new data is encrypted in a terminal or notebook"
             )
+        refuse(KeyNotFoundError, message, "KeyNotFound", uri, operation)
+
+
+def _interactive() -> bool:
+    """Return whether a user sees the notice that a key was created: not in cron jobs, CI and pipes."""
+    streams = (sys.stdin, sys.stderr)
+    return in_notebook() or all(stream is not None and stream.isatty() for stream in streams)
 
 
 def _associated(key: str, key_id: bytes, context: Mapping[str, str]) -> bytes:
