@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import NoReturn, Protocol, runtime_checkable
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -24,7 +25,7 @@ from kmsdata.keys.envelope import ColumnHeader, DataKeyRecord, Wrap
 from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.key_uri import parse_key
 
-__all__ = ["CellKey", "DataKey", "KeyProvider", "Secret", "random_bytes"]
+__all__ = ["CellKey", "DataKey", "Hidden", "KeyProvider", "Secret", "random_bytes"]
 
 _MOST_CELLS = 1 << 32
 
@@ -47,6 +48,27 @@ class Secret:
             f"a {type(self).__name__} cannot be pickled: it is secret. Pass the encrypted data, "
             "and let the other process unwrap its data key"
         )
+
+
+_hiding = AESGCM(random_bytes(32))  # an object of OpenSSL, which has no attribute with the key
+
+
+class Hidden(Secret):
+    """Secret bytes that a walk over attributes and containers does not find.
+
+    They are encrypted under a key of this process, so that error reports with local variables, debuggers and
+    inspectors do not show them. This does not protect them from code that runs in the process.
+    """
+
+    __slots__ = ("_box",)
+
+    def __init__(self, content: bytes) -> None:
+        iv = random_bytes(12)
+        self._box = iv, _hiding.encrypt(iv, content, None)
+
+    def reveal(self) -> bytes:
+        """Return the bytes. Do not assign them to a variable in a function that may raise."""
+        return _hiding.decrypt(*self._box, None)
 
 
 class CellKey(Secret):
@@ -87,8 +109,10 @@ class DataKey(Secret):
     def __init__(
         self, secret: bytes, wraps: Iterable[Wrap], *, context: Mapping[str, str] | None = None
     ) -> None:
-        if len(secret) != 32:
-            raise ValueError(f"the data key has {len(secret)} bytes: it must have 32 bytes (AES_256)")
+        self._secret = Hidden(bytes(secret))
+        size, secret = len(secret), b""  # from here on, no frame of an error contains it
+        if size != 32:
+            raise ValueError(f"the data key has {size} bytes: it must have 32 bytes (AES_256)")
         self.wraps = tuple(dict.fromkeys(wraps))
         if not self.wraps:
             raise ValueError(
@@ -98,13 +122,14 @@ class DataKey(Secret):
             parse_key(wrap.key)
         self.context = tuple(sorted((context or {}).items()))
         DataKeyRecord(b"", self.context, self.wraps)  # raises FormatError for what readers would reject
-        self._secret = bytes(secret)
         self._lock = Lock()
         self._sealed: dict[str | None, int] = {}
         self.commitment = self._derive("kmsdata/1/commitment", 32)
 
     def _derive(self, info: str, size: int) -> bytes:
-        return HKDF(algorithm=SHA256(), length=size, salt=None, info=info.encode()).derive(self._secret)
+        return HKDF(algorithm=SHA256(), length=size, salt=None, info=info.encode()).derive(
+            self._secret.reveal()
+        )
 
     @property
     def record(self) -> DataKeyRecord:
@@ -160,13 +185,13 @@ class DataKey(Secret):
 
     def under(self, wraps: Iterable[Wrap]) -> DataKey:
         """Return the same data key with these wrapped keys instead; both share one count of cells."""
-        key = DataKey(self._secret, wraps, context=dict(self.context))
+        key = DataKey(self._secret.reveal(), wraps, context=dict(self.context))
         key._lock, key._sealed = self._lock, self._sealed
         return key
 
     def wrap_by(self, provider: KeyProvider, key: str) -> Wrap:
         """Wrap this data key under another master key."""
-        return Wrap(key, provider.wrap(self._secret, key, dict(self.context)))
+        return Wrap(key, provider.wrap(self._secret.reveal(), key, dict(self.context)))
 
     def __repr__(self) -> str:
         keys = ", ".join(wrap.key for wrap in self.wraps)

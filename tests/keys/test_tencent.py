@@ -191,7 +191,7 @@ FAULTS = {
         Fault.status(502, b"<html>"), KeyServiceError, "ServerNetworkError", 3, "is not an answer of KMS",
     ),
     "too many": (Fault.status(429), KeyServiceError, "ServerNetworkError", 3, "is not an answer of KMS"),
-    "truncated": (Fault.truncate(), KeyServiceError, "ChunkedEncodingError", 3, "was interrupted"),
+    "truncated": (Fault.truncate(), KeyServiceError, "ClientNetworkError", 3, "was interrupted"),
     "reset": (Fault.reset(), KeyServiceError, "ClientNetworkError", 3, "was interrupted"),
     "hung up": (Fault.hang_up(), KeyServiceError, "ClientNetworkError", 3, "was interrupted"),
     "lost answer": (Fault.lost(), KeyServiceError, "ClientNetworkError", 3, "was interrupted"),

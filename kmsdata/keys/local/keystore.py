@@ -22,10 +22,10 @@ from kmsdata.errors import (
     KeyNotFoundError,
     KeyServiceError,
 )
-from kmsdata.keys.data_key import DataKey, random_bytes
+from kmsdata.keys.data_key import DataKey, Hidden, random_bytes
 from kmsdata.keys.envelope import Wrap, base64_bytes, base64_text, canonical
 from kmsdata.keys.key_uri import parse_key
-from kmsdata.keys.local.keystore_file import KeystoreFile, Store, refuse
+from kmsdata.keys.local.keystore_file import KeystoreFile, Store, hidden_text, refuse
 
 __all__ = ["LocalKeystore"]
 
@@ -61,15 +61,19 @@ class LocalKeystore:
         *,
         create: bool | None = None,
     ) -> None:
+        secret, is_text = hidden_text(passphrase), passphrase is None or isinstance(passphrase, str)
+        del passphrase  # so that no frame of an error shows it
+        if not is_text:
+            raise TypeError("passphrase= takes text")
         if create not in (None, True, False):
             raise TypeError(f"create= takes True, False or None, not {type(create).__name__}")
         self._create = create
         default = Path(platformdirs.user_data_dir("kmsdata", appauthor=False)) / "keystore.json"
         self.path = Path(path or os.environ.get("KMSDATA_KEYSTORE") or default).expanduser()
-        self._file = KeystoreFile(self.path, passphrase)
+        self._file = KeystoreFile(self.path, secret)
 
     def __repr__(self) -> str:
-        return f"<LocalKeystore {self.path}>"
+        return f"<LocalKeystore {self._file}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -101,8 +105,9 @@ class LocalKeystore:
             KeyServiceError: the file cannot be read or written; its subclasses are more specific.
         """
         self.ensure_key(key)
-        secret = random_bytes(32)
-        return DataKey(secret, [Wrap(key, self.wrap(secret, key, context))], context=context)
+        secret = Hidden(random_bytes(32))
+        wrapped = self._wrapped(secret, key, context)
+        return DataKey(secret.reveal(), [Wrap(key, wrapped)], context=context)
 
     def wrap(self, data_key: bytes, key: str, context: Mapping[str, str]) -> str:
         """Wrap a data key under a master key. Creates the master key only with ``create=True``.
@@ -111,11 +116,11 @@ class LocalKeystore:
             KeyNotFoundError: the master key does not exist.
             KeyServiceError: the file cannot be read or written; its subclasses are more specific.
         """
+        secret = Hidden(data_key)
+        del data_key  # so that no frame of an error shows it
         if self._create:
             self.ensure_key(key)
-        key_id, cipher = self._master(key, "wrap")
-        iv = random_bytes(12)
-        return base64_text(key_id + iv + cipher.encrypt(iv, data_key, _associated(key, key_id, context)))
+        return self._wrapped(secret, key, context)
 
     def unwrap(self, wrapped: str, key: str, context: Mapping[str, str]) -> bytes:
         """Unwrap a data key. Never creates a master key.
@@ -131,7 +136,7 @@ class LocalKeystore:
         if raw[:16] != key_id:
             refuse(
                 KeyNotFoundError,
-                f"{key} in {self.path} is another key than the one that wrapped this data key (same name, "
+                f"{key} in {self._file} is another key than the one that wrapped this data key (same name, "
                 "other id). Use the keystore with which the data was encrypted, or its backup",
                 "OtherKey",
                 key,
@@ -184,11 +189,11 @@ class LocalKeystore:
         self._name(uri, "create_key")
         made, sealed = self._file.create(uri, name)
         if not made and not exist_ok:
-            refuse(KeyServiceError, f"{uri} already exists in {self.path}", "KeyExists", uri, "create_key")
+            refuse(KeyServiceError, f"{uri} already exists in {self._file}", "KeyExists", uri, "create_key")
         if made and not quiet:
             guard = "" if sealed else ", unencrypted: only file permissions protect it"
             print(
-                f"kmsdata: created the key {uri} in {self.path}{guard}.\n"
+                f"kmsdata: created the key {uri} in {self._file}{guard}.\n"
                 "         Back up this file: without it, the data that the key encrypts is lost.\n"
                 f"         If the name is wrong, encrypt again with the right key, and run "
                 f"'kmsdata keys disable {uri}'.",
@@ -274,11 +279,16 @@ class LocalKeystore:
         number = next((at for at, key_id in enumerate(versions) if key_id == wanted), 0)
         return versions[number], self._file.cipher(store, name, number)
 
+    def _wrapped(self, secret: Hidden, key: str, context: Mapping[str, str]) -> str:
+        key_id, cipher = self._master(key, "wrap")
+        iv, associated = random_bytes(12), _associated(key, key_id, context)
+        return base64_text(key_id + iv + cipher.encrypt(iv, secret.reveal(), associated))
+
     def _require(self, store: Store, name: str, operation: str) -> None:
         if name in store.keys:
             return
         uri = f"local://{name}"
-        message = f"there is no {uri} in {self.path}. "
+        message = f"there is no {uri} in {self._file}. "
         if operation == "unwrap":
             message += "Set KMSDATA_KEYSTORE to the keystore that has it, or restore its backup there"
         else:

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn, Self
 
 from kmsdata.errors import KeyAccessError, KeyNotFoundError, KeyServiceError
-from kmsdata.keys.data_key import DataKey
+from kmsdata.keys.data_key import DataKey, Hidden
 from kmsdata.keys.envelope import Wrap, base64_bytes, base64_text, canonical
 from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.tencent.credentials import Credentials, Given, held
-from kmsdata.keys.tencent.transport import Answer, Endpoint, Request, Service
+from kmsdata.keys.tencent.transport import Answer, Endpoint, Request, Service, shown
 
 __all__ = ["TencentKMS"]
 
@@ -24,6 +24,7 @@ _REGION = re.compile(r"[a-z]+(-[a-z0-9]+)+")
 _MOST_CONTEXT = 1024  # characters; the limit of KMS
 _ALIAS_SECONDS = 300  # how long the KeyId of an alias is cached
 _PAGE = 200
+_MOST_KEYS = 20_000  # so that a list without end takes a bounded time and memory
 
 
 class TencentKMS:
@@ -171,8 +172,10 @@ class TencentKMS:
 
     def wrap(self, data_key: bytes, key: str, context: Mapping[str, str]) -> str:
         """Wrap a data key under a master key with ``Encrypt``."""
+        secret = Hidden(data_key)
+        del data_key  # so that no frame of an error shows it
         uri, key_id = self._key(key, "wrap")
-        request = _encrypt(data_key, key_id, self._context(context, key, "wrap"))
+        request = _encrypt(secret, key_id, self._context(context, key, "wrap"))
         answer = self._service.call(request, operation="wrap", key=uri)
         return self._wrapped(answer, uri, key_id, "wrap")
 
@@ -217,7 +220,7 @@ class TencentKMS:
         except KeyAccessError:
             return None
         total = answer.fields.get("TotalCount")
-        return total if isinstance(total, int) else None
+        return total if type(total) is int else None
 
     def list_keys(self) -> list[dict[str, str]]:
         """List the keys of the region: ``key`` (URI), ``alias``, ``state``, ``created`` and ``rotation``."""
@@ -297,28 +300,31 @@ class TencentKMS:
 
     def _details(self, search: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        while True:
+        while len(found) <= _MOST_KEYS:
             request = Request(
                 "ListKeyDetail", Offset=len(found), Limit=_PAGE, OrderType=1, SearchKeyAlias=search or None
             )
             answer = self._service.call(request, operation="list_keys")
             page, total = answer.fields.get("KeyMetadatas"), answer.fields.get("TotalCount")
-            good = isinstance(page, list) and isinstance(total, int) and all(map(_is_key, page))
-            if not good or not isinstance(page, list):
+            good = isinstance(page, list) and type(total) is int and all(map(_is_key, page))
+            if not good or not isinstance(page, list) or len(page) > _PAGE:
                 self._invalid(answer, None, "list_keys", "no valid list of keys")
             found += page
             if not page or len(found) >= (total or 0):
-                return found
+                break
+        else:
+            self._invalid(answer, None, "list_keys", f"more than {_MOST_KEYS:,} keys")
+        return found
 
     def _about(self, item: Mapping[str, Any]) -> dict[str, str]:
-        created = item.get("CreateTime")
-        rotation = f"every {item.get('RotateDays') or 365} days" if item.get("KeyRotationEnabled") else "off"
+        days = item.get("RotateDays")
+        every = days if type(days) is int and 0 < days <= 3650 else 365
         return {
             "key": f"{self.scheme}://{self.region}/{item['KeyId']}",
-            "alias": str(item.get("Alias") or ""),
-            "state": str(item.get("KeyState") or ""),
-            "created": datetime.fromtimestamp(created, UTC).isoformat() if isinstance(created, int) else "",
-            "rotation": rotation,
+            "alias": shown(item.get("Alias")),
+            "state": shown(item.get("KeyState")),
+            "created": _time(item.get("CreateTime")),
+            "rotation": f"every {every} days" if item.get("KeyRotationEnabled") is True else "off",
         }
 
     def _context(self, context: Mapping[str, str], key: str, operation: str) -> str | None:
@@ -375,6 +381,11 @@ def _is_key(item: object) -> bool:
     )
 
 
+def _time(seconds: object) -> str:
+    known = type(seconds) is int and 0 <= seconds < 1 << 36  # until the year 4147
+    return datetime.fromtimestamp(seconds, UTC).isoformat() if known else ""  # type: ignore[arg-type]
+
+
 # The functions below never raise an error that has a plaintext key in a frame of its traceback.
 
 
@@ -388,5 +399,5 @@ def _data_key(answer: Answer, wrap: Wrap, context: Mapping[str, str]) -> DataKey
     return None if secret is None else DataKey(secret, [wrap], context=context)
 
 
-def _encrypt(data_key: bytes, key_id: str, context: str | None) -> Request:
-    return Request("Encrypt", KeyId=key_id, Plaintext=base64_text(data_key), EncryptionContext=context)
+def _encrypt(secret: Hidden, key_id: str, context: str | None) -> Request:
+    return Request("Encrypt", KeyId=key_id, Plaintext=base64_text(secret.reveal()), EncryptionContext=context)

@@ -18,22 +18,26 @@ from __future__ import annotations
 
 import configparser
 import hmac
+import json
 import os
+import re
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeAlias
 
 from kmsdata.errors import CredentialsError, KeyServiceError
-from kmsdata.keys.data_key import Secret, random_bytes
+from kmsdata.keys.data_key import Hidden, Secret, random_bytes
 from kmsdata.keys.fork_lock import Lock
-from kmsdata.keys.tencent.transport import Answer, Endpoint, Request, Service, apart
+from kmsdata.keys.tencent.transport import Answer, Endpoint, Request, Service, apart, bound
 
 __all__ = ["Credentials", "Given", "HasCredentials", "held"]
 
 _METADATA = "http://metadata.tencentyun.com/latest/meta-data/cam/security-credentials/"
 _PROFILES = ("~/.tencentcloud/credentials", "/etc/tencentcloud/credentials")
 _ROLE = "TENCENTCLOUD_ROLE_ARN"
+_ROLE_NAME = re.compile(r"[\w.@+=-]{1,128}")
 _PASSED = "passed in"  # the source, for display; the other sources are in Credentials._places
 _TKE = ("TKE_REGION", "TKE_PROVIDER_ID", "TKE_WEB_IDENTITY_TOKEN_FILE", "TKE_ROLE_ARN")
 _TOKENS = ("TENCENTCLOUD_SECURITY_TOKEN", "TENCENTCLOUD_TOKEN")
@@ -63,6 +67,14 @@ Given: TypeAlias = "tuple[str, str] | tuple[str, str, str | None] | HasCredentia
 """SecretId and SecretKey (and token), or an object of the official SDK."""
 
 
+def _hidden(info: Sequence[object]) -> Hidden:
+    return Hidden(json.dumps([part if isinstance(part, str) else None for part in info]).encode())
+
+
+def _shown(info: Hidden) -> Any:
+    return tuple(json.loads(info.reveal()))
+
+
 class _Fixed(Secret):
     """Static credentials: SecretId, SecretKey, and a token or None."""
 
@@ -70,15 +82,15 @@ class _Fixed(Secret):
 
     tried: tuple[str, ...] = _TRIED
 
-    def __init__(self, *info: str | None) -> None:
-        self._info = info
+    def __init__(self, *info: object) -> None:
+        self._info = _hidden(info)
 
     def ready(self) -> None:
         """Do nothing: static credentials do not expire."""
 
     def get_credential_info(self) -> tuple[Any, ...]:
         """Return what the SDK signs with."""
-        return self._info
+        return _shown(self._info)
 
 
 def held(given: Given | None) -> Any:
@@ -91,11 +103,21 @@ def held(given: Given | None) -> Any:
 class _Pair(Secret):
     """SecretId and SecretKey, with a token and an expiry time if they are temporary."""
 
-    __slots__ = ("born", "expires", "secret_id", "secret_key", "token")
+    __slots__ = ("_info", "born", "expires")
 
     def __init__(self, secret_id: str, secret_key: str, token: str | None, expires: float | None) -> None:
-        self.secret_id, self.secret_key, self.token = secret_id, secret_key, token
+        self._info = _hidden((secret_id, secret_key, token))
         self.expires, self.born = expires, time.time()
+
+    @property
+    def info(self) -> tuple[str, str, str | None]:
+        """SecretId, SecretKey and token. Do not assign them to a variable in a function that may raise."""
+        return _shown(self._info)
+
+    @property
+    def secret_id(self) -> str:
+        """The SecretId, which is not secret."""
+        return self.info[0]
 
     @property
     def dead(self) -> bool:
@@ -110,6 +132,11 @@ class _Pair(Secret):
         return time.time() >= self.expires - min(_MARGIN, (self.expires - self.born) / 5)
 
 
+# Objects of the caller with credentials in plain attributes. Not attributes of `Credentials`, so that a walk
+# over the local variables of an error does not find them.
+_given: weakref.WeakKeyDictionary[Credentials, HasCredentials] = weakref.WeakKeyDictionary()
+
+
 class Credentials(Secret):
     """The credentials in use: found when they are first needed, renewed before they expire.
 
@@ -122,7 +149,7 @@ class Credentials(Secret):
     """
 
     __slots__ = (
-        "_again", "_blind", "_current", "_endpoint", "_given", "_lock", "_region", "_timeout", "source",
+        "__weakref__", "_again", "_blind", "_current", "_endpoint", "_lock", "_region", "_timeout", "source",
     )  # fmt: skip
 
     tried = _TRIED
@@ -132,7 +159,8 @@ class Credentials(Secret):
     ) -> None:
         self._region, self._endpoint, self._timeout = region, endpoint.of("sts"), timeout
         self._lock = Lock()
-        self._given = given
+        if given is not None:
+            _given[self] = given
         self._blind = random_bytes(32)
         self._current: _Pair | None = None
         self._again = 0.0  # when a failed renewal may be repeated
@@ -164,7 +192,7 @@ class Credentials(Secret):
         pair = self._current
         if pair is None:
             raise CredentialsError("no credentials have been found yet", provider="tencent-kms")
-        return pair.secret_id, pair.secret_key, pair.token
+        return pair.info
 
     @property
     def identity(self) -> bytes:
@@ -186,10 +214,10 @@ class Credentials(Secret):
         return found
 
     def _base(self) -> tuple[_Pair, str]:
-        if self._given is not None:
+        if self in _given:
             # An object of the SDK or the caller may use the network without a timeout.
-            given = self._given
-            pair = _taken(given) if isinstance(given, _Fixed) else apart(lambda: _taken(given), self._timeout)
+            fixed = isinstance(_given[self], _Fixed)
+            pair = _taken(_given[self]) if fixed else apart(lambda: _taken(_given[self]), self._timeout)
             if pair is None:
                 _fail(
                     "credential= has no SecretId or no SecretKey, or did not return them",
@@ -237,7 +265,7 @@ class Credentials(Secret):
             DurationSeconds=_LIFETIME,
         )
         region = os.environ.get("TENCENTCLOUD_REGION") or self._region
-        return self._role(region, _Fixed(base.secret_id, base.secret_key, base.token), request)
+        return self._role(region, _Fixed(*base.info), request)
 
     def _role(self, region: str, signer: _Fixed | None, request: Request) -> _Pair:
         """Get the credentials of a role from STS."""
@@ -255,8 +283,8 @@ def _fail(message: str, code: str) -> NoReturn:
 def _identity(pair: _Pair | None, blind: bytes) -> bytes:
     # All parts count: a caller who knows only the SecretId must not get another user's cached keys. No part
     # contains a line break (`_made`), so the joined text is unambiguous.
-    whole = () if pair is None else (pair.secret_id, pair.secret_key, pair.token or "")
-    return hmac.digest(blind, "\n".join(whole).encode(), "sha256")
+    whole = () if pair is None else pair.info
+    return hmac.digest(blind, "\n".join(part or "" for part in whole).encode(), "sha256")
 
 
 def _masked(pair: _Pair | None) -> str:
@@ -328,13 +356,16 @@ def _from_profile(path: Path) -> _Pair | None:
 
 def _instance() -> _Pair | None:
     """Return the credentials of this CVM instance's role; None if there is no instance or no role."""
-    import requests  # a dependency of the SDK, so it is imported only if it is needed
-
+    try:
+        import requests  # a dependency of the SDK, so it is imported only if it is needed
+    except ImportError:  # the call that follows says what to install
+        return None
     session = requests.Session()
     session.trust_env = False  # no proxies and no ~/.netrc: the address is local to the machine
+    bound(session)
     try:
         role = session.get(_METADATA, timeout=(1, 3), allow_redirects=False)
-        if role.status_code != 200 or not role.text.strip():
+        if role.status_code != 200 or not _ROLE_NAME.fullmatch(role.text.strip()):
             return None
         found = session.get(_METADATA + role.text.strip(), timeout=(1, 3), allow_redirects=False).json()
         return _made(found["TmpSecretId"], found["TmpSecretKey"], found["Token"], found["ExpiredTime"])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from kmsdata.errors import CredentialsError, KeyAccessError, KeyNotFoundError, KeyServiceError
 
-__all__ = ["meaning", "retryable"]
+__all__ = ["is_fault", "meaning", "retryable"]
 
 # No answer, or not an answer of KMS: KMS may have executed the request or not.
 _BROKEN_OFF = {"ChunkedEncodingError", "ClientNetworkError", "ConnectionError", "ReadTimeout", "Timeout"}
 _NOT_KMS = {"ContentDecodingError", "JSONDecodeError", "KeyError", "ServerNetworkError", "TypeError"}
 _FAILED = {"InternalError", "UnsupportedOperation.ServiceTemporaryUnavailable"}
+
+
+def is_fault(name: str) -> bool:
+    """Return whether an exception's name is that of a fault between here and KMS."""
+    return name in _BROKEN_OFF | _NOT_KMS
 
 
 def retryable(code: str | None, network: str, repeatable: bool) -> bool:

@@ -9,6 +9,7 @@ not block the caller.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
@@ -16,25 +17,26 @@ import re
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from kmsdata.errors import CredentialsError, KeyAccessError, KeyNotFoundError, KeyServiceError
-from kmsdata.keys.data_key import Secret, random_bytes
+from kmsdata.keys.data_key import Hidden, Secret, random_bytes
 from kmsdata.keys.fork_lock import Lock
-from kmsdata.keys.tencent.error_messages import meaning, retryable
+from kmsdata.keys.tencent.error_messages import is_fault, meaning, retryable
 from kmsdata.keys.usage import count
 
-__all__ = ["Answer", "Endpoint", "Request", "Service", "Signer", "apart"]
+__all__ = ["Answer", "Endpoint", "Request", "Service", "Signer", "apart", "bound", "shown"]
 
 _T = TypeVar("_T")
 
-_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]")
 _HOST = re.compile(r"(?!-)[a-z0-9.-]{1,253}|\[::1\]")
 _CONNECT = 3.05  # seconds for a TCP connection: just over one retransmission
 _PAUSE = 0.1  # seconds: the longest pause before the first retry is twice that, and doubles with each retry
-_MOST = 1 << 20  # the most characters of one field of an answer
+_MOST = 1 << 20  # bytes of an answer, also of one that is compressed
+_MOST_SHOWN = 100  # characters of a text of the service, such as an alias
 
 
 class Endpoint(NamedTuple):
@@ -68,7 +70,7 @@ class Endpoint(NamedTuple):
                 "endpoint= must be a host, such as 'kms.ap-guangzhou.tencentcloudapi.com', or a URL without "
                 "a path, such as 'http://127.0.0.1:8080'"
             )
-        if parts.scheme == "http" and not _LOOPBACK.fullmatch(name.lower()):
+        if parts.scheme == "http" and not _is_loopback(name.lower()):
             raise ValueError(
                 f"endpoint= {parts.scheme}://{host} would send keys unencrypted: http is allowed for "
                 "loopback only. Use https"
@@ -78,7 +80,7 @@ class Endpoint(NamedTuple):
     @property
     def loopback(self) -> bool:
         """Whether it is this machine."""
-        return _LOOPBACK.fullmatch(re.sub(r":\d+$", "", self.host)) is not None
+        return _is_loopback(re.sub(r":\d+$", "", self.host))
 
     def of(self, service: str) -> Endpoint:
         """Return the endpoint of another service: its own host at Tencent Cloud, otherwise the same host."""
@@ -87,6 +89,16 @@ class Endpoint(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.host}"
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether a host is this machine. Names that end in an address, or abbreviate one, are not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
 
 
 class Signer(Protocol):
@@ -103,23 +115,38 @@ class Signer(Protocol):
 class Request(Secret):
     """An action and its parameters, which may hold a plaintext key."""
 
-    __slots__ = ("action", "parameters")
+    __slots__ = ("_parameters", "action")
 
     def __init__(self, action: str, **parameters: object) -> None:
         self.action = action
-        self.parameters = {name: value for name, value in parameters.items() if value is not None}
+        given = {name: value for name, value in parameters.items() if value is not None}
+        self._parameters = Hidden(json.dumps(given).encode())
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters. Do not assign them to a variable in a function that may raise."""
+        return json.loads(self._parameters.reveal())
 
 
 class Answer(Secret):
     """An answer: its fields, or an error code. Its repr shows neither."""
 
-    __slots__ = ("code", "detail", "fields", "refusal", "request_id")
+    __slots__ = ("_fields", "code", "detail", "request_id")
 
     def __init__(self) -> None:
-        self.fields: Mapping[str, Any] = {}
+        self._fields = Hidden(b"{}")
         self.code: str | None = "Timeout"  # until an answer arrives
         self.detail = ""
         self.request_id: str | None = None
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields, which may hold a plaintext key. Do not assign them where an error may be raised."""
+        return json.loads(self._fields.reveal())
+
+    def fill(self, fields: Mapping[str, Any]) -> None:
+        """Take the fields of a valid answer."""
+        self._fields, self.code = Hidden(json.dumps(fields).encode()), None
 
     def text(self, field: str) -> str | None:
         """Return a field that is text and not empty, otherwise None."""
@@ -215,7 +242,7 @@ class Service(Secret):
 
     def _connect(self) -> Any:
         try:
-            from requests import adapters, utils
+            from requests import utils
             from tencentcloud.common.common_client import CommonClient
             from tencentcloud.common.profile.client_profile import ClientProfile
             from tencentcloud.common.profile.http_profile import HttpProfile
@@ -245,7 +272,7 @@ class Service(Secret):
         session = client.request.conn._session  # the SDK has no public access to it
         session.trust_env = False  # otherwise requests replaces the signature by a password from ~/.netrc
         session.max_redirects = 0  # a redirect would send a plaintext key to another host
-        session.mount(f"{self.endpoint.scheme}://", adapters.HTTPAdapter(pool_maxsize=32))
+        bound(session)
         return client
 
     def _error(
@@ -326,22 +353,27 @@ def _send(client: Any, request: Request, signed: bool) -> Answer:
     try:
         body = client.call(request.action, dict(request.parameters), None if signed else {"SkipSign": True})
         response = json.loads(body)["Response"]
+        if not isinstance(response, dict):
+            raise TypeError("no response")
         answer.request_id = _id(response.get("RequestId"))
         # The SDK (3.0.x) detects errors only if the content type has no charset.
         if (error := response.get("Error")) is not None:
-            answer.code = _word(error.get("Code"))
+            answer.code = _word(error.get("Code") if isinstance(error, dict) else None)
         else:
-            answer.fields, answer.code = response, None
+            answer.fill(response)
     except Exception as error:  # noqa: BLE001 - its text may contain secrets: only its name is used
         code = getattr(error, "code", None)
-        answer.code = code if isinstance(code, str) and _CODE.fullmatch(code) else type(error).__name__
+        answer.code = code if isinstance(code, str) and _CODE.fullmatch(code) else _fault(error)
         answer.request_id = _id(getattr(error, "requestId", None))
         if answer.code == "ClientNetworkError":
             text = str(getattr(error, "message", ""))
             answer.detail = next((word for word, pattern in _NETWORK.items() if pattern.search(text)), "")
+            if _TOO_LARGE in text:
+                answer.code = "InvalidAnswer"
     return answer
 
 
+_TOO_LARGE = "the answer is too large"
 _CODE = re.compile(r"[A-Za-z0-9_.]{1,128}")
 _NETWORK = {
     "certificate": re.compile(r"certificate|SSLError|TLS CA|CERTIFICATE", re.IGNORECASE),
@@ -351,6 +383,58 @@ _NETWORK = {
     "refused": re.compile("refused", re.IGNORECASE),
     "time": re.compile("timed out", re.IGNORECASE),
 }
+
+
+def _fault(error: Exception) -> str:
+    """Return the name of an error: of the network, or InvalidAnswer if the answer could not be read."""
+    name = type(error).__name__
+    return name if is_fault(name) else "InvalidAnswer"
+
+
+def bound(session: Any) -> None:
+    """Limit the answers that a session of requests reads, so that no server fills the memory."""
+    from requests import adapters, exceptions
+
+    class Bounded(adapters.HTTPAdapter):
+        def send(self, *args: Any, **options: Any) -> Any:
+            response = super().send(*args, **options | {"stream": True})
+            try:
+                response._content = _body(response)
+            except OSError:  # of requests
+                raise
+            except Exception as error:  # noqa: BLE001 - of urllib3, such as a connection that was closed
+                raise exceptions.ChunkedEncodingError(str(error)) from None
+            finally:
+                response.close()
+            response._content_consumed = True  # type: ignore[attr-defined]
+            return response
+
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, Bounded(pool_maxsize=32))
+
+
+def _body(response: Any) -> bytes:
+    """Read the body of an answer, at most `_MOST` bytes before and after it is decompressed."""
+    body = b""
+    while chunk := response.raw.read(_MOST + 1 - len(body), decode_content=False):
+        body += chunk
+        if len(body) > _MOST:
+            raise ValueError(_TOO_LARGE)
+    if response.headers.get("Content-Encoding", "").lower() in ("gzip", "deflate"):
+        body = zlib.decompressobj(wbits=47).decompress(body, _MOST + 1)
+        if len(body) > _MOST:
+            raise ValueError(_TOO_LARGE)
+    return body
+
+
+def shown(text: object) -> str:
+    """Return a text of the service for display: shortened, and without what a terminal would act on."""
+    if not isinstance(text, str):
+        return ""
+    clean = "".join(
+        character if character.isprintable() else "\ufffd" for character in text[: _MOST_SHOWN + 1]
+    )
+    return clean if len(clean) <= _MOST_SHOWN else clean[: _MOST_SHOWN - 1] + "…"
 
 
 def _word(code: object) -> str:
