@@ -6,6 +6,7 @@ import dis
 import functools
 import itertools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -240,7 +241,10 @@ def session_key() -> str | None:
     try:
         parse_key(key)
     except FormatError as error:
-        raise FormatError(f"KMSDATA_KEY: {error}", field="key") from None
+        # A longer text may be a secret that was set by mistake: it is not shown.
+        meant = f"local://{key}" if re.fullmatch("[A-Za-z0-9_.-]{1,24}", key) else None
+        asked = f". Did you mean {meant}?" if meant else ""
+        raise FormatError(f"KMSDATA_KEY: {error}{asked}", field="key") from None
     return key
 
 

@@ -358,11 +358,13 @@ def test_with_use_raises_before_it_changes_anything(block):
 
     thread = threading.Thread(target=watch)
     thread.start()
-    for _ in range(200):  # often enough that the interpreter has specialised the call
-        with pytest.raises(TypeError, match=r"with kmsdata\.using\(\.\.\.\):"):
-            block()
-    over.set()
-    thread.join()
+    try:
+        for _ in range(200):  # often enough that the interpreter has specialised the call
+            with pytest.raises(TypeError, match=r"with kmsdata\.using\(\.\.\.\):"):
+                block()
+    finally:
+        over.set()
+        thread.join()
     assert set(seen) == {"local://process"}
 
 
