@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import kmsdata
-from kmsdata.cli.errors import Refusal
+from kmsdata.cli.errors import Refusal, guarded_call
 from kmsdata.cli.options import key_uri
 from kmsdata.cli.output import say, show_table
 from kmsdata.keys.key_uri import parse_key
@@ -168,7 +168,8 @@ def _uri(key: str) -> str:
 
 def _provider(uri: str) -> kmsdata.LocalKeystore | kmsdata.TencentKMS:
     # A new keystore for each command: the one of the session has already read its passphrase.
-    provider = kmsdata.LocalKeystore() if uri.startswith("local:") else provider_of(uri)
+    with guarded_call():  # an endpoint or a setting in the environment may be invalid
+        provider = kmsdata.LocalKeystore() if uri.startswith("local:") else provider_of(uri)
     if isinstance(provider, (kmsdata.LocalKeystore, kmsdata.TencentKMS)):
         return provider
     raise Refusal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import threading
@@ -86,9 +87,8 @@ class Service(Secret):
             self._buckets[action] = (max(0.0, tokens - 1), now)  # a token bucket: bursts up to one second
             return tokens < 1
 
-    def _answer(self, method: str, query: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
-        """Return the fields of the response to a request, or raise Refusal."""
-        account = self._authenticated(method, query, headers, body)
+    def _answer(self, account: Account, headers: Mapping[str, str], given: object) -> dict[str, Any]:
+        """Return the fields of the response to an authenticated request, or raise Refusal."""
         action, region = headers.get("x-tc-action", ""), headers.get("x-tc-region", "")
         actions = ACTIONS if headers.get("x-tc-version") == _VERSIONS["kms"] else STS
         if headers.get("x-tc-version") not in _VERSIONS.values():
@@ -109,25 +109,26 @@ class Service(Secret):
                 f"frequency limit `{rate:g}` for a second. Please reduce the frequency of calls.",
             )
         carry_out, fields, required = actions[action]
-        params = checked(action, fields, required, parameters(method, query, body))
-        if account is None:  # a pod does not sign its requests
-            if action != "AssumeRoleWithWebIdentity" or params["WebIdentityToken"] != self.web_identity_token:
-                raise Refusal("AuthFailure.InvalidAuthorization")
-            account = self._store.accounts[self.secret_id]
+        params = checked(action, fields, required, given)
         with self._store.lock:
             answer = carry_out(Call(self._store, account, region, action, params))
             self._store.save()
         return answer
 
-    def _authenticated(
-        self, method: str, query: str, headers: Mapping[str, str], body: bytes
-    ) -> Account | None:
-        if headers.get("authorization") == "SKIP":
-            return None
-        given = Authorization.parse(headers.get("authorization", ""))
-        if given is None:
+    def _authenticated(self, method: str, query: str, headers: Mapping[str, str], body: bytes) -> Account:
+        if headers.get("authorization") == "SKIP":  # a pod does not sign its requests
+            given = parameters(method, query, body)
+            token = given.get("WebIdentityToken") if isinstance(given, dict) else None
+            good = isinstance(token, str) and hmac.compare_digest(
+                token.encode("utf-8", "replace"), self.web_identity_token.encode()
+            )
+            if not good or headers.get("x-tc-action") != "AssumeRoleWithWebIdentity":
+                raise Refusal("AuthFailure.InvalidAuthorization")
+            return self._store.accounts[self.secret_id]
+        signed = Authorization.parse(headers.get("authorization", ""))
+        if signed is None:
             raise Refusal("AuthFailure.InvalidAuthorization")
-        account = self._store.accounts.get(given.secret_id)
+        account = self._store.accounts.get(signed.secret_id)
         if account is None:
             raise Refusal("AuthFailure.SecretIdNotFound")
         ended = account.expires is not None and self._store.now >= account.expires
@@ -137,7 +138,7 @@ class Service(Secret):
         if not timestamp.isdigit() or abs(self._store.now - int(timestamp[:12])) > _SKEW:
             raise Refusal("AuthFailure.SignatureExpire")
         service = "sts" if headers.get("x-tc-version") == _VERSIONS["sts"] else "kms"
-        if given.service != service or not given.good(account.secret_key, method, query, headers, body):
+        if signed.service != service or not signed.good(account.secret_key, method, query, headers, body):
             raise Refusal("AuthFailure.SignatureFailure")
         return account
 
@@ -160,7 +161,7 @@ def parameters(method: str, query: str, body: bytes) -> object:
     if method == "POST":
         try:
             return json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     found: dict[str, Any] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):

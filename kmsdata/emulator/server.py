@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import math
 import os
+import re
 import socket
 import struct
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -25,6 +28,11 @@ __all__ = ["Emulator", "Request"]
 
 _MOST_BODY = 1 << 20
 _MOST_REQUESTS = 10_000  # kept for inspection
+_MOST_CONNECTIONS = 512  # at the same time
+_SECONDS = 30.0  # for a client to send a request, and between two requests of a connection
+
+
+_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,8 +61,8 @@ class Emulator(Service):
         secret_key: SecretKey of its first account.
         uin: uin of its first account.
         port: the port it listens on.
-        requests: the last 10,000 requests, in order.
-        calls: number of calls of each action.
+        requests: the last 10,000 authenticated requests, in order.
+        calls: number of authenticated calls of each action.
         connections: number of connections made.
         qps: by action, the number of calls allowed per second; not limited unless set.
         instance_role: name of the role in the metadata of a CVM instance; None: no role.
@@ -80,7 +88,7 @@ class Emulator(Service):
         super().__init__(path)
         self._rules: list[Rule] = []
         self._closing = threading.Event()
-        self._open: set[socket.socket] = set()
+        self._open: dict[socket.socket, float] = {}  # until when the client must have sent its request
         self.requests: list[Request] = []
         self.calls: Counter[str] = Counter()
         self.connections = 0
@@ -180,6 +188,22 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128  # the default of 5 is too small for clients with many threads
     emulator: Emulator
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in its own thread, unless there are too many."""
+        if len(self.emulator._open) >= _MOST_CONNECTIONS:
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Close connections whose clients are too slow; the standard library calls this often."""
+        now = time.monotonic()
+        with self.emulator._lock:
+            for connection, end in self.emulator._open.items():
+                if now > end:
+                    with contextlib.suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Ignore errors of a connection: clients may disconnect at any time."""
 
@@ -189,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "kmsdata-emulator"
     sys_version = ""
     disable_nagle_algorithm = True  # otherwise headers and body, sent separately, may wait 40 ms
-    timeout = 300
+    timeout = 300  # of one send or receive; `_SECONDS` is for a whole request
     server: _Server
 
     def setup(self) -> None:
@@ -197,39 +221,69 @@ class _Handler(BaseHTTPRequestHandler):
         emulator = self.server.emulator
         with emulator._lock:
             emulator.connections += 1
-            emulator._open.add(self.connection)
+            emulator._open[self.connection] = time.monotonic() + _SECONDS
             self.number = emulator.connections
 
     def finish(self) -> None:
         with contextlib.suppress(OSError):  # flushing fails if the client has disconnected
             super().finish()
         with self.server.emulator._lock:
-            self.server.emulator._open.discard(self.connection)
+            self.server.emulator._open.pop(self.connection, None)
+
+    def handle_one_request(self) -> None:
+        self._until(time.monotonic() + _SECONDS)
+        super().handle_one_request()
+
+    def _until(self, end: float) -> None:
+        with self.server.emulator._lock:
+            if self.connection in self.server.emulator._open:
+                self.server.emulator._open[self.connection] = end
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the standard library
         """Log nothing: requests contain keys."""
 
     def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "0")
-        size = int(length) if length.isdigit() else 0
-        if size > _MOST_BODY:
-            self._respond(413, {"Content-Type": "text/plain"}, b"")
-            self.close_connection = True
-            return
-        self._handle("POST", self.rfile.read(size))
+        length = self.headers.get("Content-Length", "")
+        size = int(length) if re.fullmatch("[0-9]{1,9}", length) else None
+        if size is None or size > _MOST_BODY or "Transfer-Encoding" in self.headers:
+            self._reject(413 if size is not None and size > _MOST_BODY else 411)
+        elif self._for_here():
+            self._handle("POST", self.rfile.read(size))
 
     def do_GET(self) -> None:
+        if not self._for_here():
+            return
         if self.path.startswith("/latest/"):
+            self._until(math.inf)
             found = self.server.emulator._metadata(self.path)
             self._respond(404 if found is None else 200, {"Content-Type": "text/plain"}, found or b"")
             return
         self._handle("GET", b"")
 
+    def _for_here(self) -> bool:
+        """Reject requests of web pages, whose names lead here by DNS rebinding: only their Host shows it."""
+        port = self.server.emulator.port
+        hosts = self.headers.get_all("Host") or []
+        if len(hosts) == 1 and hosts[0].lower() in {f"{name}:{port}" for name in _NAMES}:
+            return True
+        self._reject(421)
+        return False
+
+    def _reject(self, status: int) -> None:
+        self._respond(status, {"Content-Type": "text/plain"}, b"")
+        self.close_connection = True
+
     def _handle(self, method: str, body: bytes) -> None:
+        self._until(math.inf)  # it has sent its request
         emulator = self.server.emulator
         headers = {name.lower(): text for name, text in self.headers.items()}
         path, _, query = self.path.partition("?")
         action, region = headers.get("x-tc-action", ""), headers.get("x-tc-region", "")
+        try:  # before anything of the request is kept
+            account = emulator._authenticated(method, query, headers, body)
+        except Refusal as refusal:
+            self._error(refusal.code, refusal.message)
+            return
         params = parameters(method, query, body)
         request = Request(action, region, headers, params if isinstance(params, dict) else {}, self.number)
         with emulator._lock:
@@ -243,7 +297,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if path != "/":
                 raise Refusal("InvalidAction")
-            response = emulator._answer(method, query, headers, body)
+            response = emulator._answer(account, headers, params)
         except Refusal as refusal:
             self._error(refusal.code, refusal.message)
             return

@@ -10,6 +10,8 @@ from kmsdata.keys.data_key import random_bytes
 
 __all__ = ["STS", "temporary"]
 
+_MOST_ACCOUNTS = 1000  # temporary ones
+
 
 def _assumed(call: Call) -> dict[str, Any]:
     return temporary(
@@ -19,6 +21,10 @@ def _assumed(call: Call) -> dict[str, Any]:
 
 def temporary(store: Store, uin: str, allow: frozenset[str] | None, seconds: float) -> dict[str, Any]:
     """Make credentials that expire, in the form that STS returns."""
+    # Any process of this machine may ask for an instance's credentials as often as it likes.
+    issued = [name for name, account in store.accounts.items() if account.expires is not None]
+    for name in issued[: 1 - _MOST_ACCOUNTS]:
+        del store.accounts[name]
     secret_id, secret_key = f"AKID{random_bytes(24).hex()}", random_bytes(16).hex()
     token, end = random_bytes(32).hex(), store.now + seconds
     store.accounts[secret_id] = Account(secret_key, token=token, uin=uin, allow=allow, expires=end)

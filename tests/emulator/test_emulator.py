@@ -1,11 +1,13 @@
 """Test the emulator with the real SDK, and against the documentation of the service."""
 
 import base64
+import contextlib
 import http.client
 import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kmsdata
-from kmsdata.emulator import Emulator, Fault, server
+from kmsdata.emulator import Emulator, Fault, server, sts_actions
 from kmsdata.emulator.kms_actions import ACTIONS, UNSUPPORTED
 from kmsdata.emulator.tc3_signature import signature
 
@@ -153,7 +155,7 @@ def test_what_was_signed_is_what_counts(emulator):
     )  # the SDK does not sign the action, so it is not checked
     assert raw(emulator, signed_body=b"{ }") == "AuthFailure.SignatureFailure"
     assert raw(emulator, Content_Type="application/json; charset=utf-8") == "AuthFailure.SignatureFailure"
-    assert raw(emulator, Host="kms.tencentcloudapi.com") == "AuthFailure.SignatureFailure"
+    assert raw(emulator, Host=f"localhost:{emulator.port}") == "AuthFailure.SignatureFailure"
     assert raw(emulator, X_TC_Timestamp=str(int(time.time()) + 1)) == "AuthFailure.SignatureFailure"
     assert raw(emulator, at=time.time() - 299) is None
     assert raw(emulator, at=time.time() - 305) == "AuthFailure.SignatureExpire"
@@ -603,3 +605,90 @@ def test_nothing_of_it_is_loaded_by_kmsdata():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# What strangers send: the emulator listens on loopback, where web pages and other users can reach it.
+
+
+def sent(emulator, text):
+    """Send bytes over a new connection; return the status of the answer, None without one."""
+    with socket.create_connection(("127.0.0.1", emulator.port), timeout=10) as connection:
+        connection.sendall(text.encode())
+        try:
+            answer = connection.recv(100)
+        except ConnectionResetError:
+            return None
+    return int(answer.split()[1]) if answer else None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1",
+        "127.0.0.1:1",
+        "127.0.0.1.evil.example:{}",
+        "2130706433:{}",
+        "",
+        None,
+        "[::1]",
+    ],
+)
+def test_a_web_page_with_another_name_is_refused(emulator, host):
+    line = "" if host is None else f"Host: {host.format(emulator.port)}\r\n"
+    emulator.instance_role = "role"
+    assert sent(emulator, f"POST / HTTP/1.1\r\n{line}Content-Length: 2\r\n\r\n{{}}") == 421
+    path = "/latest/meta-data/cam/security-credentials/"
+    assert sent(emulator, f"GET {path}role HTTP/1.1\r\n{line}\r\n") == 421
+    good = f"Host: localhost:{emulator.port}\r\n"
+    assert sent(emulator, f"GET {path} HTTP/1.1\r\n{good}\r\n") == 200
+    assert sent(emulator, f"GET {path} HTTP/1.1\r\n{good}Host: evil.example\r\n\r\n") == 421
+
+
+def test_nothing_is_kept_of_requests_that_are_not_authenticated(emulator):
+    def flip(headers):
+        headers["Authorization"] = headers["Authorization"][:-4] + "0000"
+
+    emulator.fail(Fault.error("InternalError"))
+    for change in ({"X_TC_Action": "NoSuchAction"}, {"Authorization": "SKIP"}, {}):
+        assert raw(emulator, **change, tamper=None if "Authorization" in change else flip).startswith(
+            "AuthFailure"
+        )
+    assert emulator.requests == []
+    assert not emulator.calls
+    assert raw(emulator) == "InternalError"  # none of them used up the fault
+    assert [request.action for request in emulator.requests] == list(emulator.calls)
+
+
+def test_bodies_without_a_plain_size_are_refused(emulator):
+    host = f"POST / HTTP/1.1\r\nHost: 127.0.0.1:{emulator.port}\r\n"
+    assert sent(emulator, f"{host}Content-Length: {(1 << 20) + 1}\r\n\r\n") == 413
+    for wrong in ("Transfer-Encoding: chunked", "Content-Length: -1", "Content-Length: ²", "X: y"):
+        assert sent(emulator, f"{host}{wrong}\r\n\r\n") == 411
+
+
+def test_a_slow_client_is_disconnected(emulator, monkeypatch):
+    monkeypatch.setattr(server, "_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", emulator.port), timeout=10) as connection:
+        with contextlib.suppress(OSError):
+            for _ in range(50):
+                connection.sendall(b"P")  # each byte comes in time, the whole request does not
+                time.sleep(0.1)
+            pytest.fail("it still listens")
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
+
+
+def test_connections_and_accounts_are_bounded(emulator, monkeypatch):
+    monkeypatch.setattr(server, "_MOST_CONNECTIONS", 3)
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(("127.0.0.1", emulator.port), timeout=10))
+        while len(emulator._open) < 3:
+            time.sleep(0.01)
+        assert sent(emulator, f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{emulator.port}\r\n\r\n") is None
+    monkeypatch.setattr(sts_actions, "_MOST_ACCOUNTS", 5)
+    for _ in range(20):
+        last = sts_actions.temporary(emulator._store, emulator.uin, None, 60)
+    assert len(emulator._store.accounts) == 6
+    assert last["Credentials"]["TmpSecretId"] in emulator._store.accounts

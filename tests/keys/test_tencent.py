@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import copy
 import datetime
+import gzip
 import ipaddress
 import json
 import logging
@@ -20,7 +21,9 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -31,7 +34,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import kmsdata
-from kmsdata.emulator import Emulator, Fault
+from kmsdata.emulator import Emulator, Fault, server
 from kmsdata.errors import (
     CredentialsError,
     KeyAccessError,
@@ -353,7 +356,7 @@ def test_a_redirect_is_not_followed(emulator, kms, key):
     emulator.fail(Fault.status(307, b"", location=other.url), action="Encrypt")
     with pytest.raises(KeyServiceError, match="redirects requests"):
         kms.wrap(bytes(32), key, {})
-    assert other.requests == []
+    assert other.connections == 0
     other.close()
 
 
@@ -584,6 +587,9 @@ def test_over_tls_with_a_ca_of_ones_own_and_by_a_proxy(emulator, monkeypatch, tm
         with monkeypatch.context() as m:
             m.setenv(name, str(tmp_path / "ca.pem"))
             assert kms(f"https://127.0.0.1:{emulator.port}").list_keys() == []
+    monkeypatch.setattr(
+        server._Handler, "_for_here", lambda _: True
+    )  # the names below are those of the proxy
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     with proxy(emulator.port) as (url, asked):
         monkeypatch.setenv("HTTPS_PROXY", url)
@@ -631,11 +637,119 @@ def test_sts_is_beside_kms(kms, sts):
         "http://kms.tencentcloudapi.com", "http://10.0.0.1", "http://127.0.0.1.example.org",
         "http://localhost.example.org", "ftp://127.0.0.1", "https://a/b", "https://user:pw@host", "https://h?x",
         "https://", "a b", "host:port", "https://h#f", "http://127.0.0.1@evil.org", "",
+        "http://127.999.1.1", "http://127.0.0.1.evil.com", "http://0x7f.1", "http://0x7f000001", "http://127.1",
+        "http://2130706433", "http://017700000001", "http://127.0.0.01", "http://localhost.", "http://0.0.0.0",
+        "http://evil@127.0.0.1", "http://127.0.0.1:80@evil", "http://127.0.0.1\\\\@evil", "http://[::2]",
+        "http://[::1", "http://[::ffff:127.0.0.1]", "http://127.0.0.1%2fevil", "http://127.0.0.1:99999",
     ],
 )  # fmt: skip
 def test_endpoints_that_are_none(text):
     with pytest.raises(ValueError, match="endpoint="):
         Endpoint.parse(text)
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:80", "127.0.0.1:8080", "127.255.3.4", "[::1]", "[::1]:80"]
+)
+def test_loopback(host):
+    assert Endpoint.parse(f"http://{host}").loopback
+    assert Endpoint.parse(f"https://{host}").loopback
+    assert not Endpoint.parse("127.999.1.1").loopback
+
+
+# Answers of a hostile server.
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_answer_without_end_is_not_read(emulator, kms, key, packed):
+    body = json.dumps({"Response": {"KeyId": "x", "Plaintext": "A" * 50_000_000}}).encode()
+    fault = Fault.status(200, gzip.compress(body) if packed else body)
+    if packed:
+        fault.headers["Content-Encoding"] = "gzip"
+    emulator.fail(fault, times=None)
+    retried = kmsdata.usage().retried
+    tracemalloc.start()
+    try:
+        with pytest.raises(KeyServiceError, match="not used") as caught:
+            kms.generate_data_key(key, {})
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code == "InvalidAnswer"
+    assert kmsdata.usage().retried == retried
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b"1", b'{"Response": "x"}', b'{"Response": {"Error": [1]}}']
+)
+def test_an_answer_of_another_shape(emulator, kms, key, body):
+    emulator.fail(Fault.status(200, body), times=None)
+    with pytest.raises(KeyServiceError, match="not an answer of KMS"):
+        kms.wrap(bytes(32), key, {})
+
+
+@pytest.mark.parametrize("wrong", [1 << 70, -1, True, 1.5, "x", [1], {"a": 1}, None])
+def test_descriptions_of_odd_types(emulator, kms, key, wrong):
+    key_id = key.rpartition("/")[2]
+    escape = "\x1b[31mred\n" + "x" * 1000
+    odd = {"KeyId": key_id, "Alias": escape, "KeyState": wrong, "CreateTime": wrong, "RotateDays": wrong}
+    odd["KeyRotationEnabled"] = True
+    emulator.fail(Fault.change(KeyMetadata=odd))
+    about = kms.describe_key(key)
+    assert about["alias"].startswith("\ufffd[31mred\ufffd")
+    assert len(about["alias"]) == 100
+    assert all(text.isprintable() for text in about.values())
+    emulator.fail(Fault.change(TotalCount=wrong, KeyMetadatas=[odd]), times=None)
+    assert isinstance(wrong, int) or kms.count_keys() is None
+
+
+def test_a_list_of_keys_without_end(emulator, kms, key, monkeypatch):
+    monkeypatch.setattr(tencent, "_MOST_KEYS", 50)
+    page = [{"KeyId": key.rpartition("/")[2]}] * 10
+    emulator.fail(Fault.change(TotalCount=1 << 60, KeyMetadatas=page), times=None)
+    with pytest.raises(KeyServiceError, match="more than 50 keys"):
+        kms.list_keys()
+    assert emulator.calls["ListKeyDetail"] < 10
+
+
+def test_the_messages_of_the_service_are_not_shown(emulator, kms, key):
+    emulator.fail(Fault.error("UnauthorizedOperation", "\x1b[2J Traceback (most recent call last)"))
+    with pytest.raises(KeyAccessError) as caught:
+        kms.wrap(bytes(32), key, {})
+    assert str(caught.value).isprintable()
+    assert "Traceback" not in str(caught.value)
+    emulator.fail(Fault.error("\x1b[2J"))
+    with pytest.raises(KeyServiceError) as caught:
+        kms.wrap(bytes(32), key, {})
+    assert caught.value.code == "InvalidAnswer"
+
+
+@pytest.mark.parametrize("endpoint", ["http://kms.example", "http://[evil", "x y", "http://127.999.1.1"])
+def test_a_bad_endpoint_on_the_command_line(run, monkeypatch, endpoint):
+    monkeypatch.setenv("KMSDATA_TENCENT_ENDPOINT", endpoint)
+    uri = f"tencent-kms://{REGION}/x"
+    for arguments in (
+        ["list", REGION],
+        *([verb, uri] for verb in ("create", "describe", "disable", "rotate")),
+    ):
+        code, out, err = run("keys", *arguments)
+        assert (code, out) == (1, "")
+        assert err.startswith("error: endpoint=")
+
+
+def test_without_the_sdk(tmp_path):
+    for name in ("requests", "tencentcloud"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('it is not installed')")
+    command = [sys.executable, "-m", "kmsdata.cli", "keys", "list", REGION]
+    path = f"{tmp_path}:{Path(kmsdata.__file__).parent.parent}"
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        'error: tencent-kms:// keys need the official SDK: pip install "kmsdata[tencent]"'
+    )
 
 
 # Key ownership.

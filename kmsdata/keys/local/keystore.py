@@ -73,7 +73,7 @@ class LocalKeystore:
         self._file = KeystoreFile(self.path, secret)
 
     def __repr__(self) -> str:
-        return f"<LocalKeystore {self._file}>"
+        return f"<LocalKeystore {getattr(self, '_file', '')}>"  # in the frames of an error of __init__
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -94,6 +94,8 @@ class TencentKMS:
         self._lock = Lock()
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_service"):  # in the frames of an error of __init__
+            return "<TencentKMS>"
         return f"<TencentKMS {self.region} at {self.endpoint}>"
 
     def __reduce__(self) -> NoReturn:

@@ -30,7 +30,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 from kmsdata.errors import CredentialsError, KeyServiceError
 from kmsdata.keys.data_key import Hidden, Secret, random_bytes
 from kmsdata.keys.fork_lock import Lock
-from kmsdata.keys.tencent.transport import Answer, Endpoint, Request, Service, apart, bound
+from kmsdata.keys.tencent.transport import Answer, Endpoint, Request, Service, apart, bound, require_sdk
 
 __all__ = ["Credentials", "Given", "HasCredentials", "held"]
 
@@ -242,7 +242,7 @@ class Credentials(Secret):
         for path in _PROFILES:
             places[path] = lambda path=path: _profile(Path(path).expanduser())  # type: ignore[misc]
         return places | {
-            "the CVM instance role": lambda: apart(_instance, _METADATA_SECONDS),
+            "the CVM instance role": _instance_role,
             "TKE OIDC": self._oidc,
         }
 
@@ -354,12 +354,15 @@ def _from_profile(path: Path) -> _Pair | None:
     return _made(section.get("secret_id"), section.get("secret_key"), section.get("token"))
 
 
+def _instance_role() -> _Pair | None:
+    require_sdk()
+    return apart(_instance, _METADATA_SECONDS)
+
+
 def _instance() -> _Pair | None:
     """Return the credentials of this CVM instance's role; None if there is no instance or no role."""
-    try:
-        import requests  # a dependency of the SDK, so it is imported only if it is needed
-    except ImportError:  # the call that follows says what to install
-        return None
+    import requests  # a dependency of the SDK, so it is imported only if it is needed
+
     session = requests.Session()
     session.trust_env = False  # no proxies and no ~/.netrc: the address is local to the machine
     bound(session)

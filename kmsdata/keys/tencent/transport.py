@@ -28,7 +28,7 @@ from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.tencent.error_messages import is_fault, meaning, retryable
 from kmsdata.keys.usage import count
 
-__all__ = ["Answer", "Endpoint", "Request", "Service", "Signer", "apart", "bound", "shown"]
+__all__ = ["Answer", "Endpoint", "Request", "Service", "Signer", "apart", "bound", "require_sdk", "shown"]
 
 _T = TypeVar("_T")
 
@@ -56,11 +56,11 @@ class Endpoint(NamedTuple):
             >>> Endpoint.parse("kms.ap-guangzhou.tencentcloudapi.com")
             Endpoint(scheme='https', host='kms.ap-guangzhou.tencentcloudapi.com')
         """
-        parts = urlsplit(text if "://" in text else f"https://{text}")
         try:
+            parts = urlsplit(text if "://" in text else f"https://{text}")
             port = parts.port
-        except ValueError:
-            port = -1
+        except ValueError:  # such as a bracket that is not closed, or a port that is no number
+            parts, port = urlsplit(""), None
         name, _, _ = parts.netloc.partition(":") if not parts.netloc.startswith("[") else ("[::1]", "", "")
         host = name.lower() + (f":{port}" if port is not None else "")
         plain = parts.scheme in ("http", "https") and parts.path in ("", "/")
@@ -89,6 +89,17 @@ class Endpoint(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.host}"
+
+
+def require_sdk() -> None:
+    """Import the official SDK, and requests, on which it depends; raise ImportError if it is missing."""
+    try:
+        import requests  # noqa: F401
+        import tencentcloud.common.common_client  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'tencent-kms:// keys need the official SDK: pip install "kmsdata[tencent]"'
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:
@@ -202,9 +213,9 @@ class Service(Secret):
         Raises:
             KeyServiceError: refused, or not answered in time; its subclasses are more specific.
         """
+        client = self._connected()  # first: without the SDK, the error is that it is missing
         if self._signer is not None:
             self._signer.ready()
-        client = self._connected()
         end, retried = time.monotonic() + self.timeout, False
         for attempt in range(self.retries + 1):
             if attempt:
@@ -241,15 +252,12 @@ class Service(Secret):
         self._client = None
 
     def _connect(self) -> Any:
-        try:
-            from requests import utils
-            from tencentcloud.common.common_client import CommonClient
-            from tencentcloud.common.profile.client_profile import ClientProfile
-            from tencentcloud.common.profile.http_profile import HttpProfile
-        except ImportError as error:
-            raise ImportError(
-                'tencent-kms:// keys need the official SDK: pip install "kmsdata[tencent]"'
-            ) from error
+        require_sdk()
+        from requests import utils
+        from tencentcloud.common.common_client import CommonClient
+        from tencentcloud.common.profile.client_profile import ClientProfile
+        from tencentcloud.common.profile.http_profile import HttpProfile
+
         _log.addFilter(_silence)  # addFilter ignores a filter that was already added
         bundle = next((os.environ[name] for name in _BUNDLES if os.environ.get(name)), None)
         http = HttpProfile(
