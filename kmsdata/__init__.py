@@ -35,7 +35,7 @@ from kmsdata.frames.table import decrypt_table, encrypt_table
 from kmsdata.keys.cache import KeyCache
 from kmsdata.keys.data_key import DataKey, KeyProvider
 from kmsdata.keys.local.keystore import LocalKeystore
-from kmsdata.keys.session import use
+from kmsdata.keys.session import use, using
 from kmsdata.keys.tencent.client import TencentKMS
 from kmsdata.keys.tink_keyset import Keyset
 from kmsdata.keys.usage import Usage, usage
@@ -86,6 +86,7 @@ __all__ = [
     "rewrap",
     "usage",
     "use",
+    "using",
     "verify",
 ]
 

@@ -122,7 +122,7 @@ def keystore(tmp_path, monkeypatch):
     monkeypatch.setenv("KMSDATA_KEYSTORE", str(path))
     monkeypatch.delenv("KMSDATA_KEY", raising=False)
     monkeypatch.delenv("KMSDATA_PASSPHRASE", raising=False)
-    monkeypatch.setattr(session, "_process", [])
+    monkeypatch.setattr(session, "_process", session._State())
     monkeypatch.setattr(session, "_keystores", {})
     monkeypatch.setattr(session, "_services", {})
     monkeypatch.setattr(session, "_cache", kmsdata.KeyCache())

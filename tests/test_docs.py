@@ -47,7 +47,8 @@ def test_docstrings(name, tmp_path, monkeypatch):
 
 def test_public_functions_have_examples():
     public = [
-        kmsdata.use, kmsdata.new_data_key, kmsdata.data_key, kmsdata.read_parquet, kmsdata.encrypt_table,
+        kmsdata.use, kmsdata.using, kmsdata.new_data_key, kmsdata.data_key,
+        kmsdata.read_parquet, kmsdata.encrypt_table,
         kmsdata.export_keyset, kmsdata.DataKey, kmsdata.LocalKeystore, kmsdata.KmsDataError,
         kmsdata.FrameAccessor.encrypt, kmsdata.FrameAccessor.decrypt, kmsdata.FrameAccessor.to_parquet,
         kmsdata.SeriesAccessor.encrypt, kmsdata.TencentKMS, kmsdata.KeyCache, kmsdata.usage, kmsdata.login,

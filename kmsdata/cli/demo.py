@@ -78,14 +78,14 @@ def run(
         KmsDataError, OSError: as the library raises them.
     """
     source = _titanic() if path is None else _own(path, columns, deterministic)
-    if source.target.exists() and not force and not (path is None and _is_an_earlier_run(source.target)):
+    if source.target.exists() and not force:
         raise Refusal(f"{source.target} exists already", "--force overwrites it")
     screen = _Screen(console)
     screen.console.print(
         Text.assemble(("kmsdata demo  ", "bold"), source.title, (source.credit, "dim")), "", sep="\n"
     )
     store = kmsdata.LocalKeystore()
-    with kmsdata.use(store):
+    with kmsdata.using(store):
         _key(screen, store)
         encrypted, encrypting = _encrypt(screen, source)
         screen.console.print("", _preview(source, encrypted, screen.console.width), "", sep="\n")
@@ -122,13 +122,6 @@ def _titanic() -> _Source:
         csv_size=len(raw),
         credit='\nby F. E. Harrell Jr. and T. Cason; OpenML data set 40945, licence "Public"',
     )
-
-
-def _is_an_earlier_run(target: Path) -> bool:
-    try:
-        return bool(kmsdata.read_parquet(target).kms.encrypted)
-    except (OSError, ValueError):
-        return False
 
 
 def _own(path: Path, columns: Sequence[str], deterministic: Sequence[str]) -> _Source:

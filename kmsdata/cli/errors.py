@@ -6,12 +6,13 @@ import dis
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 import kmsdata
-from kmsdata.cli.output import clean
+from kmsdata.cli.output import clean, show_warning
 
 __all__ = ["Refusal", "explain", "guarded_call", "in_options"]
 
@@ -65,6 +66,9 @@ _OPTIONS = {
 def in_options(message: str) -> str:
     """Replace Python arguments in a message of the library by command-line options."""
     message = message.replace(", or pass filesystem=", "")  # the command line has no such option
+    message = message.replace(
+        "pass kmsdata.LocalKeystore(create=True) to kmsdata.use()", "pass --create-key to encrypt or rewrap"
+    )
     message = re.sub(r"types=\{'([^']*)': '(\w+)'\}", r"--type \1=\2", message)
     message = re.sub(r"\bdomain=\{column: text\}", "--domain COLUMN=TEXT", message)
     return re.sub(
@@ -89,7 +93,9 @@ def guarded_call() -> Iterator[None]:
     stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, stop) for number in stops if signal.getsignal(number) == 0}
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: show_warning(in_options(str(message)))
+            yield
     except kmsdata.KmsDataError:
         raise
     except (KeyError, TypeError, ValueError) as error:

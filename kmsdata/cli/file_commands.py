@@ -11,12 +11,14 @@ from kmsdata.cli.errors import Refusal, guarded_call, in_options
 from kmsdata.cli.options import (
     AllowedKeys,
     ContextPairs,
+    CreateKey,
     DataPath,
     DryRun,
     Force,
     Json,
     SourcePath,
     TargetPath,
+    creating_keys,
     examples,
     key_uri,
     key_uris,
@@ -95,6 +97,7 @@ def encrypt(
             "--type", metavar="A=TYPE", help="Type of a CSV column, such as string or int64. Repeatable."
         ),
     ] = None,
+    create_key: CreateKey = False,
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -115,7 +118,7 @@ def encrypt(
         raise Refusal(
             "no column to encrypt", "name columns: --columns A,B or --deterministic C,D", usage=True
         )
-    with guarded_call():
+    with guarded_call(), creating_keys(create_key):
         report = kmsdata.encrypt_parquet(
             source,
             target,
@@ -237,6 +240,7 @@ def rewrap(
         list[str] | None,
         typer.Option("--retire", metavar="KEY", help="Remove the access of KEY. Repeatable."),
     ] = None,
+    create_key: CreateKey = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -252,7 +256,7 @@ def rewrap(
             usage=True,
         )
     try:
-        with guarded_call():
+        with guarded_call(), creating_keys(create_key):
             report = kmsdata.rewrap(
                 path,
                 None if key is None else key_uri(key),

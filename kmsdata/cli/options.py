@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Annotated
 
 import typer
 
+import kmsdata
 from kmsdata.cli.errors import Refusal
 
 __all__ = [
     "AllowedKeys",
     "ContextPairs",
+    "CreateKey",
     "DataPath",
     "DryRun",
     "Force",
     "Json",
     "SourcePath",
     "TargetPath",
+    "creating_keys",
     "examples",
     "key_uri",
     "key_uris",
@@ -45,6 +50,10 @@ AllowedKeys = Annotated[
     list[str] | None,
     typer.Option("--key", "-k", metavar="KEY", help="Use only this master key. Repeatable."),
 ]
+CreateKey = Annotated[
+    bool,
+    typer.Option("--create-key", help="Create local:// keys of --key that do not exist."),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
 DryRun = Annotated[
     bool,
@@ -56,6 +65,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 def examples(*lines: str) -> str:
     """Return the examples at the end of a command's help."""
     return "\n\n".join(["[bold]Examples[/bold]", *lines])
+
+
+@contextmanager
+def creating_keys(wanted: bool) -> Iterator[None]:
+    """Create local keys that do not exist, if wanted."""
+    with kmsdata.using(kmsdata.LocalKeystore(create=True)) if wanted else nullcontext():
+        yield
 
 
 def key_uri(key: str) -> str:

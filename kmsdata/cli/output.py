@@ -1,4 +1,8 @@
-"""Print labelled lines, tables, reports and errors, for every command."""
+"""Print labelled lines, tables, reports, warnings and errors, for every command.
+
+Names of files and columns, types and messages can come from a file that anyone wrote. So every function here
+escapes what could control the terminal or reverse a line, and no command prints text in another way.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["clean", "say", "show_error", "show_report", "show_table"]
+from kmsdata.display.tables import printable
+
+__all__ = ["clean", "say", "show_error", "show_report", "show_table", "show_warning"]
 
 
 def say(label: str, text: str, *, width: int = 5, colour: str = "green") -> None:
     """Print a line: a label in bold, padded to a width, and a text."""
-    line = Text.assemble((f"{label:{width}}", f"bold {colour}"), text)
+    line = Text.assemble((f"{label:{width}}", f"bold {colour}"), printable(text))
     Console(highlight=False).print(line, soft_wrap=True)
 
 
@@ -24,8 +30,8 @@ def show_table(fields: Sequence[str], fold: str, rows: Sequence[Mapping[str, str
         table.add_column(field, overflow="fold", no_wrap=field != fold)
     for row in rows:
         table.add_row(
-            Text(row[fields[0]], "bold"),
-            *(row[field][: 10 if field == "created" else None] for field in fields[1:]),
+            Text(printable(row[fields[0]]), "bold"),
+            *(Text(printable(row[field][: 10 if field == "created" else None])) for field in fields[1:]),
         )
     console = Console(highlight=False)
     if not console.is_terminal:  # a program reads the pipe, so nothing is folded
@@ -36,7 +42,7 @@ def show_table(fields: Sequence[str], fold: str, rows: Sequence[Mapping[str, str
 def show_report(text: str, *, good: bool = True) -> None:
     """Print the text of a report, which already fits the terminal, in colours."""
     console = Console(highlight=False)
-    title, *lines = text.split("\n")
+    title, *lines = printable(text, "\n").split("\n")
     console.print(Text(title, "bold green" if good else "bold red"), soft_wrap=True)
     for line in lines:
         style = "red" if line.startswith(("[!]", "- ")) else "magenta" if line.startswith("[x]") else ""
@@ -46,9 +52,15 @@ def show_report(text: str, *, good: bool = True) -> None:
 def show_error(message: str, hint: str) -> None:
     """Print an error and a hint to standard error."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), message))
+    console.print(Text.assemble(("error: ", "bold red"), printable(message)))
     if hint:
-        console.print(Text.assemble(("hint: ", "bold"), hint))
+        console.print(Text.assemble(("hint: ", "bold"), printable(hint)))
+
+
+def show_warning(message: str) -> None:
+    """Print a warning to standard error."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("warning: ", "bold yellow"), printable(message)))
 
 
 def clean(text: str, most: int | None = None) -> str:

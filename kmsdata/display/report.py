@@ -42,7 +42,9 @@ class Report(ABC):
             >>> json.loads(kmsdata.RewrapReport("people.parquet", 1, 1).json())["rewrapped"]
             1
         """
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=self._indent)
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=self._indent)
+        # JSON escapes only some of what could control a terminal; outside of strings there is none of it.
+        return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
     @property
     @abstractmethod

@@ -118,9 +118,9 @@ class Verification(Report):
     @property
     def _title(self) -> str:
         good = sum(column.state == "authentic" for column in self.columns)
-        verdict = "authentic" if self.ok else "NOT VERIFIED"
+        verdict = {0: "authentic", 1: "COULD NOT BE CHECKED: keys were refused", 3: "FAILED"}
         return (
-            f"{self.what}: {verdict}; {self.rows:,} rows{in_files(self.files)}, {good} of "
+            f"{self.what}: {verdict[self.exit_status]}; {self.rows:,} rows{in_files(self.files)}, {good} of "
             f"{len(self.columns)} encrypted columns authentic"
         )
 

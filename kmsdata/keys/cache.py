@@ -79,7 +79,7 @@ class _Entry(Secret):
 
 
 class KeyCache(Secret):
-    """Cache of data keys in memory. To set other limits, pass one to `kmsdata.use`.
+    """Cache of data keys in memory. To set other limits, pass one to `kmsdata.use` or `kmsdata.using`.
 
     Unwrapped keys and generated keys are kept separately: a key that was unwrapped for reading never encrypts
     new data, unless it is passed as ``key=``.
@@ -101,7 +101,7 @@ class KeyCache(Secret):
 
     Example:
         >>> import kmsdata
-        >>> with kmsdata.use(kmsdata.KeyCache(age=60, reuse_age=600, reuse_cells=1_000_000)):
+        >>> with kmsdata.using(kmsdata.KeyCache(age=60, reuse_age=600, reuse_cells=1_000_000)):
         ...     pass  # many small encrypt calls, one GenerateDataKey in ten minutes
     """
 

@@ -17,7 +17,7 @@ from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import DataKeyRecord, Header, Wrap, merged_records
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.session import resolved, session_key, wrap_under
-from kmsdata.keys.unwrap import authenticate, limits, unwrap, unwrap_by
+from kmsdata.keys.unwrap import Operation, authenticate, limits, unwrap
 
 __all__ = ["Change", "Changed", "not_meant"]
 
@@ -79,6 +79,7 @@ class Change:
             raise TypeError("rewrap() takes the URI of one master key, such as 'local://demo'")
         # A tuple: it is read again for each file, and a generator would be used up after the first one.
         self._source = source if source is None or isinstance(source, str) else tuple(source)
+        self._operation = Operation(self._source, "source=")
         if self._source is not None:
             limits(self._source)
         self._add = add
@@ -184,9 +185,11 @@ class Change:
             _check_rest(rest, going)
             # Nothing is removed unless the caller can unwrap one of the remaining wrapped keys.
             staying = DataKeyRecord(record.commitment, record.context, rest)
-            return self._once.do(("unwrap", staying), lambda: unwrap(staying, self._source)), going
+            return self._once.do(
+                ("unwrap", staying), lambda: unwrap(staying, operation=self._operation)
+            ), going
         if self._add:
-            return self._once.do(("unwrap", record), lambda: unwrap(record, self._source)), ()
+            return self._once.do(("unwrap", record), lambda: unwrap(record, None, self._operation)), ()
         opened: DataKey | None = None
         good: list[Wrap] = []
         refusal: KmsDataError | None = None
@@ -209,7 +212,7 @@ class Change:
         """Return the data key from this wrapped key, checked against the commitment."""
 
         def load() -> DataKey:
-            data_key = unwrap_by(record, wrap)
+            data_key = self._operation.unwrap(record, wrap)
             if data_key is None:
                 raise WrongKeyError(
                     f"{wrap.key} unwraps another data key, not the data key that this was encrypted under: "

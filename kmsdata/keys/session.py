@@ -1,14 +1,19 @@
-"""The session: its master key, its providers and its cache, as set by `use` or the environment."""
+"""The session: its master key, its providers and its cache, as set by `use`, `using` or the environment."""
 
 from __future__ import annotations
 
+import dis
 import functools
+import itertools
 import os
+import re
+import sys
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from types import FrameType, TracebackType
+from typing import Any, TypeAlias
 
 from kmsdata.errors import CredentialsError, FormatError, KeyNotFoundError
 from kmsdata.keys.cache import KeyCache, forget_keys
@@ -32,6 +37,7 @@ __all__ = [
     "resolved",
     "session_key",
     "use",
+    "using",
     "wrap_under",
 ]
 
@@ -50,71 +56,100 @@ class _State:
         others = tuple(provider for provider in self.providers if _serves(provider) not in replaced)
         return _State(change.key or self.key, (*change.providers, *others), change.cache or self.cache)
 
+    def hides(self, change: _State) -> bool:
+        """Return whether what the change sets is not used where this state is in force too."""
+        served = {scheme for scheme, _ in map(_serves, self.providers)}
+        return bool(
+            (self.key and change.key)
+            or (self.cache and change.cache)
+            or any(provider.scheme in served for provider in change.providers)
+        )
+
 
 def _serves(provider: KeyProvider) -> tuple[str, str | None]:
     """Return the scheme of a provider's keys, and its region, or None if it is not limited to one."""
     return provider.scheme, getattr(provider, "region", None)
 
 
-_process: list[_State] = []  # set for the whole process, in order; the last one wins
 _lock = Lock()
+_process = _State()  # the defaults of the whole process
+_blocks: ContextVar[tuple[_State, ...]] = ContextVar("kmsdata", default=())  # of this thread or task
 _keystores: dict[str | None, LocalKeystore] = {}  # by KMSDATA_KEYSTORE: each prompts for its passphrase once
 _services: dict[tuple[str, str | None], TencentKMS] = {}  # by region and KMSDATA_TENCENT_ENDPOINT
 _cache = KeyCache()
 _held: list[str] = []  # why keys cannot be used yet: a login form is open and not answered
-_block: ContextVar[_State | None] = ContextVar("kmsdata", default=None)
 
 
-class use:  # noqa: N801 - reads as a verb, in a with statement too
-    """Set the default key, a key provider, or the cache of the session.
+def use(key_or_provider: str | KeyProvider | KeyCache) -> None:
+    """Set the default key, a key provider, or the cache of the whole process.
+
+    This is a statement: it applies to every thread and task of the process, until another call replaces it.
+    For a block of code, and for one of several threads or tasks, there is `using`. Where a ``using`` block
+    sets the same thing, the block keeps its own until it ends; a warning says so.
 
     Args:
         key_or_provider: a key URI, used by calls without ``key=``; or a `KeyProvider`, which takes precedence
-            over the built-in ones for the URIs of its scheme (and region, if it has one); or a `KeyCache`.
+            over the built-in ones for the URIs of its scheme (and region, if it has one); or a `KeyCache`,
+            which replaces the process's cache.
 
-    A plain call applies to the whole process, or to the enclosing ``with kmsdata.use(...)`` block;
-    ``with kmsdata.use(...)`` applies to its block only.
+    Raises:
+        FormatError: not a key URI.
+        TypeError: neither a URI nor a provider; or ``with kmsdata.use(...)``, which changes nothing.
+
+    Example:
+        >>> import kmsdata
+        >>> kmsdata.use("local://demo")  # encrypt and decrypt without key=, from now on
+    """
+    global _process
+    if _begins_with_block(sys._getframe().f_back):
+        raise TypeError(
+            "kmsdata.use() is a statement: it sets the default of the whole process, also for other threads. "
+            "Write 'with kmsdata.using(...):' for a block. Nothing was changed"
+        )
+    change = _change("use", key_or_provider)
+    with _lock:
+        _process = _process.changed(change)
+    if change.providers:
+        _held.clear()  # with a provider, an open login form is not needed
+    if any(block.hides(change) for block in _blocks.get()):
+        warnings.warn(
+            "kmsdata.use() was called inside a block of kmsdata.using() that sets the same: it changes the "
+            "default of the process, but not this block",
+            stacklevel=2,
+        )
+
+
+class using:  # noqa: N801 - reads as a verb in a with statement
+    """Set the key, a key provider, or the cache for a ``with`` block, in this thread or task only.
+
+    Blocks nest: the innermost one that sets something wins, and everything that no block sets is the default
+    of the process (`use`). Other threads and tasks never see the block, also not threads that are started in
+    it: those begin with the default of the process. ``asyncio`` tasks that are started in the block, and
+    ``asyncio.to_thread``, copy it; for other threads, pass ``contextvars.copy_context().run``.
+
+    Args:
+        key_or_provider: a key URI, a `KeyProvider` or a `KeyCache`, as for `use`. Data keys that the block
+            unwraps are kept in its own `KeyCache`, if it sets one, otherwise in that of the process; they
+            are found there only by a call that uses the same provider.
 
     Raises:
         FormatError: not a key URI.
         TypeError: neither a URI nor a provider.
+        RuntimeError: the block ends in another thread or task than it began in.
 
     Example:
         >>> import kmsdata
-        >>> with kmsdata.use("local://demo"):
+        >>> with kmsdata.using("local://demo"):
         ...     pass  # encrypt and decrypt without key=
     """
 
-    def __init__(self, key_or_provider: str | KeyProvider | KeyCache) -> None:
-        if isinstance(key_or_provider, str):
-            parse_key(key_or_provider)
-            self._change = _State(key=key_or_provider)
-        elif isinstance(key_or_provider, KeyCache):
-            self._change = _State(cache=key_or_provider)
-        elif isinstance(key_or_provider, KeyProvider):
-            self._change = _State(providers=(key_or_provider,))
-            _held.clear()  # with a provider, an open login form is not needed
-        else:
-            raise TypeError(
-                "use() takes a key URI such as 'local://demo', a KeyCache, or a provider with scheme, "
-                "generate_data_key, unwrap and wrap"
-            )
-        self._tokens: list[Token[_State | None]] = []
-        # Here a plain call and a with block look the same: so it is set now, and __enter__ takes it back.
-        self._outer = _block.get()
-        if self._outer is None:
-            with _lock:
-                _process.append(self._change)
-        else:
-            _block.set(self._outer.changed(self._change))
+    __slots__ = ("_change",)
 
-    def __enter__(self) -> Self:
-        if self._outer is not None:
-            _block.set(self._outer)
-        with _lock:
-            _process[:] = [change for change in _process if change is not self._change]
-        self._tokens.append(_block.set(_current().changed(self._change)))
-        return self
+    def __init__(self, key_or_provider: str | KeyProvider | KeyCache) -> None:
+        self._change = _change("using", key_or_provider)
+
+    def __enter__(self) -> None:
+        _blocks.set((*_blocks.get(), self._change))
 
     def __exit__(
         self,
@@ -122,15 +157,54 @@ class use:  # noqa: N801 - reads as a verb, in a with statement too
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _block.reset(self._tokens.pop())
+        # Blocks in generators can end in another order than they began: remove this one only. One object may
+        # also be used for several blocks, nested or in several threads.
+        blocks = list(_blocks.get())
+        for at in reversed(range(len(blocks))):
+            if blocks[at] is self._change:
+                del blocks[at]
+                _blocks.set(tuple(blocks))
+                return
+        raise RuntimeError(
+            "a block of kmsdata.using() ended in another thread or task than it began in: there it still "
+            "applies. Begin and end it in the same one"
+        )
 
     def __repr__(self) -> str:
-        return f"<kmsdata.use({self._change.key or self._change.cache or self._change.providers[0]!r})>"
+        change = self._change
+        return f"<kmsdata.using({change.key or change.cache or change.providers[0]!r})>"
+
+
+def _change(caller: str, key_or_provider: object) -> _State:
+    if isinstance(key_or_provider, str):
+        parse_key(key_or_provider)
+        return _State(key=key_or_provider)
+    if isinstance(key_or_provider, KeyCache):
+        return _State(cache=key_or_provider)
+    if isinstance(key_or_provider, KeyProvider):
+        return _State(providers=(key_or_provider,))
+    raise TypeError(
+        f"{caller}() takes a key URI such as 'local://demo', a KeyCache, or a provider with scheme, "
+        "generate_data_key, unwrap and wrap"
+    )
+
+
+def _begins_with_block(caller: FrameType | None) -> bool:
+    """Return whether the running call is the expression of a ``with`` statement.
+
+    Only the caller's next instruction says how the result of a call is used: ``BEFORE_WITH`` begins a block
+    up to Python 3.13, ``COPY`` and ``LOAD_SPECIAL`` from 3.14 on.
+    """
+    if caller is None:  # called by C, such as by _thread.start_new_thread
+        return False
+    code = caller.f_code.co_code
+    names = (dis.opname[code[at]] for at in range(caller.f_lasti + 2, len(code), 2))
+    following = list(itertools.islice((name for name in names if name not in ("CACHE", "NOP")), 2))
+    return following[:1] in (["BEFORE_WITH"], ["BEFORE_ASYNC_WITH"]) or following == ["COPY", "LOAD_SPECIAL"]
 
 
 def _current() -> _State:
-    with _lock:
-        return _block.get() or functools.reduce(_State.changed, _process, _State())
+    return functools.reduce(_State.changed, _blocks.get(), _process)
 
 
 def forget() -> None:
@@ -151,7 +225,8 @@ def hold(why: str) -> None:
 
 
 def _require_answer() -> None:
-    if _held:
+    # The provider of a block is an answer, for this block.
+    if _held and not any(p.scheme == "tencent-kms" for block in _blocks.get() for p in block.providers):
         raise CredentialsError(_held[0], provider="tencent-kms", operation="login", code="NotAnswered")
 
 
@@ -166,7 +241,10 @@ def session_key() -> str | None:
     try:
         parse_key(key)
     except FormatError as error:
-        raise FormatError(f"KMSDATA_KEY: {error}", field="key") from None
+        # A longer text may be a secret that was set by mistake: it is not shown.
+        meant = f"local://{key}" if re.fullmatch("[A-Za-z0-9_.-]{1,24}", key) else None
+        asked = f". Did you mean {meant}?" if meant else ""
+        raise FormatError(f"KMSDATA_KEY: {error}{asked}", field="key") from None
     return key
 
 

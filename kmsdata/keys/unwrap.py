@@ -6,7 +6,12 @@ is used; only then derive keys for cells.
 
 from __future__ import annotations
 
+import copy
+import difflib
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from kmsdata.codec import types
 from kmsdata.errors import (
@@ -23,10 +28,113 @@ from kmsdata.keys.key_uri import KeyURI, parse_key
 from kmsdata.keys.session import Key, from_cache, key_list, pairs, provider_of, resolved, session_key
 from kmsdata.keys.usage import count
 
-__all__ = ["DataKeys", "authenticate", "limits", "open_keys", "unwrap", "unwrap_by"]
+__all__ = ["DataKeys", "Operation", "authenticate", "limits", "open_keys", "unwrap", "unwrap_by"]
+
+# Failed unwraps after which an operation makes no further ones: enough for files under many keys that are
+# denied, and few enough that a header cannot cause thousands of KMS calls.
+FAILED_PER_KEY = 64
+FAILED_IN_ALL = 1024
+NOT_TRIED = "TooManyFailures"  # the code of the error for a wrapped key that was therefore not tried
+# Last parts of the codes of providers for a wrapped key that the master key does not unwrap.
+_OF_A_WRAPPED_KEY = {"EncryptionError", "InvalidCiphertext", "OtherKey"}
 
 
-def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
+class Operation:
+    """What one call of a user may unwrap: which master keys it may use, and how many unwraps may fail.
+
+    The writer of a header chooses the wrapped keys in it, and each one could cost a KMS call. So a master key
+    that is denied, not found or disabled is not called again, and other failed unwraps are limited, for each
+    master key and in all. Unwraps that succeed are never counted. Several threads may share an operation.
+
+    Args:
+        key: the keys that may be used; see `unwrap`.
+        argument: the argument by which the caller passed them, for errors.
+    """
+
+    def __init__(self, key: Key | None = None, argument: str = "key=") -> None:
+        self.argument = argument
+        # A list: it is read again for each error, and a generator would be used up after the first time.
+        self.key = key if key is None or isinstance(key, (str, DataKey)) else key_list(key)
+        self._answered = threading.Condition()
+        self._answers: dict[str, _Answers] = {}
+        self._failed = 0
+        self._allowed: Callable[[KeyURI], bool] | None = None
+
+    def allows(self, uri: KeyURI) -> bool:
+        """Return whether a key named in a file may be used."""
+        if self._allowed is None:
+            self._allowed = limits(None if isinstance(self.key, DataKey) else self.key)
+        return self._allowed(uri)
+
+    def unwrap(self, record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
+        """Return the data key from one wrapped key, or None if it is not the data key of the record.
+
+        The caller checks whether the master key may be used.
+
+        Raises:
+            KeyServiceError: the call failed, or was not made, since others failed before.
+        """
+        with self._answered:
+            answers = self._answers.setdefault(wrap.key, _Answers())
+            self._answered.wait_for(answers.decided)
+            if answers.refusal is not None:
+                raise copy.copy(answers.refusal)
+            if answers.failed >= FAILED_PER_KEY or (not answers.good and self._failed >= FAILED_IN_ALL):
+                raise _not_tried(wrap.key, answers.failed)
+            answers.running += 1
+        data_key = refusal = None
+        try:
+            data_key = unwrap_by(record, wrap)
+        except KeyServiceError as error:
+            refusal = copy.copy(error)  # a copy: raising adds frames to the traceback
+            raise
+        finally:
+            with self._answered:
+                answers.running -= 1
+                if data_key is not None:
+                    answers.good = True
+                else:
+                    answers.failed += 1
+                    self._failed += 1
+                    if not answers.good and refusal is not None and _of_the_master_key(refusal):
+                        answers.refusal = refusal
+                self._answered.notify_all()
+        return data_key
+
+
+@dataclass
+class _Answers:
+    """The answers about one master key in an operation."""
+
+    running: int = 0
+    failed: int = 0
+    good: bool = False
+    refusal: KeyServiceError | None = None
+
+    def decided(self) -> bool:
+        """Return whether no call that is running could still forbid the next one."""
+        return self.running == 0 or (self.good and self.failed + self.running < FAILED_PER_KEY)
+
+
+def _of_the_master_key(error: KeyServiceError) -> bool:
+    """Return whether a refusal is about the master key, not about one wrapped key."""
+    about_the_wrapped_key = (error.code or "").rpartition(".")[2] in _OF_A_WRAPPED_KEY
+    return isinstance(error, (KeyAccessError, KeyNotFoundError)) and not about_the_wrapped_key
+
+
+def _not_tried(key: str, failed: int) -> KeyAccessError:
+    limit = f"{failed} under it" if failed >= FAILED_PER_KEY else f"{FAILED_IN_ALL:,} in all"
+    return KeyAccessError(
+        f"{key}: not tried, because too many other wrapped keys could not be unwrapped: {limit} is the limit "
+        "of one operation. If you trust the source of the data, pass fewer files or columns at a time",
+        provider=parse_key(key).scheme,
+        operation="unwrap",
+        code=NOT_TRIED,
+        key=key,
+    )
+
+
+def unwrap(record: DataKeyRecord, key: Key | None = None, operation: Operation | None = None) -> DataKey:
     """Unwrap the data key of a record, and check it against its commitment.
 
     Args:
@@ -34,12 +142,15 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
         key: the only keys that may be used: URIs, where ``scheme://*`` or ``scheme://place/*`` means all keys
             of that scheme or place; or a `DataKey`. None: any key of the session key's provider and region;
             without a session key, any key that the header names.
+        operation: the operation that this is a part of, with these keys; None: one for this call alone.
 
     Raises:
         WrongKeyError: none of the record's keys may be used, or they unwrap another data key.
         KeyServiceError: the KMS call failed; with several wrapped keys, all calls failed, and this is the
-            first error.
+            first error, or the one that says that the limit of the operation was reached.
     """
+    operation = operation or Operation(key)
+    key = operation.key
     if isinstance(key, DataKey):
         if key.commits_to(record.commitment):
             if key.context != record.context:
@@ -52,17 +163,17 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
             "of its master key",
             key=record.wraps[0].key,
         )
-    allowed = limits(key)
     refusal: KeyServiceError | None = None
     tried = False
     for wrap in record.wraps:
-        if not allowed(parse_key(wrap.key)):
+        if not operation.allows(parse_key(wrap.key)):
             continue
         tried = True
         try:
-            data_key = unwrap_by(record, wrap)
+            data_key = operation.unwrap(record, wrap)
         except KeyServiceError as error:
-            refusal = refusal or error
+            if refusal is None or (error.code == NOT_TRIED and refusal.code != NOT_TRIED):
+                refusal = error
             continue
         if data_key is not None:
             return data_key
@@ -75,11 +186,33 @@ def unwrap(record: DataKeyRecord, key: Key | None = None) -> DataKey:
             "was changed",
             key=record.wraps[0].key,
         )
-    raise WrongKeyError(
-        f"the data is encrypted under {named}, which may not be used here. If you trust the source of the "
-        "data, pass that URI as key=",
-        key=record.wraps[0].key,
-        allowed=False,
+    raise WrongKeyError(_not_allowed(record, key, operation.argument), key=record.wraps[0].key, allowed=False)
+
+
+def _not_allowed(record: DataKeyRecord, key: str | Iterable[str] | None, argument: str) -> str:
+    """Return the message for data under keys that the caller, or the session, does not allow."""
+    named = ", ".join(wrap.key for wrap in record.wraps)
+    trusted = f"If you trust the source of the data, pass that URI as {argument}"
+    if key is None:
+        scheme, place, _ = parse_key(session_key() or "")
+        return (
+            f"no key was passed: the data is encrypted under {named}; the session's key {session_key()} "
+            "(kmsdata.use, kmsdata.using or KMSDATA_KEY) allows only keys of "
+            f"{scheme}://{place}. {trusted}"
+        )
+    given = key_list(key)
+    close = [
+        wrap.key
+        for wrap in record.wraps
+        for uri in given
+        if uri.rpartition("/")[0] == wrap.key.rpartition("/")[0]
+        # Names alone, and very close: the rest of a URI is equal, and a header may name any key.
+        and difflib.get_close_matches(uri.rpartition("/")[2], [wrap.key.rpartition("/")[2]], cutoff=0.8)
+    ]
+    return (
+        f"the key that was passed does not open the data: it is encrypted under {named}; {argument} allows "
+        f"only {', '.join(given) or 'no key'}. "
+        + (f"Did you mean {' or '.join(dict.fromkeys(close))}?" if close else trusted)
     )
 
 
@@ -134,10 +267,20 @@ def limits(key: str | Iterable[str] | None) -> Callable[[KeyURI], bool]:
         named = [parse_key(text) for text in exact]
         # Resolving an alias is a KMS call: so it is done only if no URI is equal as it is written.
         return uri in named or any(
-            parse_key(resolved(text)) == uri
-            for text, key in zip(exact, named, strict=True)
-            if key[:2] == uri[:2]
+            meant(text) == uri for text, key in zip(exact, named, strict=True) if key[:2] == uri[:2]
         )
+
+    aliases: dict[str, KeyURI | KeyServiceError] = {}
+
+    def meant(text: str) -> KeyURI:
+        if text not in aliases:  # each alias is resolved once, whether that succeeds or fails
+            try:
+                aliases[text] = parse_key(resolved(text))
+            except KeyServiceError as error:
+                aliases[text] = copy.copy(error)
+        if isinstance(found := aliases[text], KeyServiceError):
+            raise copy.copy(found)
+        return found
 
     return allowed
 
@@ -193,7 +336,7 @@ def _check_context(header: Header, data_keys: Mapping[bytes, DataKey], context: 
 
 
 class DataKeys:
-    """The data keys of headers. Each takes one KMS call, whether that succeeds or fails.
+    """The data keys of headers, in one operation. Each takes one KMS call, whether that succeeds or fails.
 
     Args:
         key: the keys that may be used; see `unwrap`.
@@ -201,14 +344,14 @@ class DataKeys:
     """
 
     def __init__(self, key: Key | None, context: Mapping[str, str] | None) -> None:
-        self._key, self._context = key, context
+        self._operation, self._context = Operation(key), context
         self._known: dict[DataKeyRecord, DataKey | KmsDataError] = {}
 
     def unwrap(self, record: DataKeyRecord) -> DataKey:
         """Return the data key of a record; if unwrapping it failed before, raise the same error again."""
         if record not in self._known:
             try:
-                self._known[record] = unwrap(record, self._key)
+                self._known[record] = unwrap(record, operation=self._operation)
             except KmsDataError as error:
                 self._known[record] = error
         found = self._known[record]
@@ -250,13 +393,15 @@ def open_keys(
         headers: by column.
         key: the keys that may be used; see `unwrap`.
         context: pairs that the authenticated context of each data key must contain.
-        keep: leave out the data keys to which the KMS denies access, instead of raising.
+        keep: leave out the data keys to which the KMS denies access, instead of raising. Warns if it left out
+            data keys that were not tried, since too many others failed.
 
     Returns:
         The data keys by commitment.
     """
     data_keys = DataKeys(key, context)
     keys: dict[bytes, DataKey] = {}
+    not_tried: list[str] = []
     for commitment, record in merged_records(
         record for _, header in headers for record in header.records
     ).items():
@@ -269,6 +414,10 @@ def open_keys(
             if not (keep and denied):
                 error.with_facts(data_key=commitment.hex()[:8])
                 raise
+            if getattr(error, "code", None) == NOT_TRIED:
+                not_tried.append(str(error))
+    if not_tried:
+        warnings.warn(f"{len(not_tried):,} data keys were left out: {not_tried[0]}", stacklevel=4)
     for name, header in headers:
         if all(item.data_key in keys for item in header.columns):
             data_keys.authenticated(header, name, keys)

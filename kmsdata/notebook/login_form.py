@@ -207,7 +207,7 @@ class LoginForm(FormLayout):
             self._start(self._connect, late=_LATE)
 
     def _start(self, step: Callable[[], None], *, late: float = 0.0) -> None:
-        """Run a step in a thread: the kernel does not wait for it, and no `with use(...)` block applies."""
+        """Run a step in a thread: the kernel does not wait for it, and no block of `using` applies."""
         with self._lock:
             if self._worker is not None and self._worker.is_alive():
                 return

@@ -84,7 +84,7 @@ def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool 
     results: list[_Done] = []
     failed: dict[str, Exception] = dict(refused)
     with Progress("rewrap", len(files), "files", progress) as bar, ThreadPoolExecutor() as threads:
-        # Threads do not inherit context variables. Copy the context, so that kmsdata.use() in a with block
+        # Threads do not inherit context variables. Copy the context, so that a block of kmsdata.using()
         # also applies in them; one copy each, as a context can run in only one thread at a time.
         running = {
             threads.submit(contextvars.copy_context().run, _rewrap_file, name, files[name], plan): name

@@ -5,10 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 
+import pandas as pd
 import pytest
 
 import kmsdata
+from kmsdata.cli import errors as cli_errors
+from kmsdata.cli import output
+from kmsdata.keys.local import keystore as local
 
 
 @pytest.fixture(autouse=True)
@@ -150,3 +155,133 @@ def test_an_interruption_is_quiet():
             assert process.returncode == 130
         finally:
             process.kill()  # if the test failed it may still run, and the end of the block would wait for it
+
+
+# Text that a file may contain.
+
+HOSTILE = "a\x1b[2J\x9b31m\u202ename"
+
+
+def test_nothing_that_a_file_says_controls_the_terminal(run, tmp_path, monkeypatch):
+    """Names of columns and files, in reports, tables, JSON, warnings and errors."""
+    monkeypatch.chdir(tmp_path)
+    frame = pd.DataFrame({HOSTILE: [1, 2], "b": [1, 2]})
+    enc = frame.kms.encrypt([HOSTILE, "b"], key="local://demo", context={HOSTILE: HOSTILE})
+    path = tmp_path / f"{HOSTILE}.parquet"
+    enc.kms.to_parquet(path)
+    runs = [
+        ("inspect", path),
+        ("inspect", path, "--json"),
+        ("verify", path),
+        ("verify", path, "--json"),
+        ("verify", path, "-e", "c"),
+        ("verify", path, "-k", "other"),
+        ("decrypt", path, f"{HOSTILE}.plain.parquet"),
+        ("decrypt", path, "c.parquet", "--json"),
+        ("decrypt", path, "d.parquet", "-k", "other"),
+        ("decrypt", path, "e.parquet", "--context", f"{HOSTILE}=x"),
+        ("decrypt", f"{HOSTILE}.missing", "f.parquet"),
+        ("decrypt", path, f"{HOSTILE}.plain.parquet"),
+        ("encrypt", path, "g.parquet", "-c", HOSTILE, "-k", "demo"),
+        ("encrypt", path, "g.parquet", "-c", f"{HOSTILE}!", "-k", "demo"),
+        ("rewrap", path, "-k", "demo", "--dry-run"),
+        ("rewrap", path, "-k", "none", "--json"),
+        ("rewrap", f"{HOSTILE}.missing", "-k", "next"),
+        ("demo", "--input", path, "--columns", "b"),
+    ]
+    for arguments in runs:
+        _, out, errors = run(*map(str, arguments))
+        shown = (out + errors).replace("\n", "")
+        assert shown
+        assert shown.isprintable(), (arguments, shown)
+
+
+def test_json_of_hostile_names_is_read_back(run, tmp_path):
+    path = tmp_path / "a.parquet"
+    astral = f"{HOSTILE}\U000e0001"
+    pd.DataFrame({astral: [1]}).kms.encrypt(astral, key="local://demo").kms.to_parquet(path)
+    _, out, _ = run("inspect", str(path), "--json")
+    assert json.loads(out)["columns"][0]["name"] == astral
+
+
+@pytest.mark.parametrize(
+    ("show", "arguments"),
+    [
+        ("say", ("Label", HOSTILE)),
+        ("show_report", (f"{HOSTILE}\n{HOSTILE}",)),
+        ("show_error", (HOSTILE, HOSTILE)),
+        ("show_warning", (HOSTILE,)),
+        ("show_table", (["key", "b"], "b", [{"key": HOSTILE, "b": HOSTILE}])),
+    ],
+)
+def test_each_way_to_print_escapes_what_controls_the_terminal(capsys, show, arguments):
+    getattr(output, show)(*arguments)
+    captured = capsys.readouterr()
+    shown = (captured.out + captured.err).replace("\n", "")
+    assert r"\x1b[2J" in shown
+    assert shown.isprintable()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(capsys):
+    with cli_errors.guarded_call():
+        warnings.warn("pass key=, \x1b[2J", stacklevel=1)
+    assert capsys.readouterr().err == "warning: pass --key, \\x1b[2J\n"
+
+
+# Keys that do not exist.
+
+
+@pytest.fixture
+def no_terminal(monkeypatch):
+    monkeypatch.setattr(local, "_interactive", lambda: False)
+
+
+def test_a_mistyped_key_makes_no_key(run, tmp_path, monkeypatch, no_terminal, store):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"a": [1]}).to_parquet("plain.parquet")
+    run("keys", "create", "payroll")
+    before = store.read_bytes()
+    code, _, errors = run("encrypt", "plain.parquet", "a.parquet", "-c", "a", "-k", "payrol")
+    assert code == 1
+    assert "Did you mean local://payroll?" in errors
+    assert "--create-key" in errors
+    assert "LocalKeystore(" not in errors
+    assert not (tmp_path / "a.parquet").exists()
+    assert run("encrypt", "plain.parquet", "a.parquet", "-c", "a", "-k", "payroll")[0] == 0
+    for more in ((), ("--add",)):
+        code, _, errors = run("rewrap", "a.parquet", "-k", "nxt", *more)
+        assert (code, "there is no local://nxt" in errors) == (1, True)
+    assert store.read_bytes() == before
+
+
+def test_create_key_creates_it_and_says_so(run, tmp_path, monkeypatch, no_terminal):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"a": [1]}).to_parquet("plain.parquet")
+    code, _, errors = run("encrypt", "plain.parquet", "a.parquet", "-c", "a", "-k", "one", "--create-key")
+    assert (code, "created the key local://one" in errors) == (0, True)
+    code, _, errors = run("rewrap", "a.parquet", "-k", "two", "--create-key")
+    assert (code, "created the key local://two" in errors) == (0, True)
+    assert run("decrypt", "a.parquet", "b.parquet", "-k", "two")[0] == 0
+    # --create-key was for those commands only.
+    assert run("encrypt", "plain.parquet", "c.parquet", "-c", "a", "-k", "three")[0] == 1
+
+
+def test_a_key_in_the_environment_without_its_scheme(run, monkeypatch):
+    monkeypatch.setenv("KMSDATA_KEY", "payroll")
+    code, _, errors = run("encrypt", "plain.parquet", "a.parquet", "-c", "a")
+    assert code == 1
+    assert "KMSDATA_KEY: not a key URI" in errors
+    assert "Did you mean local://payroll?" in errors
+    monkeypatch.setenv("KMSDATA_KEY", "AKIDz8krbsJ5yKBZQpn74WFkmLPx3gnPhESA")
+    assert "AKID" not in "".join(run("encrypt", "plain.parquet", "a.parquet", "-c", "a")[1:])
+
+
+def test_verify_tells_failed_from_could_not_be_checked(run, tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"a": [1], "b": [1]}).kms.encrypt("a", key="local://demo").kms.to_parquet(path)
+    monkeypatch.setenv("COLUMNS", "400")
+    code, out, _ = run("verify", str(path), "-k", "other")
+    assert (code, "COULD NOT BE CHECKED" in out, "FAILED" in out) == (1, True, False)
+    code, out, _ = run("verify", str(path), "-e", "b")
+    assert (code, "COULD NOT BE CHECKED" in out, "FAILED" in out) == (3, False, True)

@@ -55,7 +55,7 @@ def test_it_fits_on_one_screen_first_and_later(run, folder, monkeypatch, width, 
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("KMSDATA_KEYSTORE", "~/Library/Application Support/kmsdata/keystore.json")
     for again in range(2):
-        code, out, _ = run("demo")
+        code, out, _ = run("demo", *["--force"] * again)
         assert code == 0
         lines = out.splitlines()
         assert len(lines) <= most
@@ -161,6 +161,15 @@ def test_what_stands_there_is_not_overwritten(run, folder):
     assert target.read_bytes() == b"mine"
     assert run(*arguments, "--force")[0] == 0
     assert kmsdata.read_parquet(target).kms.encrypted == ["name"]
+
+
+def test_another_file_of_the_demos_name_is_not_overwritten(run, folder):
+    pd.DataFrame({"a": [1]}).kms.encrypt("a", key="local://mine").kms.to_parquet(folder / FILE)
+    before = (folder / FILE).read_bytes()
+    code, out, errors = run("demo")
+    assert (code, out) == (1, "")
+    assert "--force overwrites it" in errors
+    assert (folder / FILE).read_bytes() == before
 
 
 FILES = {

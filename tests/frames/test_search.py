@@ -437,7 +437,7 @@ def test_one_call_of_the_key_service_at_most(tmp_path):
             raise NotImplementedError
 
     frame = pd.DataFrame({"who": ["a", "b"], "year": [1, 2]})
-    with kmsdata.use(Provider()):
+    with kmsdata.using(Provider()):
         enc = frame.kms.encrypt(deterministic="who", key="memory://k")
         enc.to_parquet(tmp_path / "set", partition_cols=["year"])
         before = kmsdata.usage()

@@ -101,19 +101,19 @@ def test_what_is_too_old_is_dropped(service, enc, clock):
 
 
 def test_no_key_is_kept(service, enc):
-    with kmsdata.use(kmsdata.KeyCache(number=0)):
+    with kmsdata.using(kmsdata.KeyCache(number=0)):
         enc.kms.decrypt()
         enc.kms.decrypt()
     assert service.calls == ["unwrap"] * 2
 
 
 def test_uses_and_none(service, enc):
-    with kmsdata.use(kmsdata.KeyCache(uses=3)):
+    with kmsdata.using(kmsdata.KeyCache(uses=3)):
         for _ in range(7):
             enc.kms.decrypt()
     assert service.calls == ["unwrap"] * 3
     service.calls.clear()
-    with kmsdata.use(kmsdata.KeyCache(age=0)):
+    with kmsdata.using(kmsdata.KeyCache(age=0)):
         enc.kms.decrypt()
         enc.kms.decrypt()
     assert service.calls == ["unwrap"] * 2
@@ -122,7 +122,7 @@ def test_uses_and_none(service, enc):
 def test_number_of_keys(service):
     frames = [pd.DataFrame({"a": [n]}).kms.encrypt("a", key="svc://k") for n in range(3)]
     service.calls.clear()
-    with kmsdata.use(kmsdata.KeyCache(number=2)):
+    with kmsdata.using(kmsdata.KeyCache(number=2)):
         for frame in (*frames, frames[2], frames[1], frames[0]):
             frame.kms.decrypt()
     assert len(service.calls) == 4  # the first was pushed out by the third
@@ -131,7 +131,7 @@ def test_number_of_keys(service):
 def test_those_not_used_for_longest_go_first(service):
     one, two, three = (pd.DataFrame({"a": [n]}).kms.encrypt("a", key="svc://k") for n in range(3))
     service.calls.clear()
-    with kmsdata.use(kmsdata.KeyCache(number=2)):
+    with kmsdata.using(kmsdata.KeyCache(number=2)):
         for frame in (one, two, one, three):
             frame.kms.decrypt()
         assert len(service.calls) == 3
@@ -157,8 +157,9 @@ def test_another_credential_has_nothing_of_the_first(service, enc):
     service.refuse = True
     with pytest.raises(KeyAccessError):
         enc.kms.decrypt()
-    kmsdata.use(Service())  # another object of the same scheme: another account, for all one knows
-    session._process[-1].providers[0].refuse = True
+    other = Service()  # another object of the same scheme: another account, for all one knows
+    other.refuse = True
+    kmsdata.use(other)
     with pytest.raises(KeyAccessError):
         enc.kms.decrypt()
 
@@ -236,14 +237,14 @@ def test_login_or_forget_empties_it(service, enc):
     enc.kms.decrypt()
     kmsdata.use(kmsdata.KeyCache())
     enc.kms.decrypt()
-    with kmsdata.use(kmsdata.KeyCache()):
+    with kmsdata.using(kmsdata.KeyCache()):
         enc.kms.decrypt()
         assert len(service.calls) == 3
         session.forget()  # all of them, and not just the one that counts here
         enc.kms.decrypt()
     enc.kms.decrypt()
     assert len(service.calls) == 5
-    session._process.pop()
+    kmsdata.use(kmsdata.KeyCache())
     enc.kms.decrypt()
     assert len(service.calls) == 6
 
@@ -267,7 +268,7 @@ def test_a_forked_process_begins_with_none(service, enc, locked):
 
 
 def test_reading_a_key_never_encrypts_with_it(enc):
-    with kmsdata.use(kmsdata.KeyCache(reuse_age=60)):
+    with kmsdata.using(kmsdata.KeyCache(reuse_age=60)):
         enc.kms.decrypt()
         new = pd.DataFrame({"a": [3]}).kms.encrypt("a", key="svc://k")
     assert new["a"].dtype.header.columns[0].data_key != enc["a"].dtype.header.columns[0].data_key
@@ -282,7 +283,7 @@ def test_generated_keys_are_fresh_unless_said_otherwise(clock):
     frame = pd.DataFrame({"a": [1, 2, 3]})
     one, two = (frame.kms.encrypt("a", key="svc://k") for _ in range(2))
     assert len(set(commitments(one, two))) == 2
-    with kmsdata.use(kmsdata.KeyCache(reuse_age=60, reuse_cells=7)):
+    with kmsdata.using(kmsdata.KeyCache(reuse_age=60, reuse_cells=7)):
         one, two, three = (frame.kms.encrypt("a", key="svc://k") for _ in range(3))
         first, second, third = commitments(one, two, three)
         assert first == second != third  # nine cells would be more than seven

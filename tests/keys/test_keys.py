@@ -1,6 +1,10 @@
 """Data keys, the local keystore, and which keys may be used."""
 
+import _thread
+import asyncio
 import base64
+import contextlib
+import contextvars
 import copy
 import hashlib
 import hmac
@@ -9,7 +13,11 @@ import os
 import pickle
 import stat
 import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
+import pandas as pd
 import pytest
 
 import kmsdata
@@ -290,7 +298,7 @@ def test_session_environment_and_argument(monkeypatch):
     assert kmsdata.new_data_key().wraps[0].key == "local://env"
     kmsdata.use("local://process")
     assert kmsdata.new_data_key().wraps[0].key == "local://process"
-    with kmsdata.use("local://block"):
+    with kmsdata.using("local://block"):
         assert kmsdata.new_data_key().wraps[0].key == "local://block"
         seen = []
         thread = threading.Thread(target=lambda: seen.append(session.session_key()))
@@ -301,28 +309,170 @@ def test_session_environment_and_argument(monkeypatch):
     assert kmsdata.new_data_key("local://argument").wraps[0].key == "local://argument"
 
 
-def test_blocks_in_blocks_and_threads_keep_to_themselves():
-    with kmsdata.use("local://a"):
-        with kmsdata.use("local://b"):
-            assert session.session_key() == "local://b"
+def test_blocks_in_blocks_set_only_what_they_name():
+    outer, vault = kmsdata.using("local://a"), Vault()
+    with outer:
+        with kmsdata.using("local://b"), outer, kmsdata.using(vault):  # an object may be entered again
+            assert session.session_key() == "local://a"
+            assert session.provider_of("vault://k") is vault
+            kmsdata.use(kmsdata.KeyCache())  # nothing that a block sets: no warning
         assert session.session_key() == "local://a"
-        kmsdata.use("local://c")  # a statement in a block holds to its end
-        assert session.session_key() == "local://c"
     assert session.session_key() is None
-    first, second = kmsdata.use("local://one"), kmsdata.use("local://two")
-    with first:  # made before, entered later, and left crosswise
+    first, second = kmsdata.using("local://one"), kmsdata.using("local://two")
+    with first:  # left crosswise, as blocks in generators can be
         second.__enter__()
         assert session.session_key() == "local://two"
-        second.__exit__(None, None, None)
-        assert session.session_key() == "local://one"
+    assert session.session_key() == "local://two"
+    second.__exit__(None, None, None)
     assert session.session_key() is None
-    block = kmsdata.use("local://one")
-    thread = threading.Thread(target=kmsdata.use, args=("local://theirs",))
+    assert repr(first) == "<kmsdata.using('local://one')>"
+
+
+@pytest.mark.parametrize("thing", [42, None, b"local://demo"])
+def test_what_is_no_key_changes_nothing(thing):
+    for call in (kmsdata.use, kmsdata.using):
+        with pytest.raises(TypeError, match=rf"{call.__name__}\(\) takes a key URI"):
+            call(thing)
+        with pytest.raises(FormatError):
+            call("demo")
+    assert session._process == session._State()
+
+
+def test_use_in_a_block_sets_the_default_of_the_process():
+    with kmsdata.using("local://block"):
+        with pytest.warns(UserWarning, match="but not this block"):
+            kmsdata.use("local://process")
+        assert session.session_key() == "local://block"
+    assert session.session_key() == "local://process"
+
+
+def with_use():
+    with kmsdata.use("local://other"):
+        pass
+
+
+def with_use_by_name_and_target():
+    with open(os.devnull) as _, kmsdata.use(key_or_provider="local://other") as _:  # noqa: PTH123
+        pass
+
+
+def with_use_unpacked():
+    with kmsdata.use(*("local://other",)):
+        pass
+
+
+def async_with_use():
+    async def block():
+        async with kmsdata.use("local://other"):
+            pass
+
+    asyncio.run(block())
+
+
+@pytest.mark.parametrize("block", [with_use, with_use_by_name_and_target, with_use_unpacked, async_with_use])
+def test_with_use_raises_before_it_changes_anything(block):
+    kmsdata.use("local://process")
+    seen, over = [], threading.Event()
+
+    def watch():
+        while not over.is_set():
+            seen.append(session.session_key())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        for _ in range(200):  # often enough that the interpreter has specialised the call
+            with pytest.raises(TypeError, match=r"with kmsdata\.using\(\.\.\.\):"):
+                block()
+    finally:
+        over.set()
+        thread.join()
+    assert set(seen) == {"local://process"}
+
+
+def test_use_as_a_statement_wherever_it_is_called():
+    def returned():
+        return kmsdata.use("local://returned")
+
+    with contextlib.nullcontext(kmsdata.use("local://argument")):
+        assert session.session_key() == "local://argument"
+    assert returned() is None
+    assert session.session_key() == "local://returned"
+    thread = threading.Thread(target=kmsdata.use, args=("local://thread",))
     thread.start()
     thread.join()
-    with block:
+    assert session.session_key() == "local://thread"
+    _thread.start_new_thread(kmsdata.use, ("local://from-c",))
+    deadline = time.monotonic() + 10
+    while session.session_key() != "local://from-c":
+        assert time.monotonic() < deadline
+    with pytest.raises(TypeError), returned():  # Python's own error: the statement was complete by then
         pass
-    assert session.session_key() == "local://theirs"
+
+
+def test_a_block_that_ends_elsewhere_is_an_error():
+    block = kmsdata.using("local://a")
+    contextvars.copy_context().run(block.__enter__)
+    with pytest.raises(RuntimeError, match="another thread or task"):
+        block.__exit__(None, None, None)
+
+
+def test_threads_and_tasks_that_start_in_a_block():
+    kmsdata.use("local://process")
+
+    async def seen_by_tasks():
+        with kmsdata.using("local://task"):
+            task = asyncio.create_task(asyncio.to_thread(session.session_key))
+            key = await asyncio.to_thread(session.session_key)
+        return key, await task, session.session_key()
+
+    assert asyncio.run(seen_by_tasks()) == ("local://task", "local://task", "local://process")
+    with kmsdata.using("local://block"), ThreadPoolExecutor(1) as pool:
+        copied = contextvars.copy_context()
+        assert pool.submit(session.session_key).result() == "local://process"
+        assert pool.submit(copied.run, session.session_key).result() == "local://block"
+
+
+def test_no_key_crosses_from_a_block_into_another_thread_or_task():
+    """16 threads and 16 tasks with one key and one provider each, beside the main thread."""
+    kmsdata.use("vault://main")
+    kmsdata.use(Vault(mark="main"))
+    over, wrong, rounds = threading.Event(), [], Counter()
+
+    def check(name):
+        header = pd.DataFrame({"a": [1]}).kms.encrypt("a")["a"].dtype.header
+        if header.records[0].wraps != (Wrap(f"vault://{name}", name),):
+            wrong.append((name, header.records[0].wraps))
+        rounds[name] += 1
+
+    def tenant(name):
+        while not over.is_set():
+            with kmsdata.using(f"vault://{name}"), kmsdata.using(Vault(mark=name)):
+                check(name)
+
+    async def task(name):
+        while not over.is_set():
+            with kmsdata.using(f"vault://{name}"):
+                await asyncio.sleep(0)
+                with kmsdata.using(Vault(mark=name)):
+                    await asyncio.sleep(0)
+                    check(name)
+
+    async def tasks():
+        await asyncio.gather(*(task(f"task{number}") for number in range(16)))
+
+    threads = [threading.Thread(target=tenant, args=(f"thread{number}",)) for number in range(16)]
+    threads.append(threading.Thread(target=asyncio.run, args=(tasks(),)))
+    for thread in threads:
+        thread.start()
+    try:
+        while rounds["main"] < 300 or len(rounds) < 33:
+            check("main")
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
 
 
 def frames(error):
@@ -379,12 +529,15 @@ def test_no_data_key_in_any_frame_of_an_error():
         def unwrap(self, wrapped, key, context):  # noqa: ARG002
             return b"not the data key that it was"[:28] + b"1234"
 
-    with kmsdata.use(Vault()):
+    with kmsdata.using(Vault()):
         record = kmsdata.new_data_key("vault://k").record
-    with kmsdata.use(Liar()), pytest.raises(WrongKeyError) as caught:
+    with kmsdata.using(Liar()), pytest.raises(WrongKeyError) as caught:
         unwrap(record)
     assert b"not the data key that it was" not in frames(caught.value)
-    with kmsdata.use(Vault(b"short and secret")), pytest.raises(KeyServiceError, match="32 bytes") as caught:
+    with (
+        kmsdata.using(Vault(b"short and secret")),
+        pytest.raises(KeyServiceError, match="32 bytes") as caught,
+    ):
         unwrap(record)
     assert b"short and secret" not in frames(caught.value)
 
@@ -405,7 +558,7 @@ def test_what_a_file_names_is_not_what_is_obeyed():
         with pytest.raises(WrongKeyError, match="local://theirs"):
             unwrap(record, allowed)
     kmsdata.use("tencent-kms://ap-guangzhou/key")
-    with pytest.raises(WrongKeyError, match="may not be used here"):
+    with pytest.raises(WrongKeyError, match="allows only"):
         unwrap(record)
 
 
@@ -414,11 +567,11 @@ class Vault:
 
     scheme = "vault"
 
-    def __init__(self, secret=SECRET):
-        self.secret = secret
+    def __init__(self, secret=SECRET, mark="wrapped"):
+        self.secret, self.mark = secret, mark
 
     def generate_data_key(self, key, context):
-        return DataKey(self.secret, [Wrap(key, "wrapped")], context=context)
+        return DataKey(self.secret, [Wrap(key, self.mark)], context=context)
 
     def unwrap(self, wrapped, key, context):  # noqa: ARG002
         return self.secret
@@ -430,16 +583,16 @@ class Vault:
 def test_a_provider_of_ones_own():
     with pytest.raises(KeyNotFoundError, match="no provider"):
         kmsdata.new_data_key("vault://k")
-    with kmsdata.use(Vault()), kmsdata.use("vault://k"):
+    with kmsdata.using(Vault()), kmsdata.using("vault://k"):
         assert kmsdata.new_data_key().wraps[0].key == "vault://k"
     with pytest.raises(TypeError, match="provider"):
         kmsdata.use(42)
 
 
 def test_a_service_that_returns_another_key_is_found_out():
-    with kmsdata.use(Vault()):
+    with kmsdata.using(Vault()):
         record = kmsdata.new_data_key("vault://k").record
-    with kmsdata.use(Vault(bytes(32))), pytest.raises(WrongKeyError, match="not the data key"):
+    with kmsdata.using(Vault(bytes(32))), pytest.raises(WrongKeyError, match="not the data key"):
         unwrap(record)
 
 

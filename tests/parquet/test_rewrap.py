@@ -77,7 +77,7 @@ class Vault:
 @pytest.fixture
 def vault():
     provider = Vault()
-    with kmsdata.use(provider):
+    with kmsdata.using(provider):
         yield provider
 
 
@@ -248,7 +248,7 @@ def test_only_the_named_key_is_replaced(frame, tmp_path):
     with pytest.raises(ValueError, match=r"local://old, local://more\. Pass the one to replace"):
         kmsdata.rewrap(path, NEW)
     assert kmsdata.rewrap(path, NEW, source=OLD).keys == {MORE: 1, NEW: 1}
-    with kmsdata.use(MORE):
+    with kmsdata.using(MORE):
         assert kmsdata.rewrap(path, OLD).keys == {NEW: 1, OLD: 1}
     assert kmsdata.rewrap(path, MORE, source="local://*").keys == {MORE: 1}
 
@@ -270,9 +270,9 @@ def test_a_key_that_is_not_there_is_not_replaced(path, vault):
         with pytest.raises(kmsdata.WrongKeyError, match="under local://old, which is not") as caught:
             call()
         assert caught.value.allowed is False
-    with kmsdata.use(NEW), pytest.raises(kmsdata.WrongKeyError, match="Pass the key to replace"):
+    with kmsdata.using(NEW), pytest.raises(kmsdata.WrongKeyError, match="Pass the key to replace"):
         kmsdata.rewrap(path, NEW)
-    with kmsdata.use("vault://a"), pytest.raises(kmsdata.WrongKeyError, match="may not be used here"):
+    with kmsdata.using("vault://a"), pytest.raises(kmsdata.WrongKeyError, match="allows only"):
         kmsdata.rewrap(path, NEW, add=True)
     assert vault.calls == []
     assert path.read_bytes() == raw
@@ -769,9 +769,9 @@ def test_ten_thousand_files_of_which_most_are_done(enc, tmp_path, monkeypatch):
 
 
 def test_a_block_that_names_a_key_holds_in_all_threads(dataset, vault):
-    with kmsdata.use(OLD):
+    with kmsdata.using(OLD):
         assert kmsdata.rewrap(dataset, "vault://new", add=True).keys == {OLD: 40, "vault://new": 40}
-    with kmsdata.use("vault://new"):
+    with kmsdata.using("vault://new"):
         assert kmsdata.rewrap(dataset, NEW).keys == {NEW: 40, OLD: 40}
 
 
@@ -895,7 +895,7 @@ def test_a_folder_that_may_not_be_written_to_leaves_the_file():
         kmsdata.new_data_key(NEW)
         raw, before = path.read_bytes(), kmsdata.usage()
         provider = Vault()
-        with kmsdata.use(provider):
+        with kmsdata.using(provider):
             kmsdata.rewrap(path, "vault://old")
             raw = path.read_bytes()
             root = os.geteuid() == 0
