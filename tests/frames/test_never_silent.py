@@ -126,7 +126,8 @@ def test_concat_with_plain_rows_warns_once_for_each_column(df, enc):
         pd.concat([enc, enc])
         pd.concat([enc, df.kms.encrypt(["a", "r"], deterministic="t", key=enc)])
         pd.concat([enc, df.drop(columns=["a", "r", "t"]).assign(more=1)])
-        pd.concat([enc, df.iloc[:0]])
+        if not pd.__version__.startswith("2."):  # it warns about empty frames
+            pd.concat([enc, df.iloc[:0]])
         pd.concat([enc, df.add_prefix("other_")], axis=1)
 
 
