@@ -193,7 +193,7 @@ def looks_like_cells(chunks: Iterable[pa.Array], column: str | None = None) -> i
             if cells_in(first) is None:
                 return 0
         validated(chunk, column)
-        if pa.types.is_dictionary(chunk.type):  # a few bytes may stand for gigabytes: do not expand it
+        if pa.types.is_dictionary(chunk.type):  # expanded, a few bytes could be gigabytes
             distinct = chunk.dictionary.take(chunk.indices.unique().drop_null())
         else:
             distinct = chunk

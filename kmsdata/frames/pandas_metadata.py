@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from kmsdata.errors import UnsupportedTypeError
+from kmsdata.errors import FormatError, UnsupportedTypeError
 from kmsdata.frames.column import open_pandas
 from kmsdata.frames.dtype import EncryptedDtype
 from kmsdata.keys.data_key import DataKey
@@ -37,7 +37,22 @@ _PANDAS, _ATTRS = b"pandas", b"PANDAS_ATTRS"
 
 
 def _document(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((metadata or {}).get(_PANDAS) or b"{}")
+    document = _parsed((metadata or {}).get(_PANDAS) or b"{}", "pandas")
+    columns = document.get("columns", [])
+    if not (isinstance(columns, list) and all(isinstance(entry, dict) for entry in columns)):
+        raise FormatError(
+            "the entry 'pandas' of the schema metadata is malformed: its columns are not a list"
+        )
+    return document
+
+
+def _parsed(text: bytes, entry: str) -> dict[str, Any]:
+    """Parse an entry of schema metadata, which any software may have written."""
+    document: Any = None
+    with contextlib.suppress(ValueError, RecursionError):  # ValueError: not JSON, or not UTF-8
+        document = json.loads(text)
+    if not isinstance(document, dict):
+        raise FormatError(f"the entry {entry!r} of the schema metadata is malformed: it is not a JSON object")
     return document
 
 
@@ -128,8 +143,7 @@ def pandas_attributes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
 
 def frame_attrs(metadata: Mapping[bytes, bytes] | None) -> dict[Any, Any]:
     """Return ``df.attrs`` from the entry ``PANDAS_ATTRS``."""
-    attrs: dict[Any, Any] = json.loads((metadata or {}).get(_ATTRS, b"{}"))
-    return attrs
+    return _parsed((metadata or {}).get(_ATTRS, b"{}"), "PANDAS_ATTRS")
 
 
 def with_frame_attrs(metadata: Mapping[bytes, bytes], frame: pd.DataFrame) -> dict[bytes, bytes]:

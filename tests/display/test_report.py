@@ -106,7 +106,7 @@ def test_a_dataset_and_what_is_odd_in_it(tmp_path):
             frame = frame.kms.encrypt("a", key=["local://one", "local://two"])
         folder = tmp_path / "data" / f"year={2020 + number}"
         folder.mkdir(parents=True)
-        frame.kms.to_parquet(folder / "f.parquet")
+        frame.to_parquet(folder / "f.parquet")
     found = kmsdata.inspect(tmp_path / "data")
     assert (found.rows, found.files, len(found.data_keys)) == (3, 3, 2)
     assert found.columns[0].encrypted is False  # not in every file
@@ -206,7 +206,7 @@ def test_what_is_encrypted_in_some_files_only_is_neither(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     pd.DataFrame({"a": ["x"]}).kms.encrypt("a", key="local://demo").kms.to_parquet(folder / "1.parquet")
-    pd.DataFrame({"a": ["x"]}).kms.to_parquet(folder / "2.parquet")
+    pd.DataFrame({"a": ["x"]}).to_parquet(folder / "2.parquet")
     found = kmsdata.inspect(folder)
     assert found.encrypted == []
     assert "[~]  a       partly plain" in str(found)
@@ -224,7 +224,7 @@ def test_plain_columns_of_a_file_are_called_as_in_the_frame(tmp_path):
             "b": [True, False],
         }
     )
-    frame.kms.to_parquet(tmp_path / "f.parquet")
+    frame.to_parquet(tmp_path / "f.parquet")
     in_file = {column.name: column.type for column in kmsdata.inspect(tmp_path / "f.parquet").columns}
     assert in_file == {name: str(dtype) for name, dtype in frame.dtypes.items()}
 

@@ -16,6 +16,7 @@ from kmsdata import EncryptedArray, FormatError
 
 KEY = "local://demo"
 ROWS = 8
+VIEWS = int(pa.__version__.split(".")[0]) >= 20  # pyarrow 17 makes no views of buffers
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def malformed(data):
         array = pa.Array.from_buffers(pa.binary_view(), ROWS, [None, pa.py_buffer(raw), data])
         return array, raw, 4 * ROWS - 1, offset
 
-    return {
+    faults = {
         "last offset out of range": binary(ROWS, 1 << 30),
         "offset out of range": binary(3, 1 << 30),
         "negative offset": binary(2, -(1 << 30)),
@@ -59,8 +60,10 @@ def malformed(data):
         "large offset": binary(ROWS, 1 << 50, "large_binary", np.int64),
         "index out of range": dictionary(1 << 28),
         "negative index": dictionary(-(1 << 28)),
-        "view out of range": view(1 << 30),
     }
+    if VIEWS:
+        faults["view out of range"] = view(1 << 30)
+    return faults
 
 
 def shortened(path, lengths):
@@ -89,7 +92,7 @@ def dtype():
 
 
 CODE = """
-import sys, pickle, faulthandler
+import os, sys
 import pyarrow as pa, pandas as pd, kmsdata
 from kmsdata import EncryptedArray, EncryptedDtype, FormatError
 table = pa.ipc.open_stream(pa.memory_map(sys.argv[1])).read_all()
@@ -116,6 +119,8 @@ for name, use in uses.items():
         print(name, "|", type(error).__name__, "|", error)
     else:
         print(name, "|", "passed", "|", found if name == "verify" else "")
+sys.stdout.flush()
+os._exit(0)  # pyarrow now and then aborts while Python exits ("terminate called without an active exception")
 """
 
 
