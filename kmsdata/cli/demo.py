@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -296,13 +297,15 @@ def _tamper(screen: _Screen, source: _Source, encrypted: pd.DataFrame) -> None:
     rows = np.flatnonzero(encrypted[name].notna())
     if not len(rows):
         return
-    # Cells are stored in PLAIN encoding without compression, so a cell can be found in the bytes of the file.
-    cell = bytes(encrypted[name].iloc[rows[len(rows) // 2]])
-    data = bytearray(source.target.read_bytes())
-    data[data.index(cell) + len(cell) - 1] ^= 1
+    # The file is written again, as an attacker would: so the checksums of its pages are right.
+    array = encrypted[name].array
+    cells = array.storage.to_pylist()
+    row = rows[len(rows) // 2]
+    cells[row] = cells[row][:-1] + bytes([cells[row][-1] ^ 1])
+    changed = encrypted.assign(**{name: kmsdata.EncryptedArray(pa.array(cells), array.dtype)})
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / source.target.name
-        copy.write_bytes(data)
+        changed.kms.to_parquet(copy)
         try:
             kmsdata.read_parquet(copy).kms.decrypt(key=_KEY)
         except kmsdata.TamperedError as error:
