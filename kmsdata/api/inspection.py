@@ -139,6 +139,7 @@ def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, 
     nulls: dict[str, int | None] = {}
     known = set(names)
     column_of: dict[str, str] = {}
+    types = [metadata.schema.column(position).physical_type for position in range(metadata.num_columns)]
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         for position in range(group.num_columns):
@@ -153,7 +154,9 @@ def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, 
             name = column_of[path]
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
             # The nulls of a nested column's leaf are not those of the column.
-            counted = chunk.statistics.null_count if chunk.is_stats_set and path == name else None
+            # pyarrow 26 ends the process for statistics of a chunk whose type is not that of the schema.
+            sound = chunk.physical_type == types[position]
+            counted = chunk.statistics.null_count if sound and chunk.is_stats_set and path == name else None
             before = nulls.get(name, 0)
             nulls[name] = None if counted is None or before is None else before + counted
     return sizes, nulls

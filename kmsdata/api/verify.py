@@ -17,8 +17,8 @@ from kmsdata.frames.key_argument import resolve_key
 from kmsdata.frames.verify import Findings, verify_cells
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import DataKeys
-from kmsdata.parquet.read import FilePath
 from kmsdata.parquet.bulk.verify import verify_path
+from kmsdata.parquet.read import FilePath
 
 __all__ = ["verify"]
 

@@ -190,7 +190,9 @@ def headers_in(
             try:
                 headers[field.name] = field.type.dtype.header
             except FormatError as error:
-                bad[field.name] = located(error, f"{path}: column {field.name!r}", path=path, column=field.name)
+                bad[field.name] = located(
+                    error, f"{path}: column {field.name!r}", path=path, column=field.name
+                )
     lost = {field.name for field in fields if _is_binary(field.type)}
     texts = [(schema.metadata or {}).get(ENTRY), (footer or {}).get(ENTRY)]
     for text in dict.fromkeys(text for text in texts if text and (lost or headers)):
@@ -205,7 +207,8 @@ def headers_in(
         for name in recorded.keys() & {*headers, *lost}:
             if headers.setdefault(name, recorded[name]).columns != recorded[name].columns:
                 bad[name] = FormatError(
-                    f"{path}: column {name!r}: its type and the file's 'kmsdata' entry describe it differently",
+                    f"{path}: column {name!r}: its type and the file's 'kmsdata' entry describe it "
+                    "differently",
                     path=path,
                     column=name,
                 )

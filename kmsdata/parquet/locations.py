@@ -431,7 +431,7 @@ def whole_folder(
     new: list[Place] = []
 
     @contextlib.contextmanager
-    def one(relative: str, source: Place | None = None) -> Iterator[Any]:
+    def one(relative: str, source: Place | None = None) -> Iterator[Any]:  # noqa: ARG001 - has no permissions
         _check_relative(relative, place.path)
         target = place / relative
         there = target.kind != pafs.FileType.NotFound

@@ -101,8 +101,12 @@ def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
         options = options | {"compression_level": dict.fromkeys(plain, level)}
     if options.get("use_byte_stream_split") is True:
         options = options | {"use_byte_stream_split": plain}
-    return {"write_page_checksum": True} | options | {
-        "use_dictionary": chosen("use_dictionary") + repeating,
-        "write_statistics": chosen("write_statistics"),
-        "compression": by_leaf | dict.fromkeys(sealed, "none"),
-    }
+    return (
+        {"write_page_checksum": True}
+        | options
+        | {
+            "use_dictionary": chosen("use_dictionary") + repeating,
+            "write_statistics": chosen("write_statistics"),
+            "compression": by_leaf | dict.fromkeys(sealed, "none"),
+        }
+    )

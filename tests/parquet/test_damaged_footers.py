@@ -2,13 +2,16 @@
 
 import base64
 import random
+import subprocess
+import sys
+import time
 
 import pandas as pd
 import pytest
 
 import kmsdata
 from kmsdata.parquet.footer import FileMetaData, ending
-from kmsdata.parquet.thrift import BINARY, LIST, STRUCT, encode, value
+from kmsdata.parquet.thrift import BINARY, I32, LIST, STRUCT, encode, value
 
 KEY = "local://demo"
 NEW = "local://new"
@@ -106,3 +109,29 @@ def test_mutations(file, tmp_path, seed):
     for number in range(80):
         raw = mutated(file, rng)
         assert wrong(raw, tmp_path, names[number % len(names)]) == [], (seed, number)
+
+
+def test_a_chunk_of_another_type_than_its_column(file, tmp_path):
+    """Reading the statistics of such a chunk ends the process in pyarrow 26."""
+    pages, data = parts(file)
+    footer = FileMetaData.parse(data, len(file))
+    for group in footer.groups:
+        for chunk in value(group, 1)[1]:
+            value(chunk, 3)[1] = I32, 99
+    raw = pages + ending(encode(footer.fields))
+    (tmp_path / "bad.parquet").write_bytes(raw)
+    code = "import sys, kmsdata; kmsdata.inspect(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "bad.parquet")], check=False, capture_output=True
+    )
+    assert done.returncode in (0, 1), done.stderr
+
+
+def test_a_wide_file_is_inspected_in_linear_time(tmp_path):
+    """Thousands of columns took a minute: each was compared with each."""
+    wide = pd.DataFrame({f"column{number}": [1] for number in range(4000)})
+    enc = wide.kms.encrypt("column0", key=KEY)
+    enc.kms.to_parquet(tmp_path / "wide.parquet")
+    began = time.process_time()
+    assert kmsdata.inspect(tmp_path / "wide.parquet").encrypted == ["column0"]
+    assert time.process_time() - began < 3

@@ -148,7 +148,7 @@ def _spark_metadata(text: bytes, names: list[str]) -> bytes:
 
 
 def check_pandas_metadata(metadata: Metadata | None, path: str) -> None:
-    """Raise FormatError if the pandas entry of key-value metadata does not have the form that pandas reads."""
+    """Raise FormatError unless the pandas entry of key-value metadata has the form that pandas reads."""
     try:
         document = json.loads((metadata or {}).get(b"pandas") or b"{}")
         columns = document.get("columns", [])
