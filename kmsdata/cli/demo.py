@@ -305,10 +305,12 @@ def _tamper(screen: _Screen, source: _Source, encrypted: pd.DataFrame) -> None:
         return
     # Cells are stored in PLAIN encoding without compression, so a cell can be found in the bytes of the file.
     cell = bytes(encrypted[name].iloc[rows[len(rows) // 2]])
-    data = bytearray(source.target.read_bytes())
-    data[data.index(cell) + len(cell) - 1] ^= 1
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / source.target.name
+        # Without checksums of pages, which are against accidents: an attacker would correct them.
+        encrypted.kms.to_parquet(copy, write_page_checksum=False)
+        data = bytearray(copy.read_bytes())
+        data[data.index(cell) + len(cell) - 1] ^= 1
         copy.write_bytes(data)
         try:
             kmsdata.read_parquet(copy).kms.decrypt(key=_KEY)
