@@ -165,6 +165,9 @@ def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, 
     """Return each column's bytes in the file, and its nulls where the footer counts them."""
     sizes: dict[str, int] = {}
     nulls: dict[str, int | None] = {}
+    known = set(names)
+    column_of: dict[str, str] = {}
+    types = [metadata.schema.column(position).physical_type for position in range(metadata.num_columns)]
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         for position in range(group.num_columns):
@@ -172,11 +175,16 @@ def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, 
             path = chunk.path_in_schema
             # The path of a nested column's leaf is "column.field". Names may contain dots too, so the longest
             # name that fits is the column: "p.q.x" belongs to "p.q", not to "p".
-            inside = [name for name in names if path == name or path.startswith(f"{name}.")]
-            name = max(inside, key=len, default=path)
+            if path not in column_of:
+                parts = path.split(".")
+                prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+                column_of[path] = next((prefix for prefix in prefixes if prefix in known), path)
+            name = column_of[path]
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
             # The nulls of a nested column's leaf are not those of the column.
-            counted = chunk.statistics.null_count if chunk.is_stats_set and path == name else None
+            # pyarrow 26 ends the process for statistics of a chunk whose type is not that of the schema.
+            sound = chunk.physical_type == types[position]
+            counted = chunk.statistics.null_count if sound and chunk.is_stats_set and path == name else None
             before = nulls.get(name, 0)
             nulls[name] = None if counted is None or before is None else before + counted
     return sizes, nulls

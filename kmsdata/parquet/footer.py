@@ -15,6 +15,7 @@ The numbers are the field ids of parquet.thrift, in the Parquet format 2.12.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeAlias
@@ -186,7 +187,8 @@ class FileMetaData:
                 chunks are not all in this file.
         """
         reader = Reader(data)
-        fields: Struct = reader.read(STRUCT)
+        with _without_collector():
+            fields: Struct = reader.read(STRUCT)
         _check_whole({number: kind for number, (kind, _) in fields.items()}, reader)
         if not _fits(fields, _FILE):
             refuse("fields are missing, or are of other types")
@@ -268,6 +270,21 @@ def read_metadata(file: _Source, size: int, path: str) -> FileMetaData:
     """Read and decode the footer of a file; arguments and errors are those of `read_footer`."""
     with _naming(path):
         return FileMetaData.parse(_find(file, size)[0], size)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause Python's garbage collector, which would visit the many parts of a large footer again and again.
+
+    They contain no reference cycles, so there is nothing to collect.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @contextlib.contextmanager

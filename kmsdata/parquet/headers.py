@@ -16,7 +16,7 @@ from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
-from kmsdata.parquet.footer import check_footer
+from kmsdata.parquet.footer import NOT_PARQUET, check_footer
 from kmsdata.parquet.locations import FilePath, Place, dataset_files, open_file
 
 __all__ = ["DataFile", "damaged", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
@@ -102,7 +102,12 @@ def dataset_headers(
     files, single = dataset_files(path, filesystem)
     for name, file in files.items():
         with open_file(file) as opened:
-            check_footer(opened, opened.size(), name)
+            try:
+                check_footer(opened, opened.size(), name)
+            except FormatError as error:
+                if NOT_PARQUET not in str(error):
+                    raise
+                raise FormatError(f"{name} is {NOT_PARQUET}", path=name) from None
     # pandas.read_parquet reads names of folders as dictionaries (categories), so this does too.
     hive = ds.HivePartitioning.discover(infer_dictionary=True)
     names = {file.path: name for name, file in files.items()}
@@ -207,7 +212,8 @@ def headers_in(
         for name in recorded.keys() & {*headers, *lost}:
             if headers.setdefault(name, recorded[name]).columns != recorded[name].columns:
                 bad[name] = FormatError(
-                    f"{path}: column {name!r}: its type and the file's 'kmsdata' entry describe it differently",
+                    f"{path}: column {name!r}: its type and the file's 'kmsdata' entry describe it "
+                    "differently",
                     path=path,
                     column=name,
                 )

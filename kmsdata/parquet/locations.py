@@ -418,7 +418,7 @@ def whole_folder(
 
     Files are opened with their path below it, and the file that they are made from. New local files and
     folders have no wider permissions than those that they are made from (the folder itself than ``root``),
-    and nobody else can read them before the block ends.
+    and other users cannot read them before the block ends.
 
     On the local filesystem all files appear when the block ends: by one rename of the folder if it did not
     exist, otherwise by one rename per file. On other filesystems each file appears when it is complete.
@@ -431,7 +431,7 @@ def whole_folder(
     new: list[Place] = []
 
     @contextlib.contextmanager
-    def one(relative: str, source: Place | None = None) -> Iterator[Any]:
+    def one(relative: str, source: Place | None = None) -> Iterator[Any]:  # noqa: ARG001 - has no permissions
         _check_relative(relative, place.path)
         target = place / relative
         there = target.kind != pafs.FileType.NotFound

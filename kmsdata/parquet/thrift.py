@@ -82,15 +82,7 @@ class Reader:
         if depth > _DEEPEST:
             refuse(f"structures are nested more than {_DEEPEST} deep")
         if kind == STRUCT:
-            fields: Struct = {}
-            for inner, number in self.fields():
-                if number in fields:
-                    refuse(f"field {number} occurs twice")
-                if inner <= FALSE:  # a boolean field has no value bytes: its type is its value
-                    fields[number] = BOOL, inner == BOOL
-                else:
-                    fields[number] = inner, self.read(inner, depth + 1)
-            return fields
+            return self._struct(depth)
         if kind in _LISTS:
             inner, count = self.items()
             return inner, [self.read(inner, depth + 1) for _ in range(count)]
@@ -100,6 +92,34 @@ class Reader:
             return self.data[self._over(1)]
         # Maps and UUIDs come here too: Parquet's structs have none, and `encode` could not write them.
         refuse("it contains an unknown type")
+
+    def _struct(self, depth: int) -> Struct:
+        """Read a struct; `fields` and `_signed` are repeated here, which halves the time for a footer."""
+        found: Struct = {}
+        data, number = self.data, 0
+        while True:
+            head = self._byte()
+            kind = head & 15
+            if kind == STOP:
+                if head:
+                    refuse("it contains an unknown type")
+                return found
+            number = number + (head >> 4) if head > 15 else self._signed()
+            if number in found:
+                refuse(f"field {number} occurs twice")
+            if kind in _INTEGERS:
+                at = self.at
+                if at < len(data) and (byte := data[at]) < 128:
+                    self.at = at + 1
+                    found[number] = kind, (byte >> 1) ^ -(byte & 1)
+                else:
+                    found[number] = kind, self._signed()
+            elif kind <= FALSE:  # a boolean field has no value bytes: its type is its value
+                found[number] = BOOL, kind == BOOL
+            elif kind == STRUCT and depth < _DEEPEST:
+                found[number] = kind, self._struct(depth + 1)
+            else:
+                found[number] = kind, self.read(kind, depth + 1)
 
     def skip(self, kind: int, depth: int = 0) -> None:
         """Move past a value of this type; ``depth`` counts the structs and lists that contain it."""

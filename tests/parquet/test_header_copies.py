@@ -66,7 +66,7 @@ def test_entries_that_disagree(path, tmp_path, change):
         lambda: kmsdata.inspect(path),
         lambda: kmsdata.rewrap(path, NEW),
     ):
-        with pytest.raises(kmsdata.FormatError, match="x.parquet: .*(differ|disagree)"):
+        with pytest.raises(kmsdata.FormatError, match=r"x.parquet: .*(differ|disagree)"):
             act()
 
 

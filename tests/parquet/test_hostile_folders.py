@@ -65,10 +65,10 @@ class Store(pafs.FileSystemHandler):
         kinds = {self.name: pafs.FileType.File, "in": pafs.FileType.Directory}
         return [pafs.FileInfo(path, kinds.get(path, pafs.FileType.NotFound)) for path in paths]
 
-    def get_file_info_selector(self, selector):
+    def get_file_info_selector(self, _):
         return [pafs.FileInfo(self.name, pafs.FileType.File, size=len(self.data))]
 
-    def open_input_file(self, path):
+    def open_input_file(self, _):
         raise AssertionError("nothing may be opened")
 
     open_input_stream = open_input_file
@@ -172,7 +172,7 @@ def test_links_and_pipes_in_a_folder_are_refused(tmp_path, sealed, make, through
         lambda: kmsdata.inspect(path, **where),
         lambda: kmsdata.read_parquet(path, **where),
     ):
-        with pytest.raises(OSError, match="not a regular file|links in a folder") as caught:
+        with pytest.raises(OSError, match=r"not a regular file|links in a folder") as caught:
             act()
         assert caught.value.filename.startswith(str(folder / "link"))
     found = kmsdata.verify(path, **where)

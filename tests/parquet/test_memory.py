@@ -1,4 +1,4 @@
-"""Files that take far more memory than they have bytes: it is bounded, whatever the encoding of the pages."""
+"""Files that take far more memory than they have bytes: it is bounded in every encoding of pages."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What decrypt_parquet writes: readable for its owner only while temporary, then never wider than the source."""
+"""What decrypt_parquet writes: closed to others while temporary, then never wider than the source."""
 
 import os
 import signal

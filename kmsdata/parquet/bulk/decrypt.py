@@ -68,9 +68,12 @@ def decrypt_parquet(
         TamperedError: cells fail authentication; ``rows`` are positions in the file.
         WrongKeyError, KeyServiceError: as for frames.
         FileExistsError: the target exists.
-        OSError: a file cannot be read or written, or was changed while it was read.
+        OSError: a file cannot be read or written, or was changed while it was read; or a folder contains a
+            link, device or pipe. Links are followed only where the caller names them.
 
-    After an error, nothing that was written is left, and the target is unchanged.
+    After an error, nothing that was written is left, and the target is unchanged. New local files have the
+    permissions of the file that they replace, otherwise of their source, less the umask; until they are
+    complete, only their owner can read them. What a killed process left is removed by the next run.
 
     Example:
         >>> import pandas as pd, kmsdata

@@ -91,7 +91,8 @@ def encrypt_parquet(
             because it is the pandas index; or a column is encrypted already.
         FormatError: a file is damaged, or differs from the others in a column's type.
         FileExistsError: the target exists.
-        OSError: a file cannot be read or written, or was changed while it was read.
+        OSError: a file cannot be read or written, or was changed while it was read; or a folder contains a
+            link, device or pipe. Links are followed only where the caller names them.
         UnsupportedTypeError, KeyServiceError: as for frames.
 
     After an error, nothing that was written is left, and the target is unchanged.

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kmsdata.errors import UnsupportedTypeError
+from kmsdata.errors import FormatError, UnsupportedTypeError
 from kmsdata.frames.pandas_metadata import in_pandas_metadata, pandas_attributes, with_entries
 from kmsdata.keys.envelope import ENTRY, Header, file_text
 from kmsdata.parquet.column_chunks import Replacement
 from kmsdata.parquet.write import settings_for
 
 __all__ = [
+    "check_pandas_metadata",
     "decrypted_schema",
     "encrypted_schema",
     "metadata_texts",
@@ -146,6 +147,24 @@ def _spark_metadata(text: bytes, names: list[str]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
+def check_pandas_metadata(metadata: Metadata | None, path: str) -> None:
+    """Raise FormatError unless the pandas entry of key-value metadata has the form that pandas reads."""
+    try:
+        document = json.loads((metadata or {}).get(b"pandas") or b"{}")
+        columns = document.get("columns", [])
+        fine = (
+            isinstance(document.get("index_columns", []), list)
+            and isinstance(columns, list)
+            and all(isinstance(entry, dict) for entry in columns)
+            and all(isinstance(entry.get("field_name", ""), (str, type(None))) for entry in columns)
+            and all(isinstance(entry.get("kmsdata", {}), dict) for entry in columns)
+        )
+    except (ValueError, RecursionError, AttributeError):
+        fine = False
+    if not fine:
+        raise FormatError(f"{path}: the entry 'pandas' of its metadata is damaged", path=path)
+
+
 def metadata_texts(schema: pa.Schema, entries: Metadata) -> pa.Array:
     """Return the texts in a file's metadata: each entry, its words, and all strings of JSON in it.
 
@@ -163,7 +182,9 @@ def metadata_texts(schema: pa.Schema, entries: Metadata) -> pa.Array:
             texts |= set(_json_texts(json.loads(text)))
     # Schemas in JSON, as Spark and other software store them, contain names and types, which are not values.
     texts -= {*schema.names, "string", "integer", "binary", "double", "float", "boolean", "timestamp"}
-    return pa.array([text for text in texts if len(text) >= _SHORTEST_TEXT], pa.large_string())
+    # JSON may contain half of a surrogate pair, which no value of a column does.
+    known_texts = (text.encode("utf-8", "replace").decode() for text in texts)
+    return pa.array([text for text in known_texts if len(text) >= _SHORTEST_TEXT], pa.large_string())
 
 
 def _json_texts(document: Any) -> Iterator[str]:

@@ -28,6 +28,7 @@ from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key, session_key
 from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.csv_reader import Types, csv_layout, is_csv
+from kmsdata.parquet.bulk.file_schema import check_pandas_metadata
 from kmsdata.parquet.headers import headers_in
 from kmsdata.parquet.locations import FilePath, Place, files_at, open_file, stamp
 from kmsdata.parquet.lost_headers import file_without_header
@@ -300,6 +301,8 @@ def _read_files(sources: Mapping[str, Place], types: Types | None) -> list[FileP
         else:
             with open_parquet(place) as parquet:
                 schema, metadata, size = parquet.schema, parquet.reader.metadata, parquet.file.size()
+                for entries in (schema.metadata, parquet.entries):
+                    check_pandas_metadata(entries, parquet.path)
             headers, rows = headers_in(schema, str(place), footer=metadata.metadata), metadata.num_rows
         schema = shared.setdefault(schema.serialize().to_pybytes(), schema)
         files.append(FilePlan(place, name, version, size, rows, row_bytes, schema, headers))
