@@ -195,7 +195,7 @@ SENTENCES = [
     (["--input", "head.csv", "--columns", "a"], 1, "head.csv has no rows"),
     (["--input", "book.xlsx", "--columns", "a"], 1, "neither CSV nor Parquet"),
     (["--input", "text.parquet", "--columns", "a"], 1, "neither CSV nor Parquet"),
-    (["--input", "cut.parquet", "--columns", "a"], 1, "cut.parquet: not a Parquet file"),
+    (["--input", "cut.parquet", "--columns", "a"], 1, "cut.parquet is not a Parquet file"),
     (["--input", "latin.csv", "--columns", "a"], 1, "latin.csv is not text in UTF-8"),
 ]
 

@@ -291,7 +291,7 @@ def test_verify_tells_data_that_is_bad_from_keys_that_are_refused(run, sealed, t
         (["decrypt", "none.parquet", "x.parquet"], 1, "there is no file: ", ""),
         (["rewrap", "none.parquet", *KEY], 1, "there is no file: none.parquet", ""),
         (["encrypt", "text.parquet", "x.parquet", "-c", "a", *KEY], 1, "text.parquet", ""),
-        (["inspect", "text.parquet"], 1, "text.parquet: not a Parquet file", ""),
+        (["inspect", "text.parquet"], 1, "text.parquet is not a Parquet file", ""),
         (["encrypt", "titanic.parquet", "x.parquet", "-c", "nmae", *KEY], 1, "did you mean 'name'?", ""),
         (["decrypt", "sealed.parquet", "x.parquet", "-c", "tickets"], 1, "did you mean 'ticket'?", ""),
         (["encrypt", "titanic.parquet", "x.parquet", "-c", "name"], 2, "no key", "KMSDATA_KEY"),

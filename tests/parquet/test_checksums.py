@@ -37,6 +37,12 @@ def pages(path):
     return found
 
 
+@pytest.fixture(autouse=True)
+def _new_key(keystore):
+    """Rewrapping makes no key."""
+    kmsdata.LocalKeystore().create_key("new", quiet=True)
+
+
 @pytest.fixture
 def sealed(tmp_path):
     path = tmp_path / "sealed.parquet"

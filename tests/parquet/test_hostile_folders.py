@@ -16,6 +16,12 @@ KEY = "local://demo"
 NEW = "local://new"
 
 
+@pytest.fixture(autouse=True)
+def _new_key(keystore):
+    """Rewrapping makes no key."""
+    kmsdata.LocalKeystore().create_key("new", quiet=True)
+
+
 @pytest.fixture
 def plain(tmp_path):
     path = tmp_path / "plain.parquet"
