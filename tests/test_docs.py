@@ -147,3 +147,16 @@ def public_names():
             path = f"{node.module.removeprefix('kmsdata.').replace('.', '/')}.py"
             imported |= {alias.name: path for alias in node.names}
     return {name: imported[name] for name in kmsdata.__all__}
+
+
+def test_each_promise_of_security_names_tests_that_exist():
+    text = (ROOT / "SECURITY.md").read_text()
+    there = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 30
+    assert named <= there, named - there
