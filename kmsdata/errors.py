@@ -18,6 +18,7 @@ __all__ = [
     "UnsupportedTypeError",
     "WrongKeyError",
     "located",
+    "printable",
 ]
 
 
@@ -38,7 +39,8 @@ class KmsDataError(Exception):
     """
 
     def __init__(self, message: str, **facts: Any) -> None:
-        super().__init__(message)
+        # Names of files, columns and types in a message may come from anyone.
+        super().__init__(printable(message, "\n"))
         self.__dict__.update(facts)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -178,3 +180,22 @@ class UnsupportedTypeError(KmsDataError, TypeError):
 
     column: str | None = None
     dtype: str | None = None
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Escape control and bidirectional characters, which names in a file may contain.
+
+    Printed unescaped, they could move the cursor of a terminal or reverse a line.
+
+    Args:
+        text: any text.
+        kept: characters to keep, such as line ends.
+
+    Example:
+        >>> printable("身份证 \x1b[2J")
+        '身份证 \\\\x1b[2J'
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

@@ -28,7 +28,8 @@ from kmsdata.cli.options import (
 from kmsdata.cli.output import say, show_report
 from kmsdata.display.file_reports import RewrapReport, StreamReport
 from kmsdata.display.report import Report
-from kmsdata.display.tables import in_files, printable, size
+from kmsdata.display.tables import in_files, size
+from kmsdata.errors import printable
 from kmsdata.keys.session import session_key
 
 __all__ = ["files"]

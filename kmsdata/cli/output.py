@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kmsdata.display.tables import printable
+from kmsdata.errors import printable
 
 __all__ = ["clean", "say", "show_error", "show_report", "show_table", "show_warning"]
 

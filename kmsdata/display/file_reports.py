@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kmsdata.display.report import MOST_SHOWN, Report
-from kmsdata.display.tables import in_files, printable, size
+from kmsdata.display.tables import in_files, size
+from kmsdata.errors import printable
 
 __all__ = ["RewrapReport", "StreamReport"]
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from kmsdata.display.tables import as_html, as_text, escaped, printable
+from kmsdata.display.tables import as_html, as_text, escaped
+from kmsdata.errors import printable
 
 __all__ = ["MOST_SHOWN", "Report"]
 

@@ -1,4 +1,4 @@
-"""Text and HTML tables, readable sizes, and text that is safe to print."""
+"""Text and HTML tables, and readable sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import io
 import shutil
 from collections.abc import Mapping, Sequence
 
-__all__ = ["as_html", "as_text", "escaped", "in_files", "printable", "size"]
+from kmsdata.errors import printable
+
+__all__ = ["as_html", "as_text", "escaped", "in_files", "size"]
 
 _NUMBERS = ("authentic", "bad", "nulls", "size")  # headings of columns that are aligned to the right
 _FOLDED = ("column", "type", "domain")  # headings of columns whose texts may be long
@@ -121,22 +123,3 @@ def in_files(count: int) -> str:
         ('', ' in 1,200 files')
     """
     return f" in {count:,} files" if count > 1 else ""
-
-
-def printable(text: str, kept: str = "") -> str:
-    """Escape control and bidirectional characters, which names in a file may contain.
-
-    Printed unescaped, they could move the cursor of a terminal or reverse a line.
-
-    Args:
-        text: any text.
-        kept: characters to keep, such as line ends.
-
-    Example:
-        >>> printable("身份证 \x1b[2J")
-        '身份证 \\\\x1b[2J'
-    """
-    return "".join(
-        letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
-        for letter in text
-    )

@@ -16,8 +16,7 @@ import pyarrow as pa
 from kmsdata.ciphers import gcm
 from kmsdata.ciphers.cells import Bools, Cells
 from kmsdata.codec.arrow_arrays import MOST_BYTES, chunk_ranges, null_bitmap, pack
-from kmsdata.display.tables import printable
-from kmsdata.errors import FormatError
+from kmsdata.errors import FormatError, printable
 from kmsdata.frames.cell import MARK, SHORTEST
 from kmsdata.keys.envelope import base64_bytes
 

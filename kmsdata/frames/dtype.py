@@ -24,8 +24,7 @@ from pandas.api.indexers import check_array_indexer
 
 from kmsdata import codec
 from kmsdata.ciphers import gcm, siv
-from kmsdata.display.tables import printable
-from kmsdata.errors import FormatError, UnsupportedTypeError
+from kmsdata.errors import FormatError, UnsupportedTypeError, printable
 from kmsdata.frames.arrow_storage import (
     binary,
     chunks,

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from kmsdata.display.tables import printable
-from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located
+from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located, printable
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file

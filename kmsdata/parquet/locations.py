@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kmsdata.atomic_files import claim, naming, temporary_name, whole_file
-from kmsdata.display.tables import printable
-from kmsdata.errors import FormatError
+from kmsdata.errors import FormatError, printable
 from kmsdata.keys.data_key import random_bytes
 
 __all__ = [

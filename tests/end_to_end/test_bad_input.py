@@ -638,6 +638,12 @@ def test_a_header_may_say_anything(enc):
 # Errors themselves.
 
 
+def test_what_a_message_quotes_cannot_control_a_terminal():
+    error = kmsdata.FormatError("column '\x1b[2J': \u202e file\nsecond line", column="\x1b[2J")
+    assert str(error) == "column '\\x1b[2J': \\u202e file\nsecond line"
+    assert error.column == "\x1b[2J"
+
+
 def test_every_error_can_be_pickled_and_says_what_to_do(enc, frame, keystore):
     errors = []
     for call in (

@@ -36,12 +36,13 @@ from kmsdata.errors import (
     FormatError,
     KeyAccessError,
     KeyServiceError,
+    printable,
 )
 from kmsdata.keys.data_key import Hidden, Secret, random_bytes
 from kmsdata.keys.envelope import base64_bytes, base64_text, canonical
 from kmsdata.keys.fork_lock import Lock
 
-__all__ = ["KeystoreFile", "Store", "hidden_text", "printable", "refuse"]
+__all__ = ["KeystoreFile", "Store", "hidden_text", "refuse"]
 
 _SCRYPT = {"n": 1 << 17, "r": 8, "p": 1}
 _VARIABLE = "KMSDATA_PASSPHRASE"
@@ -403,11 +404,6 @@ def _derived(
 def hidden_text(text: object) -> Hidden | None:
     """Hide a passphrase; None if it is not text, or empty."""
     return Hidden(text.encode("utf-8", "surrogatepass")) if isinstance(text, str) and text else None
-
-
-def printable(text: str) -> str:
-    """Replace characters that a terminal would act on, and those that are not Unicode."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def _sane(kdf: dict[str, Any]) -> bool:

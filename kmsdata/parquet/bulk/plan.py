@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kmsdata.display.file_reports import StreamReport
-from kmsdata.display.tables import printable
-from kmsdata.errors import FormatError
+from kmsdata.errors import FormatError, printable
 from kmsdata.frames.arguments import Columns, chosen_columns, column_names, refuse_repeated, require
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import Encrypted, check_names, check_new_names, lost_header
