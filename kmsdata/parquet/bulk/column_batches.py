@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,11 @@ class OpenParquet:
     def groups(self) -> int:
         """The number of row groups."""
         return int(self.reader.num_row_groups)
+
+    @functools.cached_property
+    def first_rows(self) -> list[int]:
+        """The position in the file of the first row of each row group."""
+        return list(itertools.accumulate(map(self.rows, range(self.groups)), initial=0))
 
     def rows(self, group: int) -> int:
         """Return the number of rows of a row group."""

@@ -127,7 +127,7 @@ def _decrypted(
     parquet: OpenParquet, group: int, name: str, header: Header, data_keys: Mapping[bytes, DataKey]
 ) -> Iterator[pa.Array]:
     """Decrypt a column of a row group, batch by batch, each to the type of the values in it."""
-    row = sum(map(parquet.rows, range(group)))
+    row = parquet.first_rows[group]
     dtype = EncryptedDtype(header)
     for cells in column_batches(parquet, group, name):
         storage = EncryptedArray(cells, dtype).storage
