@@ -73,6 +73,7 @@ def child(verb, source, target):
     """Encrypt or decrypt the file, and print the time and memory as JSON."""
     import kmsdata
 
+    kmsdata.use(kmsdata.LocalKeystore(create=True))
     before = resource.getrusage(resource.RUSAGE_SELF)
     start = time.perf_counter()
     if verb == "encrypt":

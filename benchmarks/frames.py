@@ -93,4 +93,5 @@ if __name__ == "__main__":
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         os.environ["KMSDATA_KEYSTORE"] = f"{folder}/keystore/keystore.json"
+        kmsdata.use(kmsdata.LocalKeystore(create=True))
         main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)

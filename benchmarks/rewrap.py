@@ -139,6 +139,7 @@ def main(megabytes, count):
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
         os.environ["KMSDATA_KEYSTORE"] = str(folder / "keystore" / "keystore.json")
+        kmsdata.use(kmsdata.LocalKeystore(create=True))
         one_file(folder, megabytes)
         many_files(folder, count)
 

@@ -78,6 +78,7 @@ def main(rows):
     """Print the table."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["KMSDATA_KEYSTORE"] = str(Path(folder) / "keystore.json")
+        kmsdata.use(kmsdata.LocalKeystore(create=True))
         path = Path(folder) / "people.parquet"
         wanted = write(path, rows)
         print(f"{rows:,} rows in {path.stat().st_size / 1e9:.2f} GB, {len(wanted)} values searched for")
