@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError, located
@@ -21,6 +22,7 @@ from kmsdata.frames.arrow_storage import (
     plain_binary,
     validated,
 )
+from kmsdata.frames.cell import MARK
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
@@ -156,8 +158,8 @@ def _to_table(table: pa.Table, originals: Mapping[str, _Original], names: dict[s
 def _nothing(originals: Mapping[str, _Original]) -> ValueError:
     listed = ", ".join(map(repr, [*originals][:10]))
     return ValueError(
-        f"no column of cells was found under a name that like has ({listed}). For renamed columns, pass "
-        "columns={name here: name there}"
+        f"the columns that the original has encrypted ({listed}) contain no cells here, or are missing. For "
+        "renamed columns, pass columns={name here: name there}"
     )
 
 
@@ -201,6 +203,16 @@ def _cells(
                 "form of a cell. It was changed or decrypted, or is another column",
                 column=str(label),
             )
+        if values is not None and (some := _like_cells(values)):
+            # Left alone, the column would be decrypted neither with the others nor with an error.
+            every = len(values) - values.null_count
+            raise FormatError(
+                f"column {label!r} is encrypted in the original, but not all of its {every:,} values are "
+                f"cells here: {some:,} begin like cells, or like what other software writes for them. Restore the "
+                "column from a copy (a CSV file contains cells only if kmsdata was imported when it was "
+                "written), or name the other columns with columns=",
+                column=str(label),
+            )
         return None
     foreign = set() if original.ids is None else key_ids(cells) - original.ids
     if foreign:
@@ -212,6 +224,20 @@ def _cells(
             field="key id",
         )
     return cells
+
+
+def _like_cells(values: pa.Array | pa.ChunkedArray) -> int:
+    """Count the values that begin like cells, or like the text that other software makes of their bytes."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        values, kind = values.cast(kind.value_type), kind.value_type
+    if not is_bytes_or_text(kind):
+        return 0
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    starts: list[Any] = [MARK, "b'\\x01", 'b"\\x01', "\\x01"] if text else [b"\x01"]
+    if not text:
+        values = values.cast(pa.large_binary())
+    return sum(int(pc.sum(pc.starts_with(values, start)).as_py() or 0) for start in starts)
 
 
 def _originals(

@@ -71,6 +71,7 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
     columns: dict[int, ColumnReport] = {}
     levels: list[ColumnReport] = []
     headers: list[Header] = []
+    notes: list[str] = []
     known = encrypted_columns(frame)
     if lost := columns_without_header(frame, known):
         raise lost_header(lost[0])
@@ -81,6 +82,9 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
         # A column of dtype object mixes cells with nulls and other values, so the parts hold no nulls.
         if item.others is not None:
             nulls = int(pd.isna(item.others).sum())
+            plain = len(frame) - nulls - sum(len(array) for _, array in item.parts)
+            if plain:
+                notes.append(f"column {item.name!r} is not encrypted in {plain:,} of {len(frame):,} rows")
         if item.level is None:
             columns[item.position] = _encrypted(str(item.name), item.headers, nbytes, nulls)
         else:
@@ -96,7 +100,8 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
                 nulls=int(series.isna().sum()),
             )
     every = (*(columns[position] for position in sorted(columns)), *levels)
-    return Inspection(what, len(frame), sum(c.bytes for c in every), every, _data_keys(headers))
+    size = sum(column.bytes for column in every)
+    return Inspection(what, len(frame), size, every, _data_keys(headers), notes=tuple(notes[:5]))
 
 
 def _table(table: pa.Table) -> Inspection:

@@ -246,6 +246,6 @@ def warn_of_mixing() -> None:
     if cells and plain:
         warn_caller(
             f"{cells[0].dtype.called} was concatenated with plain values: the column has cells and plain "
-            "values now, and is saved that way. Encrypt the plain rows first, under the same data key "
-            "(key= the encrypted frame)"
+            "values now, which no Parquet file can store, and CSV stores both. Encrypt the plain rows first, "
+            "under the same data key (key= the encrypted frame), or decrypt the others"
         )

@@ -61,7 +61,7 @@ def not_encrypted(frame: pd.DataFrame, name: str) -> FormatError:
     found = [frame.iloc[:, position] for position, label in enumerate(frame.columns) if label == name]
     found += [frame.index.get_level_values(name).to_series()] if name in frame.index.names else []
     if any(_count_without_header(values) for values in found):
-        return lost_header(name)
+        return lost_header(name, named=True)
     if any(item.level is not None for item in encrypted_columns(frame)):
         why = "it has no kmsdata header, but a level of the index has one. Name that level, or no column"
     return FormatError(f"column {name!r} is not encrypted: {why}", column=str(name))
@@ -345,8 +345,13 @@ def _exchanged(places: Mapping[Any, tuple[bool, str]]) -> tuple[Any, tuple[bool,
     """Return a column, its name or domain, and another column that has the label of the first as its own."""
     owners = {place: label for label, place in places.items()}
     for label, (deterministic, given) in places.items():
-        if given != label and (other := owners.get((deterministic, label))) is not None and other != label:
+        if given == label:
+            continue
+        if (other := owners.get((deterministic, label))) is not None and other != label:
             return label, (deterministic, given), other
+        # A domain may be any text: with a randomised column, only a mutual exchange is certain.
+        if places.get(given) == (not deterministic, label):
+            return label, (deterministic, given), given
     return None
 
 
@@ -401,14 +406,14 @@ def with_index_levels(index: pd.Index[Any], levels: Mapping[int, pd.Index[Any]])
 # --- columns whose cells lost their header --------------------------------------------------------
 
 
-def lost_header(name: Hashable, *, path: str | None = None) -> FormatError:
-    """Return the error for a column of cells whose header was dropped."""
+def lost_header(name: Hashable, *, path: str | None = None, named: bool = False) -> FormatError:
+    """Return the error for a column of cells whose header was dropped; ``named``: the caller named it."""
     where = "" if path is None else f"{path}: "
     return FormatError(
         f"{where}column {name!r} has no kmsdata header, but looks like cells: other software dropped the "
         "header. Attach that of the original file or frame with df.kms.attach(original), or with "
-        "kmsdata.attach(table, original). If these are ciphertexts of other software, name the columns to "
-        "decrypt",
+        "kmsdata.attach(table, original)"
+        + ("" if named else ". If these are ciphertexts of other software, name the columns to decrypt"),
         path=path,
         column=str(name),
     )

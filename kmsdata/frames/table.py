@@ -138,7 +138,7 @@ def decrypt_table(
         refuse_repeated(table.column_names, name)
         if name not in headers:
             if looks_like_cells(table.column(name).chunks, name):
-                raise lost_header(name)
+                raise lost_header(name, named=True)
             raise FormatError(f"column {name!r} is not encrypted: it has no kmsdata header", column=name)
     if wanted is None and (lost := table_without_header(table)):
         raise lost_header(lost[0])

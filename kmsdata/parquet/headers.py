@@ -141,7 +141,11 @@ def dataset_headers(
 
 def damaged(path: str) -> FormatError:
     """Return the error for a file whose pages or metadata cannot be read."""
-    return FormatError(f"{printable(path)} cannot be read: the file is damaged or was cut short", path=path)
+    return FormatError(
+        f"{printable(path)} cannot be read: the file is damaged or was cut short. Restore it from a copy; "
+        "kmsdata.verify() says which columns are affected",
+        path=path,
+    )
 
 
 def _base_of(files: Mapping[str, Place], folder: str) -> str:

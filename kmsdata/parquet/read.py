@@ -72,6 +72,11 @@ def read_parquet(
         >>> kmsdata.read_parquet("people.parquet", decrypt=True).equals(df)
         True
     """
+    if not isinstance(decrypt, bool):
+        raise TypeError(
+            "decrypt= must be True or False. To decrypt some columns: "
+            "kmsdata.read_parquet(path).kms.decrypt(columns)"
+        )
     wanted = None if columns is None else column_names(columns)
     asked = required_names(encrypted)
     looked_at = None
@@ -124,7 +129,7 @@ def _damage(path: str, filters: Any) -> Iterator[None]:
         system = isinstance(error, OSError) and error.errno is not None
         if system or "FieldRef" in str(error) or (filters is not None and not isinstance(error, OSError)):
             raise
-        raise damaged(path) from error
+        raise damaged(path) from None  # the error may contain values
 
 
 def _under_all_wraps(frame: pd.DataFrame, files: Iterable[DataFile]) -> pd.DataFrame:

@@ -22,8 +22,10 @@ from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import (
     check_names,
+    columns_without_header,
     encrypted_columns,
     in_extension_dtype,
+    lost_header,
     not_encrypted,
     with_headers,
 )
@@ -77,6 +79,8 @@ def _check_encrypted(frame: pd.DataFrame, names: list[str]) -> None:
         require([*frame.columns, *frame.index.names], name)
         if name not in found:
             raise not_encrypted(frame, name)
+    if not found and (lost := columns_without_header(frame, [])):
+        raise lost_header(lost[0])
     if not found:
         raise ValueError(
             "nothing in this frame is encrypted. Write the frame that df.kms.encrypt() returned: it does not "

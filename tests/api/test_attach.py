@@ -1,5 +1,6 @@
 """Cells go through other software, which drops their headers, and come back by attach()."""
 
+import io
 import subprocess
 import sys
 
@@ -183,13 +184,30 @@ def test_columns(enc, df):
         (lambda: renamed.kms.attach(enc, "code"), KeyError, "like has no encrypted column 'code'"),
         (lambda: df.kms.attach(enc, "age"), FormatError, "does not contain cells"),
         (lambda: df.kms.attach(enc, "name"), FormatError, "does not contain cells"),
-        (lambda: df.drop(columns="void").kms.attach(enc), ValueError, "no column of cells was found"),
+        (lambda: df.drop(columns="void").kms.attach(enc), ValueError, "contain no cells here"),
         (lambda: lost.kms.attach(df), FormatError, "nothing in like is encrypted"),
         (lambda: lost.kms.attach(enc, []), ValueError, "names no column"),
         (lambda: lost.kms.attach(3), TypeError, "int"),
     ):
         with pytest.raises(error, match=text):
             use()
+
+
+@pytest.mark.parametrize("value", ["unknown", "enc:AZz"])
+def test_one_value_that_is_no_cell_does_not_hide_a_column(enc, df, value):
+    """Otherwise the other columns would be decrypted, and this one returned as it is, without a word."""
+    lost = pd.read_csv(io.StringIO(enc.to_csv(index=False)))
+    lost["name"] = [value, *lost["name"][1:]]
+    with pytest.raises(FormatError, match="'name' is encrypted in the original, but not all"):
+        lost.kms.attach(enc)
+    decrypted = enc.kms.decrypt("name")
+    assert decrypted.kms.attach(enc)["name"].tolist() == df["name"].tolist()  # plain on purpose
+
+
+def test_text_that_other_software_made_of_cells_is_named(enc):
+    lost = pd.DataFrame({"name": [str(bytes(cell)) for cell in enc["name"].dropna()]})
+    with pytest.raises(FormatError, match="a CSV file contains cells only if"):
+        lost.kms.attach(enc)
 
 
 def test_cells_of_another_key_are_refused_without_a_kms_call(enc, df, tmp_path):

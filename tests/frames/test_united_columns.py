@@ -173,6 +173,12 @@ def test_exchanged_deterministic_columns_are_an_error(tmp_path):
     assert not kmsdata.verify(tmp_path / "swapped.parquet").ok
 
 
+def test_a_randomised_and_a_deterministic_column_that_were_exchanged_are_an_error():
+    enc = PEOPLE.kms.encrypt("n", deterministic="home", key=KEY)
+    with pytest.raises(FormatError, match="exchanged"):
+        enc.rename(columns={"n": "home", "home": "n"}).kms.decrypt()
+
+
 def test_one_renamed_deterministic_column_is_no_error():
     enc = PEOPLE.kms.encrypt(deterministic=["home"], key=KEY).rename(columns={"home": "old", "work": "home"})
     again = enc.kms.encrypt(deterministic=["home"], key=enc)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError
+from kmsdata.parquet.bulk.csv_reader import is_csv
 from kmsdata.parquet.column_chunks import PART
 from kmsdata.parquet.footer import NOT_PARQUET, FileMetaData, page_range, read_metadata
 from kmsdata.parquet.locations import Place, open_file
@@ -95,7 +96,7 @@ def open_parquet(place: Place, name: str | None = None) -> Iterator[OpenParquet]
         try:
             footer = read_metadata(file, file.size(), path)
         except FormatError as error:
-            if NOT_PARQUET not in str(error):
+            if NOT_PARQUET not in str(error) or is_csv(path):
                 raise
             raise FormatError(f"{error} (the name of a CSV file must end in .csv)", path=path) from None
         with _arrow_errors(path):

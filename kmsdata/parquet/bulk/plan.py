@@ -358,6 +358,12 @@ def _check_alike(first: FilePlan, second: FilePlan, columns: Mapping[str, Any]) 
 
 def _columns_to_decrypt(file: FilePlan, wanted: list[str] | None) -> tuple[str, ...]:
     """Return the columns of a file to decrypt: the wanted ones, or every encrypted one."""
+    if file.is_csv:
+        raise FormatError(
+            f"{file.path}: only Parquet files can be decrypted. Read the CSV file with pandas, and attach "
+            "the headers of the original with df.kms.attach(original)",
+            path=file.path,
+        )
     check_names(file.headers, path=file.path)
     lost = _without_header(file)
     if wanted is None and lost:
@@ -365,7 +371,7 @@ def _columns_to_decrypt(file: FilePlan, wanted: list[str] | None) -> tuple[str, 
     for name in wanted or ():
         require(file.schema.names, name)
         if name in lost:
-            raise lost_header(name, path=file.path)
+            raise lost_header(name, path=file.path, named=True)
         if name not in file.headers:
             raise FormatError(
                 f"{file.path}: column {name!r} is not encrypted: it has no kmsdata header",
