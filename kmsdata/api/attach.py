@@ -208,8 +208,8 @@ def _cells(
             every = len(values) - values.null_count
             raise FormatError(
                 f"column {label!r} is encrypted in the original, but not all of its {every:,} values are "
-                f"cells here: {some:,} begin like cells, or like what other software writes for them. Restore the "
-                "column from a copy (a CSV file contains cells only if kmsdata was imported when it was "
+                f"cells here: {some:,} begin like cells, or like what other software writes. Restore "
+                "the column from a copy (a CSV file contains cells only if kmsdata was imported when it was "
                 "written), or name the other columns with columns=",
                 column=str(label),
             )

@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping
 
 from kmsdata.frames.arguments import Columns
-from kmsdata.frames.encrypted_columns import Encrypted, check_names, headers_of
+from kmsdata.frames.encrypted_columns import Encrypted, check_names, headers_of, parsed_headers
 from kmsdata.frames.key_argument import data_key_for, resolve_key, the_data_key
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key
 from kmsdata.keys.tink_keyset import Keyset
 from kmsdata.keys.unwrap import open_keys
-from kmsdata.parquet.headers import read_headers
+from kmsdata.parquet.headers import dataset_headers, read_headers
 from kmsdata.parquet.read import FilePath
 
 __all__ = ["data_key", "export_keyset", "new_data_key"]
@@ -89,7 +89,11 @@ def export_keyset(source: Encrypted | FilePath, column: str, *, key: Key | Encry
         raise KeyError(f"no encrypted column {column!r}")
     header = headers[column]
     keys = open_keys([(column, header)], resolve_key(key), None)
-    check_names(headers, path=str(source) if isinstance(source, (str, os.PathLike)) else None)
+    if isinstance(source, (str, os.PathLike)):
+        for name, file in dataset_headers(source, None, {column}).items():
+            check_names(file.headers, beside=file.beside, path=name)
+    else:
+        check_names(headers, beside=parsed_headers(source))
     return Keyset([(item.algorithm, keys[item.data_key].cell_key(item)) for item in header.columns])
 
 

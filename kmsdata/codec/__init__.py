@@ -17,7 +17,7 @@ file                                            contents
 ==============================================  ======================================================
 """
 
-from kmsdata.codec.pack import Description, describe, pack, through_pandas, unpack, unpack_arrow
+from kmsdata.codec.pack import Description, describe, is_ordered, pack, through_pandas, unpack, unpack_arrow
 from kmsdata.codec.search_values import literals
 from kmsdata.codec.types import check, label, retyped, width
 
@@ -25,6 +25,7 @@ __all__ = [
     "Description",
     "check",
     "describe",
+    "is_ordered",
     "label",
     "literals",
     "pack",

@@ -110,6 +110,8 @@ def restore(type: dict[str, Any], kind: str, cells: Cells, *, column: str) -> Ce
         if "object" not in pandas:
             return _decimal_bytes(_storage(type), cells, column)
         return _with_exponent(cells, pandas["exponent"], column)
+    if kind == "text" and type.get("arrow") == "null":
+        _expect(not cells.count, column, "a value, but the type has only nulls")
     if kind != "tagged" or "object" in pandas:
         return cells
     if "period" in pandas:
@@ -320,7 +322,9 @@ def _decimal_bytes(t: Any, cells: Cells, column: str) -> Cells:
     sign, whole, places = (parts.field(i) for i in range(3))
     digits = _join(sign, whole, pc.utf8_rpad(places, scale, "0"))
     made = None
-    if not parts.null_count:
+    # Counted before the cast: beyond 38 digits, Arrow's cast of text wraps modulo 2^128 without an error.
+    longest = pc.max(pc.utf8_length(pc.utf8_ltrim(digits, "-0"))).as_py() or 0
+    if not parts.null_count and longest <= t.precision:
         wide = (pa.decimal128 if t.bit_width <= 128 else pa.decimal256)(t.precision, 0)
         try:
             made = pc.if_else(pc.equal(digits, ""), _text("0"), digits).cast(wide).cast(_integer_type(t))

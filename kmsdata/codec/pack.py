@@ -18,7 +18,7 @@ from kmsdata.codec.arrow_types import arrow_type, core, print_arrow
 from kmsdata.codec.types import kind_of, label, width
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
-__all__ = ["Description", "describe", "pack", "through_pandas", "unpack", "unpack_arrow"]
+__all__ = ["Description", "describe", "is_ordered", "pack", "through_pandas", "unpack", "unpack_arrow"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,12 @@ def _has_list(type_: dict[str, Any]) -> bool:
     if "category" in type_.get("pandas", {}):
         return True
     return "arrow" in type_ and pa.types.is_dictionary(core(arrow_type(type_["arrow"])))
+
+
+def is_ordered(type_: dict[str, Any]) -> bool:
+    """Return whether an Arrow type without a pandas dtype is an ordered dictionary."""
+    t: Any = core(arrow_type(type_["arrow"])) if "arrow" in type_ else None
+    return t is not None and pa.types.is_dictionary(t) and bool(t.ordered)
 
 
 def _list_and_codes(values: Any, column: str, deterministic: bool) -> tuple[Cells, Ints]:

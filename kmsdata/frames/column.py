@@ -5,7 +5,7 @@ This module knows neither frames nor files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kmsdata import codec
 from kmsdata.ciphers import gcm, siv
@@ -22,10 +23,11 @@ from kmsdata.errors import FormatError, TamperedError, UnsupportedTypeError, Wro
 from kmsdata.frames.arrow_storage import from_storage, to_storage
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.keys.data_key import CellKey, DataKey, random_bytes
-from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Header, base64_bytes, base64_text
+from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Header, base64_bytes, base64_text, canonical
 
 __all__ = [
     "ROWS_NAMED",
+    "arrow_types",
     "bad_cells",
     "check_key_ids",
     "check_one_arrow_type",
@@ -33,6 +35,7 @@ __all__ = [
     "open_arrow",
     "open_pandas",
     "plan",
+    "same_dtype",
     "seal",
 ]
 
@@ -148,12 +151,25 @@ def open_pandas(
     return _open(header, data_keys, storage, column, unpack, _joined, first)
 
 
-def _joined(blanks: list[pd.Series[Any]], parts: list[pd.Series[Any]], order: Ints) -> pd.Series[Any]:
-    """Put the parts of a column together without a change of any value: int64 and float64 become objects."""
-    dtype = blanks[0].dtype
-    if dtype != np.dtype(object) and all(values.dtype == dtype for values in (*blanks, *parts)):
-        every = pd.concat([*parts, blanks[0]], ignore_index=True)
-        return every.take(order).reset_index(drop=True)
+def _joined(
+    blanks: list[pd.Series[Any]], parts: list[pd.Series[Any]], order: Ints, *_: object
+) -> pd.Series[Any]:
+    """Put the parts of a column together without a change of any value: int64 and float64 become objects.
+
+    Args:
+        blanks: for each object of the header one null of its type; none if the column has no nulls.
+        parts: for each object that has cells, its values.
+        order: for each row the position of its value in all parts together, or that after the last: a null.
+    """
+    alike = all(same_dtype(values, parts[0]) for values in parts[1:]) if parts else False
+    if parts and alike and parts[0].dtype != np.dtype(object):
+        # A type that has no cells here does not count: a part that is all null often has another dtype.
+        blank = next((blank for blank in blanks if blank.dtype == parts[0].dtype), None)
+        if blank is not None or not blanks:
+            every = pd.concat([*parts, *([] if blank is None else [blank])], ignore_index=True)
+            return every.take(order).reset_index(drop=True)
+    if not parts and all(blank.dtype == blanks[0].dtype for blank in blanks):
+        return blanks[0].take(order).reset_index(drop=True)
     # The null is the one that all types share, otherwise NA. A type without a null has NA after a join.
     nulls = [value if pd.isna(value) else pd.NA for blank in blanks for value in blank.astype(object)]
     objects = np.empty(sum(map(len, parts)) + 1, object)
@@ -161,6 +177,21 @@ def _joined(blanks: list[pd.Series[Any]], parts: list[pd.Series[Any]], order: In
     if parts:
         objects[:-1] = np.concatenate([values.astype(object).to_numpy() for values in parts])
     return pd.Series(objects[order], dtype=object)
+
+
+def same_dtype(one: pd.Series[Any], two: pd.Series[Any]) -> bool:
+    """Return whether two columns can be concatenated without a change of any value.
+
+    pandas takes category lists for equal whose values are equal, such as 1 and True, and keeps the first.
+    """
+    if one.dtype != two.dtype:
+        return False
+    if not isinstance(one.dtype, pd.CategoricalDtype):
+        return True
+    lists = [list(values.cat.categories) for values in (one, two)]
+    return [(type(value), repr(value)) for value in lists[0]] == [
+        (type(value), repr(value)) for value in lists[1]
+    ]
 
 
 def open_arrow(
@@ -171,12 +202,11 @@ def open_arrow(
     Raises:
         UnsupportedTypeError: there is no such Arrow type, or the header has objects of several types.
     """
-    check_one_arrow_type(header, column)
-    type_ = header.columns[0].codec_type
-    if len(header.columns) > 1 and "arrow" not in type_ and "category" not in type_["pandas"]:
+    types = [item.codec_type for item in header.columns]
+    if len(types) > 1 and not any("arrow" in type_ or "category" in type_["pandas"] for type_ in types):
         # The Arrow type of Python objects depends on the values: so it is inferred from all of them.
         values = open_pandas(header, data_keys, storage, column, first=first)
-        return codec.through_pandas(type_, values.array, column)
+        return codec.through_pandas(types[0], values.array, column)
 
     def unpack(item: ColumnHeader, cells: Cells, categories: bytes | None) -> pa.Array | pa.ChunkedArray:
         return codec.unpack_arrow(
@@ -184,50 +214,97 @@ def open_arrow(
         )
 
     def join(
-        blanks: list[pa.Array | pa.ChunkedArray], parts: list[pa.Array | pa.ChunkedArray], order: Ints
+        blanks: list[pa.Array | pa.ChunkedArray],
+        parts: list[pa.Array | pa.ChunkedArray],
+        order: Ints,
+        items: list[ColumnHeader],
+        lists: list[bytes | None],
     ) -> pa.Array | pa.ChunkedArray:
-        t = blanks[0].type
-        if pa.types.is_dictionary(t):  # the dictionaries differ, and so may the width of their indices
-            t = pa.dictionary(pa.int32(), t.value_type)
+        _check_one_type(items, column)
+        every = parts or blanks
+        if not parts and len(arrow_types(header)) > 1:
+            return pa.nulls(len(order))  # no value says which type is meant
+        t = every[0].type
+        if pa.types.is_dictionary(t) and len(set(lists)) > 1:
+            # The order of several lists is none, and more codes may need a wider type.
+            wide = t.index_type if t.index_type.bit_width >= 32 else pa.int32()
+            t = pa.dictionary(wide, t.value_type)
         chunks = [
             chunk if chunk.type == t else chunk.cast(t)
-            for part in [*parts, blanks[0]]
+            for part in parts
             for chunk in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])
         ]
-        return pa.chunked_array(chunks, type=t).take(pa.array(order))
+        return _taken(pa.chunked_array(chunks, type=t), pa.array(order, mask=order == sum(map(len, parts))))
 
     return _open(header, data_keys, storage, column, unpack, join, first)
 
 
-def check_one_arrow_type(header: Header, column: str) -> None:
-    """Check that the objects of a header have one Arrow type, so that a table or file can hold their values.
+def _taken(values: pa.ChunkedArray, rows: pa.Array) -> pa.ChunkedArray:
+    """Return the values at these rows, null for null, also for types that Arrow cannot take from."""
+    t = values.type
+    if pa.types.is_run_end_encoded(t):
+        plain = pa.chunked_array([pc.run_end_decode(chunk) for chunk in values.chunks], type=t.value_type)
+        return pa.chunked_array(
+            [pc.run_end_encode(chunk, t.run_end_type) for chunk in plain.take(rows).chunks], type=t
+        )
+    views = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
+    if str(t) in views:
+        return values.cast(views[str(t)]).take(rows).cast(t)
+    return values.take(rows)
+
+
+def check_one_arrow_type(header: Header, storage: pa.Array, column: str) -> None:
+    """Check that the values of a column will have one Arrow type, so that a table or file can hold them.
+
+    The types of objects without cells do not matter. Which object a cell belongs to is not known without the
+    data key, but cells of one key id belong to one object.
 
     Raises:
-        UnsupportedTypeError: they have several.
+        UnsupportedTypeError: they may have several.
     """
-    if len(header.columns) == 1:
+    if len(header.columns) == 1 or len(np.unique(_identified(storage)[2])) < 2:
         return
     for item in header.columns:
         codec.check(item.codec_type, item.kind)
-    first, *others = (item.codec_type for item in header.columns)
-    alike = all(_arrow_part(other) == _arrow_part(first) for other in others)
-    ordered = first.get("pandas", {}).get("category", {}).get("ordered", False)
-    lists = {item.type.get("categories") for item in header.columns}
-    if not alike or (ordered and len(lists) > 1):
-        types = " | ".join(dict.fromkeys(codec.label(item.type) for item in header.columns))
-        what = "cells of several types" if not alike else "ordered categories of several lists"
-        raise UnsupportedTypeError(
-            f"column {column!r} has {what} ({types}), for which there is no common Arrow type. Decrypt it in "
-            "pandas, convert it to one dtype, and encrypt it again",
-            column=column,
-            dtype=types,
-        )
+    _check_one_type(header.columns, column)
+    # Equal lists under one data key are equal text: under several data keys they may be equal.
+    lists = {(item.data_key, item.type.get("categories")) for item in header.columns}
+    if _is_ordered(header.columns[0]) and len(lists) > len({data_key for data_key, _ in lists}):
+        raise _several(header.columns, "ordered categories of several lists", column)
 
 
-def _arrow_part(type_: dict[str, Any]) -> Any:
-    """Return what determines the Arrow type: not the dtype in pandas, nor its null value."""
-    pandas = type_.get("pandas", {})
-    return type_["arrow"] if "arrow" in type_ else {key: pandas[key] for key in pandas if key != "null"}
+def arrow_types(header: Header) -> set[str]:
+    """Return what the Arrow types of a header's objects are made from: one text for each type."""
+    return {_arrow_part_text(item) for item in header.columns}
+
+
+def _check_one_type(items: Sequence[ColumnHeader], column: str) -> None:
+    if len({_arrow_part_text(item) for item in items}) > 1:
+        raise _several(items, "cells of several types", column)
+
+
+def _several(items: Sequence[ColumnHeader], what: str, column: str) -> UnsupportedTypeError:
+    types = " | ".join(dict.fromkeys(codec.label(item.type) for item in items))
+    return UnsupportedTypeError(
+        f"column {column!r} has {what} ({types}), for which there is no common Arrow type. Decrypt it in "
+        "pandas, convert it to one dtype, and encrypt it again",
+        column=column,
+        dtype=types,
+    )
+
+
+def _is_ordered(item: ColumnHeader) -> bool:
+    type_ = item.codec_type
+    if "category" in type_.get("pandas", {}):
+        return bool(type_["pandas"]["category"]["ordered"])
+    return codec.is_ordered(type_)
+
+
+def _arrow_part_text(item: ColumnHeader) -> str:
+    """Return what determines the Arrow type, as text: not the dtype in pandas, nor its null value."""
+    type_ = item.codec_type
+    pandas = {key: value for key, value in type_.get("pandas", {}).items() if key != "null"}
+    return canonical(type_.get("arrow", pandas))
 
 
 def _open(
@@ -236,47 +313,45 @@ def _open(
     storage: pa.Array,
     column: str,
     unpack: Callable[[ColumnHeader, Cells, bytes | None], _T],
-    join: Callable[[list[_T], list[_T], Ints], _T],
+    join: Callable[[list[_T], list[_T], Ints, list[ColumnHeader], list[bytes | None]], _T],
     first: int = 0,
 ) -> _T:
     """Decrypt every cell with the key of its object, in order; release nothing unless all are authentic."""
     keys, sealed, present, ids = _sorted_out(header, data_keys, storage, column, first)
-    lists = [_categories(item, data_keys, column) for item in header.columns]
-    opened: list[tuple[int, Ints, Cells]] = []
+    opened: list[tuple[ColumnHeader, Ints, Cells]] = []
     pending = np.ones(len(ids), np.bool_)
-    for number, (item, key) in enumerate(zip(header.columns, keys, strict=True)):
-        mine = np.arange(len(ids)) if len(keys) == 1 else np.flatnonzero(pending & (ids == _key_id(key)))
-        plain, bad = _open_cells(item, key, sealed if len(keys) == 1 else _rows(storage, present[mine]))
-        if plain is None and len(keys) == 1:
-            pending[:] = False
-            pending[bad] = True
-        elif plain is None:
-            # Key ids have only four bytes, so two objects may have the same one: try the next object as well.
-            mine = np.delete(mine, bad)
-            plain, _ = _open_cells(item, key, _rows(storage, present[mine]))
-        if plain is not None:
-            pending[mine] = False
-            opened.append((number, present[mine], plain))
-    plain = None
-    if pending.any():
-        opened.clear()  # so that no frame of the error contains plaintext of the authentic cells
-        _tampered(column, first + present[pending])
+    plain, parts, blanks, lists = None, [], [], []
     try:
+        for item, key in zip(header.columns, keys, strict=True):
+            mine = np.arange(len(ids)) if len(keys) == 1 else np.flatnonzero(pending & (ids == _key_id(key)))
+            plain, bad = _open_cells(item, key, sealed if len(keys) == 1 else _rows(storage, present[mine]))
+            if plain is None and len(keys) == 1:
+                pending[:] = False
+                pending[bad] = True
+            elif plain is None:
+                # Key ids have only four bytes, so two objects may have the same: try the next object as well.
+                mine = np.delete(mine, bad)
+                plain, _ = _open_cells(item, key, _rows(storage, present[mine]))
+            if plain is not None:
+                pending[mine] = False
+                opened.append((item, present[mine], plain))
+        if pending.any():
+            _tampered(column, first + present[pending])
         if len(keys) == 1:
-            return unpack(header.columns[0], opened[0][2], lists[0])
-        # Nulls belong to no object, so their value and its dtype depend on all objects.
+            return unpack(opened[0][0], opened[0][2], _categories(opened[0][0], data_keys, column))
         nulls = np.setdiff1d(np.arange(len(sealed)), present)
         blank = Cells.of([None] if len(nulls) else [])
-        blanks = [unpack(item, blank, given) for item, given in zip(header.columns, lists, strict=True)]
-        parts = [unpack(header.columns[n], cells, lists[n]) for n, rows, cells in opened if len(rows)]
-        rows = np.concatenate([*(rows for _, rows, _ in opened), nulls])
-        order = np.empty(len(rows), np.int64)
-        order[rows] = np.minimum(np.arange(len(rows)), len(present))
-        return join(blanks, parts, order)
+        blanks = [unpack(item, blank, _categories(item, data_keys, column)) for item in header.columns]
+        opened = [(item, rows, cells) for item, rows, cells in opened if len(rows)]
+        lists = [_categories(item, data_keys, column) for item, _, _ in opened]
+        parts = [unpack(item, cells, given) for (item, _, cells), given in zip(opened, lists, strict=True)]
+        placed = np.concatenate([*(rows for _, rows, _ in opened), nulls])
+        order = np.empty(len(placed), np.int64)
+        order[placed] = np.minimum(np.arange(len(placed)), len(present))
+        return join(blanks, parts, order, [item for item, _, _ in opened], lists)
     except BaseException as error:  # noqa: BLE001 - raised again, without the frames below
-        # Cells that do not match their type: no frame below this one, and no variable here, may keep them.
-        opened.clear()
-        parts = []
+        # No frame below this one, and no variable here, may keep plaintext of the column.
+        opened, plain, parts, blanks, lists = [], None, [], [], []
         error.__cause__ = error.__context__ = None
         raise error.with_traceback(None) from None
 

@@ -257,6 +257,8 @@ class EncryptedArray(ExtensionArray):
             if dtype is not None:
                 scalars._check_fits(dtype)
             return cls._of(scalars._storage, dtype or scalars.dtype)
+        if isinstance(scalars, pd.arrays.ArrowExtensionArray):
+            validated(scalars.__arrow_array__())  # it may come from elsewhere
         cells = list(scalars)
         if dtype is None:
             union = {cast(EncryptedDtype, cell.dtype): None for cell in cells if isinstance(cell, Cell)}

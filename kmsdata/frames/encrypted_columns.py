@@ -6,7 +6,7 @@ Cells may be in an extension array, an ArrowDtype column, a categorical, an obje
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from kmsdata.frames.arguments import (
 )
 from kmsdata.frames.arrow_storage import cells_in, is_bytes_or_text, looks_like_cells, validated
 from kmsdata.frames.cell import Cell, warn_caller
-from kmsdata.frames.column import open_pandas
+from kmsdata.frames.column import open_pandas, same_dtype
 from kmsdata.frames.dtype import EXTENSION_NAME, EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
@@ -44,6 +44,7 @@ __all__ = [
     "is_encrypted",
     "lost_header",
     "not_encrypted",
+    "parsed_headers",
     "table_headers",
     "table_without_header",
     "warn_of_single_value",
@@ -107,7 +108,7 @@ class EncryptedColumn:
             raise
         out = np.empty(0, object) if self.others is None else self.others.copy()
         null, dtype = np.asarray(pd.isna(out)), opened[0].dtype
-        alike = not pd.api.types.is_object_dtype(dtype) and all(values.dtype == dtype for values in opened)
+        alike = not pd.api.types.is_object_dtype(dtype) and all(same_dtype(v, opened[0]) for v in opened)
         if alike and sum(map(len, opened)) == (~null).sum():  # several headers, but one dtype
             order = np.zeros(len(out), np.intp)
             placed = [rows for rows, _ in self.parts if rows is not None]
@@ -276,15 +277,22 @@ def _cells_of_series(series: pd.Series[Any]) -> _Cells | None:
     return _Cells(arrays, values)
 
 
-def check_names(headers: Mapping[Any, Header], *, path: str | None = None) -> None:
+def check_names(
+    headers: Mapping[Any, Header], *, beside: Mapping[Any, Header] | None = None, path: str | None = None
+) -> None:
     """Compare labels with the names and domains that columns were encrypted under.
+
+    Args:
+        headers: the columns to check.
+        beside: all encrypted columns of the same frame, table or file, where these are some of them.
+        path: of the file.
 
     Raises:
         FormatError: a label is the name (of deterministic columns: the domain) of another of these columns:
             two were exchanged; or, in a file (path given), the label of a randomised column is any other
             name.
     """
-    if (found := _exchanged(_places(headers))) is not None:
+    if (found := _exchanged(_places(beside or {}) | _places(headers), headers)) is not None:
         label, (deterministic, given), _ = found
         advice = "If you renamed them, rename them back before you decrypt"
         if deterministic:
@@ -341,11 +349,13 @@ def _places(headers: Mapping[Any, Header]) -> dict[Any, tuple[bool, str]]:
     return {label: header.columns[0].place for label, header in headers.items()}
 
 
-def _exchanged(places: Mapping[Any, tuple[bool, str]]) -> tuple[Any, tuple[bool, str], Any] | None:
+def _exchanged(
+    places: Mapping[Any, tuple[bool, str]], checked: Container[Any] | None = None
+) -> tuple[Any, tuple[bool, str], Any] | None:
     """Return a column, its name or domain, and another column that has the label of the first as its own."""
     owners = {place: label for label, place in places.items()}
     for label, (deterministic, given) in places.items():
-        if given == label:
+        if given == label or (checked is not None and label not in checked):
             continue
         if (other := owners.get((deterministic, label))) is not None and other != label:
             return label, (deterministic, given), other
@@ -384,6 +394,17 @@ def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Hea
             )
         (out[str(item.name)],) = item.headers
     return out
+
+
+def parsed_headers(data: Encrypted) -> dict[Any, Header]:
+    """Return the headers of all whole columns, without those that are malformed."""
+    if isinstance(data, pa.Table):
+        types = {field.name: field.type for field in in_arrow_types(data.schema)}
+        dtypes = {name: t.dtype.parsed for name, t in types.items() if isinstance(t, EncryptedType)}
+        return {name: header for name, header in dtypes.items() if header is not None}
+    frame = data.to_frame() if isinstance(data, pd.Series) else data
+    whole = {item.name: item.header for item in encrypted_columns(frame) if item.whole}
+    return {name: header for name, header in whole.items() if header is not None}
 
 
 def table_headers(table: pa.Table, wanted: list[str] | None = None) -> dict[str, Header]:

@@ -28,6 +28,7 @@ from kmsdata.frames.encrypted_columns import (
     is_encrypted,
     lost_header,
     not_encrypted,
+    parsed_headers,
     with_index_levels,
 )
 from kmsdata.frames.key_argument import data_key_for, resolve_key
@@ -55,8 +56,7 @@ def encrypt_frame(
         refuse_encrypted(name, is_encrypted(values))
         if isinstance(values.dtype, (pd.ArrowDtype, pd.StringDtype)):
             validated(values.array.__arrow_array__(), name)
-    there = {item.name: item.header for item in encrypted_columns(frame) if item.whole}
-    check_new_names(chosen, {label: header for label, header in there.items() if header is not None})
+    check_new_names(chosen, parsed_headers(frame))
     data_key = data_key_for(key, context, len(frame) * len(chosen))
     done: dict[str, EncryptedArray] = {}
     with Progress("encrypt", len(frame) * len(chosen), "cells", progress) as bar:

@@ -43,6 +43,12 @@ def _document(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
         raise FormatError(
             "the entry 'pandas' of the schema metadata is malformed: its columns are not a list"
         )
+    for entry in columns:
+        named = isinstance(entry.get("field_name"), (str, type(None)))
+        if not (named and isinstance(entry.get("kmsdata", {}), dict)):
+            raise FormatError(
+                "the entry 'pandas' of the schema metadata is malformed: a column's name is not text"
+            )
     return document
 
 

@@ -25,6 +25,7 @@ from kmsdata.frames.encrypted_columns import (
     check_names,
     check_new_names,
     lost_header,
+    parsed_headers,
     table_headers,
     table_without_header,
     with_arrow_types,
@@ -90,7 +91,7 @@ def encrypt_table(
         refuse_encrypted(name, isinstance(table.schema.field(name).type, EncryptedType))
         validated(table.column(name), name)
     _check_required(table, chosen, encrypted)
-    check_new_names(chosen, table_headers(table))
+    check_new_names(chosen, parsed_headers(table))
     data_key = data_key_for(key, context, table.num_rows * len(chosen))
     schema, dtypes = table.schema, pandas_dtypes(table.schema.metadata)
     new: dict[str, Header] = {}
@@ -143,7 +144,12 @@ def decrypt_table(
     if wanted is None and (lost := table_without_header(table)):
         raise lost_header(lost[0])
     keys = open_keys([(name, headers[name]) for name in names], resolve_key(key), context)
-    check_names(headers)
+    check_names(headers, beside=parsed_headers(table))
+    # Before anything is decrypted: errors about metadata must not find plaintext in this frame.
+    metadata = in_pandas_metadata(table.schema.metadata, names, back=True)
+    if metadata is not None:
+        metadata = with_entries(metadata, pandas_entries({name: headers[name] for name in names}, keys))
+    metadata = _with_columns(metadata, names, {})
     done: dict[str, Any] = {}
     try:
         for name in names:
@@ -154,10 +160,7 @@ def decrypt_table(
     for name, values in done.items():
         position = table.schema.get_field_index(name)
         table = table.set_column(position, table.schema.field(position).with_type(values.type), values)
-    metadata = in_pandas_metadata(table.schema.metadata, names, back=True)
-    if metadata is not None:
-        metadata = with_entries(metadata, pandas_entries({name: headers[name] for name in names}, keys))
-    return table.replace_schema_metadata(_with_columns(metadata, names, {}))
+    return table.replace_schema_metadata(metadata)
 
 
 def _check_required(table: pa.Table, chosen: Collection[str], encrypted: Columns | None) -> None:

@@ -298,7 +298,11 @@ class Header:
     def union(self, other: Header) -> Header | None:
         """Return one header for the cells of both, or None if a cell could belong to either."""
         both = Header.of(self.columns + other.columns, self.records + other.records)
-        return both if _one_column(both.columns) and len(both.records) <= _MOST_RECORDS else None
+        if not _one_column(both.columns) or len(both.records) > _MOST_RECORDS:
+            return None
+        # Together they may be longer than a reader accepts: category lists have up to 1 MiB each.
+        long = len(self.text) + len(other.text) > _MOST_BYTES and len(both.text) > _MOST_BYTES
+        return None if long else both
 
     def under(self, records: Mapping[bytes, DataKeyRecord]) -> Header:
         """Return the header with its records replaced by these, matched by commitment."""

@@ -76,12 +76,14 @@ class DataFile:
     Attributes:
         fragment: the file, a fragment of a pyarrow dataset.
         partition: the columns whose values are in the names of its folders.
-        headers: the headers of its encrypted columns.
+        headers: the headers of its encrypted columns, or of those that were asked for.
+        beside: the headers of all its encrypted columns, without those that are malformed.
     """
 
     fragment: Any
     partition: list[pa.Field]
     headers: dict[str, Header]
+    beside: dict[str, Header]
 
     @property
     def schema(self) -> pa.Schema:
@@ -129,14 +131,13 @@ def dataset_headers(
         raise FormatError(
             f"{bad} is not a Parquet file, or its footer is damaged or was cut short", path=bad
         ) from error
-    return {
-        name: DataFile(
-            fragment,
-            partition,
-            headers_in(fragment.physical_schema, name, columns, footer=fragment.metadata.metadata),
-        )
-        for name, (fragment, partition) in found.items()
-    }
+    every = {}
+    for name, (fragment, partition) in found.items():
+        schema, footer = fragment.physical_schema, fragment.metadata.metadata
+        headers = headers_in(schema, name, columns, footer=footer)
+        beside = headers if columns is None else headers_in(schema, name, footer=footer, failed={})
+        every[name] = DataFile(fragment, partition, headers, beside)
+    return every
 
 
 def damaged(path: str) -> FormatError:

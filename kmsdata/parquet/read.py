@@ -86,7 +86,7 @@ def read_parquet(
     files = dataset_headers(path, filesystem, looked_at)
     on_cells = _on_cells(filters, {column for file in files.values() for column in file.headers})
     for name, file in files.items():
-        check_names(file.headers, path=name)
+        check_names(file.headers, beside=file.beside, path=name)
         for column in asked:
             if column not in file.headers:
                 raise FormatError(

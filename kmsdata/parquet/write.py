@@ -51,8 +51,8 @@ def write_parquet(
     frame = _in_agreement(in_extension_dtype(frame))
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
     check_names(headers, path=str(path))
-    for name, header in headers.items():
-        check_one_arrow_type(header, name)  # otherwise no table or file could ever hold its values
+    for item in encrypted_columns(frame):  # otherwise no table or file could ever hold its values
+        check_one_arrow_type(item.headers[0], item.parts[0][1].storage, str(item.name))
     table = pa.Table.from_pandas(frame, preserve_index=index, schema=options.pop("schema", None))
     metadata = with_frame_attrs(table.schema.metadata or {}, frame)
     if headers:

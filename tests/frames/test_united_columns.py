@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -136,8 +137,6 @@ def test_naive_and_zoned_timestamps_are_two_kinds(data_key):
 
 
 def test_no_frame_of_an_error_about_types_holds_plaintext(data_key):
-    from decimal import Decimal
-
     cells = sealed(pd.Series([Decimal("10.99")]), data_key, deterministic=True)
     header = sealed(pd.Series([Decimal(11)]), data_key, deterministic=True)["x"].dtype
     with pytest.raises(FormatError, match="exponent") as caught:
@@ -148,6 +147,119 @@ def test_no_frame_of_an_error_about_types_holds_plaintext(data_key):
         assert b"10.99" not in b"".join(
             value.data.tobytes() for value in frame.tb_frame.f_locals.values() if hasattr(value, "with_valid")
         )
+
+
+def plaintext_in_frames(error, secrets):
+    """The secrets that are reachable from the variables of the frames of an error inside kmsdata."""
+    frame, found = error.__traceback__, set()
+    while frame := frame.tb_next:
+        for value in frame.tb_frame.f_locals.values():
+            raw = repr(value) + repr([getattr(part, "data", b"") for part in [value]])
+            raw += str(value.data.tobytes()) if hasattr(value, "with_valid") else ""
+            found |= {secret for secret in secrets if secret in raw}
+    return found
+
+
+def test_no_frame_of_a_tampered_categorical_holds_its_list(data_key):
+    enc = sealed(pd.Categorical(["SECRET1", "SECRET2"]), data_key)
+    cells = enc["x"].array.storage.to_pylist()
+    cells[0] = cells[0][:-1] + bytes([cells[0][-1] ^ 1])
+    changed = pd.DataFrame({"x": EncryptedArray(pa.array(cells), enc["x"].dtype)})
+    with pytest.raises(kmsdata.TamperedError) as caught:
+        changed.kms.decrypt()
+    assert not plaintext_in_frames(caught.value, {"SECRET1", "SECRET2"})
+
+
+@pytest.mark.parametrize("entry", [b"{", b"[]", b'{"columns": [{"field_name": [1]}]}'])
+def test_no_frame_of_an_error_about_metadata_holds_plaintext(data_key, entry):
+    table = kmsdata.encrypt_table(pa.table({"x": ["SECRET1"]}), "x", key=data_key)
+    try:
+        kmsdata.decrypt_table(table.replace_schema_metadata({b"pandas": entry}))
+    except FormatError as error:
+        assert not plaintext_in_frames(error, {"SECRET1"})  # noqa: PT017
+
+
+def test_a_decimal_that_does_not_fit_is_an_error(data_key):
+    """Arrow's cast of text to 38 digits wraps modulo 2^128."""
+    big, small = (
+        kmsdata.encrypt_table(pa.table({"x": pa.array([value], t)}), deterministic="x", key=data_key)
+        for value, t in ((Decimal(10) ** 70, pa.decimal256(76, 0)), (Decimal(7), pa.decimal128(38, 0)))
+    )
+    header = small.schema.field("x").type
+    moved = pa.table({"x": pa.ExtensionArray.from_storage(header, big["x"].combine_chunks().storage)})
+    with pytest.raises(FormatError, match="decimal"):
+        kmsdata.decrypt_table(moved)
+    largest = pa.table({"x": pa.array([Decimal(10**38 - 1), Decimal(1 - 10**38)], pa.decimal128(38, 0))})
+    assert kmsdata.decrypt_table(kmsdata.encrypt_table(largest, deterministic="x", key=data_key)) == largest
+
+
+def test_text_is_no_null(data_key):
+    text, null = (
+        kmsdata.encrypt_table(pa.table({"x": pa.array(values, t)}), deterministic="x", key=data_key)
+        for values, t in (([""], pa.string()), ([None], pa.null()))
+    )
+    storage = text["x"].combine_chunks().storage
+    header = null.schema.field("x").type
+    moved = pa.table({"x": pa.ExtensionArray.from_storage(header, storage.cast(header.storage_type))})
+    with pytest.raises(FormatError):
+        kmsdata.decrypt_table(moved)
+
+
+@pytest.mark.parametrize("empty", [[np.nan, np.nan], [None, None], []])
+@pytest.mark.parametrize("values", [[1, 2], ["a", None], pd.array([1, None], "Int64")])
+def test_a_part_without_cells_changes_no_dtype(data_key, tmp_path, values, empty):
+    parts = [sealed(pd.Series(part), data_key) for part in (values, empty)]
+    dtype = pd.Series(values).dtype
+    for order in (parts, parts[::-1]):
+        both = pd.concat(order, ignore_index=True)
+        found = both.kms.decrypt()["x"]
+        assert found.dtype == (pd.Int64Dtype() if dtype == "int64" and len(empty) else dtype)
+        both.kms.to_parquet(tmp_path / "x.parquet")
+        assert kmsdata.read_parquet(tmp_path / "x.parquet", decrypt=True)["x"].equals(found)
+        kmsdata.decrypt_parquet(tmp_path / "x.parquet", tmp_path / "y.parquet", overwrite=True)
+        opened = kmsdata.decrypt_table(pq.read_table(tmp_path / "x.parquet"))["x"].to_pylist()
+        assert opened == [None if pd.isna(value) else value for value in found]
+        assert pq.read_table(tmp_path / "y.parquet")["x"].to_pylist() == opened
+
+
+def test_large_category_lists_that_cannot_be_united_stay_apart(data_key):
+    parts = [
+        sealed(pd.Categorical([f"{day} {n:>20}" for n in range(30_000)]), data_key).head(50)
+        for day in range(6)
+    ]
+    both = pd.concat(parts, ignore_index=True)
+    assert both.kms.decrypt()["x"].tolist() == [f"{day} {n:>20}" for day in range(6) for n in range(50)]
+
+
+def test_ordered_categories_with_equal_lists_under_two_data_keys(data_key, tmp_path):
+    sizes = pd.Categorical(["small", "large"], ["small", "large"], ordered=True)
+    both = pd.concat([sealed(sizes, key) for key in (data_key, kmsdata.new_data_key(KEY))], ignore_index=True)
+    both.kms.to_parquet(tmp_path / "x.parquet")
+    assert kmsdata.read_parquet(tmp_path / "x.parquet", decrypt=True)["x"].min() == "small"
+    assert kmsdata.decrypt_table(pq.read_table(tmp_path / "x.parquet"))["x"].type.ordered
+
+
+@pytest.mark.parametrize("lists", [([1, "a"], [True, "a"]), ([Decimal("1.0")], [Decimal("1.00")])])
+def test_categories_that_are_equal_but_not_the_same_are_not_merged(data_key, lists):
+    parts = [sealed(pd.Categorical(pd.Index(values, dtype=object)), data_key) for values in lists]
+    found = pd.concat(parts).kms.decrypt()["x"]
+    assert list(map(repr, found)) == [repr(value) for values in lists for value in values]
+
+
+@pytest.mark.parametrize(
+    "t", [pa.string_view(), pa.binary_view(), pa.run_end_encoded(pa.int32(), pa.int64())]
+)
+def test_types_that_arrow_cannot_take_from(data_key, t):
+    values = [5, 5, None] if pa.types.is_run_end_encoded(t) else [b"a", None, b"b"]
+    plain = pa.array(values, t.value_type if pa.types.is_run_end_encoded(t) else pa.binary())
+    array = pa.compute.run_end_encode(plain) if pa.types.is_run_end_encoded(t) else plain.cast(t)
+    tables = [
+        kmsdata.encrypt_table(pa.table({"x": array}), "x", key=key)
+        for key in (data_key, kmsdata.new_data_key(KEY))
+    ]
+    both = pd.concat([table.to_pandas() for table in tables], ignore_index=True)
+    table = pa.Table.from_pandas(both, preserve_index=False)
+    assert kmsdata.decrypt_table(table)["x"].to_pylist() == 2 * array.to_pylist()
 
 
 # Columns that look exchanged.
@@ -171,6 +283,25 @@ def test_exchanged_deterministic_columns_are_an_error(tmp_path):
     with pytest.raises(FormatError, match="exchanged"):
         kmsdata.read_parquet(tmp_path / "swapped.parquet")
     assert not kmsdata.verify(tmp_path / "swapped.parquet").ok
+
+
+def test_exchanged_columns_are_an_error_where_only_one_is_named(tmp_path):
+    """The other column must be looked at as well."""
+    enc = PEOPLE.kms.encrypt(deterministic=["home", "work"], key=KEY)
+    table = pa.Table.from_pandas(enc, preserve_index=False)
+    swapped = table.rename_columns(["work", "home", "n"]).replace_schema_metadata(None)
+    path = tmp_path / "x.parquet"
+    pq.write_table(swapped, path)
+    for call in (
+        lambda: kmsdata.decrypt_table(swapped, ["home"]),
+        lambda: kmsdata.read_parquet(path, columns=["home"], decrypt=True),
+        lambda: kmsdata.read_parquet(path, columns=["home"], filters=[("home", "==", "c@x")]),
+        lambda: kmsdata.decrypt_parquet(path, tmp_path / "y.parquet", ["home"]),
+        lambda: kmsdata.export_keyset(path, "home"),
+        lambda: kmsdata.export_keyset(swapped, "home"),
+    ):
+        with pytest.raises(FormatError, match="exchanged"):
+            call()
 
 
 def test_a_randomised_and_a_deterministic_column_that_were_exchanged_are_an_error():

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from kmsdata.errors import KmsDataError, UnsupportedTypeError, located
-from kmsdata.frames.column import open_arrow
+from kmsdata.frames.column import arrow_types, open_arrow
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.frames.pandas_metadata import pandas_entries
 from kmsdata.keys.data_key import DataKey
@@ -106,7 +106,9 @@ def _parts(parquet: OpenParquet, decryptor: ColumnDecryptor, group: int) -> Iter
 
 
 def _type(plan: DecryptionPlan, name: str, header: Header, data_keys: Mapping[bytes, DataKey]) -> pa.DataType:
-    if all("object" not in item.type.get("pandas", {}) for item in header.columns):
+    if len(arrow_types(header)) == 1 and not any(
+        "object" in item.type.get("pandas", {}) for item in header.columns
+    ):
         empty = pa.array([], EncryptedDtype(header)._storage_type)
         return open_arrow(header, data_keys, empty, name).type
     kind = pa.null()
