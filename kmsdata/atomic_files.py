@@ -19,7 +19,7 @@ try:
 except ImportError:  # on Windows, where `sweep` removes nothing
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["TEMPORARY", "claim", "naming", "sweep", "temporary_name", "whole_file"]
+__all__ = ["TEMPORARY", "claim", "give", "naming", "sweep", "temporary_name", "whole_file"]
 
 TEMPORARY = re.compile(r"\.kmsdata-\d+-[0-9a-f]+(?:-[0-9a-f]+)?\.tmp")  # what `temporary_name` returns
 
@@ -42,7 +42,11 @@ def naming(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(
-    path: str | os.PathLike[str], *, mode: int | None = None, new_mode: int = 0o666
+    path: str | os.PathLike[str],
+    *,
+    mode: int | None = None,
+    new_mode: int = 0o666,
+    new_group: int | None = None,
 ) -> Iterator[BinaryIO]:
     """Open a file that replaces ``path`` when the block ends, and is deleted if the block raises.
 
@@ -54,6 +58,7 @@ def whole_file(
         path: the target; ``~`` and a symbolic link are followed.
         mode: permissions; None: those of the file it replaces, otherwise ``new_mode`` less the umask.
         new_mode: permissions if it replaces no file.
+        new_group: the group to which these are given; None: the one that the system chooses.
 
     Raises:
         OSError: as for any file; or ``path`` is not a regular file (device, folder) and is left unchanged.
@@ -79,7 +84,7 @@ def whole_file(
             yield file
             file.flush()
             if mode != 0o600:
-                temporary.chmod(mode)
+                give(temporary, mode, new_group if before is None else before.st_gid)
             os.fsync(file.fileno())
             if fcntl is not None:  # while it is locked: after that `sweep` of another process may remove it
                 temporary.replace(target)
@@ -95,6 +100,16 @@ def whole_file(
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def give(path: Path, mode: int, group: int | None) -> None:
+    """Set permissions and group of a file; its members get what others get, if the group cannot be set."""
+    if group is not None and path.stat().st_gid != group and hasattr(os, "chown"):
+        try:
+            os.chown(path, -1, group)
+        except OSError:
+            mode &= ~0o070 | (mode & 0o007) << 3
+    path.chmod(mode)
 
 
 def _beside(target: Path, mode: int, made: list[Path]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kmsdata import atomic_files
-from kmsdata.atomic_files import TEMPORARY, sweep, temporary_name, whole_file
+from kmsdata.atomic_files import TEMPORARY, give, sweep, temporary_name, whole_file
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -136,3 +136,26 @@ def test_only_the_owner_reads_a_file_before_it_is_complete(tmp_path, umask):
         pass
     assert mode_of(tmp_path / "narrow") == 0o640 & ~umask
     assert not list(tmp_path.glob(".kmsdata*"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "without"), [(0o640, 0o600), (0o644, 0o644), (0o664, 0o644), (0o660, 0o600)]
+)
+def test_permissions_of_a_group_are_never_given_to_another_group(tmp_path, monkeypatch, mode, without):
+    path = tmp_path / "file"
+    path.write_bytes(b"")
+    other = path.stat().st_gid + 1
+    given = []
+    monkeypatch.setattr(os, "chown", lambda *arguments: given.append(arguments), raising=False)
+    give(path, mode, other)
+    assert given == [(path, -1, other)]
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "chown", refused, raising=False)
+    give(path, mode, other)
+    assert stat.S_IMODE(path.stat().st_mode) == without
+    give(path, mode, path.stat().st_gid)
+    assert stat.S_IMODE(path.stat().st_mode) == mode

@@ -25,6 +25,7 @@ from kmsdata.frames.encrypted_columns import (
 )
 from kmsdata.frames.pandas_metadata import dtype_names
 from kmsdata.keys.envelope import Header
+from kmsdata.parquet.footer import read_metadata
 from kmsdata.parquet.headers import dataset_headers
 from kmsdata.parquet.lost_headers import file_without_header
 from kmsdata.parquet.read import FilePath
@@ -135,6 +136,7 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
         fragment, headers = file.fragment, file.headers
         try:
             with fragment.open() as source:
+                read_metadata(source, source.size(), name)  # finds what would end the process in pyarrow
                 lost = file_without_header(source, fragment.physical_schema, headers, name)
         except pa.ArrowException:
             raise FormatError(f"{name}: a column cannot be read: its pages are damaged", path=name) from None

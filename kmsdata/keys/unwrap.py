@@ -11,7 +11,7 @@ import difflib
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kmsdata.codec import types
 from kmsdata.errors import (
@@ -77,8 +77,9 @@ class Operation:
         with self._answered:
             answers = self._answers.setdefault(wrap.key, _Answers())
             self._answered.wait_for(answers.decided)
-            if answers.refusal is not None:
-                raise copy.copy(answers.refusal)
+            refused = answers.refusals.get(None) or answers.refusals.get(record.context)
+            if refused is not None:
+                raise copy.copy(refused)
             if answers.failed >= FAILED_PER_KEY or (not answers.good and self._failed >= FAILED_IN_ALL):
                 raise _not_tried(wrap.key, answers.failed)
             answers.running += 1
@@ -97,7 +98,9 @@ class Operation:
                     answers.failed += 1
                     self._failed += 1
                     if not answers.good and refusal is not None and _of_the_master_key(refusal):
-                        answers.refusal = refusal
+                        # A policy may allow some contexts and deny others.
+                        missing = isinstance(refusal, KeyNotFoundError)
+                        answers.refusals[None if missing else record.context] = refusal
                 self._answered.notify_all()
         return data_key
 
@@ -109,7 +112,8 @@ class _Answers:
     running: int = 0
     failed: int = 0
     good: bool = False
-    refusal: KeyServiceError | None = None
+    refusals: dict[tuple[tuple[str, str], ...] | None, KeyServiceError] = field(default_factory=dict)
+    """By the context that was refused; None: the key does not exist, in no context."""
 
     def decided(self) -> bool:
         """Return whether no call that is running could still forbid the next one."""

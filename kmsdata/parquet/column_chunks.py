@@ -357,7 +357,11 @@ def _write_leaf(
     dictionary, and no statistics, which would be those of one part.
     """
     iterator: Iterator[Any] = iter(parts())
-    values = next(iterator)
+    values = next(iterator, None)
+    if values is None:
+        raise FormatError(
+            f"column {column.field.name!r} cannot be read: a row group has no values for its rows"
+        )
     settings: Mapping[str, Any] = column.settings
     if len(values) < rows:
         settings = {**settings, "use_dictionary": False, "write_statistics": False}

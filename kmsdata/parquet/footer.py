@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeAlias
@@ -217,11 +218,13 @@ class FileMetaData:
 
     def _check_chunks(self, size: int) -> None:
         leaves = sum(len(numbers) for _, numbers in self.columns)
+        levels = [level for elements in self.elements for level in _levels(elements)]
+        pages: list[tuple[int, int]] = []
         for group in self.groups:
             chunks = value(group, 1)[1]
             if len(chunks) != leaves:
                 refuse("a row group has other columns than the schema")
-            for chunk in chunks:
+            for level, chunk in zip(levels, chunks, strict=True):
                 if 8 in chunk or 9 in chunk:
                     raise FormatError(f"it has columns {_MODULAR}")
                 if 1 in chunk or 3 not in chunk:
@@ -235,6 +238,36 @@ class FileMetaData:
                 )
                 if any(length and not 4 <= start < start + length <= size for start, length in ranges):
                     raise FormatError("it was cut short, or its footer is damaged")
+                # pyarrow (26) ends the process where such a histogram has another length.
+                kind, sizes = meta.get(16, (STRUCT, {}))
+                for number, deepest in zip((2, 3), level, strict=True):
+                    histogram = value(sizes, number, (0, [])) if kind == STRUCT else None
+                    if not isinstance(histogram, tuple) or len(histogram[1]) not in (0, deepest + 1):
+                        refuse("a histogram of levels has another length than the schema says")
+                pages.append(ranges[0])
+        pages = sorted(part for part in pages if part[1])
+        if any(start + length > after for (start, length), (after, _) in itertools.pairwise(pages)):
+            # Otherwise a small file could cost any time: each row group would be decoded again.
+            refuse("several column chunks share pages")
+
+
+def _levels(elements: list[Struct]) -> list[tuple[int, int]]:
+    """Return the largest repetition and definition level of each leaf of a column's part of the schema."""
+    found: list[tuple[int, int]] = []
+    inside = [(0, 0, 1)]  # levels of the groups that are open, and how many children each still has
+    for element in elements:
+        repeated, defined, left = inside.pop()
+        if left > 1:
+            inside.append((repeated, defined, left - 1))
+        kind, children = value(element, 3, 0), value(element, 5, 0)
+        if kind not in (0, 1, 2):
+            refuse("its schema has a column that is neither required, optional nor repeated")
+        repeated, defined = repeated + (kind == 2), defined + (kind != 0)
+        if children:
+            inside.append((repeated, defined, children))
+        else:
+            found.append((repeated, defined))
+    return found
 
 
 def ending(data: bytes) -> bytes:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, TypeAlias
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from kmsdata.atomic_files import claim, naming, temporary_name, whole_file
+from kmsdata.atomic_files import claim, give, naming, temporary_name, whole_file
 from kmsdata.errors import FormatError, printable
 from kmsdata.keys.data_key import random_bytes
 
@@ -393,7 +393,7 @@ def whole(place: Place, source: Place | None = None) -> Iterator[Any]:
     A new local file has no wider permissions than ``source``, the file that it is made from.
     """
     if place.local:
-        with whole_file(place.path, new_mode=_mode(source)) as file:
+        with whole_file(place.path, new_mode=_mode(source), new_group=_group(source)) as file:
             yield file
         return
     folder, _, name = place.path.rpartition("/")
@@ -464,7 +464,14 @@ def _opened(staging: Path, folder: Path, relative: str, source: Place | None) ->
             (staging / inner).mkdir(mode=_folder_mode(its[number] if its else None))
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), _mode(source))
     with naming(target), os.fdopen(handle, "wb") as file:
+        if (group := _group(source)) is not None:
+            give(path, stat.S_IMODE(os.fstat(handle).st_mode), group)
         yield file
+
+
+def _group(source: Place | None) -> int | None:
+    """Return the group of a local file, to which its permissions are given."""
+    return os.stat(source.path).st_gid if source is not None and source.local else None  # noqa: PTH116
 
 
 def _folder_mode(source: FilePath | None) -> int:
@@ -527,7 +534,8 @@ def _staged(target: Path, mode: int) -> Iterator[Path]:
                 for name in names:
                     new, old = Path(folder) / name, inside / name
                     if old.exists():
-                        new.chmod(stat.S_IMODE(old.stat().st_mode))
+                        about = old.stat()
+                        give(new, stat.S_IMODE(about.st_mode), about.st_gid)
                     new.replace(old)
             _sync(target, files=False)
         _sync_one(target.parent)

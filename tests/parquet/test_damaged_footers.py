@@ -11,7 +11,7 @@ import pytest
 
 import kmsdata
 from kmsdata.parquet.footer import FileMetaData, ending
-from kmsdata.parquet.thrift import BINARY, I32, LIST, STRUCT, encode, value
+from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, encode, value
 
 KEY = "local://demo"
 NEW = "local://new"
@@ -135,3 +135,32 @@ def test_a_wide_file_is_inspected_in_linear_time(tmp_path):
     began = time.process_time()
     assert kmsdata.inspect(tmp_path / "wide.parquet").encrypted == ["column0"]
     assert time.process_time() - began < 3
+
+
+def histogram(fields):
+    for group in value(fields, 4)[1]:
+        for chunk in value(group, 1)[1]:
+            value(chunk, 3)[16] = (STRUCT, {3: (LIST, (I64, [1, 1, 1, 1, 1]))})
+
+
+def repetition(fields):
+    value(fields, 2)[1][1][3] = (I32, 5)
+
+
+def shared(fields):
+    groups = value(fields, 4)[1]
+    groups.append(groups[0])
+
+
+@pytest.mark.parametrize("damage", [histogram, repetition, shared])
+def test_what_would_end_the_process_or_take_any_time_is_refused(file, tmp_path, damage):
+    """pyarrow aborts for wrong histograms; row groups that share pages would each be decoded."""
+    pages, data = parts(file)
+    footer = FileMetaData.parse(data, len(file))
+    damage(footer.fields)
+    path = tmp_path / "damaged.parquet"
+    path.write_bytes(pages + ending(encode(footer.fields)))
+    code = "import sys, kmsdata; print(kmsdata.verify(sys.argv[1]).ok); kmsdata.inspect(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
+    assert "FormatError" in done.stderr

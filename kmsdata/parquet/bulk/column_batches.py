@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from kmsdata.errors import FormatError
 from kmsdata.parquet.bulk.csv_reader import is_csv
 from kmsdata.parquet.column_chunks import PART
-from kmsdata.parquet.footer import NOT_PARQUET, FileMetaData, page_range, read_metadata
+from kmsdata.parquet.footer import NOT_PARQUET, FileMetaData, check_footer, page_range, read_metadata
+from kmsdata.parquet.headers import damaged
 from kmsdata.parquet.locations import Place, open_file
 from kmsdata.parquet.thrift import Struct, decode, value
 
@@ -24,6 +25,8 @@ __all__ = ["OpenParquet", "categories", "column_batches", "in_parts", "open_parq
 _BATCH = 8 << 20  # bytes of a column that are usually decoded at once
 _MOST = 32 << 20  # bytes of a column that are at most decoded at once, if a dictionary has long values
 _MOST_ROWS = 1 << 17  # rows that are decoded at once, also of columns whose values take almost no bytes
+_LARGE = 1 << 20  # of a smaller file, decoding the footer in Python takes no time, and says what is wrong
+_MOST_WALKED = 1 << 16  # values of a dictionary that compresses better than by `_MOST_RATIO`
 _MOST_RATIO = 100  # how much larger a page of more than `_MOST` may become when it is decompressed
 _HEADER = 4 << 10  # bytes of a page that are read to find its header
 
@@ -94,6 +97,9 @@ def open_parquet(place: Place, name: str | None = None) -> Iterator[OpenParquet]
     path = name or str(place)
     with open_file(place) as file:
         try:
+            check_footer(file, file.size(), path)
+            if file.size() > _LARGE:
+                _refuse_what_arrow_refuses(file, path)
             footer = read_metadata(file, file.size(), path)
         except FormatError as error:
             if NOT_PARQUET not in str(error) or is_csv(path):
@@ -110,6 +116,16 @@ def open_parquet(place: Place, name: str | None = None) -> Iterator[OpenParquet]
                 f"{path}: its Parquet schema and its Arrow schema have different columns", path=path
             )
         yield OpenParquet(path, file, reader, footer)
+
+
+def _refuse_what_arrow_refuses(file: pa.NativeFile, path: str) -> None:
+    """Raise FormatError for a damaged footer that Arrow refuses at once, before it is decoded in Python."""
+    try:
+        pq.read_metadata(file)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise damaged(path) from None
 
 
 def column_batches(parquet: OpenParquet, group: int, name: str) -> Iterator[Any]:
@@ -266,7 +282,9 @@ def _page_header(file: pa.NativeFile, at: int, stop: int) -> tuple[int, int, int
     count = value(page, 1, 0) if isinstance(page, dict) else -1
     if not isinstance(count, int) or count < 0 or at + used + packed > stop:
         raise _PageError("the header of a page is damaged")
-    if size > _MOST and size > _MOST_RATIO * packed:
+    # The values of a dictionary differ, so it does not compress well; a hostile one would take long to walk.
+    large = size > _MOST or (kind == _DICTIONARY and count > _MOST_WALKED)
+    if large and size > _MOST_RATIO * packed:
         raise _PageError(f"a page of {packed:,} bytes would take {size:,} bytes uncompressed")
     return kind, size, packed, page, used
 
