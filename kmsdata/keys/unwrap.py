@@ -99,8 +99,10 @@ class Operation:
                     self._failed += 1
                     if not answers.good and refusal is not None and _of_the_master_key(refusal):
                         # A policy may allow some contexts and deny others.
-                        missing = isinstance(refusal, KeyNotFoundError)
-                        answers.refusals[None if missing else record.context] = refusal
+                        everywhere = isinstance(refusal, KeyNotFoundError) or "Disabled" in (
+                            refusal.code or ""
+                        )
+                        answers.refusals[None if everywhere else record.context] = refusal
                 self._answered.notify_all()
         return data_key
 
@@ -113,7 +115,7 @@ class _Answers:
     failed: int = 0
     good: bool = False
     refusals: dict[tuple[tuple[str, str], ...] | None, KeyServiceError] = field(default_factory=dict)
-    """By the context that was refused; None: the key does not exist, in no context."""
+    """By the context that was refused; None: every context, since the key is missing or disabled."""
 
     def decided(self) -> bool:
         """Return whether no call that is running could still forbid the next one."""

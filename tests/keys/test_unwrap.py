@@ -71,6 +71,26 @@ def frame_of(count, *keys, prefix="c"):
     return pd.DataFrame(columns)
 
 
+def test_a_context_that_is_denied_does_not_lock_out_another(service, monkeypatch):
+    """A policy may depend on the context: what opens must not depend on the order of columns."""
+    columns = {
+        tenant: pd.Series([1], name=tenant).kms.encrypt(key="svc://k", context={"tenant": tenant})
+        for tenant in ("b", "a")
+    }
+    answer = service.unwrap
+
+    def by_tenant(wrapped, key, context):
+        if context["tenant"] != "a":
+            service.calls[key] += 1
+            raise ANSWERS["denied"](key)
+        return answer(wrapped, key, context)
+
+    monkeypatch.setattr(service, "unwrap", by_tenant)
+    opened = pd.DataFrame(columns).kms.decrypt(on_denied="keep")
+    assert opened.kms.encrypted == ["b"]
+    assert service.calls["svc://k"] == 2
+
+
 @pytest.mark.parametrize("name", ["denied", "disabled", "missing"])
 def test_a_master_key_that_is_refused_is_called_once(service, name):
     enc = frame_of(100, f"svc://{name}")
