@@ -220,6 +220,7 @@ def test_threads_keep_the_limits_exactly(service, monkeypatch):
     assert most[0] > 1
 
 
+@pytest.mark.newest
 def test_the_emulator_is_called_once_for_a_disabled_key():
     with Emulator() as emulator:
         pair = (emulator.secret_id, emulator.secret_key)
