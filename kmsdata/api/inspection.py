@@ -26,7 +26,7 @@ from kmsdata.frames.encrypted_columns import (
 from kmsdata.frames.pandas_metadata import dtype_names
 from kmsdata.keys.envelope import Header
 from kmsdata.parquet.footer import read_metadata
-from kmsdata.parquet.headers import dataset_headers
+from kmsdata.parquet.headers import damaged, dataset_headers
 from kmsdata.parquet.lost_headers import file_without_header
 from kmsdata.parquet.read import FilePath
 
@@ -143,7 +143,10 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
         if lost:
             raise lost_header(lost[0], path=name)
         every += headers.values()
-        sizes, nulls = _chunks(fragment.metadata, fragment.physical_schema.names)
+        try:
+            sizes, nulls = _chunks(fragment.metadata, fragment.physical_schema.names)
+        except UnicodeDecodeError:  # names of columns in a damaged footer
+            raise damaged(name) from None
         rows += fragment.metadata.num_rows
         total += sum(sizes.values())
         if first and set(headers) != first:

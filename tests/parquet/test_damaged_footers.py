@@ -164,3 +164,12 @@ def test_what_would_end_the_process_or_take_any_time_is_refused(file, tmp_path, 
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
     assert "FormatError" in done.stderr
+
+
+def test_a_name_that_is_not_utf_8_in_the_path_of_a_chunk(file, tmp_path):
+    pages, data = parts(file)
+    footer = FileMetaData.parse(data, len(file))
+    for group in footer.groups:
+        for chunk in value(group, 1)[1]:
+            value(chunk, 3)[3] = (LIST, (BINARY, [b"a\x91"]))
+    assert wrong(pages + ending(encode(footer.fields)), tmp_path) == []
