@@ -296,7 +296,13 @@ def _ids_in_file(fragment: Any, name: str, header: Header, path: str) -> set[int
     found: set[int] = set()
     try:
         with fragment.open() as source:
-            reader = pq.ParquetFile(source, read_dictionary=[name], buffer_size=1 << 20, pre_buffer=False)
+            reader = pq.ParquetFile(
+                source,
+                read_dictionary=[name],
+                buffer_size=1 << 20,
+                pre_buffer=False,
+                page_checksum_verification=True,
+            )
             for batch in reader.iter_batches(_ROWS, columns=[name], use_threads=False):
                 column = batch.column(0)
                 if isinstance(column.type, pa.BaseExtensionType):

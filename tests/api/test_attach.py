@@ -61,13 +61,15 @@ def through_pandas(file, out):
 
 
 def through_duckdb(file, out):
-    duckdb = pytest.importorskip("duckdb")
+    import duckdb
+
     duckdb.read_parquet(str(file)).order("id").write_parquet(str(out))  # its COPY
     return kmsdata.read_parquet(out)
 
 
 def through_polars(file, out):
-    pl = pytest.importorskip("polars")
+    import polars as pl
+
     # Polars keeps extension types that it does not know; a cast to their storage drops the header.
     table = pq.read_table(file)
     for position, field in enumerate(table.schema):

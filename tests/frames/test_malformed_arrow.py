@@ -227,3 +227,13 @@ def test_names_that_are_not_utf_8():
         with pytest.raises(FormatError, match="not UTF-8"):
             use(table)
     assert not kmsdata.verify(table).ok
+
+
+def test_astype_validates_what_came_from_elsewhere():
+    """With one wrong offset, reading the values would end the process."""
+    offsets = np.array([0, 1 << 40, 3], "i8")
+    cells = pa.Array.from_buffers(pa.large_binary(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(b"abc")])
+    values = pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([cells])))
+    enc = pd.DataFrame({"x": ["a", "b"]}).kms.encrypt("x", key="local://demo")
+    with pytest.raises(FormatError, match="malformed"):
+        values.astype(enc["x"].dtype)

@@ -208,3 +208,17 @@ def test_malformed_pandas_metadata_is_a_format_error(enc):
         for use in (kmsdata.decrypt_table, lambda table: kmsdata.encrypt_table(table, "plain", key=KEY)):
             with pytest.raises(FormatError, match="pandas"):
                 use(broken)
+
+
+def test_what_would_be_misread_is_said(tmp_path):
+    enc = pd.DataFrame({"x": ["a", "b", "c"], "n": [1, 2, 3]}).kms.encrypt("x", key="local://demo")
+    enc.kms.to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(TypeError, match="decrypt= must be True or False"):
+        kmsdata.read_parquet(tmp_path / "x.parquet", decrypt=["x"])
+    enc.to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(kmsdata.FormatError, match="only Parquet files can be decrypted"):
+        kmsdata.decrypt_parquet(tmp_path / "x.csv", tmp_path / "y.parquet")
+    with pytest.raises(kmsdata.FormatError, match="attach"):
+        pd.read_csv(tmp_path / "x.csv").kms.to_parquet(tmp_path / "z.parquet")
+    mixed = enc.assign(x=[*enc["x"][:2], "plain"])
+    assert "not encrypted in 1 of 3 rows" in str(kmsdata.inspect(mixed))

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import kmsdata
+from kmsdata.parquet import locations
 from kmsdata.parquet.bulk import decrypt
 
 KEY = "local://demo"
@@ -139,3 +140,21 @@ def test_rewrap_removes_what_killed_runs_left(source, tmp_path, kind):
     assert list(tmp_path.rglob(".kmsdata*"))
     kmsdata.rewrap(path, NEW)
     assert not list(tmp_path.rglob(".kmsdata*"))
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "replaced"])
+def test_permissions_go_to_the_group_of_the_source(tmp_path, monkeypatch, umask, kind):
+    """Otherwise 0640 for one group would become 0640 for another."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pd.DataFrame({"x": [1]}).kms.encrypt("x", key=KEY).kms.to_parquet(folder / "a.parquet")
+    own = (folder / "a.parquet").stat().st_gid
+    given = []
+    monkeypatch.setattr(os, "chown", lambda _, owner, group: given.append((owner, group)), raising=False)
+    monkeypatch.setattr(locations, "_group", lambda source: source and own + 1)
+    source = folder if kind == "folder" else folder / "a.parquet"
+    target = tmp_path / "out" if kind == "folder" else tmp_path / "out.parquet"
+    if kind == "replaced":
+        target.write_bytes(b"")  # its group is ours: nothing is given to another
+    kmsdata.decrypt_parquet(source, target, overwrite=True)
+    assert given == ([] if kind == "replaced" else [(-1, own + 1)])
