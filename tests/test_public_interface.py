@@ -8,12 +8,12 @@ After an intended change, write the list again and review the difference:
 import abc
 import dataclasses
 import difflib
-import functools
 import inspect
 import typing
 from pathlib import Path
 
 import kmsdata
+from kmsdata.lazy_property import lazy_property
 
 LIST = Path(__file__).with_name("public_interface.txt")
 
@@ -66,8 +66,8 @@ def members(cls):
 
 def described(name, thing):
     """Yield the lines for a function, a class, or a member of a class."""
-    if isinstance(thing, property | functools.cached_property):
-        getter = thing.fget if isinstance(thing, property) else thing.func
+    if isinstance(thing, property | lazy_property):
+        getter = thing.fget if isinstance(thing, property) else thing._compute
         yield f"{name}: {annotated(inspect.signature(getter).return_annotation)}"
     elif isinstance(thing, classmethod | staticmethod):
         yield f"{name}{signature(thing.__func__)}  # {type(thing).__name__}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from kmsdata.ciphers.cells import Bytes
+from kmsdata.lazy_property import lazy_property
 
 __all__ = ["TILE", "Aes", "Blocks", "Room", "Voids", "field", "keystream", "xor"]
 
@@ -26,7 +26,7 @@ class Room:
     def __init__(self) -> None:
         self._used = 0
 
-    @cached_property
+    @lazy_property
     def _memory(self) -> Blocks:
         return np.empty((16 * TILE, 2), np.uint64)  # the system allocates pages on first write
 
@@ -46,7 +46,7 @@ class Aes:
     def __init__(self, key: bytes, room: Room) -> None:
         self._key, self._room = key, room
 
-    @cached_property  # small columns never need it
+    @lazy_property  # small columns never need it
     def _encryptor(self) -> CipherContext:
         return Cipher(algorithms.AES256(self._key), modes.ECB()).encryptor()  # noqa: S305 - modes need raw blocks
 

@@ -8,7 +8,6 @@ CMAC chains the AES blocks of a cell, so one AES call encrypts block j of all ce
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from itertools import repeat
 from typing import Any
 
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.cmac import CMAC
 from kmsdata.ciphers.aes import Aes, Blocks, Room, field, xor
 from kmsdata.ciphers.batches import PREFIX, Column, run, seal, tiles
 from kmsdata.ciphers.cells import Cells, Ints
+from kmsdata.lazy_property import lazy_property
 
 __all__ = ["OVERHEAD", "PREFIX", "open_cells", "seal_cells"]
 
@@ -51,7 +51,7 @@ class Siv:
         self.room, self._key, self._cipher = Room(), key, AESSIV(key)
         self._mac, self._ctr = Aes(key[:32], self.room), Aes(key[32:], self.room)
 
-    @cached_property
+    @lazy_property
     def _subkeys(self) -> tuple[Blocks, Blocks]:
         """CMAC subkeys for a complete last block and for a padded one (SP 800-38B section 6.1)."""
         whole = double(self._mac.encrypt(np.zeros(2, np.uint64)))

@@ -11,7 +11,6 @@ import builtins
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import Any, Literal, NoReturn, Self, cast
 
 import numpy as np
@@ -47,6 +46,7 @@ from kmsdata.frames.cell import (
     within,
 )
 from kmsdata.keys.envelope import ColumnHeader, Header, canonical
+from kmsdata.lazy_property import lazy_property
 
 __all__ = ["EXTENSION_NAME", "EncryptedArray", "EncryptedDtype", "EncryptedType"]
 
@@ -70,12 +70,12 @@ class EncryptedDtype(ExtensionDtype):
     def __init__(self, header: Header | str) -> None:
         self.text = header if isinstance(header, str) else header.text
 
-    @cached_property
+    @lazy_property
     def header(self) -> Header:
         """The parsed header; FormatError if it is malformed."""
         return Header.parse(self.text)
 
-    @cached_property
+    @lazy_property
     def parsed(self) -> Header | None:
         """The parsed header; None if it is malformed."""
         try:
@@ -93,7 +93,7 @@ class EncryptedDtype(ExtensionDtype):
         """The name that pandas shows, such as ``encrypted[int64]``."""
         return self._name
 
-    @cached_property
+    @lazy_property
     def _name(self) -> str:
         types = ["?"] if self.parsed is None else [codec.label(item.type) for item in self.parsed.columns]
         return printable(f"encrypted[{' | '.join(dict.fromkeys(types))}]")  # the type is not authenticated
@@ -114,12 +114,12 @@ class EncryptedDtype(ExtensionDtype):
     def __repr__(self) -> str:
         return self.name
 
-    @cached_property
+    @lazy_property
     def _identity(self) -> str:
         # As text: in Python True == 1, so two different JSON objects could be equal.
         return self.text if self.parsed is None else canonical([c.to_json() for c in self.parsed.columns])
 
-    @cached_property
+    @lazy_property
     def _storage_type(self) -> pa.DataType:
         """Fixed-size binary if the type gives all cells the same length, otherwise large binary."""
         widths = {_cell_width(item) for item in self.parsed.columns} if self.parsed else set()

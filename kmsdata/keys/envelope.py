@@ -23,11 +23,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NoReturn, Self
 
 from kmsdata.errors import FormatError
 from kmsdata.keys.key_uri import parse_key
+from kmsdata.lazy_property import lazy_property
 
 __all__ = [
     "ENTRY",
@@ -282,7 +282,7 @@ class Header:
             _refuse(f"{len(missing)} data keys are named but their records are missing", "data_key")
         return cls.of(objects, [records[commitment] for commitment in named])
 
-    @cached_property
+    @lazy_property
     def text(self) -> str:
         """Canonical JSON: the parameter of the Arrow extension type."""
         return canonical(self.to_json())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import bisect
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError
+from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.footer import MAGIC, FileMetaData, ending, page_range, read_metadata
 from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Struct, decode, encode, value
 
@@ -50,7 +50,7 @@ class Replacement:
     field: pa.Field
     settings: Mapping[str, Any]
 
-    @functools.cached_property
+    @lazy_property
     def _blank(self) -> _Encoded:
         """The column without rows, for its schema elements."""
         return _encoded(self.field, None, self.settings)

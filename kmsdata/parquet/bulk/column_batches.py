@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError
+from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.bulk.csv_reader import is_csv
 from kmsdata.parquet.column_chunks import PART
 from kmsdata.parquet.footer import NOT_PARQUET, FileMetaData, check_footer, page_range, read_metadata
@@ -52,17 +52,17 @@ class OpenParquet:
     reader: pq.ParquetFile
     footer: FileMetaData
 
-    @functools.cached_property
+    @lazy_property
     def schema(self) -> pa.Schema:
         """The schema that Arrow shows."""
         return self.reader.schema_arrow
 
-    @functools.cached_property
+    @lazy_property
     def leaves(self) -> dict[str, range]:
         """The numbers of the leaves of each column."""
         return dict(self.footer.columns)
 
-    @functools.cached_property
+    @lazy_property
     def leaf_elements(self) -> list[Struct]:
         """The schema elements of the leaves."""
         return [part for elements in self.footer.elements for part in elements if not value(part, 5, 0)]
@@ -77,7 +77,7 @@ class OpenParquet:
         """The number of row groups."""
         return int(self.reader.num_row_groups)
 
-    @functools.cached_property
+    @lazy_property
     def first_rows(self) -> list[int]:
         """The position in the file of the first row of each row group."""
         return list(itertools.accumulate(map(self.rows, range(self.groups)), initial=0))

@@ -15,6 +15,7 @@ from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.frames.pandas_metadata import pandas_entries
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
+from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.bulk.column_batches import OpenParquet, column_batches, in_parts, open_parquet
 from kmsdata.parquet.bulk.plan import DecryptionPlan
 from kmsdata.parquet.column_chunks import PART
@@ -37,7 +38,7 @@ class ColumnDecryptor:
     type: pa.DataType
     _data_keys: Mapping[bytes, DataKey] = field(repr=False)
 
-    @functools.cached_property
+    @lazy_property
     def pandas_entry(self) -> dict[str, Any] | None:
         """The column's entry for the pandas metadata, if it was encrypted in pandas."""
         return pandas_entries({self.name: self.header}, self._data_keys).get(self.name)

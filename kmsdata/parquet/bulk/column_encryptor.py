@@ -16,6 +16,7 @@ from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.frames.pandas_metadata import pandas_dtypes
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ColumnHeader, Header
+from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.bulk.column_batches import OpenParquet, categories, column_batches, in_parts
 from kmsdata.parquet.bulk.file_schema import refuse_values_in_metadata
 from kmsdata.parquet.bulk.plan import EncryptionPlan
@@ -38,7 +39,7 @@ class ColumnEncryptor:
     _described: Description = field(repr=False)
     _data_key: DataKey = field(repr=False)
 
-    @functools.cached_property
+    @lazy_property
     def type(self) -> EncryptedType:
         """The Arrow type of its cells."""
         return EncryptedArray(pa.array([], self.dtype._storage_type), self.dtype).__arrow_array__().type

@@ -7,7 +7,6 @@ its repr shows no value of a file.
 from __future__ import annotations
 
 import errno
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +24,7 @@ from kmsdata.frames.pandas_metadata import index_columns
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key, session_key
+from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.csv_reader import Types, csv_layout, is_csv
 from kmsdata.parquet.bulk.file_schema import check_pandas_metadata
@@ -101,7 +101,7 @@ class Plan:
     columns: tuple[str, ...]
     kms_calls: int
 
-    @functools.cached_property
+    @lazy_property
     def rows(self) -> int:
         """The number of rows of all files; an estimate for CSV."""
         return sum(file.rows for file in self.files)
