@@ -328,8 +328,11 @@ def _naming(path: str) -> Iterator[None]:
         raise FormatError(f"{path}: {error}", path=path) from None
 
 
-def check_footer(file: _Source, size: int, path: str) -> None:
+def check_footer(file: _Source, size: int, path: str) -> int:
     """Check what Arrow does not check when it parses a footer: its length, and entries that contradict.
+
+    Returns:
+        The length of the FileMetaData. If Arrow's is shorter, `read_footer` says why.
 
     Raises:
         FormatError: not a Parquet file, one whose footer is too long, or one of Parquet Modular Encryption.
@@ -338,6 +341,7 @@ def check_footer(file: _Source, size: int, path: str) -> None:
         data, _ = _find(file, size)
         if any(data.count(key) > 1 for key in _ONCE):  # rare, and parsing is slow
             _check_entries((entry.key, entry.value) for entry in Footer.parse(data).entries)
+        return len(data)
 
 
 def _check_entries(entries: Iterable[tuple[bytes, bytes | None]]) -> None:

@@ -15,7 +15,7 @@ from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located,
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
-from kmsdata.parquet.footer import NOT_PARQUET, check_footer
+from kmsdata.parquet.footer import NOT_PARQUET, check_footer, read_footer
 from kmsdata.parquet.locations import FilePath, Place, dataset_files, open_file
 
 __all__ = ["DataFile", "damaged", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
@@ -101,10 +101,11 @@ def dataset_headers(
         FormatError: a file is not a Parquet file, or a header is malformed.
     """
     files, single = dataset_files(path, filesystem)
+    lengths = {}
     for name, file in files.items():
         with open_file(file) as opened:
             try:
-                check_footer(opened, opened.size(), name)
+                lengths[name] = check_footer(opened, opened.size(), name)
             except FormatError as error:
                 if NOT_PARQUET not in str(error):
                     raise
@@ -122,9 +123,17 @@ def dataset_headers(
             partition_base_dir=None if single else _base_of(files, Place.of(path, filesystem).path),
         )
         for fragment in dataset.get_fragments():
+            name = names[fragment.path]
+            if fragment.metadata.serialized_size != lengths[name]:
+                # Bytes after the FileMetaData are a signature of Parquet Modular Encryption. pyarrow (26)
+                # ends the process when it is asked about an encrypted column.
+                with open_file(files[name]) as opened:
+                    read_footer(opened, opened.size(), name)
             inside = fragment.physical_schema.names
             keys = [key for key in ds.get_partition_keys(fragment.partition_expression) if key not in inside]
-            found[names[fragment.path]] = fragment, [dataset.schema.field(key) for key in keys]
+            found[name] = fragment, [dataset.schema.field(key) for key in keys]
+    except FormatError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         if (bad := _unreadable(files)) is None:
             raise
