@@ -43,6 +43,7 @@ __all__ = [
 _SIDECARS = ("_metadata", "_common_metadata")
 _LINK = "a link, and links in a folder are not followed. Replace it by the file, or name the file itself"
 _SPECIAL = "not a regular file"
+_UNFINISHED = ".tmp"  # the end of names of unfinished files in a folder, which no pattern *.parquet matches
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 
@@ -404,9 +405,24 @@ def whole(place: Place, source: Place | None = None) -> Iterator[Any]:
         place.filesystem.move(temporary, place.path)
     except BaseException:
         with contextlib.suppress(Exception):  # an error of the cleanup must not hide the first one
-            if place.filesystem.get_file_info(temporary).type == pafs.FileType.File:
-                place.filesystem.delete_file(temporary)
+            _delete(place.filesystem, temporary)
         raise
+
+
+def _delete(filesystem: Any, path: str) -> None:
+    """Delete a file without asking first whether it exists: that may be what fails."""
+    handler = getattr(filesystem, "handler", None)
+    if isinstance(handler, pafs.FSSpecHandler):
+        handler.fs.rm_file(path)
+    else:
+        filesystem.delete_file(path)
+
+
+def _has_markers(filesystem: Any) -> bool:
+    """Tell whether a new folder would be an empty object: object stores need no folders."""
+    while isinstance(filesystem, pafs.SubTreeFileSystem):
+        filesystem = filesystem.base_fs
+    return filesystem.type_name in ("s3", "gcs", "abfs")
 
 
 @contextlib.contextmanager
@@ -434,7 +450,7 @@ def whole_folder(
         _check_relative(relative, place.path)
         target = place / relative
         there = target.kind != pafs.FileType.NotFound
-        if "/" in relative or not existed:
+        if ("/" in relative or not existed) and not _has_markers(place.filesystem):
             place.filesystem.create_dir(target.path.rpartition("/")[0], recursive=True)
         with whole(target) as stream:
             if not there:
@@ -450,14 +466,14 @@ def whole_folder(
         if existed:
             for target in new:
                 with contextlib.suppress(Exception):
-                    target.filesystem.delete_file(target.path)
+                    _delete(target.filesystem, target.path)
         raise
 
 
 @contextlib.contextmanager
 def _opened(staging: Path, folder: Path, relative: str, source: Place | None) -> Iterator[Any]:
     _check_relative(relative, str(folder))
-    path, target = staging / relative, folder / relative
+    path, target = staging / f"{relative}{_UNFINISHED}", folder / relative
     its = Path(source.path).parents if source is not None and source.local else ()
     for number, inner in reversed(list(enumerate(Path(relative).parents[:-1]))):  # the outermost first
         if not (staging / inner).is_dir():
@@ -488,7 +504,11 @@ def _mode(source: Place | None) -> int:
 
 @contextlib.contextmanager
 def _staged(target: Path, mode: int) -> Iterator[Path]:
-    """Make a temporary folder beside the target, or in it if it exists: a target may be a mount point.
+    """Make a temporary folder beside the target, in which files are written that are unfinished.
+
+    Polars and DuckDB also read folders whose names begin with a dot, so that unfinished files in an existing
+    folder would be read with those that they replace. If the folder beside cannot be made, or is on another
+    filesystem, it is made in the target: that may be a mount point.
 
     Only its owner can enter it. ``mode`` are the permissions of a new target, before the umask.
     """
@@ -496,54 +516,95 @@ def _staged(target: Path, mode: int) -> Iterator[Path]:
     exists = target.exists()
     if exists and not target.is_dir():
         raise FileExistsError(errno.EEXIST, "this path exists already, and is not a folder", str(target))
-    handle = None
-    staging = target
-    try:  # Ctrl-C may come between any two of the next steps
-        while handle is None:
-            staging = (target if exists else target.parent) / temporary_name()
-            try:
-                staging.mkdir(mode=0o700)
-                if os.name != "posix":
-                    break
-                handle = os.open(staging, os.O_RDONLY)
-            except OSError as error:  # name the target, which the caller knows, not the temporary folder
-                raise OSError(error.errno, error.strerror, str(target)) from None
-            if not claim(handle):  # another process is removing it
-                os.close(handle)
-                handle = None
+    made: list[tuple[Path, int | None]] = []
+    try:
+        staging = _staging(target.parent, target, made, exists=exists)
         yield staging
-        if not exists:
+        _sync(staging)
+        if exists:
+            _move_files(staging, target)
+        else:
             probe = staging / temporary_name()  # only a new folder shows the umask without changing it
             probe.mkdir(mode)
             mode = stat.S_IMODE(probe.stat().st_mode)
             probe.rmdir()
-        _sync(staging)
-        if not exists:
+            for folder, _, names in os.walk(staging):
+                for name in names:
+                    (Path(folder) / name).rename(Path(folder) / name.removesuffix(_UNFINISHED))
             staging.chmod(mode)
             try:
                 staging.rename(target)
-            except OSError as error:  # another process made the folder meanwhile
-                raise OSError(error.errno, error.strerror, str(target)) from None
-        else:
-            for folder, _, names in os.walk(staging):
-                inside = target / Path(folder).relative_to(staging)
-                if inside != target:
-                    inside.mkdir(mode=stat.S_IMODE(Path(folder).stat().st_mode), exist_ok=True)
-                    if inside.is_symlink():
-                        raise OSError(errno.ELOOP, _LINK, str(inside))
-                for name in names:
-                    new, old = Path(folder) / name, inside / name
-                    if old.exists():
-                        about = old.stat()
-                        give(new, stat.S_IMODE(about.st_mode), about.st_gid)
-                    new.replace(old)
-            _sync(target, files=False)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise OSError(error.errno, error.strerror, str(target)) from None
+                raise FileExistsError(
+                    errno.EEXIST,
+                    "another process created it while this one was writing. Nothing was written here",
+                    str(target),
+                ) from None
         _sync_one(target.parent)
     finally:
-        if staging != target:
+        for temporary, handle in made:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if handle is not None:
+                os.close(handle)
+
+
+def _staging(
+    parent: Path, target: Path, made: list[tuple[Path, int | None]], *, exists: bool = False
+) -> Path:
+    """Make a temporary folder in ``parent``, or in a target that exists, and claim it.
+
+    It is in ``made`` before it exists, because Ctrl-C may come between any two steps.
+    """
+    while True:
+        staging = parent / temporary_name()
+        made.append((staging, None))
+        try:
+            staging.mkdir(mode=0o700)
+            if os.name == "posix":
+                made[-1] = staging, os.open(staging, os.O_RDONLY)
+        except OSError as error:
+            if exists:
+                return _staging(target, target, made)
+            # Name the target, which the caller knows, not the temporary folder.
+            raise OSError(error.errno, error.strerror, str(target)) from None
+        handle = made[-1][1]
+        if handle is not None and not claim(handle):  # another process is removing it
+            continue
+        if exists and not _can_move(staging, target):
             shutil.rmtree(staging, ignore_errors=True)
-        if handle is not None:
-            os.close(handle)
+            return _staging(target, target, made)
+        return staging
+
+
+def _can_move(staging: Path, target: Path) -> bool:
+    """Tell whether what is in one folder can be renamed into another: a bind mount looks like any folder."""
+    probe = temporary_name()
+    try:
+        (staging / probe).mkdir()
+        (staging / probe).rename(target / probe)
+        (target / probe).rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def _move_files(staging: Path, target: Path) -> None:
+    """Move the files of a temporary folder into an existing one, by one rename per file."""
+    for folder, _, names in os.walk(staging):
+        inside = target / Path(folder).relative_to(staging)
+        if inside != target:
+            inside.mkdir(mode=stat.S_IMODE(Path(folder).stat().st_mode), exist_ok=True)
+            if inside.is_symlink():
+                raise OSError(errno.ELOOP, _LINK, str(inside))
+        for name in names:
+            new, old = Path(folder) / name, inside / name.removesuffix(_UNFINISHED)
+            if old.exists():
+                about = old.stat()
+                give(new, stat.S_IMODE(about.st_mode), about.st_gid)
+            new.replace(old)
+    _sync(target, files=False)
 
 
 def _sync(root: Path, *, files: bool = True) -> None:

@@ -166,7 +166,7 @@ def _prepare(path: FilePath, folder: Place, *, dry_run: bool) -> None:
                 "Rewrap a copy of the files, or write a new table"
             )
     if folder.local and not dry_run:
-        sweep(folder.path, inside=True)
+        sweep(folder.path, beside=True, inside=True)
 
 
 def _rewrap_file(name: str, place: Place, plan: _Plan) -> _Done:

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kmsdata.atomic_files import sweep
 from kmsdata.frames.arguments import Columns, require, required_names
 from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EncryptedType
@@ -59,7 +60,10 @@ def write_parquet(
         metadata[ENTRY] = file_text(headers).encode()
     table = table.replace_schema_metadata(metadata)
     settings = settings_for(table.schema, options)
-    with whole(Place.of(path, filesystem)) as file:
+    place = Place.of(path, filesystem)
+    if place.local:
+        sweep(place.path, beside=True)
+    with whole(place) as file:
         pq.write_table(table, file, **settings)
 
 

@@ -44,7 +44,7 @@ class TargetFiles:
 def open_targets(plan: Plan) -> Iterator[TargetFiles]:
     """Write the files of a plan in this block: all of them, or none if it raises."""
     if plan.target.local:
-        sweep(plan.target.path, beside=True)
+        sweep(plan.target.path, beside=True, inside=True)
     if plan.single:
         yield TargetFiles(lambda _, source: whole(plan.target, source))
     else:
