@@ -19,9 +19,11 @@ try:
 except ImportError:  # on Windows, where `sweep` removes nothing
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["TEMPORARY", "claim", "give", "naming", "sweep", "temporary_name", "whole_file"]
+__all__ = ["NO_FOLDER", "TEMPORARY", "claim", "give", "naming", "sweep", "temporary_name", "whole_file"]
 
 TEMPORARY = re.compile(r"\.kmsdata-\d+-[0-9a-f]+(?:-[0-9a-f]+)?\.tmp")  # what `temporary_name` returns
+
+NO_FOLDER = "the folder to write to does not exist"
 
 _STARTED = time.time_ns()
 _number = itertools.count()
@@ -127,6 +129,8 @@ def _beside(target: Path, mode: int, made: list[Path]) -> int:
             continue
         except OSError as error:  # name the target: the caller does not know the temporary file
             made.clear()
+            if error.errno == errno.ENOENT:
+                raise FileNotFoundError(errno.ENOENT, NO_FOLDER, str(target.parent)) from None
             raise OSError(error.errno, error.strerror, str(target)) from None
         if claim(handle):
             return handle

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -27,13 +26,13 @@ from kmsdata.frames.pandas_metadata import dtype_names
 from kmsdata.keys.envelope import Header
 from kmsdata.parquet.footer import read_metadata
 from kmsdata.parquet.headers import damaged, dataset_headers
+from kmsdata.parquet.locations import Paths, is_path, paths_text
 from kmsdata.parquet.lost_headers import file_without_header
-from kmsdata.parquet.read import FilePath
 
 __all__ = ["inspect"]
 
 
-def inspect(x: Encrypted | FilePath, *, filesystem: Any = None) -> Inspection:
+def inspect(x: Encrypted | Paths, *, filesystem: Any = None) -> Inspection:
     """Describe what is encrypted, how, and by which master keys. Needs no key and makes no KMS call.
 
     Of a file only the footer is read, and a few values of columns that may be cells without their header. The
@@ -57,8 +56,8 @@ def inspect(x: Encrypted | FilePath, *, filesystem: Any = None) -> Inspection:
         >>> found.encrypted, found.columns[0].algorithm, found.columns[0].type, found.columns[0].nulls
         (['age'], 'AES-256-GCM', 'float64', 1)
     """
-    if isinstance(x, (str, os.PathLike)):
-        return _path(x, filesystem)
+    if is_path(x):
+        return _path(cast("Paths", x), filesystem)
     if isinstance(x, pa.Table):
         return _table(x)
     if isinstance(x, pd.Series):
@@ -125,7 +124,7 @@ def _table(table: pa.Table) -> Inspection:
     return Inspection("table", table.num_rows, table.nbytes, tuple(columns), _data_keys(headers))
 
 
-def _path(path: FilePath, filesystem: Any) -> Inspection:
+def _path(path: Paths, filesystem: Any) -> Inspection:
     found: dict[str, ColumnReport] = {}
     every: list[Header] = []
     notes: list[str] = []
@@ -168,7 +167,7 @@ def _path(path: FilePath, filesystem: Any) -> Inspection:
             told = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
             found.setdefault(field.name, ColumnReport(field.name, False, f"{told} (in folder names)", 0))
     columns = tuple(found.values())
-    return Inspection(str(path), rows, total, columns, _data_keys(every), len(files), tuple(notes[:5]))
+    return Inspection(paths_text(path), rows, total, columns, _data_keys(every), len(files), tuple(notes[:5]))
 
 
 def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, int | None]]:

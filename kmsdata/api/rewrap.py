@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import pandas as pd
 import pyarrow as pa
@@ -16,7 +15,7 @@ from kmsdata.frames.encrypted_columns import encrypted_columns, with_headers
 from kmsdata.keys.envelope import DataKeyRecord, Header
 from kmsdata.keys.rewrap import Change, not_meant
 from kmsdata.parquet.header_copies import Copy, schema_with
-from kmsdata.parquet.locations import FilePath
+from kmsdata.parquet.locations import Paths, is_path
 from kmsdata.parquet.rewrap import rewrap_path
 
 __all__ = ["rewrap", "rewrap_frame", "rewrap_table"]
@@ -27,7 +26,7 @@ _D = TypeVar("_D", pd.DataFrame, pa.Table)
 
 @overload
 def rewrap(
-    x: FilePath,
+    x: Paths,
     key: str | None = None,
     *,
     source: str | Iterable[str] | None = None,
@@ -75,7 +74,8 @@ def rewrap(
     that need no change are skipped.
 
     Args:
-        x: path of a Parquet file or of a dataset's folder, with its ``_metadata``; or a frame or Arrow table.
+        x: path of a Parquet file or of a dataset's folder, with its ``_metadata``; a pattern such as
+            ``data/*.parquet``, or a list of these; or a frame or Arrow table.
         key: URI of the new master key.
         source: URIs of the master keys to replace, which must open the data (``"tencent-kms://region/*"``
             means all keys of a region). Default: the session's key; without one, the only master key of a
@@ -113,14 +113,14 @@ def rewrap(
         [36, 41]
     """
     change = Change(key, source=source, add=add, retire=retire, dry_run=dry_run)
-    if dry_run and not isinstance(x, (str, os.PathLike)):
+    if dry_run and not is_path(x):
         raise ValueError("dry_run=True is for paths: frames and tables are never changed in place")
     if isinstance(x, pd.DataFrame):
         return rewrap_frame(x, change)
     if isinstance(x, pa.Table):
         return rewrap_table(x, change)
-    if isinstance(x, (str, os.PathLike)):
-        return rewrap_path(x, change, filesystem, progress)
+    if is_path(x):
+        return rewrap_path(cast("Paths", x), change, filesystem, progress)
     raise TypeError("rewrap() takes a path, a frame, or an Arrow table")
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -26,13 +25,13 @@ from kmsdata.frames.verify import Findings, verify_cells
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import DataKeys
 from kmsdata.parquet.bulk.verify import verify_path
-from kmsdata.parquet.read import FilePath
+from kmsdata.parquet.locations import Paths, is_path
 
 __all__ = ["verify"]
 
 
 def verify(
-    x: Encrypted | FilePath,
+    x: Encrypted | Paths,
     *,
     encrypted: Columns | None = None,
     key: Key | Encrypted | None = None,
@@ -47,7 +46,8 @@ def verify(
     its columns, and its key-value metadata.
 
     Args:
-        x: a frame, series, Arrow table, or path of a Parquet file or dataset.
+        x: a frame, series, Arrow table, or path of a Parquet file or dataset: a file, a folder, a
+            pattern such as ``data/*.parquet``, or a list of these.
         encrypted: name or names of columns that must be encrypted in every file. Without it, a column that
             looks like cells without their header is a failure, but one that was replaced by other values
             counts as a plain column.
@@ -72,8 +72,8 @@ def verify(
         (True, 2, 1)
     """
     findings = Findings(DataKeys(resolve_key(key), context), required_names(encrypted))
-    if isinstance(x, (str, os.PathLike)):
-        return verify_path(x, filesystem, findings, progress)
+    if is_path(x):
+        return verify_path(cast("Paths", x), filesystem, findings, progress)
     if isinstance(x, pa.Table):
         try:
             x = with_arrow_types(x)

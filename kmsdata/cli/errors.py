@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import kmsdata
+from kmsdata.atomic_files import NO_FOLDER
 from kmsdata.cli.output import clean, show_warning
 
 __all__ = ["Refusal", "explain", "guarded_call", "in_options"]
@@ -45,8 +46,9 @@ def explain(error: Exception) -> tuple[str, str, int]:
             hint = f"searched in this order: {'; '.join(error.tried[1:])}"
         return in_options(str(error)), hint, 1
     if isinstance(error, FileNotFoundError):
+        what = NO_FOLDER if error.strerror == NO_FOLDER else "there is no file"
         # fsspec raises FileNotFoundError with only the path as its message, and without a filename.
-        text = in_options(str(error)) if error.filename is None else f"there is no file: {error.filename}"
+        text = in_options(str(error)) if error.filename is None else f"{what}: {error.filename}"
         return text if " " in text else f"there is no file: {text}", "", 1
     if isinstance(error, OSError):
         named = f": {error.filename}" if error.filename else ""

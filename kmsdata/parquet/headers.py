@@ -16,7 +16,7 @@ from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.footer import NOT_PARQUET, check_footer, read_footer
-from kmsdata.parquet.locations import FilePath, Place, dataset_files, open_file
+from kmsdata.parquet.locations import FilePath, Paths, Place, dataset_files, open_file
 
 __all__ = ["DataFile", "damaged", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
 
@@ -92,7 +92,7 @@ class DataFile:
 
 
 def dataset_headers(
-    path: FilePath, filesystem: Any, columns: Collection[str] | None = None
+    path: Paths, filesystem: Any, columns: Collection[str] | None = None
 ) -> dict[str, DataFile]:
     """Return the files of a dataset by name, with the headers of these columns (None: all).
 
@@ -100,7 +100,7 @@ def dataset_headers(
         FileNotFoundError: there is no file.
         FormatError: a file is not a Parquet file, or a header is malformed.
     """
-    files, single = dataset_files(path, filesystem)
+    files, _ = dataset_files(path, filesystem)
     lengths = {}
     for name, file in files.items():
         with open_file(file) as opened:
@@ -120,7 +120,7 @@ def dataset_headers(
             format="parquet",
             filesystem=next(iter(files.values())).filesystem,
             partitioning=hive,
-            partition_base_dir=None if single else _base_of(files, Place.of(path, filesystem).path),
+            partition_base_dir=_base_of(files, path),
         )
         for fragment in dataset.get_fragments():
             name = names[fragment.path]
@@ -158,8 +158,11 @@ def damaged(path: str) -> FormatError:
     )
 
 
-def _base_of(files: Mapping[str, Place], folder: str) -> str:
+def _base_of(files: Mapping[str, Place], path: Paths) -> str | None:
     """Return the folder's path as the filesystem lists it: some leave out the slash at its beginning."""
+    folder = next(iter(files.values())).root
+    if folder is None or isinstance(path, (list, tuple)):
+        return None
     listed = next(iter(files.values())).path
     return folder if listed.startswith(folder) else folder.lstrip("/")
 

@@ -21,20 +21,25 @@ from typing import Any, BinaryIO, TypeAlias
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from kmsdata.atomic_files import claim, give, naming, temporary_name, whole_file
+from kmsdata.atomic_files import NO_FOLDER, claim, give, naming, temporary_name, whole_file
 from kmsdata.errors import FormatError, printable
 from kmsdata.keys.data_key import random_bytes
 
 __all__ = [
     "FilePath",
+    "Paths",
     "Place",
     "Refused",
+    "contains_markers",
     "dataset_files",
     "files_at",
     "folders_at",
+    "is_path",
     "is_sidecar",
     "open_file",
     "open_local",
+    "path_list",
+    "paths_text",
     "stamp",
     "whole",
     "whole_folder",
@@ -46,6 +51,12 @@ _SPECIAL = "not a regular file"
 _UNFINISHED = ".tmp"  # the end of names of unfinished files in a folder, which no pattern *.parquet matches
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
+Paths: TypeAlias = "FilePath | Sequence[FilePath]"
+
+_PACKAGES = {  # of fsspec, by protocol
+    "abfs": "adlfs", "az": "adlfs", "cos": "cosfs", "cosn": "cosfs", "gcs": "gcsfs", "gs": "gcsfs",
+    "http": "aiohttp", "https": "aiohttp", "oss": "ossfs", "s3": "s3fs", "s3a": "s3fs",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,18 +136,52 @@ def _as_local(filesystem: Any, path: str) -> tuple[Any, str]:
 
 def _from_url(url: str) -> tuple[Any, str]:
     """Return the filesystem of a URL and the path in it: one of pyarrow, otherwise one of fsspec."""
+    protocol = url.partition("://")[0]
     try:
+        if protocol in ("gs", "gcs") and "retry_limit_seconds=" not in url:
+            # Without a limit, a server that cannot be reached is called for 15 minutes.
+            return pafs.FileSystem.from_uri(f"{url}{'&' if '?' in url else '?'}retry_limit_seconds=20")
         return pafs.FileSystem.from_uri(url)
     except pa.ArrowInvalid:
-        import fsspec  # optional: pandas needs it for such URLs too
-
+        packages = f"fsspec {_PACKAGES[protocol]}" if protocol in _PACKAGES else "fsspec"
         try:
+            import fsspec  # optional: pandas needs it for such URLs too
+
             filesystem, path = fsspec.core.url_to_fs(url)
+        except ImportError:
+            raise ImportError(
+                f"{printable(protocol)}:// needs packages that are not installed. "
+                f"Install them with: pip install {packages}"
+            ) from None
         except ValueError as error:  # fsspec does not know the protocol
             raise ValueError(
-                f"{error}. Install the fsspec package for this protocol, or pass filesystem="
+                f"{error}. Install the fsspec package for this protocol"
+                f"{f' (pip install {packages})' if protocol in _PACKAGES else ''}, or pass filesystem="
             ) from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def _is_pattern(path: FilePath) -> bool:
+    return any(character in os.fspath(path) for character in "*?[")
+
+
+def is_path(x: object) -> bool:
+    """Tell whether this is a path, or a list of paths."""
+    if isinstance(x, (list, tuple)):
+        return bool(x) and all(isinstance(item, (str, os.PathLike)) for item in x)
+    return isinstance(x, (str, os.PathLike))
+
+
+def path_list(path: Paths) -> list[FilePath]:
+    """Return the paths of a list, or the one path."""
+    return [path] if isinstance(path, (str, os.PathLike)) else list(path)
+
+
+def paths_text(path: Paths) -> str:
+    """Return the text by which reports name a path or a list of paths."""
+    if isinstance(path, (str, os.PathLike)):
+        return str(path)
+    return str(path[0]) if len(path) == 1 else f"{path[0]} and {len(path) - 1:,} more"
 
 
 Refused: TypeAlias = "dict[str, OSError | FormatError]"
@@ -208,28 +253,37 @@ def folders_at(place: Place) -> list[str]:
 
 
 def dataset_files(
-    path: FilePath, filesystem: Any, *, sidecars: bool = False, refused: Refused | None = None
+    path: Paths, filesystem: Any, *, sidecars: bool = False, refused: Refused | None = None
 ) -> tuple[dict[str, Place], bool]:
     """List the files of a dataset by their names for messages; also return whether it is one file.
 
-    Local files are named by the path that the caller gave, others by their path in the filesystem.
-    ``refused`` is as for `files_at`, by the same names.
+    The dataset is a file, a folder, a pattern, or a list of these. Local files are named by the path that the
+    caller gave, others by their path in the filesystem. ``refused`` is as for `files_at`, by the same names.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        every: dict[str, Place] = {}
+        for one in path:
+            every |= dataset_files(one, filesystem, sidecars=sidecars, refused=refused)[0]
+        return every, False
     place = Place.of(path, filesystem)
-    shown = place.path
+    given = place.path
     if place.local and "://" not in str(path) and filesystem is None:
-        shown = str(Path(path).expanduser())
+        given = str(Path(path).expanduser())
     bad: Refused | None = None if refused is None else {}
     try:
-        files, single = files_at(place, patterns=False, sidecars=sidecars, refused=bad)
+        files, single = files_at(place, sidecars=sidecars, refused=bad)
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
     if single:
-        return {shown: place}, True
-    shown = shown.rstrip("/")
+        return {given: place}, True
+    parts = given.rstrip("/").split("/")
+    if _is_pattern(given) and place.kind == pafs.FileType.NotFound:
+        parts = parts[: next(number for number, part in enumerate(parts) if _is_pattern(part))]
+    shown = "/".join(parts)
+    start = f"{shown}/" if parts else ""
     if refused is not None:
-        refused |= {f"{shown}/{relative}": error for relative, error in (bad or {}).items()}
-    return {f"{shown}/{relative}": file for relative, file in files.items()}, False
+        refused |= {f"{start}{relative}": error for relative, error in (bad or {}).items()}
+    return {f"{start}{relative}": file for relative, file in files.items()}, False
 
 
 def _inside(place: Place) -> Iterator[tuple[str, pafs.FileInfo | OSError | FormatError]]:
@@ -418,7 +472,15 @@ def _delete(filesystem: Any, path: str) -> None:
         filesystem.delete_file(path)
 
 
-def _has_markers(filesystem: Any) -> bool:
+def contains_markers(place: Place) -> bool:
+    """Tell whether a folder of an object store contains empty objects, which Arrow calls damaged."""
+    if place.local:
+        return False
+    listed = place.filesystem.get_file_info(pafs.FileSelector(place.path, recursive=True))
+    return any(info.type == pafs.FileType.File and not info.size for info in listed)
+
+
+def _makes_markers(filesystem: Any) -> bool:
     """Tell whether a new folder would be an empty object: object stores need no folders."""
     while isinstance(filesystem, pafs.SubTreeFileSystem):
         filesystem = filesystem.base_fs
@@ -450,7 +512,7 @@ def whole_folder(
         _check_relative(relative, place.path)
         target = place / relative
         there = target.kind != pafs.FileType.NotFound
-        if ("/" in relative or not existed) and not _has_markers(place.filesystem):
+        if ("/" in relative or not existed) and not _makes_markers(place.filesystem):
             place.filesystem.create_dir(target.path.rpartition("/")[0], recursive=True)
         with whole(target) as stream:
             if not there:
@@ -567,6 +629,8 @@ def _staging(
         except OSError as error:
             if exists:
                 return _staging(target, target, made)
+            if error.errno == errno.ENOENT:
+                raise FileNotFoundError(errno.ENOENT, NO_FOLDER, str(parent)) from None
             # Name the target, which the caller knows, not the temporary folder.
             raise OSError(error.errno, error.strerror, str(target)) from None
         handle = made[-1][1]

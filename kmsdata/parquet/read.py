@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pyarrow.fs import FileType
 
 from kmsdata.errors import FormatError, KmsDataError
 from kmsdata.frames.arguments import Columns, column_names, require, required_names
@@ -26,13 +28,13 @@ from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.parquet.filters import FileSearch, filter_terms
 from kmsdata.parquet.headers import DataFile, damaged, dataset_headers, naming_the_file
-from kmsdata.parquet.locations import FilePath
+from kmsdata.parquet.locations import FilePath, Paths, Place, contains_markers, paths_text
 
 __all__ = ["FilePath", "read_parquet"]
 
 
 def read_parquet(
-    path: FilePath,
+    path: Paths,
     *,
     columns: Columns | None = None,
     filters: Any = None,
@@ -44,7 +46,7 @@ def read_parquet(
     """Read a Parquet file or dataset; its encrypted columns stay encrypted, and no key is needed.
 
     Args:
-        path: file, or folder of a dataset.
+        path: file, folder of a dataset, pattern such as ``data/*.parquet``, or list of these.
         columns: name or names of the columns to read; None for all.
         filters: row filters, as `pandas.read_parquet` takes them. Those on deterministic columns (``==``,
             ``!=``, ``in``, ``not in``, in lists of terms) are evaluated on ciphertext. This needs the key,
@@ -101,18 +103,31 @@ def read_parquet(
         frame = _searched(files, wanted, search)
     # If the headers of all files are equal, pandas reads them together. Otherwise each is read separately: a
     # pyarrow dataset has one schema. It would put the cells of one file under the header of another, or fail.
-    elif _all_alike(_dtypes(file) for file in files.values()):
-        frame = _restored(_read(path, files, wanted, filters, filesystem), next(iter(headers.values())))
+    elif (together := _one_path(path, filesystem)) and _all_alike(_dtypes(file) for file in files.values()):
+        frame = _restored(_read(together, files, wanted, filters, filesystem), next(iter(headers.values())))
     else:
         frame = _each(files, wanted, filters)
     for column in asked:
         if column in frame and not isinstance(frame[column].dtype, EncryptedDtype):
-            raise FormatError(f"{path}: column {column!r} changed while it was read", column=column)
+            raise FormatError(
+                f"{paths_text(path)}: column {column!r} changed while it was read", column=column
+            )
     frame = _under_all_wraps(frame, files.values())
     if not decrypt:
         return frame
     with naming_the_file(headers):
         return decrypt_frame(frame, key=key)
+
+
+def _one_path(path: Paths, filesystem: Any) -> FilePath | None:
+    """Return the path of a file or folder that pandas can read; None for a pattern or list."""
+    if not isinstance(path, (str, os.PathLike)):
+        return None
+    place = Place.of(path, filesystem)
+    kind = place.kind
+    if kind == FileType.NotFound or (kind == FileType.Directory and contains_markers(place)):
+        return None
+    return path
 
 
 @contextlib.contextmanager

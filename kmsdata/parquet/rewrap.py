@@ -33,13 +33,15 @@ from kmsdata.keys.usage import usage
 from kmsdata.parquet.footer import MAGIC, Footer, ending, read_footer
 from kmsdata.parquet.header_copies import Copy, agree, copies_in, entry_with
 from kmsdata.parquet.locations import (
-    FilePath,
+    Paths,
     Place,
     Refused,
     dataset_files,
     folders_at,
     is_sidecar,
     open_local,
+    path_list,
+    paths_text,
     stamp,
     whole,
 )
@@ -61,9 +63,10 @@ class _Done:
     headers: list[tuple[str, Header]] = field(default_factory=list, repr=False)
 
 
-def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool | None) -> RewrapReport:
+def rewrap_path(path: Paths, change: Change, filesystem: Any, progress: bool | None) -> RewrapReport:
     """Wrap the data keys of the files at a path under another master key; see `kmsdata.rewrap`."""
     refused: Refused = {}
+    text = paths_text(path)
     files, single = dataset_files(path, filesystem, sidecars=True, refused=refused)
     # The files of a dataset often have the same metadata: parse, check and change it once.
     plan: _Plan = functools.lru_cache(_PLANS)(functools.partial(_planned, change))
@@ -75,12 +78,16 @@ def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool 
         done = _rewrap_file(name, place, plan)
         if done.state == "plain":
             raise FormatError(
-                f"{path}: nothing in it is encrypted: the file has no kmsdata header", path=str(path)
+                f"{text}: nothing in it is encrypted: the file has no kmsdata header", path=text
             )
         if done.state == "other":
             raise not_meant(done.headers)
-        return _counted(_report(str(path), [done], {}), change, before)
-    _prepare(path, Place.of(path, filesystem), dry_run=change.dry_run)
+        return _counted(_report(text, [done], {}), change, before)
+    for one in path_list(path):
+        start = Place.of(one, filesystem)
+        _prepare(str(one), start, dry_run=change.dry_run)
+        for root in {file.root for file in files.values() if file.root} - {start.path}:  # of a pattern
+            _prepare(root, replace(start, path=root), dry_run=change.dry_run)
     results: list[_Done] = []
     failed: dict[str, Exception] = dict(refused)
     with Progress("rewrap", len(files), "files", progress) as bar, ThreadPoolExecutor() as threads:
@@ -101,7 +108,7 @@ def rewrap_path(path: FilePath, change: Change, filesystem: Any, progress: bool 
             threads.shutdown(wait=True, cancel_futures=True)
             raise
     try:
-        return _counted(_judged(str(path), results, failed), change, before)
+        return _counted(_judged(text, results, failed), change, before)
     except KmsDataError as error:
         if isinstance(report := getattr(error, "report", None), RewrapReport):
             error.with_facts(report=_counted(report, change, before))
@@ -155,12 +162,12 @@ def _report(path: str, results: Sequence[_Done], failed: dict[str, str]) -> Rewr
     )
 
 
-def _prepare(path: FilePath, folder: Place, *, dry_run: bool) -> None:
+def _prepare(path: str, folder: Place, *, dry_run: bool) -> None:
     """Raise ValueError if a folder is a Delta table; remove temporary files that killed processes left."""
     for relative in folders_at(folder):
         *parents, name = relative.split("/")
         if name == "_delta_log" and not any(parent.startswith((".", "_")) for parent in parents):
-            table = "/".join([str(path).rstrip("/"), *parents])
+            table = "/".join([path.rstrip("/"), *parents])
             raise ValueError(
                 f"{table} is a Delta table: its log records the size of each file, and readers rely on that. "
                 "Rewrap a copy of the files, or write a new table"
