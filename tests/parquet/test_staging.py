@@ -1,4 +1,4 @@
-"""What is unfinished is read by nobody, and two writers of one folder do not disturb each other."""
+"""No reader sees unfinished files, and two writers of one folder do not disturb each other."""
 
 import contextlib
 import errno
