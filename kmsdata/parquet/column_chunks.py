@@ -23,7 +23,7 @@ from kmsdata.errors import FormatError
 from kmsdata.parquet.footer import MAGIC, FileMetaData, ending, page_range, read_metadata
 from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Struct, decode, encode, value
 
-__all__ = ["PART", "Replacement", "arrow_field", "arrow_schema", "arrow_view", "rewrite"]
+__all__ = ["PART", "Replacement", "arrow_field", "arrow_schema", "arrow_view", "respelled", "rewrite"]
 
 _SCHEMA = b"ARROW:schema"
 _EXTENSION = (b"ARROW:extension:name", b"ARROW:extension:metadata")
@@ -98,6 +98,7 @@ def rewrite(
     schema: pa.Schema,
     metadata: Mapping[bytes, bytes],
     done: Callable[[int], None],
+    spelled: bytes | None = None,
 ) -> int:
     """Write a copy of a Parquet file with some columns replaced.
 
@@ -112,6 +113,8 @@ def rewrite(
         metadata: key-value metadata of the result, without the Arrow schema. The result has an Arrow schema
             if the source has one: without it, readers type plain columns by their Parquet types.
         done: called after each row group with its number of rows.
+        spelled: text of an Arrow schema, which is written if it says the same as that of the result: other
+            libraries encode equal schemas in other bytes.
 
     Returns:
         The size of the result, in bytes.
@@ -166,7 +169,8 @@ def rewrite(
     for old, chunk in moved:
         if 4 in old and 5 in old:
             _copy_offset_index(out, file, old, chunk, path)
-    body = encode(_file(footer, replaced, blanks, places, groups, schema, metadata))
+    entries = _entries(footer, replaced, schema, metadata, spelled)
+    body = encode(_file(footer, replaced, blanks, places, groups, entries))
     _check(body, schema, path)
     out.write(ending(body))
     return out.at
@@ -197,8 +201,7 @@ def _file(
     blanks: Mapping[str, list[Struct]],
     places: Sequence[Sequence[int | None]],
     groups: list[Struct],
-    schema: pa.Schema,
-    metadata: Mapping[bytes, bytes],
+    entries: list[Struct],
 ) -> Struct:
     elements: list[Struct] = [value(footer.fields, 2)[1][0]]
     for (name, _), old in zip(footer.columns, footer.elements, strict=True):
@@ -215,9 +218,9 @@ def _file(
         **footer.fields,
         2: (LIST, (STRUCT, elements)),
         4: (LIST, (STRUCT, groups)),
-        5: (LIST, (STRUCT, _entries(footer, replaced, schema, metadata))),
+        5: (LIST, (STRUCT, entries)),
     }
-    if not value(out, 5)[1]:
+    if not entries:
         del out[5]
     if 7 in footer.fields:
         orders: list[Struct] = value(footer.fields, 7)[1]
@@ -232,6 +235,7 @@ def _entries(
     replaced: Mapping[str, Replacement],
     schema: pa.Schema,
     metadata: Mapping[bytes, bytes],
+    spelled: bytes | None,
 ) -> list[Struct]:
     """Return the key-value entries in their old order; new ones are at the end."""
     before, after = footer.metadata, dict(metadata)
@@ -241,8 +245,11 @@ def _entries(
         for name, column in replaced.items():
             position = arrow.get_field_index(name)
             arrow = arrow.set(position, column.arrow or column.field)
-        arrow = arrow.with_metadata(schema.metadata or None)
+        # with_metadata(None) would store an empty list of entries.
+        arrow = arrow.with_metadata(schema.metadata) if schema.metadata else arrow.remove_metadata()
         after[_SCHEMA] = base64.b64encode(arrow.serialize().to_pybytes())
+        if spelled is not None and respelled(spelled) == after[_SCHEMA]:
+            after[_SCHEMA] = spelled
     out: list[Struct] = []
     for entry in value(footer.fields, 5, (STRUCT, []))[1]:
         key = value(entry, 1)
@@ -262,6 +269,15 @@ def arrow_schema(footer: FileMetaData) -> pa.Schema | None:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
+def respelled(text: bytes) -> bytes | None:
+    """Return the text of an Arrow schema as pyarrow writes it; None if it is none."""
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    except (ValueError, pa.ArrowException, OSError):
+        return None
+    return base64.b64encode(schema.serialize().to_pybytes())
+
+
 def arrow_field(stored: pa.Schema | None, shown: pa.Field, kind: pa.DataType) -> pa.Field:
     """Return a column's field for the Arrow schema of a file, with another type and the same metadata.
 
@@ -273,7 +289,8 @@ def arrow_field(stored: pa.Schema | None, shown: pa.Field, kind: pa.DataType) ->
     field = stored.field(shown.name) if stored is not None and shown.name in stored.names else shown
     # The metadata of an extension type that is not registered would contradict the new type.
     rest = {key: text for key, text in (field.metadata or {}).items() if key not in _EXTENSION}
-    return field.with_type(kind).with_metadata(rest or None)
+    field = field.with_type(kind)
+    return field.with_metadata(rest) if rest else field.remove_metadata()
 
 
 def arrow_view(elements: Sequence[Struct], arrow: pa.Field | None) -> pa.Field:

@@ -13,6 +13,7 @@ from kmsdata.display.progress import Progress
 from kmsdata.frames.arguments import Columns
 from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.key_argument import resolve_key
+from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
 from kmsdata.keys.usage import usage
@@ -20,7 +21,7 @@ from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.column_decryptor import ColumnDecryptor, column_decryptors, decrypted_group
 from kmsdata.parquet.bulk.estimate import decrypted_size
 from kmsdata.parquet.bulk.file_schema import decrypted_schema
-from kmsdata.parquet.bulk.original_types import decrypted_column, originals_in, without_originals
+from kmsdata.parquet.bulk.original_types import decrypted_column, originals_in, spelling_in, without_originals
 from kmsdata.parquet.bulk.plan import FilePlan, plan_decryption
 from kmsdata.parquet.bulk.target_files import open_targets
 from kmsdata.parquet.column_chunks import arrow_schema, rewrite
@@ -127,7 +128,8 @@ def _decrypt_file(
 ) -> None:
     """Write a Parquet file with its columns decrypted; copy everything else."""
     with open_parquet(file.source) as parquet:
-        stored, data_keys = arrow_schema(parquet.footer), {}
+        stored = arrow_schema(parquet.footer)
+        data_keys: dict[bytes, DataKey] = {}
         for item in decryptors.values():
             data_keys |= item.data_keys
         originals = originals_in(parquet.entries, file.column_headers, data_keys, parquet.path)
@@ -151,4 +153,5 @@ def _decrypt_file(
             schema,
             entries,
             add_rows,
+            spelling_in(parquet.entries),
         )

@@ -24,10 +24,18 @@ from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header, base64_bytes, base64_text, canonical
 from kmsdata.parquet.bulk.column_batches import OpenParquet
 from kmsdata.parquet.bulk.file_schema import replacement
-from kmsdata.parquet.column_chunks import Replacement, arrow_field, arrow_schema, arrow_view
+from kmsdata.parquet.column_chunks import Replacement, arrow_field, arrow_schema, arrow_view, respelled
 from kmsdata.parquet.thrift import LIST, STRUCT, Struct, decode, encode, value
 
-__all__ = ["ORIGINAL", "Original", "decrypted_column", "originals_in", "with_originals", "without_originals"]
+__all__ = [
+    "ORIGINAL",
+    "Original",
+    "decrypted_column",
+    "originals_in",
+    "spelling_in",
+    "with_originals",
+    "without_originals",
+]
 
 ORIGINAL = b"kmsdata.original"
 
@@ -100,7 +108,17 @@ def with_originals(
     for (name, _), elements in zip(parquet.footer.columns, parquet.footer.elements, strict=True):
         if name in data_keys and (original := _original(elements, stored, parquet.schema.field(name))):
             found[name] = original.to_json(name, data_keys[name])
-    return _with_entry(entries, found)
+    spelled = spelling_in(entries)
+    text = parquet.footer.metadata.get(b"ARROW:schema")
+    # With headers or other metadata it would be a second copy of what must change with them.
+    if stored is not None and text is not None and not stored.metadata and not _has_header(stored):
+        spelled = None if respelled(text) == text else text
+    return _with_entry(entries, found, spelled)
+
+
+def _has_header(schema: pa.Schema) -> bool:
+    """Return whether a part of an Arrow schema contains a header."""
+    return b"data_keys" in schema.serialize().to_pybytes()
 
 
 def _original(elements: list[Struct], stored: pa.Schema | None, shown: pa.Field) -> Original | None:
@@ -170,7 +188,8 @@ def without_originals(
 ) -> dict[bytes, bytes]:
     """Remove the original schemas of all columns except those that stay encrypted."""
     found = _columns(entries.get(ORIGINAL), path, strict=False)
-    return _with_entry(entries, {name: item for name, item in found.items() if name in headers})
+    left = {name: item for name, item in found.items() if name in headers}
+    return _with_entry(entries, left, spelling_in(entries) if headers else None)
 
 
 def decrypted_column(
@@ -332,8 +351,23 @@ def _columns(text: bytes | None, path: str, *, strict: bool = True) -> dict[str,
     raise FormatError(f"{path}: the entry 'kmsdata.original' of its metadata is damaged", path=path)
 
 
-def _with_entry(entries: Mapping[bytes, bytes], columns: Mapping[str, Any]) -> dict[bytes, bytes]:
+def spelling_in(entries: Mapping[bytes, bytes]) -> bytes | None:
+    """Return the text of the Arrow schema from before the encryption, if pyarrow would write other bytes.
+
+    It is not authenticated: it is used only where it says the same as the schema that pyarrow would write.
+    """
+    try:
+        text = json.loads(entries.get(ORIGINAL, b"{}")).get("arrow")
+    except (ValueError, RecursionError, AttributeError):
+        return None
+    return text.encode() if isinstance(text, str) and text.isascii() else None
+
+
+def _with_entry(
+    entries: Mapping[bytes, bytes], columns: Mapping[str, Any], spelled: bytes | None
+) -> dict[bytes, bytes]:
     out = {key: text for key, text in entries.items() if key != ORIGINAL}
-    if columns:
-        out[ORIGINAL] = canonical({"columns": dict(columns), "version": 1}).encode()
+    if columns or spelled is not None:
+        arrow = {} if spelled is None else {"arrow": spelled.decode()}
+        out[ORIGINAL] = canonical({"columns": dict(columns), "version": 1, **arrow}).encode()
     return out
