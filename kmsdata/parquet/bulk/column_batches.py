@@ -30,6 +30,9 @@ _MOST_WALKED = 1 << 16  # values of a dictionary that compresses better than by 
 _MOST_RATIO = 100  # how much larger a page of more than `_MOST` may become when it is decompressed
 _HEADER = 4 << 10  # bytes of a page that are read to find its header
 
+# What Arrow says about a schema with a type of a later Parquet version, or of other software.
+_NEWER = ("LogicalType that is not recognized", "not implemented")
+
 _BYTE_ARRAY = 6
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # types of pages
 _DELTA_BYTE_ARRAY = 7
@@ -199,6 +202,12 @@ def _arrow_errors(path: str, column: str | None = None) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f"{path}: column {column!r}" if column else path
+        if column is None and any(text in str(error) for text in _NEWER):
+            raise FormatError(
+                f"{path} has a column of a type that pyarrow {pa.__version__} does not support: {error}. "
+                "Install a newer version, or write the file again without this column",
+                path=path,
+            ) from error
         raise FormatError(
             f"{where} cannot be read: the file is damaged or was cut short", path=path, column=column
         ) from error
