@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
+from kmsdata.parquet.bulk import original_types
 from kmsdata.parquet.bulk.original_types import ORIGINAL
 from kmsdata.parquet.column_chunks import MAGIC
 from kmsdata.parquet.footer import ending
@@ -90,6 +91,23 @@ def test_files_of_pyarrow(tmp_path, options):
         arrow_made(source, **options)
     assert (b"ARROW:schema" in dict(entries(source))) == options.get("store_schema", True)
     each_and_all(source, tmp_path)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("year", [1500, 1677, 2263, 9999])
+def test_int96_timestamps_that_arrow_would_change_are_refused(tmp_path, year, nested):
+    moments = [dt.datetime(2020, 1, 1), None, dt.datetime(year, 1, 1)]
+    values, kind = (moments, pa.timestamp("us")), pa.list_(pa.timestamp("us"))
+    column = pa.array([{"t": moments}, None], pa.struct([("t", kind)])) if nested else pa.array(*values)
+    table = pa.table({"t": column, "n": range(len(column))})
+    pq.write_table(table, tmp_path / "a", use_deprecated_int96_timestamps=True, store_schema=False)
+    with pytest.raises(
+        kmsdata.UnsupportedTypeError, match="'t' has INT96 timestamps before 1678 or after 2261"
+    ):
+        kmsdata.encrypt_parquet(tmp_path / "a", tmp_path / "b", "t", key=KEY)
+    assert not (tmp_path / "b").exists()
+    _, back = there_and_back(tmp_path / "a", "n", tmp_path)
+    assert differences(tmp_path / "a", back, ["n"]) == []
 
 
 def test_decimals_as_integers_in_lists(tmp_path):
@@ -320,6 +338,27 @@ def test_variant(tmp_path):
         assert differences(source, sealed, [column]) == []
         assert differences(source, back, [column]) == []
         assert pq.read_table(back).equals(table)
+
+
+@pytest.mark.newest
+def test_variant_in_a_layout_that_pyarrow_does_not_write(tmp_path, monkeypatch):
+    source = tmp_path / "source.parquet"
+    kind = pa.struct(
+        [pa.field("metadata", pa.binary(), nullable=False), ("typed_value", pa.decimal128(38, 9))]
+    )
+    rows = [{"metadata": b"\x01\0\0", "typed_value": decimal.Decimal("1.5")}] * 2
+    pq.write_table(pa.table({"v": pa.array(rows, kind)}), source, store_schema=False)
+    with_logical_type(source, "v", {16: (STRUCT, {1: (3, 1)})})
+    # As if a field of the struct had another physical type than pyarrow writes.
+    monkeypatch.setattr(original_types, "_ways", lambda *_: [])
+    _, back = there_and_back(source, "v", tmp_path)
+    assert differences(source, back, ["v"]) == []
+    monkeypatch.setattr(original_types, "_with_leaves", lambda *_: None)
+    original_types._decrypted.cache_clear()
+    with pytest.raises(kmsdata.UnsupportedTypeError, match="column 'v' is VARIANT in a layout"):
+        kmsdata.encrypt_parquet(source, tmp_path / "b", "v", key=KEY)
+    assert not (tmp_path / "b").exists()
+    original_types._decrypted.cache_clear()
 
 
 # --- reading files without an Arrow schema --------------------------------------------------------

@@ -16,7 +16,13 @@ from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.frames.pandas_metadata import pandas_dtypes
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ColumnHeader, Header
-from kmsdata.parquet.bulk.column_batches import OpenParquet, categories, column_batches, in_parts
+from kmsdata.parquet.bulk.column_batches import (
+    OpenParquet,
+    categories,
+    column_batches,
+    in_parts,
+    refuse_lost_timestamps,
+)
 from kmsdata.parquet.bulk.file_schema import refuse_values_in_metadata
 from kmsdata.parquet.bulk.plan import EncryptionPlan
 
@@ -99,6 +105,7 @@ def _parts(
 
 
 def _cells(parquet: OpenParquet, encryptor: ColumnEncryptor, texts: pa.Array, group: int) -> Iterator[Any]:
+    refuse_lost_timestamps(parquet, group, encryptor.name)
     for values in column_batches(parquet, group, encryptor.name):
         refuse_values_in_metadata(values, texts, encryptor.name, parquet.path)
         yield encryptor.encrypt(values)

@@ -39,6 +39,7 @@ __all__ = [
 
 ORIGINAL = b"kmsdata.original"
 
+_VARIANT = 16  # the first logical type that Arrow does not have
 _INT32, _INT64, _BYTE_ARRAY, _FIXED = 1, 2, 6, 7  # physical types
 _AS_INT96 = {"use_deprecated_int96_timestamps": True}
 _AS_INTEGERS = {"store_decimal_as_integer": True}
@@ -101,12 +102,17 @@ def with_originals(
         entries: the key-value metadata of the result.
         parquet: the source.
         data_keys: the data key of each column to encrypt.
+
+    Raises:
+        UnsupportedTypeError: pyarrow cannot write a column of VARIANT, GEOMETRY, GEOGRAPHY or a later type
+            as it is.
     """
     found = _columns(entries.get(ORIGINAL), parquet.path, strict=False)
     found = {name: item for name, item in found.items() if name not in data_keys}
     stored = arrow_schema(parquet.footer)
     for (name, _), elements in zip(parquet.footer.columns, parquet.footer.elements, strict=True):
         if name in data_keys and (original := _original(elements, stored, parquet.schema.field(name))):
+            _check_restored(original, stored, parquet.schema.field(name), parquet.path)
             found[name] = original.to_json(name, data_keys[name])
     spelled = spelling_in(entries)
     text = parquet.footer.metadata.get(b"ARROW:schema")
@@ -119,6 +125,23 @@ def with_originals(
 def _has_header(schema: pa.Schema) -> bool:
     """Return whether a part of an Arrow schema contains a header."""
     return b"data_keys" in schema.serialize().to_pybytes()
+
+
+def _check_restored(original: Original, stored: pa.Schema | None, shown: pa.Field, path: str) -> None:
+    """Refuse a column of a type that Arrow does not have, if it could not be restored."""
+    logical = {next(iter(value(part, 10)), 0) for part in original.parquet if 10 in part}
+    if not any(number >= _VARIANT for number in logical):
+        return
+    column, _ = decrypted_column(original, shown, shown, stored)
+    if column.elements is None:
+        names = {_VARIANT: "VARIANT", 17: "GEOMETRY", 18: "GEOGRAPHY"}
+        kind = names.get(max(logical), "an unknown type")
+        raise UnsupportedTypeError(
+            f"{path}: column {shown.name!r} is {kind} in a layout that pyarrow cannot write, so it could not "
+            "be restored. Leave it unencrypted, or convert it to binary first",
+            column=shown.name,
+            dtype=kind,
+        )
 
 
 def _original(elements: list[Struct], stored: pa.Schema | None, shown: pa.Field) -> Original | None:
@@ -249,7 +272,28 @@ def _exact(
     for written in _ways(elements, usual):
         if _shape(written.blank) == _shape(elements):
             return replace(written, elements=elements, arrow=arrow), view
-    return None
+    nearest = _with_leaves(elements, usual.blank)
+    if nearest is None or arrow_view(nearest, arrow).type != view.type:
+        return None
+    return replace(usual, elements=nearest, arrow=arrow), view
+
+
+def _with_leaves(elements: list[Struct], blank: list[Struct]) -> list[Struct] | None:
+    """Return a schema with the leaves that pyarrow writes, if it differs only in their physical types.
+
+    These are decimals in nested columns; groups such as VARIANT, names and field ids stay.
+    """
+    if [above for *_, above in _shape(elements)] != [above for *_, above in _shape(blank)]:
+        return None
+    written = iter(part for part in blank if not value(part, 5, 0))
+    out = []
+    for part in elements:
+        if not value(part, 5, 0) and _shape([part])[0][:2] != _shape([leaf := next(written)])[0][:2]:
+            part = {k: v for k, v in part.items() if k in (3, 4, 9)} | {
+                k: v for k, v in leaf.items() if k not in (3, 4, 9)
+            }
+        out.append(part)
+    return out
 
 
 def _ways(elements: list[Struct], usual: Replacement) -> Any:
