@@ -47,21 +47,21 @@ class Replacement:
     Attributes:
         field: its Arrow name and type, as it is written.
         settings: how to write it: keyword arguments of `pyarrow.parquet.write_table`.
-        elements: its part of the Parquet schema; None: the one that pyarrow writes.
+        elements: its part of the Parquet schema, for whose pages these settings fit.
         arrow: its field in the Arrow schema of the file, if the file has one; None: ``field``.
         convert: converts values to the type of ``field``; None: they have it.
     """
 
     field: pa.Field
     settings: Mapping[str, Any]
-    elements: Sequence[Struct] | None = None
+    elements: Sequence[Struct]
     arrow: pa.Field | None = None
     convert: Callable[[Any], Any] | None = None
 
-    @property
-    def blank(self) -> list[Struct]:
-        """The part of the Parquet schema that pyarrow writes for it."""
-        return _encoded(self.field, None, self.settings).elements
+    @classmethod
+    def of(cls, field: pa.Field, settings: Mapping[str, Any]) -> Replacement:
+        """Return a column with the part of the Parquet schema that pyarrow writes for it."""
+        return cls(field, settings, _encoded(field, None, settings).elements)
 
 
 def _refuse(path: str, why: str) -> NoReturn:
@@ -124,7 +124,7 @@ def rewrite(
     """
     out = _Output(sink)
     out.write(MAGIC)
-    blanks = {name: list(column.elements or column.blank) for name, column in replaced.items()}
+    blanks = {name: list(column.elements) for name, column in replaced.items()}
     places: list[list[int | None]] = []  # the old numbers of each top-level column's leaves; None: a new leaf
     for name, leaves in footer.columns:
         places.append(
@@ -169,7 +169,7 @@ def rewrite(
     for old, chunk in moved:
         if 4 in old and 5 in old:
             _copy_offset_index(out, file, old, chunk, path)
-    entries = _entries(footer, replaced, schema, metadata, spelled)
+    entries = _entries(footer, replaced, schema, metadata, spelled, path)
     body = encode(_file(footer, replaced, blanks, places, groups, entries))
     _check(body, schema, path)
     out.write(ending(body))
@@ -236,10 +236,11 @@ def _entries(
     schema: pa.Schema,
     metadata: Mapping[bytes, bytes],
     spelled: bytes | None,
+    path: str,
 ) -> list[Struct]:
     """Return the key-value entries in their old order; new ones are at the end."""
     before, after = footer.metadata, dict(metadata)
-    if (arrow := arrow_schema(footer)) is not None:
+    if (arrow := arrow_schema(footer, path)) is not None:
         if arrow.names != schema.names:
             arrow = schema  # Arrow shows the names of the Parquet schema
         for name, column in replaced.items():
@@ -258,15 +259,21 @@ def _entries(
     return out + [{1: (BINARY, key), 2: (BINARY, text)} for key, text in after.items() if key not in before]
 
 
-def arrow_schema(footer: FileMetaData) -> pa.Schema | None:
+def arrow_schema(footer: FileMetaData, path: str) -> pa.Schema | None:
     """Return the Arrow schema that is stored in a footer, if there is one.
 
     Arrow shows another one (`pyarrow.parquet.ParquetFile.schema_arrow`): it adds ids of fields, and ignores
     types that do not fit to the Parquet schema.
+
+    Raises:
+        FormatError: it is damaged.
     """
     if (text := footer.metadata.get(_SCHEMA)) is None:
         return None
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    try:
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    except (ValueError, pa.ArrowException, OSError):
+        _refuse(path, "the entry 'ARROW:schema' of its metadata is damaged")
 
 
 def respelled(text: bytes) -> bytes | None:

@@ -65,7 +65,7 @@ _KEY_VALUES = 5
 # The fields used of each struct: those that it must have, and the types of all that are used. A Python list
 # means a list of structs.
 _Kinds: TypeAlias = "tuple[set[int], dict[int, Any]]"
-_ELEMENT: _Kinds = {4}, {1: I32, 2: I32, 4: BINARY, 5: I32}
+_ELEMENT: _Kinds = {4}, {1: I32, 2: I32, 3: I32, 4: BINARY, 5: I32, 10: (set(), {})}
 _SORTING: _Kinds = {1}, {1: I32}
 _META: _Kinds = (
     {2, 5, 6, 7, 9},

@@ -433,3 +433,20 @@ def test_no_original_schema_where_pyarrow_writes_the_same(tmp_path):
     pq.write_table(pa.table({"v": ["a"], "n": [1]}), tmp_path / "source.parquet")
     sealed, _ = there_and_back(tmp_path / "source.parquet", ["v", "n"], tmp_path)
     assert ORIGINAL not in dict(entries(sealed))
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("schema_version", ["0.4.0", "1.1.0"])
+def test_files_of_geopandas(tmp_path, schema_version):
+    import geopandas
+
+    source = tmp_path / "source.parquet"
+    points = geopandas.GeoSeries.from_wkt(["POINT (1 2)", "POINT (3 4)"], crs="EPSG:4326")
+    geopandas.GeoDataFrame({"name": ["a", "b"]}, geometry=points).to_parquet(
+        source, schema_version=schema_version
+    )
+    sealed, back = there_and_back(source, "name", tmp_path)
+    assert differences(source, sealed, ["name"]) == []
+    assert differences(source, back, ["name"]) == []
+    assert geopandas.read_parquet(sealed, columns=["geometry"]).geometry.equals(points)
+    assert geopandas.read_parquet(back).equals(geopandas.read_parquet(source))

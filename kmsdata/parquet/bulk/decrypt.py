@@ -128,7 +128,7 @@ def _decrypt_file(
 ) -> None:
     """Write a Parquet file with its columns decrypted; copy everything else."""
     with open_parquet(file.source) as parquet:
-        stored = arrow_schema(parquet.footer)
+        stored = arrow_schema(parquet.footer, parquet.path)
         data_keys: dict[bytes, DataKey] = {}
         for item in decryptors.values():
             data_keys |= item.data_keys

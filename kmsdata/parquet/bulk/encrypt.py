@@ -142,7 +142,7 @@ def _encrypt_parquet(
     """Write a Parquet file with its columns encrypted; copy everything else."""
     headers = {**file.headers, **{name: item.dtype.header for name, item in encryptors.items()}}
     with open_parquet(file.source) as parquet:
-        stored = arrow_schema(parquet.footer)
+        stored = arrow_schema(parquet.footer, parquet.path)
         fields, shown = {}, {}
         for name, item in encryptors.items():
             fields[name] = arrow_field(stored, parquet.schema.field(name), item.type)

@@ -79,7 +79,7 @@ def replacement(field: pa.Field) -> Replacement:
 @functools.lru_cache(256)  # thousands of small files often have the same columns
 def _replacement(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
     field = pa.field(name, kind, nullable)
-    return Replacement(field, settings_for(pa.schema([field]), {}))
+    return Replacement.of(field, settings_for(pa.schema([field]), {}))
 
 
 def _with_fields(schema: pa.Schema, fields: Mapping[str, pa.Field]) -> pa.Schema:

@@ -10,9 +10,11 @@ Arrow then shows the type that the header says.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hmac
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,7 +83,7 @@ class Original:
 
     def to_json(self, name: str, data_key: DataKey) -> dict[str, str]:
         """Return its part of the entry."""
-        mac = data_key.mac_of(self._authenticated(name, dict(data_key.context)))
+        mac = data_key._mac_of(self._authenticated(name, dict(data_key.context)))
         found = {
             "data_key": base64_text(data_key.commitment),
             "elements": base64_text(self.elements),
@@ -109,7 +111,7 @@ def with_originals(
     """
     found = _columns(entries.get(ORIGINAL), parquet.path, strict=False)
     found = {name: item for name, item in found.items() if name not in data_keys}
-    stored = arrow_schema(parquet.footer)
+    stored = arrow_schema(parquet.footer, parquet.path)
     for (name, _), elements in zip(parquet.footer.columns, parquet.footer.elements, strict=True):
         if name in data_keys and (original := _original(elements, stored, parquet.schema.field(name))):
             _check_restored(original, stored, parquet.schema.field(name), parquet.path)
@@ -130,10 +132,10 @@ def _has_header(schema: pa.Schema) -> bool:
 def _check_restored(original: Original, stored: pa.Schema | None, shown: pa.Field, path: str) -> None:
     """Refuse a column of a type that Arrow does not have, if it could not be restored."""
     logical = {next(iter(value(part, 10)), 0) for part in original.parquet if 10 in part}
-    if not any(number >= _VARIANT for number in logical):
+    if not (logical := {number for number in logical if number >= _VARIANT}):
         return
     column, _ = decrypted_column(original, shown, shown, stored)
-    if column.elements is None:
+    if not any(10 in part and value(part, 10).keys() & logical for part in column.elements):
         names = {_VARIANT: "VARIANT", 17: "GEOMETRY", 18: "GEOGRAPHY"}
         kind = names.get(max(logical), "an unknown type")
         raise UnsupportedTypeError(
@@ -160,11 +162,11 @@ def _original(elements: list[Struct], stored: pa.Schema | None, shown: pa.Field)
 
 @functools.lru_cache(256)  # thousands of small files often have the same columns
 def _blank(name: str, kind: pa.DataType, nullable: bool) -> list[Struct]:
-    first, *rest = replacement(pa.field(name, kind, nullable)).blank
+    first, *rest = replacement(pa.field(name, kind, nullable)).elements
     return [{number: item for number, item in first.items() if number != 9}, *rest]
 
 
-def _packed(elements: list[Struct]) -> bytes:
+def _packed(elements: Sequence[Struct]) -> bytes:
     return encode({1: (LIST, (STRUCT, elements))})
 
 
@@ -192,9 +194,8 @@ def originals_in(
             continue  # left by software that replaced the column, but not the metadata
         key = data_keys[commitment]
         original = Original(base64_bytes(item["elements"]) or b"", base64_bytes(item.get("field", "")) or b"")
-        if base64_bytes(item["mac"]) is None or not key.authenticates_document(
-            original._authenticated(name, dict(key.context)), base64_bytes(item["mac"]) or b""
-        ):
+        mac = key._mac_of(original._authenticated(name, dict(key.context)))
+        if not hmac.compare_digest(mac, base64_bytes(item["mac"]) or b""):
             raise FormatError(
                 f"{path}: column {name!r}: its entry in the metadata 'kmsdata.original' is not authentic. "
                 "Restore the file from a copy, or decrypt it with kmsdata.read_parquet, which does not use "
@@ -242,7 +243,7 @@ def _decrypted(
     try:
         usual = replacement(field)
         stored = None if arrow is None else pa.ipc.read_schema(pa.py_buffer(arrow)).field(0)
-        view = arrow_view(usual.blank, stored)
+        view = arrow_view(usual.elements, stored)
         if original is not None and (exact := _exact(original, usual, stored)) is not None:
             return exact
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
@@ -270,15 +271,15 @@ def _exact(
     if view.type != usual.field.type or view.nullable != usual.field.nullable:
         return None
     for written in _ways(elements, usual):
-        if _shape(written.blank) == _shape(elements):
+        if _shape(written.elements) == _shape(elements):
             return replace(written, elements=elements, arrow=arrow), view
-    nearest = _with_leaves(elements, usual.blank)
+    nearest = _with_leaves(elements, usual.elements)
     if nearest is None or arrow_view(nearest, arrow).type != view.type:
         return None
     return replace(usual, elements=nearest, arrow=arrow), view
 
 
-def _with_leaves(elements: list[Struct], blank: list[Struct]) -> list[Struct] | None:
+def _with_leaves(elements: list[Struct], blank: Sequence[Struct]) -> list[Struct] | None:
     """Return a schema with the leaves that pyarrow writes, if it differs only in their physical types.
 
     These are decimals in nested columns; groups such as VARIANT, names and field ids stay.
@@ -300,23 +301,16 @@ def _ways(elements: list[Struct], usual: Replacement) -> Any:
     """Yield the ways in which pyarrow can write a column."""
     yield usual
     for more in (_AS_INT96, _AS_INTEGERS, _AS_INT96 | _AS_INTEGERS):
-        way = replace(usual, settings={**usual.settings, **more})
-        try:
-            way.blank  # noqa: B018
-        except TypeError:  # this version of pyarrow does not write decimals as integers
-            continue
-        yield way
+        # TypeError: this version of pyarrow does not write decimals as integers.
+        with contextlib.suppress(TypeError):
+            yield Replacement.of(usual.field, {**usual.settings, **more})
     kind = usual.field.type
     if len(elements) == 1 and (pa.types.is_decimal128(kind) or pa.types.is_decimal256(kind)):
         stored = _physical(elements[0])
         if stored is not None:
             settings = {**usual.settings, "write_statistics": False}  # their order would be that of bytes
-            yield replace(
-                usual,
-                field=usual.field.with_type(stored),
-                settings=settings,
-                convert=functools.partial(_each, _unscaled(stored)),
-            )
+            way = Replacement.of(usual.field.with_type(stored), settings)
+            yield replace(way, convert=functools.partial(_each, _unscaled(stored)))
 
 
 def _physical(element: Struct) -> pa.DataType | None:
@@ -351,7 +345,7 @@ def _unscaled(kind: pa.DataType) -> Callable[[pa.Array], pa.Array]:
     return convert
 
 
-def _shape(elements: list[Struct]) -> list[tuple[Any, ...]]:
+def _shape(elements: Sequence[Struct]) -> list[tuple[Any, ...]]:
     """Return what determines the pages of each leaf: its physical type, and what is optional and repeated."""
     leaves = []
     inside: list[tuple[int, tuple[int, ...]]] = [
