@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError
-from kmsdata.parquet.footer import MAGIC, FileMetaData, ending, page_range, read_metadata
+from kmsdata.parquet.footer import MAGIC, FileMetaData, bloom_filter_length, ending, page_range, read_metadata
 from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Struct, decode, encode, value
 
 __all__ = ["PART", "Replacement", "arrow_field", "arrow_schema", "arrow_view", "respelled", "rewrite"]
@@ -282,6 +282,7 @@ def respelled(text: bytes) -> bytes | None:
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
     except (ValueError, pa.ArrowException, OSError):
         return None
+    schema = schema if schema.metadata else schema.remove_metadata()  # some libraries store an empty list
     return base64.b64encode(schema.serialize().to_pybytes())
 
 
@@ -321,8 +322,9 @@ def _moved(chunk: Struct, by: int) -> Struct:
     for field in (9, 10, 11):  # offsets of the data, index and dictionary pages
         if value(meta, field):
             meta[field] = I64, value(meta, field) + by
-    for field in (14, 15):  # offset and length of the bloom filter
-        meta.pop(field, None)
+    meta.pop(14, None)  # the offset of the bloom filter
+    if bloom_filter_length(meta) is not None:
+        del meta[15]
     file_offset = value(chunk, 2, 0)
     return {2: (I64, file_offset + by if file_offset else 0), 3: (STRUCT, meta)}
 
@@ -331,7 +333,7 @@ def _copy_bloom_filter(out: _Output, file: pa.NativeFile, path: str, old: Struct
     start = value(old, 14)
     if start is None:
         return
-    length = value(old, 15)
+    length = bloom_filter_length(old)
     if (
         length is None
     ):  # the field is optional: older writers store the length only in the filter's own header

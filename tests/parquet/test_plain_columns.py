@@ -279,7 +279,11 @@ def with_logical_type(path, column, logical, converted=None):
             if converted is not None:
                 elements[0][6] = I32, converted
     schema = [value(found.fields, 2)[1][0], *(part for elements in found.elements for part in elements)]
-    body = encode({**found.fields, 2: (LIST, (STRUCT, schema))})
+    with_footer(path, {**found.fields, 2: (LIST, (STRUCT, schema))})
+
+
+def with_footer(path, fields):
+    body = encode(fields)
     data = path.read_bytes()
     start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     assert data.endswith(MAGIC)
@@ -359,6 +363,18 @@ def test_variant_in_a_layout_that_pyarrow_does_not_write(tmp_path, monkeypatch):
         kmsdata.encrypt_parquet(source, tmp_path / "b", "v", key=KEY)
     assert not (tmp_path / "b").exists()
     original_types._decrypted.cache_clear()
+
+
+def test_fields_of_dremio_under_the_number_of_another(tmp_path):
+    source = tmp_path / "source.parquet"
+    pq.write_table(pa.table({"n": [1, 2], "v": ["a", "b"]}), source, store_schema=False)
+    found = footer(source)
+    value(value(found.groups[0], 1)[1][0], 3)[15] = LIST, (STRUCT, [{2: (I32, 22)}])
+    with_footer(source, found.fields)
+    for column in ("n", "v"):
+        sealed, back = there_and_back(source, column, tmp_path)
+        assert differences(source, sealed, [column]) == []
+        assert differences(source, back, [column]) == []
 
 
 # --- reading files without an Arrow schema --------------------------------------------------------
