@@ -29,6 +29,7 @@ __all__ = [
     "fitted",
     "from_storage",
     "is_bytes_or_text",
+    "is_plain_binary",
     "key_ids",
     "looks_like_cells",
     "plain_binary",
@@ -201,6 +202,11 @@ def looks_like_cells(chunks: Iterable[pa.Array], column: str | None = None) -> i
         count += len(chunk) - chunk.null_count
         ids |= key_ids(cells)
     return count if count == 1 or 2 * len(ids) <= count else 0
+
+
+def is_plain_binary(kind: pa.DataType) -> bool:
+    """Return whether an Arrow type is one in which files store cells."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def is_bytes_or_text(kind: pa.DataType) -> bool:

@@ -21,12 +21,18 @@ from kmsdata.frames.arguments import (
     refuse_repeated,
     require,
 )
-from kmsdata.frames.arrow_storage import cells_in, is_bytes_or_text, looks_like_cells, validated
+from kmsdata.frames.arrow_storage import (
+    cells_in,
+    is_bytes_or_text,
+    is_plain_binary,
+    looks_like_cells,
+    validated,
+)
 from kmsdata.frames.cell import Cell, warn_caller
 from kmsdata.frames.column import open_pandas, same_dtype
 from kmsdata.frames.dtype import EXTENSION_NAME, EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.keys.data_key import DataKey
-from kmsdata.keys.envelope import Header
+from kmsdata.keys.envelope import ENTRY, Header, parse_file
 
 __all__ = [
     "Encrypted",
@@ -430,9 +436,11 @@ def with_index_levels(index: pd.Index[Any], levels: Mapping[int, pd.Index[Any]])
 def lost_header(name: Hashable, *, path: str | None = None, named: bool = False) -> FormatError:
     """Return the error for a column of cells whose header was dropped; ``named``: the caller named it."""
     where = "" if path is None else f"{path}: "
+    # pandas.read_parquet drops the header of a file without Arrow schema.
+    read = "" if path is not None else "If it comes from an encrypted file, call kmsdata.read_parquet(). "
     return FormatError(
         f"{where}column {name!r} has no kmsdata header, but looks like cells: other software dropped the "
-        "header. Attach that of the original file or frame with df.kms.attach(original), or with "
+        f"header. {read}Attach that of the original file or frame with df.kms.attach(original), or with "
         "kmsdata.attach(table, original)"
         + ("" if named else ". If these are ciphertexts of other software, name the columns to decrypt"),
         path=path,
@@ -547,13 +555,23 @@ def arrow_values(series: pd.Series[Any], *, only_if_cells: bool = False) -> pa.A
 
 
 def in_arrow_types(schema: pa.Schema) -> Iterator[pa.Field]:
-    """Return the fields of a schema, with the extension type where only the metadata of the field has it.
+    """Return the fields of a schema, with the extension type where only metadata has it.
 
-    Arrow puts the extension type of a column there when the type is not registered: in a table that was read
-    before kmsdata was imported.
+    Arrow puts the extension type of a column into the field's metadata when the type is not registered: in a
+    table that was read before kmsdata was imported. Of a file without Arrow schema, the headers are only in
+    the schema's entry ``kmsdata``.
+
+    Raises:
+        FormatError: the entry is malformed, and there are binary columns that it may describe.
     """
+    entry = (schema.metadata or {}).get(ENTRY)
+    binary = [field.name for field in schema if is_plain_binary(field.type)] if entry else []
+    recorded = parse_file(entry.decode("utf-8", "surrogateescape")) if entry and binary else {}
     for field in schema:
         metadata = field.metadata or {}
+        if metadata.get(b"ARROW:extension:name") is None and field.name in binary and field.name in recorded:
+            yield field.with_type(EncryptedType(field.type, EncryptedDtype(recorded[field.name])))
+            continue
         if metadata.get(b"ARROW:extension:name") != EXTENSION_NAME.encode() or isinstance(
             field.type, pa.BaseExtensionType
         ):

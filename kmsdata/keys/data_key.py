@@ -181,6 +181,10 @@ class DataKey(Secret):
         """Check the MAC of a column object: False if the object was changed (constant time)."""
         return hmac.compare_digest(self.mac(header), header.mac)
 
+    def _mac_of(self, document: bytes) -> bytes:
+        """Compute the HMAC-SHA256 of a document that says what it is for, and is no column object."""
+        return hmac.new(self._derive(b"kmsdata/1/header", 32), document, hashlib.sha256).digest()
+
     def commits_to(self, commitment: bytes) -> bool:
         """Check whether a commitment belongs to this key (constant time)."""
         return hmac.compare_digest(self.commitment, commitment)

@@ -20,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError
-from kmsdata.lazy_property import lazy_property
-from kmsdata.parquet.footer import MAGIC, FileMetaData, ending, page_range, read_metadata
+from kmsdata.parquet.footer import MAGIC, FileMetaData, bloom_filter_length, ending, page_range, read_metadata
 from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Struct, decode, encode, value
 
-__all__ = ["PART", "Replacement", "rewrite"]
+__all__ = ["PART", "Replacement", "arrow_field", "arrow_schema", "arrow_view", "respelled", "rewrite"]
+
+_SCHEMA = b"ARROW:schema"
+_EXTENSION = (b"ARROW:extension:name", b"ARROW:extension:metadata")
 
 PART = 64 << 20  # bytes of a column that are encoded at once; a larger chunk has no dictionary
 _COPY = 8 << 20
@@ -43,17 +45,23 @@ class Replacement:
     """The new version of a column.
 
     Attributes:
-        field: its Arrow name and type.
+        field: its Arrow name and type, as it is written.
         settings: how to write it: keyword arguments of `pyarrow.parquet.write_table`.
+        elements: its part of the Parquet schema, for whose pages these settings fit.
+        arrow: its field in the Arrow schema of the file, if the file has one; None: ``field``.
+        convert: converts values to the type of ``field``; None: they have it.
     """
 
     field: pa.Field
     settings: Mapping[str, Any]
+    elements: Sequence[Struct]
+    arrow: pa.Field | None = None
+    convert: Callable[[Any], Any] | None = None
 
-    @lazy_property
-    def _blank(self) -> _Encoded:
-        """The column without rows, for its schema elements."""
-        return _encoded(self.field, None, self.settings)
+    @classmethod
+    def of(cls, field: pa.Field, settings: Mapping[str, Any]) -> Replacement:
+        """Return a column with the part of the Parquet schema that pyarrow writes for it."""
+        return cls(field, settings, _encoded(field, None, settings).elements)
 
 
 def _refuse(path: str, why: str) -> NoReturn:
@@ -90,6 +98,7 @@ def rewrite(
     schema: pa.Schema,
     metadata: Mapping[bytes, bytes],
     done: Callable[[int], None],
+    spelled: bytes | None = None,
 ) -> int:
     """Write a copy of a Parquet file with some columns replaced.
 
@@ -100,9 +109,12 @@ def rewrite(
         sink: the file to write.
         replaced: the new version of each replaced column, by name.
         replacements: makes the values of a row group's replaced columns.
-        schema: the Arrow schema of the result, with the metadata that Arrow shows.
-        metadata: key-value metadata of the result, without the Arrow schema.
+        schema: the Arrow schema that readers will see, with the metadata that Arrow shows.
+        metadata: key-value metadata of the result, without the Arrow schema. The result has an Arrow schema
+            if the source has one: without it, readers type plain columns by their Parquet types.
         done: called after each row group with its number of rows.
+        spelled: text of an Arrow schema, which is written if it says the same as that of the result: other
+            libraries encode equal schemas in other bytes.
 
     Returns:
         The size of the result, in bytes.
@@ -112,10 +124,12 @@ def rewrite(
     """
     out = _Output(sink)
     out.write(MAGIC)
-    blanks = {name: column._blank for name, column in replaced.items()}
+    blanks = {name: list(column.elements) for name, column in replaced.items()}
     places: list[list[int | None]] = []  # the old numbers of each top-level column's leaves; None: a new leaf
     for name, leaves in footer.columns:
-        places.append([None] * len(blanks[name].leaves) if name in replaced else list(leaves))
+        places.append(
+            [None] * sum(not value(part, 5, 0) for part in blanks[name]) if name in replaced else list(leaves)
+        )
     order = [old for group in places for old in group]
     groups: list[Struct] = []
     moved: list[tuple[Struct, Struct]] = []
@@ -155,7 +169,8 @@ def rewrite(
     for old, chunk in moved:
         if 4 in old and 5 in old:
             _copy_offset_index(out, file, old, chunk, path)
-    body = encode(_file(footer, replaced, blanks, places, groups, schema, metadata))
+    entries = _entries(footer, replaced, schema, metadata, spelled, path)
+    body = encode(_file(footer, replaced, blanks, places, groups, entries))
     _check(body, schema, path)
     out.write(ending(body))
     return out.at
@@ -183,31 +198,30 @@ def _check(body: bytes, schema: pa.Schema, path: str) -> None:
 def _file(
     footer: FileMetaData,
     replaced: Mapping[str, Replacement],
-    blanks: Mapping[str, _Encoded],
+    blanks: Mapping[str, list[Struct]],
     places: Sequence[Sequence[int | None]],
     groups: list[Struct],
-    schema: pa.Schema,
-    metadata: Mapping[bytes, bytes],
+    entries: list[Struct],
 ) -> Struct:
     elements: list[Struct] = [value(footer.fields, 2)[1][0]]
     for (name, _), old in zip(footer.columns, footer.elements, strict=True):
         if name not in replaced:
             elements += old
             continue
-        first, *rest = blanks[name].elements
+        first, *rest = blanks[name]
         # Keep the original field id (9): table formats such as Iceberg find columns by it.
         first = {number: item for number, item in first.items() if number != 9}
         if 9 in old[0]:
             first[9] = old[0][9]
         elements += [first, *rest]
-    text = base64.b64encode(schema.serialize().to_pybytes())
-    entries = {**metadata, b"ARROW:schema": text}
     out = {
         **footer.fields,
         2: (LIST, (STRUCT, elements)),
         4: (LIST, (STRUCT, groups)),
-        5: (LIST, (STRUCT, [{1: (BINARY, key), 2: (BINARY, text)} for key, text in entries.items()])),
+        5: (LIST, (STRUCT, entries)),
     }
+    if not entries:
+        del out[5]
     if 7 in footer.fields:
         orders: list[Struct] = value(footer.fields, 7)[1]
         by_type: Struct = {1: (STRUCT, {})}  # TypeDefinedOrder
@@ -216,14 +230,101 @@ def _file(
     return out
 
 
+def _entries(
+    footer: FileMetaData,
+    replaced: Mapping[str, Replacement],
+    schema: pa.Schema,
+    metadata: Mapping[bytes, bytes],
+    spelled: bytes | None,
+    path: str,
+) -> list[Struct]:
+    """Return the key-value entries in their old order; new ones are at the end."""
+    before, after = footer.metadata, dict(metadata)
+    if (arrow := arrow_schema(footer, path)) is not None:
+        if arrow.names != schema.names:
+            arrow = schema  # Arrow shows the names of the Parquet schema
+        for name, column in replaced.items():
+            position = arrow.get_field_index(name)
+            arrow = arrow.set(position, column.arrow or column.field)
+        # with_metadata(None) would store an empty list of entries.
+        arrow = arrow.with_metadata(schema.metadata) if schema.metadata else arrow.remove_metadata()
+        after[_SCHEMA] = base64.b64encode(arrow.serialize().to_pybytes())
+        if spelled is not None and respelled(spelled) == after[_SCHEMA]:
+            after[_SCHEMA] = spelled
+    out: list[Struct] = []
+    for entry in value(footer.fields, 5, (STRUCT, []))[1]:
+        key = value(entry, 1)
+        if key in after:
+            out.append(entry if after[key] == before[key] else {**entry, 2: (BINARY, after[key])})
+    return out + [{1: (BINARY, key), 2: (BINARY, text)} for key, text in after.items() if key not in before]
+
+
+def arrow_schema(footer: FileMetaData, path: str) -> pa.Schema | None:
+    """Return the Arrow schema that is stored in a footer, if there is one.
+
+    Arrow shows another one (`pyarrow.parquet.ParquetFile.schema_arrow`): it adds ids of fields, and ignores
+    types that do not fit to the Parquet schema.
+
+    Raises:
+        FormatError: it is damaged.
+    """
+    if (text := footer.metadata.get(_SCHEMA)) is None:
+        return None
+    try:
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    except (ValueError, pa.ArrowException, OSError):
+        _refuse(path, "the entry 'ARROW:schema' of its metadata is damaged")
+
+
+def respelled(text: bytes) -> bytes | None:
+    """Return the text of an Arrow schema as pyarrow writes it; None if it is none."""
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    except (ValueError, pa.ArrowException, OSError):
+        return None
+    schema = schema if schema.metadata else schema.remove_metadata()  # some libraries store an empty list
+    return base64.b64encode(schema.serialize().to_pybytes())
+
+
+def arrow_field(stored: pa.Schema | None, shown: pa.Field, kind: pa.DataType) -> pa.Field:
+    """Return a column's field for the Arrow schema of a file, with another type and the same metadata.
+
+    Args:
+        stored: the Arrow schema that is stored in the file.
+        shown: the field that Arrow shows.
+        kind: the new type.
+    """
+    field = stored.field(shown.name) if stored is not None and shown.name in stored.names else shown
+    # The metadata of an extension type that is not registered would contradict the new type.
+    rest = {key: text for key, text in (field.metadata or {}).items() if key not in _EXTENSION}
+    field = field.with_type(kind)
+    return field.with_metadata(rest) if rest else field.remove_metadata()
+
+
+def arrow_view(elements: Sequence[Struct], arrow: pa.Field | None) -> pa.Field:
+    """Return the field that Arrow shows for a column with this part of the Parquet schema.
+
+    Args:
+        elements: the part of the Parquet schema.
+        arrow: the field in the file's Arrow schema; None: the file has no Arrow schema.
+    """
+    root: Struct = {4: (BINARY, b"schema"), 5: (I32, 1)}
+    file: Struct = {1: (I32, 2), 2: (LIST, (STRUCT, [root, *elements])), 3: (I64, 0), 4: (LIST, (STRUCT, []))}
+    if arrow is not None:
+        text = base64.b64encode(pa.schema([arrow]).serialize().to_pybytes())
+        file[5] = LIST, (STRUCT, [{1: (BINARY, _SCHEMA), 2: (BINARY, text)}])
+    return pq.ParquetFile(pa.BufferReader(MAGIC + ending(encode(file)))).schema_arrow.field(0)
+
+
 def _moved(chunk: Struct, by: int) -> Struct:
     """Return a ColumnChunk whose pages are moved; without indexes and bloom filter, which are added later."""
     meta = dict(value(chunk, 3))
     for field in (9, 10, 11):  # offsets of the data, index and dictionary pages
         if value(meta, field):
             meta[field] = I64, value(meta, field) + by
-    for field in (14, 15):  # offset and length of the bloom filter
-        meta.pop(field, None)
+    meta.pop(14, None)  # the offset of the bloom filter
+    if bloom_filter_length(meta) is not None:
+        del meta[15]
     file_offset = value(chunk, 2, 0)
     return {2: (I64, file_offset + by if file_offset else 0), 3: (STRUCT, meta)}
 
@@ -232,7 +333,7 @@ def _copy_bloom_filter(out: _Output, file: pa.NativeFile, path: str, old: Struct
     start = value(old, 14)
     if start is None:
         return
-    length = value(old, 15)
+    length = bloom_filter_length(old)
     if (
         length is None
     ):  # the field is optional: older writers store the length only in the filter's own header
@@ -368,8 +469,8 @@ def _write_leaf(
     began, done = out.at, 0
     meta: Struct = {}
     while values is not None:
-        encoded = _encoded(column.field, values, settings)
         done += len(values)
+        encoded = _encoded(column.field, column.convert(values) if column.convert else values, settings)
         values = None  # free this part before the next one is made
         one = encoded.leaves[leaf]
         start, length = page_range(one)

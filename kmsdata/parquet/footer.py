@@ -38,7 +38,7 @@ from kmsdata.parquet.thrift import (
 )
 
 __all__ = [
-    "MAGIC", "NOT_PARQUET", "Entry", "FileMetaData", "Footer",
+    "MAGIC", "NOT_PARQUET", "Entry", "FileMetaData", "Footer", "bloom_filter_length",
     "check_footer", "ending", "page_range", "read_footer", "read_metadata",
 ]  # fmt: skip
 
@@ -65,11 +65,11 @@ _KEY_VALUES = 5
 # The fields used of each struct: those that it must have, and the types of all that are used. A Python list
 # means a list of structs.
 _Kinds: TypeAlias = "tuple[set[int], dict[int, Any]]"
-_ELEMENT: _Kinds = {4}, {1: I32, 2: I32, 4: BINARY, 5: I32}
+_ELEMENT: _Kinds = {4}, {1: I32, 2: I32, 3: I32, 4: BINARY, 5: I32, 10: (set(), {})}
 _SORTING: _Kinds = {1}, {1: I32}
 _META: _Kinds = (
     {2, 5, 6, 7, 9},
-    {2: LIST, 4: I32, 5: I64, 6: I64, 7: I64, 9: I64, 10: I64, 11: I64, 14: I64, 15: I32},
+    {2: LIST, 4: I32, 5: I64, 6: I64, 7: I64, 9: I64, 10: I64, 11: I64, 14: I64},
 )
 _CHUNK: _Kinds = set(), {2: I64, 3: _META, 4: I64, 5: I32, 6: I64, 7: I32}
 _GROUP: _Kinds = {1, 3}, {1: [_CHUNK], 2: I64, 3: I64, 4: [_SORTING], 5: I64, 6: I64}
@@ -234,7 +234,7 @@ class FileMetaData:
                     page_range(meta),
                     (value(chunk, 4, 0), value(chunk, 5, 0)),  # offset index
                     (value(chunk, 6, 0), value(chunk, 7, 0)),  # column index
-                    (value(meta, 14, 0), value(meta, 15, 0)),  # bloom filter
+                    (value(meta, 14, 0), bloom_filter_length(meta) or 0),  # bloom filter
                 )
                 if any(length and not 4 <= start < start + length <= size for start, length in ranges):
                     raise FormatError("it was cut short, or its footer is damaged")
@@ -273,6 +273,12 @@ def _levels(elements: list[Struct]) -> list[tuple[int, int]]:
 def ending(data: bytes) -> bytes:
     """Return the bytes that end a file with this FileMetaData."""
     return data + len(data).to_bytes(4, "little") + MAGIC
+
+
+def bloom_filter_length(meta: Struct) -> int | None:
+    """Return the length of a column chunk's bloom filter, if its ColumnMetaData has it."""
+    kind, length = meta.get(15, (STRUCT, None))
+    return length if kind == I32 else None  # Dremio stores a list under this number
 
 
 def page_range(meta: Struct) -> tuple[int, int]:

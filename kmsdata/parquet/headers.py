@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located, printable
 from kmsdata.frames.arguments import Columns, column_names
+from kmsdata.frames.arrow_storage import is_plain_binary
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.footer import NOT_PARQUET, check_footer, read_footer
@@ -214,7 +215,7 @@ def headers_in(
                 bad[field.name] = located(
                     error, f"{path}: column {field.name!r}", path=path, column=field.name
                 )
-    lost = {field.name for field in fields if _is_binary(field.type)}
+    lost = {field.name for field in fields if is_plain_binary(field.type)}
     texts = [(schema.metadata or {}).get(ENTRY), (footer or {}).get(ENTRY)]
     for text in dict.fromkeys(text for text in texts if text and (lost or headers)):
         try:
@@ -238,9 +239,3 @@ def headers_in(
     if failed is not None:
         failed |= bad
     return {name: header for name, header in headers.items() if name not in bad}
-
-
-def _is_binary(dtype: pa.DataType) -> bool:
-    return (
-        pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_fixed_size_binary(dtype)
-    )

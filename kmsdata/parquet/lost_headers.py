@@ -16,6 +16,7 @@ from kmsdata.keys.envelope import Header
 __all__ = ["file_without_header"]
 
 _ROWS = 1 << 12  # rows that are decoded at once to look for cells
+_ROWS_OF_DELTA = 1 << 6  # each value may repeat almost all of the one before it
 
 
 def file_without_header(
@@ -34,10 +35,12 @@ def file_without_header(
     names = [field.name for field in schema if field.name not in headers and is_bytes_or_text(field.type)]
     if not names:
         return []
-    # As dictionaries, repeated values take no memory, however often they are repeated.
+    # As dictionaries, repeated values take no memory, however often they are repeated. pyarrow (26) cannot
+    # read pages of this encoding as dictionaries.
+    delta = _encoded_as(pq.ParquetFile(source, pre_buffer=False).metadata, names, "DELTA_BYTE_ARRAY")
     reader = pq.ParquetFile(
         source,
-        read_dictionary=names,
+        read_dictionary=[name for name in names if name not in delta],
         buffer_size=1 << 20,
         pre_buffer=False,
         page_checksum_verification=True,
@@ -46,13 +49,25 @@ def file_without_header(
     for name in names:
         if _ruled_out(reader.metadata, name):
             continue
-        batches = reader.iter_batches(_ROWS, columns=[name], use_threads=False)
+        rows = _ROWS_OF_DELTA if name in delta else _ROWS
+        batches = reader.iter_batches(rows, columns=[name], use_threads=False)
         count = looks_like_cells(batch.column(0) for batch in batches if batch.num_columns == 1)
         if count == 1:
             warn_of_single_value(name, path=path)
         elif count:
             found.append(name)
     return found
+
+
+def _encoded_as(metadata: Any, names: list[str], encoding: str) -> set[str]:
+    """Return those of these columns that have pages of an encoding."""
+    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    return {
+        path
+        for group in map(metadata.row_group, range(metadata.num_row_groups))
+        for number, path in enumerate(paths)
+        if path in names and encoding in group.column(number).encodings
+    }
 
 
 def _ruled_out(metadata: Any, name: str) -> bool:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kmsdata.errors import FormatError
+from kmsdata.errors import FormatError, UnsupportedTypeError
 from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.bulk.csv_reader import is_csv
 from kmsdata.parquet.column_chunks import PART
@@ -20,7 +21,14 @@ from kmsdata.parquet.headers import damaged
 from kmsdata.parquet.locations import Place, open_file
 from kmsdata.parquet.thrift import Struct, decode, value
 
-__all__ = ["OpenParquet", "categories", "column_batches", "in_parts", "open_parquet"]
+__all__ = [
+    "OpenParquet",
+    "categories",
+    "column_batches",
+    "in_parts",
+    "open_parquet",
+    "refuse_lost_timestamps",
+]
 
 _BATCH = 8 << 20  # bytes of a column that are usually decoded at once
 _MOST = 32 << 20  # bytes of a column that are at most decoded at once, if a dictionary has long values
@@ -30,7 +38,11 @@ _MOST_WALKED = 1 << 16  # values of a dictionary that compresses better than by 
 _MOST_RATIO = 100  # how much larger a page of more than `_MOST` may become when it is decompressed
 _HEADER = 4 << 10  # bytes of a page that are read to find its header
 
-_BYTE_ARRAY = 6
+# What Arrow says about a schema with a type of a later Parquet version, or of other software.
+_NEWER = ("LogicalType that is not recognized", "not implemented")
+
+_INT96, _BYTE_ARRAY = 3, 6
+_MOST_MS = (1 << 63) // 1_000_000 - 1  # milliseconds that fit into 64 bits of nanoseconds
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # types of pages
 _DELTA_BYTE_ARRAY = 7
 _CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
@@ -156,6 +168,42 @@ def column_batches(parquet: OpenParquet, group: int, name: str) -> Iterator[Any]
         yield batch.column(0)
 
 
+def refuse_lost_timestamps(parquet: OpenParquet, group: int, name: str) -> None:
+    """Raise UnsupportedTypeError for INT96 timestamps that Arrow's nanoseconds cannot hold.
+
+    Arrow reads INT96 as nanoseconds since 1970 in 64 bits, without an error for years before 1678 or after
+    2261: those become other moments.
+    """
+    if not any(value(parquet.leaf_elements[leaf], 1) == _INT96 for leaf in parquet.leaves[name]):
+        return
+    reader = pq.ParquetFile(parquet.file, pre_buffer=False, coerce_int96_timestamp_unit="ms")
+    for batch in reader.iter_batches(_MOST_ROWS, row_groups=[group], columns=[name], use_threads=False):
+        for values in _leaf_values(batch.column(0)):
+            if pa.types.is_timestamp(values.type) and len(values):
+                least, most = pc.min_max(values.cast(pa.int64())).values()
+                if least.is_valid and not -_MOST_MS <= least.as_py() <= most.as_py() <= _MOST_MS:
+                    raise UnsupportedTypeError(
+                        f"{parquet.path}: column {name!r} has INT96 timestamps before 1678 or after 2261, "
+                        "which Arrow cannot read exactly. Write the file with INT64 timestamps first (in "
+                        "Spark: spark.sql.parquet.outputTimestampType=TIMESTAMP_MICROS)",
+                        column=name,
+                        dtype="INT96",
+                    )
+
+
+def _leaf_values(values: pa.Array) -> Iterator[pa.Array]:
+    if pa.types.is_struct(values.type):
+        for part in values.flatten():
+            yield from _leaf_values(part)
+    elif pa.types.is_map(values.type):
+        yield from _leaf_values(values.keys)
+        yield from _leaf_values(values.items)
+    elif pa.types.is_nested(values.type):
+        yield from _leaf_values(values.flatten())
+    else:
+        yield values
+
+
 def categories(places: Iterable[Place], name: str, kind: pa.DataType) -> pa.Array:
     """Return the distinct categories of a dictionary column in all these files."""
     found = pa.array([], kind)
@@ -199,6 +247,12 @@ def _arrow_errors(path: str, column: str | None = None) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f"{path}: column {column!r}" if column else path
+        if column is None and any(text in str(error) for text in _NEWER):
+            raise FormatError(
+                f"{path} has a column of a type that pyarrow {pa.__version__} does not support: {error}. "
+                "Install a newer version, or write the file again without this column",
+                path=path,
+            ) from error
         raise FormatError(
             f"{where} cannot be read: the file is damaged or was cut short", path=path, column=column
         ) from error

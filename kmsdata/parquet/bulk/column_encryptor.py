@@ -17,7 +17,13 @@ from kmsdata.frames.pandas_metadata import pandas_dtypes
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ColumnHeader, Header
 from kmsdata.lazy_property import lazy_property
-from kmsdata.parquet.bulk.column_batches import OpenParquet, categories, column_batches, in_parts
+from kmsdata.parquet.bulk.column_batches import (
+    OpenParquet,
+    categories,
+    column_batches,
+    in_parts,
+    refuse_lost_timestamps,
+)
 from kmsdata.parquet.bulk.file_schema import refuse_values_in_metadata
 from kmsdata.parquet.bulk.plan import EncryptionPlan
 
@@ -31,13 +37,14 @@ class ColumnEncryptor:
     Attributes:
         name: the column.
         dtype: the dtype of its cells, which contains the header.
+        data_key: the data key.
     """
 
     name: str
     dtype: EncryptedDtype
     _header: ColumnHeader = field(repr=False)
     _described: Description = field(repr=False)
-    _data_key: DataKey = field(repr=False)
+    data_key: DataKey = field(repr=False)
 
     @lazy_property
     def type(self) -> EncryptedType:
@@ -47,7 +54,7 @@ class ColumnEncryptor:
     def encrypt(self, values: pa.Array) -> Any:
         """Encrypt values; return an Arrow array of cells."""
         column = pa.chunked_array([values])
-        cells = seal(self._header, self._described, column, self.name, self._data_key)
+        cells = seal(self._header, self._described, column, self.name, self.data_key)
         return EncryptedArray(cells, self.dtype).__arrow_array__()
 
 
@@ -99,6 +106,7 @@ def _parts(
 
 
 def _cells(parquet: OpenParquet, encryptor: ColumnEncryptor, texts: pa.Array, group: int) -> Iterator[Any]:
+    refuse_lost_timestamps(parquet, group, encryptor.name)
     for values in column_batches(parquet, group, encryptor.name):
         refuse_values_in_metadata(values, texts, encryptor.name, parquet.path)
         yield encryptor.encrypt(values)

@@ -13,16 +13,18 @@ from kmsdata.display.progress import Progress
 from kmsdata.frames.arguments import Columns
 from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.key_argument import resolve_key
+from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
 from kmsdata.keys.usage import usage
 from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.column_decryptor import ColumnDecryptor, column_decryptors, decrypted_group
 from kmsdata.parquet.bulk.estimate import decrypted_size
-from kmsdata.parquet.bulk.file_schema import decrypted_schema, replacement
+from kmsdata.parquet.bulk.file_schema import decrypted_schema
+from kmsdata.parquet.bulk.original_types import decrypted_column, originals_in, spelling_in, without_originals
 from kmsdata.parquet.bulk.plan import FilePlan, plan_decryption
 from kmsdata.parquet.bulk.target_files import open_targets
-from kmsdata.parquet.column_chunks import rewrite
+from kmsdata.parquet.column_chunks import arrow_schema, rewrite
 from kmsdata.parquet.headers import naming_the_file
 from kmsdata.parquet.locations import FilePath
 
@@ -126,18 +128,30 @@ def _decrypt_file(
 ) -> None:
     """Write a Parquet file with its columns decrypted; copy everything else."""
     with open_parquet(file.source) as parquet:
-        fields = {name: parquet.schema.field(name).with_type(item.type) for name, item in decryptors.items()}
+        stored = arrow_schema(parquet.footer, parquet.path)
+        data_keys: dict[bytes, DataKey] = {}
+        for item in decryptors.values():
+            data_keys |= item.data_keys
+        originals = originals_in(parquet.entries, file.column_headers, data_keys, parquet.path)
+        columns, fields = {}, {}
+        for name, item in decryptors.items():
+            shown = parquet.schema.field(name)
+            columns[name], fields[name] = decrypted_column(
+                originals.get(name), shown.with_type(item.type), shown, stored
+            )
         headers = {name: header for name, header in file.headers.items() if name not in decryptors}
         pandas = {name: item.pandas_entry for name, item in decryptors.items()}
         schema, entries = decrypted_schema(parquet.schema, parquet.entries, fields, headers, pandas)
+        entries = without_originals(entries, headers, parquet.path)
         rewrite(
             parquet.file,
             parquet.path,
             parquet.footer,
             sink,
-            {name: replacement(field) for name, field in fields.items()},
+            columns,
             functools.partial(decrypted_group, parquet, decryptors),
             schema,
             entries,
             add_rows,
+            spelling_in(parquet.entries),
         )

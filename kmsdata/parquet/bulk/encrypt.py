@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -28,9 +29,10 @@ from kmsdata.parquet.bulk.file_schema import (
     metadata_texts,
     replacement,
 )
+from kmsdata.parquet.bulk.original_types import with_originals
 from kmsdata.parquet.bulk.plan import FilePlan, plan_encryption
 from kmsdata.parquet.bulk.target_files import open_targets
-from kmsdata.parquet.column_chunks import PART, rewrite
+from kmsdata.parquet.column_chunks import PART, arrow_field, arrow_schema, rewrite
 from kmsdata.parquet.locations import FilePath
 from kmsdata.parquet.write import settings_for
 
@@ -140,15 +142,23 @@ def _encrypt_parquet(
     """Write a Parquet file with its columns encrypted; copy everything else."""
     headers = {**file.headers, **{name: item.dtype.header for name, item in encryptors.items()}}
     with open_parquet(file.source) as parquet:
-        fields = {name: parquet.schema.field(name).with_type(item.type) for name, item in encryptors.items()}
-        schema, entries = encrypted_schema(parquet.schema, parquet.entries, fields, headers)
+        stored = arrow_schema(parquet.footer, parquet.path)
+        fields, shown = {}, {}
+        for name, item in encryptors.items():
+            fields[name] = arrow_field(stored, parquet.schema.field(name), item.type)
+            # Without an Arrow schema, readers see cells as bytes, and find the header in the entry.
+            shown[name] = (
+                fields[name] if stored is not None else fields[name].with_type(item.type.storage_type)
+            )
+        schema, entries = encrypted_schema(parquet.schema, parquet.entries, shown, headers)
+        entries = with_originals(entries, parquet, {name: item.data_key for name, item in encryptors.items()})
         texts = metadata_texts(schema, entries)
         rewrite(
             parquet.file,
             parquet.path,
             parquet.footer,
             sink,
-            {name: replacement(field) for name, field in fields.items()},
+            {name: replace(replacement(field), arrow=field) for name, field in fields.items()},
             functools.partial(encrypted_group, parquet, encryptors, texts),
             schema,
             entries,

@@ -11,9 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from kmsdata.errors import FormatError, UnsupportedTypeError
+from kmsdata.errors import FormatError
 from kmsdata.frames.pandas_metadata import in_pandas_metadata, pandas_attributes, with_entries
 from kmsdata.keys.envelope import ENTRY, Header, file_text
 from kmsdata.parquet.column_chunks import Replacement
@@ -62,16 +61,13 @@ def decrypted_schema(
     Args:
         schema: its Arrow schema.
         entries: its key-value metadata, without the Arrow schema.
-        fields: the decrypted columns, with the types of their values.
+        fields: the decrypted columns, with the types that Arrow will show.
         headers: the headers of the columns that stay encrypted.
         pandas: the entry of each decrypted column in the pandas metadata; None: the one from before it was
             encrypted.
-
-    Raises:
-        UnsupportedTypeError: Parquet does not support the type of a column.
     """
     metadata = _decrypted_metadata(schema.metadata, pandas, headers)
-    decrypted = _with_fields(schema, {name: _as_read(field) for name, field in fields.items()})
+    decrypted = _with_fields(schema, fields)
     return decrypted.with_metadata(metadata or None), _decrypted_metadata(entries, pandas, headers)
 
 
@@ -83,28 +79,13 @@ def replacement(field: pa.Field) -> Replacement:
 @functools.lru_cache(256)  # thousands of small files often have the same columns
 def _replacement(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
     field = pa.field(name, kind, nullable)
-    return Replacement(field, settings_for(pa.schema([field]), {}))
+    return Replacement.of(field, settings_for(pa.schema([field]), {}))
 
 
 def _with_fields(schema: pa.Schema, fields: Mapping[str, pa.Field]) -> pa.Schema:
     for name, field in fields.items():
         schema = schema.set(schema.get_field_index(name), field)
     return schema
-
-
-def _as_read(field: pa.Field) -> pa.Field:
-    """Return a column with the type that is read after it is written: Parquet changes some units of time."""
-    sink = pa.BufferOutputStream()
-    try:
-        pq.write_table(pa.schema([field]).empty_table(), sink)
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        raise UnsupportedTypeError(
-            f"column {field.name!r} is {field.type}, which Parquet does not support. Decrypt it as a "
-            "frame or table",
-            column=field.name,
-            dtype=str(field.type),
-        ) from None
-    return field.with_type(pq.read_schema(pa.BufferReader(sink.getvalue())).field(0).type)
 
 
 # --- metadata -------------------------------------------------------------------------------------
@@ -170,7 +151,7 @@ def metadata_texts(schema: pa.Schema, entries: Metadata) -> pa.Array:
 
     Metadata has no fixed form, so any of them may be a value of a column.
     """
-    known = (b"ARROW:schema", b"pandas", ENTRY)
+    known = (b"ARROW:schema", b"pandas", b"kmsdata.original", ENTRY)
     every = {**entries, b"pandas attributes": json.dumps(pandas_attributes(schema.metadata)).encode()}
     raw = [text for key, text in [*every.items(), *(schema.metadata or {}).items()] if key not in known]
     raw += [text for field in schema for text in (field.metadata or {}).values()]
