@@ -275,7 +275,8 @@ class FrameAccessor:
                 statistics apply only to plain columns; encrypted columns have fixed settings.
 
         Raises:
-            ValueError: nothing in the frame is encrypted; a column of ``partition_cols`` is; another engine.
+            ValueError: nothing in the frame is encrypted; a column of ``partition_cols`` is, or has nulls;
+                another engine.
             FileExistsError: the folder for ``partition_cols`` contains files.
             FormatError: a label differs from the name that the column was encrypted under, or a column of
                 ``encrypted`` is not encrypted.

@@ -99,7 +99,7 @@ def new_key_uris(keys: list[str] | None) -> list[str] | None:
     """Return the URIs of keys for new data; None if there are none.
 
     Raises:
-        Refusal: a name is that of a file or folder, and of no key: a key of that name is hardly meant.
+        Refusal: a name is that of a file or folder, and of no key: a new key is not meant.
     """
     for key in keys or ():
         if ":" in key or not Path(key).exists():

@@ -38,8 +38,6 @@ from kmsdata.parquet.locations import FilePath, Place, files_at, whole, whole_fo
 
 __all__ = ["settings_for", "write_parquet"]
 
-_NULL = "__HIVE_DEFAULT_PARTITION__"  # the name that Hive, pyarrow and Spark give to a null
-
 
 def write_parquet(
     frame: pd.DataFrame,
@@ -129,7 +127,12 @@ def _folder_names(values: pa.ChunkedArray, name: str) -> list[str]:
         raise TypeError(
             f"partition_cols= names {name!r}, whose values ({values.type}) cannot be names of folders"
         ) from None
-    return [f"{quote(name)}={_NULL if text is None else quote(text, safe='')}" for text in texts]
+    if None in texts:  # pyarrow cannot read folders of text in which some are null
+        raise ValueError(
+            f"partition_cols= names {name!r}, which contains nulls: they cannot be read back. Fill them "
+            "first (df.fillna)"
+        )
+    return [f"{quote(name, safe='')}={quote(text, safe='')}" for text in texts]
 
 
 def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
