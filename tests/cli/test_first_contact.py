@@ -282,6 +282,7 @@ def test_a_new_key_is_compared_with_the_others(capsys):
     assert "There was already local://payroll." in capsys.readouterr().err
 
 
+@pytest.mark.newest
 def test_an_alias_without_permission_to_list(monkeypatch):
     kms = kmsdata.TencentKMS("ap-guangzhou", credential=("AKIDexample", "secret"))
 
