@@ -11,7 +11,7 @@ from kmsdata.api.attach import attach
 from kmsdata.api.inspection import inspect
 from kmsdata.api.rewrap import rewrap_frame
 from kmsdata.display.inspection import Inspection
-from kmsdata.frames.arguments import Columns
+from kmsdata.frames.arguments import Chooser, Columns, chosen_names, column_names, matching_names
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns
 from kmsdata.frames.frame import decrypt_frame, encrypt_frame
 from kmsdata.frames.search import isin
@@ -32,9 +32,10 @@ class FrameAccessor:
 
     def encrypt(
         self,
-        columns: Columns = (),
+        columns: Columns | Chooser = (),
         *,
-        deterministic: Columns | bool = (),
+        regex: str | None = None,
+        deterministic: Columns | Chooser | bool = (),
         key: Key | Encrypted | None = None,
         domain: str | Mapping[str, str] | None = None,
         context: Mapping[str, str] | None = None,
@@ -44,9 +45,13 @@ class FrameAccessor:
 
         Args:
             columns: name or names of the columns to encrypt with random IVs. They reveal only which cells
-                are null and how long each value is.
+                are null and how long each value is. Or a function that is called with each column's name
+                and returns whether to encrypt the column.
+            regex: instead of ``columns``: encrypt the columns in whose names this regular expression is
+                found, as in `pandas.DataFrame.filter`.
             deterministic: name or names of the columns to encrypt so that equal values have equal cells and
-                can be joined, grouped and counted; True: all of ``columns``.
+                can be joined, grouped and counted, or a function as for ``columns``; True: all of
+                ``columns``.
             key: URI of a master key, such as ``"local://demo"``, to wrap a new data key with; several URIs:
                 each of these master keys can open the data; a `DataKey`, or an encrypted frame whose data
                 key to use, so that both frames can be joined; None: the session's key (`kmsdata.use`,
@@ -61,8 +66,8 @@ class FrameAccessor:
 
         Raises:
             KeyError: there is no such column.
-            ValueError: no column is named; a column is already encrypted, has a duplicate label or is in the
-                index; no key is given and the session has none.
+            ValueError: no column is named; ``regex`` or a function matches none; a column is already
+                encrypted, has a duplicate label or is in the index; no key is given and the session has none.
             UnsupportedTypeError: a column has values that decryption could not restore exactly.
             KeyServiceError: the KMS call failed.
 
@@ -73,11 +78,20 @@ class FrameAccessor:
             >>> enc["ssn"].dtype.name.startswith("encrypted[")
             True
             >>> pd.testing.assert_frame_equal(enc.kms.decrypt(), df)
+            >>> df.kms.encrypt(regex="^ss", key="local://demo").kms.encrypted
+            ['ssn']
         """
+        names = self._frame.columns
+        if regex is not None:
+            if callable(columns) or column_names(columns):
+                raise ValueError("columns and regex= were both passed. Pass one of them")
+            columns = matching_names(names, regex)
         return encrypt_frame(
             self._frame,
-            columns,
-            deterministic=deterministic,
+            chosen_names(names, columns, "columns"),
+            deterministic=deterministic
+            if isinstance(deterministic, bool)
+            else chosen_names(names, deterministic, "deterministic="),
             key=key,
             domain=domain,
             context=context,
@@ -242,20 +256,28 @@ class FrameAccessor:
         index: bool | None = None,
         filesystem: Any = None,
         encrypted: Columns | None = None,
+        partition_cols: Columns | None = None,
+        engine: str = "pyarrow",
         **pyarrow_options: Any,
     ) -> None:
         """Write a Parquet file that contains the wrapped data key. The write is atomic.
 
         Args:
-            path: the file; an existing file is replaced.
+            path: the file; an existing file is replaced. With ``partition_cols``, the folder, which must not
+                contain files.
             index: as in `pandas.DataFrame.to_parquet`.
             filesystem: pyarrow or fsspec filesystem; otherwise inferred from the path.
             encrypted: name or names of columns that must be encrypted; otherwise nothing is written.
+            partition_cols: name or names of plain columns: write a dataset with one folder for each of their
+                values, such as ``year=2026``.
+            engine: only ``"pyarrow"`` (or ``"auto"``): it alone writes the type of encrypted columns.
             **pyarrow_options: as in `pyarrow.parquet.write_table`. Options for compression, dictionaries and
                 statistics apply only to plain columns; encrypted columns have fixed settings.
 
         Raises:
-            ValueError: nothing in the frame is encrypted.
+            ValueError: nothing in the frame is encrypted; a column of ``partition_cols`` is, or has nulls;
+                another engine.
+            FileExistsError: the folder for ``partition_cols`` contains files.
             FormatError: a label differs from the name that the column was encrypted under, or a column of
                 ``encrypted`` is not encrypted.
             OSError: the file cannot be written; an existing file at the path is unchanged.
@@ -266,7 +288,14 @@ class FrameAccessor:
             >>> enc.kms.to_parquet("ages.parquet")
         """
         write_parquet(
-            self._frame, path, index=index, filesystem=filesystem, encrypted=encrypted, **pyarrow_options
+            self._frame,
+            path,
+            index=index,
+            filesystem=filesystem,
+            encrypted=encrypted,
+            partition_cols=partition_cols,
+            engine=engine,
+            **pyarrow_options,
         )
 
 
@@ -316,6 +345,20 @@ class SeriesAccessor:
         # With nothing encrypted, the column is named, so that the error says that it has no header.
         columns = None if encrypted_columns(frame) else list(frame.columns)
         return self._as_it_was(decrypt_frame(frame, columns, key=key, context=context))
+
+    def isin(self, values: Any, *, key: Key | Encrypted | None = None) -> pd.Series[bool]:
+        """Find the rows that hold one of these values, without decryption. See `FrameAccessor.isin`.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> enc = pd.Series([36, 41], name="age").kms.encrypt(deterministic=True, key="local://demo")
+            >>> enc.kms.isin([41, 50]).tolist()
+            [False, True]
+        """
+        frame = self._series.to_frame()
+        found = isin(frame, frame.columns[0], values, key=key)
+        found.name = self._series.name
+        return found
 
     def _as_it_was(self, frame: pd.DataFrame) -> pd.Series[Any]:
         out: pd.Series[Any] = frame.iloc[:, 0]

@@ -38,12 +38,18 @@ def new_data_key(key: Key | Encrypted | None = None, *, context: Mapping[str, st
     return data_key_for(key, context)
 
 
-def data_key(x: Encrypted | FilePath, *, key: Key | Encrypted | None = None) -> DataKey:
+def data_key(
+    x: Encrypted | FilePath,
+    *,
+    key: Key | Encrypted | None = None,
+    context: Mapping[str, str] | None = None,
+) -> DataKey:
     """Unwrap the data key of encrypted data.
 
     Args:
         x: a frame, series, Arrow table, or path of a Parquet file.
         key: use only these keys; None: as for decryption.
+        context: pairs that the authenticated context must contain.
 
     Raises:
         ValueError: nothing is encrypted, or there are several data keys; the message lists them.
@@ -56,7 +62,7 @@ def data_key(x: Encrypted | FilePath, *, key: Key | Encrypted | None = None) -> 
         >>> len(one.merge(two, on="id"))
         1
     """
-    return the_data_key(_headers(x), key)
+    return the_data_key(_headers(x), key, context)
 
 
 def export_keyset(source: Encrypted | FilePath, column: str, *, key: Key | Encrypted | None = None) -> Keyset:

@@ -50,6 +50,7 @@ def migrate_guide_column(
         A series with the same index and name: text, bytes, or encrypted.
 
     Raises:
+        TypeError: ``series`` is no Series, or ``wrapped`` is no text.
         FormatError: cells are not base64 of whole blocks, or not UTF-8 text. The message names the rows. A
             wrong key has the same effect, since ECB does not detect it.
         ValueError: no key is given and the session has none.
@@ -62,6 +63,18 @@ def migrate_guide_column(
         ...     old, "...", key="tencent-kms://ap-guangzhou/payroll", encrypt="local://demo"
         ... )  # doctest: +SKIP
     """
+    if not isinstance(series, pd.Series):
+        columns = ", ".join(map(repr, series.columns[:10])) if isinstance(series, pd.DataFrame) else ""
+        raise TypeError(
+            f"migrate_guide_column takes one column (a Series) with the guide's cells (base64 text), not a "
+            f"{type(series).__name__}."
+            + (f" Pass df[name], where name is one of {columns}" if columns else " Pass df[name]")
+        )
+    if not isinstance(wrapped, str):
+        raise TypeError(
+            "wrapped= takes the wrapped data key that the guide stores (CiphertextBlob), as text, not "
+            f"{type(wrapped).__name__}"
+        )
     uri = key or session_key()
     if uri is None:
         raise ValueError("no key: the session has none. Pass key=, the master key that wrapped the data key")

@@ -17,6 +17,7 @@ from kmsdata.cli import demo as _demo
 from kmsdata.cli.errors import Refusal, explain
 from kmsdata.cli.file_commands import files
 from kmsdata.cli.key_commands import keys
+from kmsdata.cli.migrate_command import migration
 from kmsdata.cli.options import examples, names
 from kmsdata.cli.output import show_error
 from kmsdata.emulator import Emulator
@@ -47,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(files)
+app.add_typer(migration)
 app.add_typer(keys, name="keys")
 
 

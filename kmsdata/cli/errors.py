@@ -62,6 +62,7 @@ _OPTIONS = {
     "types=": "--type",
     **{f"{name}=": f"--{name}" for name in ("source", "retire", "deterministic", "domain", "context", "key")},
     "encrypted=": "--encrypted",
+    "delimiter=": "--delimiter",
 }
 
 
@@ -71,6 +72,7 @@ def in_options(message: str) -> str:
     message = message.replace(
         "pass kmsdata.LocalKeystore(create=True) to kmsdata.use()", "pass --create-key to encrypt or rewrap"
     )
+    message = re.sub(r"\bencoding=(?='?[\w-])", "--encoding ", message)
     message = re.sub(r"types=\{'([^']*)': '(\w+)'\}", r"--type \1=\2", message)
     message = re.sub(r"\bdomain=\{column: text\}", "--domain COLUMN=TEXT", message)
     return re.sub(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -13,7 +14,9 @@ from kmsdata.cli.options import (
     ContextPairs,
     CreateKey,
     DataPath,
+    Delimiter,
     DryRun,
+    Encoding,
     Force,
     Json,
     SourcePath,
@@ -23,13 +26,17 @@ from kmsdata.cli.options import (
     key_uri,
     key_uris,
     names,
+    new_key_uris,
     pairs,
 )
 from kmsdata.cli.output import say, show_report
+from kmsdata.cli.standard_streams import STANDARD, source_file, target_file
 from kmsdata.display.file_reports import RewrapReport, StreamReport
 from kmsdata.display.report import Report
 from kmsdata.display.tables import in_files, size
 from kmsdata.errors import printable
+from kmsdata.keys.data_key import random_bytes
+from kmsdata.keys.envelope import Wrap
 from kmsdata.keys.session import session_key
 
 __all__ = ["files"]
@@ -42,13 +49,16 @@ files = typer.Typer(rich_markup_mode="rich")
         "kmsdata encrypt people.parquet sealed.parquet -c name,ssn -k local://payroll",
         "kmsdata encrypt people.csv sealed.parquet -c ssn -d email --type ssn=string",
         "kmsdata encrypt data/ sealed/ -c name --context purpose=payroll --dry-run",
+        "kmsdata encrypt tuesday.csv tuesday.parquet -d email --data-key-of monday.parquet",
+        "cat people.csv | kmsdata encrypt - - -c ssn -k payroll > sealed.parquet",
     )
 )
 def encrypt(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A Parquet or CSV file, a folder, a pattern such as 'data/*', or a URL."
+            metavar="SOURCE",
+            help="A Parquet or CSV file, a folder, a pattern such as 'data/*', a URL, or - (standard input).",
         ),
     ],
     target: TargetPath,
@@ -80,6 +90,15 @@ def encrypt(
             "Repeatable: each key can open the file.",
         ),
     ] = None,
+    data_key_of: Annotated[
+        str | None,
+        typer.Option(
+            "--data-key-of",
+            metavar="PATH",
+            help="Use the data key of this encrypted file, so that deterministic columns of both can be "
+            "joined. --key and --context then limit which master keys and contexts may open it.",
+        ),
+    ] = None,
     domain: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,6 +117,8 @@ def encrypt(
             "--type", metavar="A=TYPE", help="Type of a CSV column, such as string or int64. Repeatable."
         ),
     ] = None,
+    delimiter: Delimiter = ",",
+    encoding: Encoding = "utf-8",
     create_key: CreateKey = False,
     force: Force = False,
     dry_run: DryRun = False,
@@ -105,10 +126,13 @@ def encrypt(
 ) -> None:
     """Encrypt columns of a file or dataset of any size, and write a new one.
 
-    The other columns are copied unchanged. TARGET is written completely or not at all.
+    The other columns are copied unchanged. TARGET is written completely or not at all. With - as TARGET, the
+    report goes to standard error.
     """
-    keys = key_uris(key)
-    if keys is None and session_key() is None:
+    keys = new_key_uris(key)
+    if data_key_of is not None and create_key:
+        raise Refusal("--data-key-of makes no key", "leave out --create-key", usage=True)
+    if data_key_of is None and keys is None and session_key() is None:
         raise Refusal(
             "no key to encrypt with",
             "pass --key local://NAME (a key in a local file) or --key tencent-kms://REGION/ALIAS (a key in "
@@ -119,20 +143,37 @@ def encrypt(
         raise Refusal(
             "no column to encrypt", "name columns: --columns A,B or --deterministic C,D", usage=True
         )
-    with guarded_call(), creating_keys(create_key):
+    if both := [name for name in names(columns) or () if name in (names(deterministic) or ())]:
+        raise Refusal(
+            f"{both[0]!r} is named by --columns and by --deterministic",
+            "name it once: --deterministic for joins and grouping, otherwise --columns",
+            usage=True,
+        )
+    with (
+        guarded_call(),
+        creating_keys(create_key),
+        source_file(source) as start,
+        target_file(target, dry_run=dry_run) as end,
+    ):
+        before = kmsdata.usage().calls
+        used = None if data_key_of is None else _data_key_of(data_key_of, keys, context, dry_run=dry_run)
+        opened = kmsdata.usage().calls - before
         report = kmsdata.encrypt_parquet(
-            source,
-            target,
+            start,
+            end,
             names(columns) or (),
             deterministic=names(deterministic) or (),
-            key=keys,
+            key=keys if used is None else used,
             domain=pairs(domain, "--domain") or None,
-            context=pairs(context, "--context") or None,
+            context=None if used is not None else pairs(context, "--context") or None,
             types=pairs(types, "--type") or None,
+            delimiter="\t" if delimiter == "\\t" else delimiter,
+            encoding=encoding,
             overwrite=force,
             dry_run=dry_run,
         )
-    _show_stream(report, "Encrypted", as_json=as_json)
+        calls = report.kms_calls + (1 if used is not None and dry_run else opened)
+    _show_stream(replace(report, kms_calls=calls), "Encrypted", target, as_json=as_json)
 
 
 @files.command(
@@ -156,19 +197,24 @@ def decrypt(
 ) -> None:
     """Decrypt columns of a file or dataset of any size, and write a new one.
 
-    Fails if any cell is not authentic. TARGET is written completely or not at all.
+    Fails if any cell is not authentic. TARGET is written completely or not at all. With - as TARGET, the
+    report goes to standard error.
     """
-    with guarded_call():
+    with (
+        guarded_call(),
+        source_file(source) as start,
+        target_file(target, dry_run=dry_run) as end,
+    ):
         report = kmsdata.decrypt_parquet(
-            source,
-            target,
+            start,
+            end,
             names(columns),
             key=key_uris(key),
             context=pairs(context, "--context") or None,
             overwrite=force,
             dry_run=dry_run,
         )
-    _show_stream(report, "Decrypted", as_json=as_json)
+    _show_stream(report, "Decrypted", target, as_json=as_json)
 
 
 @files.command(epilog=examples("kmsdata inspect sealed.parquet", "kmsdata inspect sealed/ --json"))
@@ -281,9 +327,24 @@ def _show(report: Report, *, as_json: bool, good: bool = True) -> None:
         show_report(in_options(str(report)), good=good)
 
 
-def _show_stream(report: StreamReport, done: str, *, as_json: bool) -> None:
+def _data_key_of(
+    path: str, keys: list[str] | None, context: list[str] | None, *, dry_run: bool
+) -> kmsdata.DataKey:
+    """Unwrap the data key of a file; a dry run makes no KMS call and returns another one."""
+    if not dry_run:
+        return kmsdata.data_key(path, key=keys, context=pairs(context, "--context") or None)
+    found = kmsdata.inspect(path).data_keys
+    if len(found) != 1:
+        raise Refusal(f"--data-key-of {path}: it has {len(found)} data keys, not one")
+    return kmsdata.DataKey(random_bytes(32), [Wrap("local://none", "")])
+
+
+def _show_stream(report: StreamReport, done: str, target: str, *, as_json: bool) -> None:
+    piped = target == STANDARD  # then standard output has the data, and standard error the report
+    if piped:
+        report = replace(report, target="standard output")
     if as_json:
-        typer.echo(report.json())
+        typer.echo(report.json(), err=piped)
         return
     dry = report.dry_run
     about = "about " if dry else ""
@@ -295,4 +356,4 @@ def _show_stream(report: StreamReport, done: str, *, as_json: bool) -> None:
         ("To", report.target, "green"),
         ("Cost", f"{calls}{', at most' if dry else ''}", "green"),
     ):
-        say(label, f" {text}", width=9, colour=colour)
+        say(label, f" {text}", width=9, colour=colour, to_errors=piped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +18,9 @@ __all__ = [
     "ContextPairs",
     "CreateKey",
     "DataPath",
+    "Delimiter",
     "DryRun",
+    "Encoding",
     "Force",
     "Json",
     "SourcePath",
@@ -27,17 +30,24 @@ __all__ = [
     "key_uri",
     "key_uris",
     "names",
+    "new_key_uris",
     "pairs",
 ]
 
 SourcePath = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", help="A Parquet file, a folder, a pattern such as 'data/**/*.parquet', or a URL."
+        metavar="SOURCE",
+        help="A Parquet file, a folder, a pattern such as 'data/**/*.parquet', a URL, or - for standard "
+        "input.",
     ),
 ]
 TargetPath = Annotated[
-    str, typer.Argument(metavar="TARGET", help="The file to write; for a folder or pattern, the folder.")
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="The file to write; for a folder or pattern, the folder; or - for standard output.",
+    ),
 ]
 DataPath = Annotated[
     str, typer.Argument(metavar="PATH", help="A Parquet file, a dataset's folder, or a URL.")
@@ -53,6 +63,12 @@ AllowedKeys = Annotated[
 CreateKey = Annotated[
     bool,
     typer.Option("--create-key", help="Create local:// keys of --key that do not exist."),
+]
+Delimiter = Annotated[
+    str, typer.Option("--delimiter", metavar="CHARACTER", help="Between the fields of CSV; \\t for a tab.")
+]
+Encoding = Annotated[
+    str, typer.Option("--encoding", metavar="NAME", help="Encoding of CSV, such as gb18030 or cp1252.")
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
 DryRun = Annotated[
@@ -76,7 +92,27 @@ def creating_keys(wanted: bool) -> Iterator[None]:
 
 def key_uri(key: str) -> str:
     """Return the URI of a key; a name without a scheme is a key of the local keystore."""
-    return key if "://" in key else f"local://{key}"
+    return key if ":" in key else f"local://{key}"
+
+
+def new_key_uris(keys: list[str] | None) -> list[str] | None:
+    """Return the URIs of keys for new data; None if there are none.
+
+    Raises:
+        Refusal: a name is that of a file or folder, and of no key: a new key is not meant.
+    """
+    for key in keys or ():
+        if ":" in key or not Path(key).exists():
+            continue
+        if key in [item["key"].removeprefix("local://") for item in kmsdata.LocalKeystore().list_keys()]:
+            continue
+        raise Refusal(
+            f"--key {key}: this is a file or folder, not a master key",
+            f"to use its data key, pass --data-key-of {key}; for a new master key of this name, run "
+            f"'kmsdata keys create NAME' first",
+            usage=True,
+        )
+    return key_uris(keys)
 
 
 def key_uris(keys: list[str] | None) -> list[str] | None:

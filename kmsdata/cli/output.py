@@ -17,10 +17,10 @@ from kmsdata.errors import printable
 __all__ = ["clean", "say", "show_error", "show_report", "show_table", "show_warning"]
 
 
-def say(label: str, text: str, *, width: int = 5, colour: str = "green") -> None:
-    """Print a line: a label in bold, padded to a width, and a text."""
+def say(label: str, text: str, *, width: int = 5, colour: str = "green", to_errors: bool = False) -> None:
+    """Print a line: a label in bold, padded to a width, and a text; on request to standard error."""
     line = Text.assemble((f"{label:{width}}", f"bold {colour}"), printable(text))
-    Console(highlight=False).print(line, soft_wrap=True)
+    Console(highlight=False, stderr=to_errors).print(line, soft_wrap=True)
 
 
 def show_table(fields: Sequence[str], fold: str, rows: Sequence[Mapping[str, str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from kmsdata.display.report import MOST_SHOWN, Report
 from kmsdata.display.tables import in_files, size
@@ -94,6 +95,11 @@ class StreamReport(Report):
     dry_run: bool = False
 
     _indent = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain Python objects; ``estimated`` names the numbers that are estimates."""
+        estimated = ["rows", "bytes", "kms_calls"] if self.dry_run else []
+        return super().to_dict() | {"estimated": estimated}
 
     @property
     def _title(self) -> str:

@@ -66,6 +66,8 @@ class Progress:
         self._over.set()
         self._clock.join()
         self._state = "done" if error is None else "stopped"
+        if error is None:
+            self._total = self._done  # the total of CSV files was an estimate
         if self._shown or not self._patience:
             self._show()
 

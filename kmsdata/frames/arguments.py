@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from kmsdata.keys.envelope import has_lone_surrogate
 
 __all__ = [
+    "Chooser",
     "Columns",
     "chosen_columns",
+    "chosen_names",
     "column_names",
+    "matching_names",
     "refuse_encrypted",
     "refuse_repeated",
     "require",
@@ -19,6 +23,8 @@ __all__ = [
 ]
 
 Columns: TypeAlias = "str | Iterable[str]"
+Chooser: TypeAlias = "Callable[[str], bool]"
+"""A function that is called with the name of each column and returns whether to choose it."""
 
 
 def column_names(columns: Columns) -> list[str]:
@@ -32,6 +38,40 @@ def column_names(columns: Columns) -> list[str]:
     if isinstance(columns, (bytes, bytearray, memoryview)) or not isinstance(columns, Iterable):
         raise TypeError(f"columns must be a name or a list of names (text), not {type(columns).__name__}")
     return list(columns)
+
+
+def chosen_names(labels: Iterable[Hashable], columns: Columns | Chooser, argument: str) -> Columns:
+    """Return the names that a function chooses from labels that are text; return other columns unchanged.
+
+    Raises:
+        ValueError: the function chooses none, probably by mistake: nothing would be encrypted.
+    """
+    if not callable(columns):
+        return columns
+    names = [label for label in labels if isinstance(label, str) and columns(label)]
+    if not names:
+        raise ValueError(f"{argument} is a function that chooses no column. Nothing would be encrypted by it")
+    return names
+
+
+def matching_names(labels: Iterable[Hashable], regex: str) -> list[str]:
+    """Return the labels in which a regular expression is found.
+
+    Raises:
+        ValueError: it is not a regular expression, or no label matches.
+    """
+    if not isinstance(regex, str):
+        raise TypeError(f"regex= takes text, not {type(regex).__name__}")
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise ValueError(f"regex= is not a regular expression: {error}") from None
+    every = [label for label in labels if isinstance(label, str)]
+    names = [label for label in every if pattern.search(label)]
+    if not names:
+        there = ", ".join(map(repr, every[:10])) + (", ..." if len(every) > 10 else "")
+        raise ValueError(f"regex={regex!r} matches no column: the columns are {there}")
+    return names
 
 
 def required_names(encrypted: Columns | None) -> list[str]:

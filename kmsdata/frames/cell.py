@@ -104,6 +104,12 @@ class Cell:
     def __reduce__(self) -> tuple[Any, ...]:
         return Cell, (self._data, self.dtype)
 
+    def __conform__(self, protocol: type) -> str | None:
+        """Return the text that sqlite3 stores: it asks for it by this name (PEP 246), so `to_sql` works."""
+        return (
+            str(self) if f"{protocol.__module__}.{protocol.__name__}" == "sqlite3.PrepareProtocol" else None
+        )
+
     def toDict(self) -> dict[str, str]:  # noqa: N802 - pandas' JSON writer asks for this name
         """Return what pandas writes to JSON for a cell in an object column; encrypted columns become text."""
         return {"cell": str(self)}

@@ -37,7 +37,11 @@ def data_key_for(
     return new_data_key(resolve_key(key), context, cells)
 
 
-def the_data_key(data: Encrypted | Mapping[str, Header], key: Key | Encrypted | None = None) -> DataKey:
+def the_data_key(
+    data: Encrypted | Mapping[str, Header],
+    key: Key | Encrypted | None = None,
+    context: Mapping[str, str] | None = None,
+) -> DataKey:
     """Unwrap the one data key of encrypted data; raise ValueError if there is none, or several."""
     headers = dict(data) if isinstance(data, Mapping) else headers_of(data)
     used: dict[bytes, list[str]] = {}
@@ -53,5 +57,5 @@ def the_data_key(data: Encrypted | Mapping[str, Header], key: Key | Encrypted | 
         raise ValueError(
             f"the data is encrypted under {len(used)} data keys ({listed}). Pass one column of it"
         )
-    (data_key,) = open_keys(list(headers.items()), resolve_key(key), None).values()
+    (data_key,) = open_keys(list(headers.items()), resolve_key(key), context).values()
     return data_key

@@ -6,7 +6,6 @@ import dis
 import functools
 import itertools
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -20,7 +19,7 @@ from kmsdata.keys.cache import KeyCache, forget_keys
 from kmsdata.keys.data_key import DataKey, KeyProvider
 from kmsdata.keys.envelope import DataKeyRecord, Wrap
 from kmsdata.keys.fork_lock import Lock
-from kmsdata.keys.key_uri import parse_key
+from kmsdata.keys.key_uri import parse_key, short_name
 from kmsdata.keys.local.keystore import LocalKeystore
 from kmsdata.keys.tencent.client import TencentKMS
 from kmsdata.keys.usage import count
@@ -233,18 +232,19 @@ def _require_answer() -> None:
 def session_key() -> str | None:
     """Return the URI that calls without ``key=`` use, or None.
 
+    ``KMSDATA_KEY`` may be a name of up to 24 characters: ``payroll`` means ``local://payroll``.
+
     Raises:
-        FormatError: ``KMSDATA_KEY`` is not a key URI.
+        FormatError: ``KMSDATA_KEY`` is neither a key URI nor such a name.
     """
     if (key := _current().key or os.environ.get("KMSDATA_KEY") or None) is None:
         return None
+    if short_name(key):  # as on the command line; a longer text may be a secret that was set by mistake
+        return f"local://{key}"
     try:
         parse_key(key)
     except FormatError as error:
-        # A longer text may be a secret that was set by mistake: it is not shown.
-        meant = f"local://{key}" if re.fullmatch("[A-Za-z0-9_.-]{1,24}", key) else None
-        asked = f". Did you mean {meant}?" if meant else ""
-        raise FormatError(f"KMSDATA_KEY: {error}{asked}", field="key") from None
+        raise FormatError(f"KMSDATA_KEY: {error}", field="key") from None
     return key
 
 

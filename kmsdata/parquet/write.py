@@ -10,15 +10,18 @@ The parts of a file::
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.atomic_files import sweep
-from kmsdata.frames.arguments import Columns, require, required_names
+from kmsdata.frames.arguments import Columns, column_names, refuse_repeated, require, required_names
 from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import (
@@ -32,7 +35,7 @@ from kmsdata.frames.encrypted_columns import (
 )
 from kmsdata.frames.pandas_metadata import with_frame_attrs
 from kmsdata.keys.envelope import ENTRY, file_text, merged_records
-from kmsdata.parquet.locations import FilePath, Place, whole
+from kmsdata.parquet.locations import FilePath, Place, files_at, whole, whole_folder
 
 __all__ = ["settings_for", "write_parquet"]
 
@@ -44,10 +47,19 @@ def write_parquet(
     index: bool | None = None,
     filesystem: Any = None,
     encrypted: Columns | None = None,
+    partition_cols: Columns | None = None,
+    engine: str = "pyarrow",
     **options: Any,
 ) -> None:
     """See `kmsdata.api.accessor.FrameAccessor.to_parquet`."""
+    if engine not in ("pyarrow", "auto"):
+        raise ValueError(
+            f"engine={engine!r} cannot write encrypted columns: only pyarrow keeps their type, which holds "
+            "the wrapped data key. Leave engine= out"
+        )
     _check_options(options)
+    folders = [] if partition_cols is None else column_names(partition_cols)
+    _check_folders(frame, folders)
     _check_encrypted(frame, required_names(encrypted))
     frame = _in_agreement(in_extension_dtype(frame))
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
@@ -59,12 +71,72 @@ def write_parquet(
     if headers:
         metadata[ENTRY] = file_text(headers).encode()
     table = table.replace_schema_metadata(metadata)
+    if folders:
+        _write_folders(table, folders, Place.of(path, filesystem), options)
+        return
     settings = settings_for(table.schema, options)
     place = Place.of(path, filesystem)
     if place.local:
         sweep(place.path, beside=True)
     with whole(place) as file:
         pq.write_table(table, file, **settings)
+
+
+def _check_folders(frame: pd.DataFrame, names: list[str]) -> None:
+    """Refuse columns that cannot name folders."""
+    labels = list(frame.columns)
+    for name in names:
+        require(labels, name)
+        refuse_repeated(labels, name)
+        if name in [item.name for item in encrypted_columns(frame)]:
+            raise ValueError(
+                f"partition_cols= names {name!r}, which is encrypted: its cells would be names of folders. "
+                "Name plain columns"
+            )
+    if names and not set(labels) - set(names):
+        raise ValueError("partition_cols= names every column, so the files would have none. Leave one out")
+
+
+def _write_folders(table: pa.Table, names: list[str], place: Place, options: dict[str, Any]) -> None:
+    """Write one file in a folder for each combination of values, as `pyarrow.parquet.write_to_dataset`."""
+    if place.kind == pafs.FileType.File or (place.kind == pafs.FileType.Directory and _has_files(place)):
+        raise FileExistsError(
+            errno.EEXIST, "the target of partition_cols= must be a folder without files", str(place)
+        )
+    keys = [_folder_names(table.column(name), name) for name in names]
+    paths = ["/".join(parts) for parts in zip(*keys, strict=True)]
+    rows: dict[str, list[int]] = {}
+    for row, path in enumerate(paths):
+        rows.setdefault(path, []).append(row)
+    rest = table.drop_columns(names)
+    settings = settings_for(rest.schema, options)
+    with whole_folder(place) as open_file:
+        for path, positions in rows.items():
+            with open_file(f"{path}/part-0.parquet") as file:
+                pq.write_table(rest.take(pa.array(positions, pa.int64())), file, **settings)
+
+
+def _has_files(place: Place) -> bool:
+    try:
+        return bool(files_at(place)[0])
+    except FileNotFoundError:
+        return False
+
+
+def _folder_names(values: pa.ChunkedArray, name: str) -> list[str]:
+    """Return ``name=value`` for each value, with the escapes of Hive."""
+    try:
+        texts = values.cast(pa.string()).to_pylist()
+    except pa.ArrowException:
+        raise TypeError(
+            f"partition_cols= names {name!r}, whose values ({values.type}) cannot be names of folders"
+        ) from None
+    if None in texts:  # pyarrow cannot read folders of text in which some are null
+        raise ValueError(
+            f"partition_cols= names {name!r}, which contains nulls: they cannot be read back. Fill them "
+            "first (df.fillna)"
+        )
+    return [f"{quote(name, safe='')}={quote(text, safe='')}" for text in texts]
 
 
 def _in_agreement(frame: pd.DataFrame) -> pd.DataFrame:
@@ -93,12 +165,7 @@ def _check_encrypted(frame: pd.DataFrame, names: list[str]) -> None:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options for another kind of output, and those that would make a file impossible to decrypt."""
-    if unknown := options.keys() & {"partition_cols", "engine", "path"}:
-        raise TypeError(
-            f"to_parquet writes one file with pyarrow and has no argument {min(unknown)}. For a partitioned "
-            "dataset call df.to_parquet(), which keeps encrypted columns too"
-        )
+    """Refuse options that would make a file impossible to decrypt."""
     if not options.get("store_schema", True):
         raise ValueError(
             "store_schema=False would omit the headers: the file could never be decrypted. Do not pass it"

@@ -748,7 +748,8 @@ def test_without_the_sdk(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        'error: tencent-kms:// keys need the official SDK: pip install "kmsdata[tencent]"'
+        "error: tencent-kms:// keys need the official SDK, which is not installed: "
+        'pip install "tencentcloud-sdk-python-kms>=3.0.1459,<4"'
     )
 
 

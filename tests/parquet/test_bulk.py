@@ -29,6 +29,7 @@ from kmsdata.keys.data_key import Secret
 from kmsdata.parquet import column_chunks as chunks
 from kmsdata.parquet import locations as places
 from kmsdata.parquet.bulk import column_batches, column_decryptor, column_encryptor, decrypt, encrypt
+from kmsdata.parquet.bulk.csv_reader import CsvFormat
 from kmsdata.parquet.bulk.plan import plan_decryption, plan_encryption
 from kmsdata.parquet.footer import read_metadata
 from kmsdata.parquet.thrift import decode, encode
@@ -596,7 +597,7 @@ def test_csv_whose_later_rows_are_of_another_type(tmp_path, late):
 @pytest.mark.parametrize("text", ["姓名,ssn\nAda,1\n", "name,ssn\n张三,1\n"])
 def test_csv_that_is_not_utf8_is_refused(tmp_path, text):
     (tmp_path / "a.csv").write_bytes(text.encode("gb18030"))
-    with pytest.raises(kmsdata.FormatError, match="not UTF-8: convert it first"):
+    with pytest.raises(kmsdata.FormatError, match=r"not UTF-8\. Pass its encoding"):
         kmsdata.encrypt_parquet(tmp_path / "a.csv", tmp_path / "b.parquet", "ssn", key=KEY)
 
 
@@ -786,7 +787,9 @@ def plan_of(source, target, columns=None, deterministic=(), *, key=KEY, decrypti
     places = {"filesystem": None, "target_filesystem": None, "overwrite": False}
     if decrypting:
         return plan_decryption(source, target, columns, **places)
-    return plan_encryption(source, target, columns, deterministic, None, key=key, types=types, **places)
+    return plan_encryption(
+        source, target, columns, deterministic, None, key=key, types=types, csv=CsvFormat(), **places
+    )
 
 
 def parts_of(thing):

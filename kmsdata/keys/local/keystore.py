@@ -192,8 +192,11 @@ class LocalKeystore:
             refuse(KeyServiceError, f"{uri} already exists in {self._file}", "KeyExists", uri, "create_key")
         if made and not quiet:
             guard = "" if sealed else ", unencrypted: only file permissions protect it"
+            others = [other for other in self._file.read("create_key").keys if other != name]
+            close = difflib.get_close_matches(name, others, n=2)
+            similar = f" There was already {' and '.join(f'local://{other}' for other in close)}."
             print(
-                f"kmsdata: created the key {uri} in {self._file}{guard}.\n"
+                f"kmsdata: created the key {uri} in {self._file}{guard}.{similar if close else ''}\n"
                 "         Back up this file: without it, the data that the key encrypts is lost.\n"
                 f"         If the name is wrong, encrypt again with the right key, and run "
                 f"'kmsdata keys disable {uri}'.",

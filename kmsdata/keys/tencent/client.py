@@ -15,7 +15,7 @@ from kmsdata.keys.envelope import Wrap, base64_bytes, base64_text, canonical
 from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.tencent.credentials import Credentials, Given, held
-from kmsdata.keys.tencent.transport import Answer, Endpoint, Request, Service, shown
+from kmsdata.keys.tencent.transport import Answer, Endpoint, Request, Service, require_sdk, shown
 
 __all__ = ["TencentKMS"]
 
@@ -51,7 +51,7 @@ class TencentKMS:
     Raises:
         ValueError: the region is missing, or the endpoint is invalid.
         TypeError: ``credential`` is not a credential.
-        ImportError: the SDK is not installed (at the first call): ``pip install "kmsdata[tencent]"``.
+        ImportError: the SDK is not installed (at the first call); the message names the line for pip.
 
     Example:
         >>> import kmsdata
@@ -268,6 +268,7 @@ class TencentKMS:
 
     def _key(self, key: str, operation: str) -> tuple[str, str]:
         """Return the URI with the KeyId, and the KeyId."""
+        require_sdk()  # before any other step, so that nothing is created or asked for in vain
         uri = parse_key(key)
         if uri.scheme != self.scheme or uri.place != self.region:
             raise KeyNotFoundError(
@@ -286,7 +287,19 @@ class TencentKMS:
             known = self._aliases.get(alias)
         if known is not None and time.monotonic() < known[1]:
             return known[0]
-        found = [item["KeyId"] for item in self._details(alias) if item.get("Alias") == alias]
+        try:
+            details = self._details(alias)
+        except KeyAccessError as error:
+            raise KeyAccessError(
+                f"{key}: the KeyId of this alias cannot be found: {error}; or name the KeyId: "
+                f"{self.scheme}://{self.region}/<KeyId>",
+                provider=self.scheme,
+                operation=operation,
+                code=error.code,
+                request_id=error.request_id,
+                key=key,
+            ) from None
+        found = [item["KeyId"] for item in details if item.get("Alias") == alias]
         if len(found) != 1:
             raise KeyNotFoundError(
                 f"{key}: this account has no key with that alias in {self.region}. 'kmsdata keys list "

@@ -170,11 +170,13 @@ class Credentials(Secret):
         """Find credentials, or renew those that are about to expire.
 
         Raises:
+            ImportError: the SDK is not installed.
             CredentialsError: there are none, or only half of a pair, or they cannot be renewed.
         """
         with self._lock:
             if self._current is not None and not self._current.old:
                 return
+            require_sdk()  # first: without it, an error about credentials would mislead
             do = self._current is not None and self._current.expires is not None and not self._current.dead
             if do and time.time() < self._again:
                 return
@@ -355,7 +357,6 @@ def _from_profile(path: Path) -> _Pair | None:
 
 
 def _instance_role() -> _Pair | None:
-    require_sdk()
     return apart(_instance, _METADATA_SECONDS)
 
 

@@ -32,6 +32,8 @@ __all__ = ["Answer", "Endpoint", "Request", "Service", "Signer", "apart", "bound
 
 _T = TypeVar("_T")
 
+# The requirement of the extra kmsdata[tencent]: named instead of the extra, it also works from a checkout.
+_SDK = "tencentcloud-sdk-python-kms>=3.0.1459,<4"
 _HOST = re.compile(r"(?!-)[a-z0-9.-]{1,253}|\[::1\]")
 _CONNECT = 3.05  # seconds for a TCP connection: just over one retransmission
 _PAUSE = 0.1  # seconds: the longest pause before the first retry is twice that, and doubles with each retry
@@ -70,6 +72,11 @@ class Endpoint(NamedTuple):
                 "endpoint= must be a host, such as 'kms.ap-guangzhou.tencentcloudapi.com', or a URL without "
                 "a path, such as 'http://127.0.0.1:8080'"
             )
+        if "://" not in text and _is_loopback(name.lower()):
+            raise ValueError(
+                f"endpoint= {host} is this machine, and https would be used for it. Write http://{host} for "
+                f"an emulator, or https://{host}"
+            )
         if parts.scheme == "http" and not _is_loopback(name.lower()):
             raise ValueError(
                 f"endpoint= {parts.scheme}://{host} would send keys unencrypted: http is allowed for "
@@ -98,7 +105,7 @@ def require_sdk() -> None:
         import tencentcloud.common.common_client  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            'tencent-kms:// keys need the official SDK: pip install "kmsdata[tencent]"'
+            f'tencent-kms:// keys need the official SDK, which is not installed: pip install "{_SDK}"'
         ) from error
 
 

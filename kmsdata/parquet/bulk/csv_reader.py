@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import pyarrow.csv
 from kmsdata.errors import FormatError
 from kmsdata.parquet.locations import Place, open_file
 
-__all__ = ["CsvLayout", "Types", "csv_batches", "csv_layout", "is_csv"]
+__all__ = ["CsvFormat", "CsvLayout", "Types", "csv_batches", "csv_layout", "is_csv"]
 
 Types: TypeAlias = "Mapping[str, str | pa.DataType]"
 
@@ -29,20 +30,55 @@ def is_csv(name: str) -> bool:
 
 
 @dataclass(frozen=True)
+class CsvFormat:
+    """How a CSV file is written.
+
+    Args:
+        delimiter: the character between fields.
+        encoding: its encoding, one of Python.
+
+    Raises:
+        ValueError: the delimiter is not one ASCII character, or there is no such encoding.
+    """
+
+    delimiter: str = ","
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        if len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\r\n\0':
+            raise ValueError(
+                "delimiter= must be one ASCII character that is no quote and no line break, such as ';' or "
+                "a tab"
+            )
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(
+                f"encoding={self.encoding!r} is not an encoding of Python. Pass one such as 'utf-8', "
+                "'gb18030' or 'cp1252'"
+            ) from None
+
+
+@dataclass(frozen=True)
 class CsvLayout:
     """The columns of a CSV file, found in its first block.
 
     Attributes:
         schema: its columns.
-        row_bytes: the average size of a row.
+        rows: the number of rows; an estimate if the file is larger than the first block.
+        headless: whether the first line looks like values instead of names of columns.
     """
 
     schema: pa.Schema
-    row_bytes: float
+    rows: int
+    headless: bool
 
 
-def csv_layout(place: Place, types: Types | None = None) -> CsvLayout:
-    """Infer the columns of a CSV file: UTF-8, a header line, commas.
+_DEFAULT = CsvFormat()
+
+
+def csv_layout(place: Place, types: Types | None = None, csv: CsvFormat = _DEFAULT) -> CsvLayout:
+    """Infer the columns of a CSV file, which has a header line.
 
     The type of a column is that in ``types``, otherwise that of its values in the first block (4 MB):
     numbers, dates, times, true and false, otherwise text. Empty fields are null, unless they are quoted. A
@@ -54,13 +90,13 @@ def csv_layout(place: Place, types: Types | None = None) -> CsvLayout:
     """
     given = {name: _arrow_type(kind, name) for name, kind in (types or {}).items()}
     with _opened(place) as file:
-        first = _reader(file, place, {}).schema
+        first = _reader(file, place, {}, csv).schema
     try:
         names: list[str] = first.names
     except UnicodeDecodeError:  # Arrow checks the values for UTF-8, but not the header line
         names = []
     if not names:
-        raise _unreadable(place, "UTF-8", [], 0)
+        raise _unreadable(place, "UTF-8", [], 0, csv)
     if len(set(names)) < len(names):
         raise FormatError(
             f"{place}: several columns have the same name. Give them distinct names first", path=str(place)
@@ -69,7 +105,10 @@ def csv_layout(place: Place, types: Types | None = None) -> CsvLayout:
         if name not in names:
             raise KeyError(f"types= names {name!r}, but {place} has no such column")
     with _opened(place) as file:
-        plain = _next_batch(_reader(file, place, dict.fromkeys(names, pa.string())), place, names, 0)
+        reader = _reader(file, place, dict.fromkeys(names, pa.string()), csv)
+        plain = _next_batch(reader, place, names, 0, csv)
+        whole = plain is None or plain.num_rows == 0 or _ended(reader)
+        read = _BLOCK if file.tell() >= _BLOCK and not _compressed(place) else None
     types_found: dict[str, pa.DataType] = {}
     for field in first:
         kind = given.get(field.name, field.type)
@@ -78,11 +117,16 @@ def csv_layout(place: Place, types: Types | None = None) -> CsvLayout:
         if field.name not in given and pa.types.is_integer(kind) and plain is not None:
             kind = kind if _integers(plain.column(field.name), kind) is not None else pa.string()
         types_found[field.name] = kind
-    row_bytes = plain.nbytes / plain.num_rows if plain is not None and plain.num_rows else 1.0
-    return CsvLayout(pa.schema(list(types_found.items())), max(row_bytes, 1.0))
+    rows = 0 if plain is None else plain.num_rows
+    if not whole:
+        size = place.filesystem.get_file_info(place.path).size
+        # Of a compressed file, only the size is known: text is assumed to be four times as large.
+        rows = int(rows * (size / read if read else 4 * size / _BLOCK))
+    headless = any(_is_value(field) for field in first) and plain is not None
+    return CsvLayout(pa.schema(list(types_found.items())), rows, headless)
 
 
-def csv_batches(place: Place, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def csv_batches(place: Place, schema: pa.Schema, csv: CsvFormat = _DEFAULT) -> Iterator[pa.RecordBatch]:
     """Read the rows of a CSV file in order, block by block, as the columns of its layout.
 
     Raises:
@@ -93,8 +137,8 @@ def csv_batches(place: Place, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     # Arrow would read "007" and "+5" as integers, so these columns are read as text and converted here.
     read_as = {field.name: pa.string() if field.name in integers else field.type for field in schema}
     with _opened(place) as file:
-        reader = _reader(file, place, read_as)
-        while (batch := _next_batch(reader, place, names, row)) is not None:
+        reader = _reader(file, place, read_as, csv)
+        while (batch := _next_batch(reader, place, names, row, csv)) is not None:
             columns = []
             for field, values in zip(schema, batch.columns, strict=True):
                 converted = _integers(values, field.type) if field.name in integers else values
@@ -105,11 +149,41 @@ def csv_batches(place: Place, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _reader(file: pa.NativeFile, place: Place, types: Mapping[str, pa.DataType]) -> Any:
+def _ended(reader: Any) -> bool:
+    """Return whether there are no more rows. Reads the next block."""
+    try:
+        return bool(reader.read_next_batch().num_rows == 0)
+    except StopIteration:
+        return True
+    except (pa.ArrowInvalid, UnicodeError):  # reported once the rows are read
+        return False
+
+
+def _compressed(place: Place) -> bool:
+    return re.search(r"\.(gz|bz2|zst|lz4)$", place.path, re.IGNORECASE) is not None
+
+
+def _is_value(field: pa.Field) -> bool:
+    """Return whether a name is a value such as those of its column, which is not text."""
+    kind = field.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_temporal(kind)):
+        return False
+    if re.fullmatch(r"(19|20)\d\d", field.name):  # years are common names
+        return False
+    try:
+        return bool(pa.array([field.name], pa.string()).cast(kind)[0].is_valid)
+    except pa.ArrowException:
+        return False
+
+
+def _reader(file: pa.NativeFile, place: Place, types: Mapping[str, pa.DataType], csv: CsvFormat) -> Any:
     try:
         return pyarrow.csv.open_csv(
             file,
-            read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK, use_threads=False),
+            read_options=pyarrow.csv.ReadOptions(
+                block_size=_BLOCK, use_threads=False, encoding=_encoding_name(csv.encoding)
+            ),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=csv.delimiter),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=types,
                 null_values=[""],
@@ -119,7 +193,15 @@ def _reader(file: pa.NativeFile, place: Place, types: Mapping[str, pa.DataType])
         )
     except pa.ArrowInvalid as error:
         problem = str(error)
-    raise _unreadable(place, problem, list(types), 0)
+    except UnicodeError:  # its text contains bytes of the file
+        problem = "UTF-8"
+    raise _unreadable(place, problem, list(types), 0, csv)
+
+
+def _encoding_name(name: str) -> str:
+    """Return an encoding's name as Arrow knows it: it reads UTF-8 itself, others through Python."""
+    found = codecs.lookup(name).name
+    return "utf8" if found == "utf-8" else found
 
 
 @contextlib.contextmanager
@@ -130,14 +212,18 @@ def _opened(place: Place) -> Iterator[pa.NativeFile]:
         yield pa.CompressedInputStream(file, _CODECS[found[1].lower()]) if found else file
 
 
-def _next_batch(reader: Any, place: Place, names: list[str], row: int) -> pa.RecordBatch | None:
+def _next_batch(
+    reader: Any, place: Place, names: list[str], row: int, csv: CsvFormat
+) -> pa.RecordBatch | None:
     try:
         return reader.read_next_batch()
     except StopIteration:
         return None
     except pa.ArrowInvalid as error:
         problem = str(error)
-    raise _unreadable(place, problem, names, row)
+    except UnicodeError:  # its text contains bytes of the file
+        problem = "UTF-8"
+    raise _unreadable(place, problem, names, row, csv)
 
 
 def _integers(text: pa.Array, kind: pa.DataType) -> pa.Array | None:
@@ -162,7 +248,7 @@ def _arrow_type(kind: str | pa.DataType, name: str) -> pa.DataType:
         ) from None
 
 
-def _unreadable(place: Place, problem: str, names: list[str], row: int) -> FormatError:
+def _unreadable(place: Place, problem: str, names: list[str], row: int, csv: CsvFormat) -> FormatError:
     """Return an error that says what is wrong with a CSV file, without the values in Arrow's message."""
     # Arrow's messages contain a value of the file or a whole row, so no part of their text is shown.
     if "UTF8" in problem or "UTF-8" in problem:
@@ -174,9 +260,12 @@ def _unreadable(place: Place, problem: str, names: list[str], row: int) -> Forma
         return _mistyped(place, names[number] if number < len(names) else f"#{number}", found[2], row)
     what = "it is malformed"
     if "columns, got" in problem:
-        what = "not all rows have as many fields as the first line"
+        what = (
+            "not all rows have as many fields as the first line. If another character than "
+            f"{csv.delimiter!r} is between the fields, pass delimiter="
+        )
     elif problem == "UTF-8":
-        what = "it is not UTF-8: convert it first, for example with iconv -f GB18030 -t UTF-8"
+        what = f"it is not {csv.encoding.upper()}. Pass its encoding, such as encoding='gb18030' or 'cp1252'"
     elif "Empty CSV" in problem:
         what = "it is empty"
     return FormatError(f"{place} cannot be read as CSV: {what} (at or after row {row})", path=str(place))

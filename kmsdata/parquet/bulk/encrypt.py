@@ -22,7 +22,7 @@ from kmsdata.keys.session import Key
 from kmsdata.keys.usage import usage
 from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.column_encryptor import ColumnEncryptor, column_encryptors, encrypted_group
-from kmsdata.parquet.bulk.csv_reader import Types, csv_batches
+from kmsdata.parquet.bulk.csv_reader import CsvFormat, Types, csv_batches
 from kmsdata.parquet.bulk.estimate import encrypted_size
 from kmsdata.parquet.bulk.file_schema import (
     encrypted_schema,
@@ -53,6 +53,8 @@ def encrypt_parquet(
     filesystem: Any = None,
     target_filesystem: Any = None,
     types: Types | None = None,
+    delimiter: str = ",",
+    encoding: str = "utf-8",
     overwrite: bool = False,
     dry_run: bool = False,
     progress: bool | None = None,
@@ -80,6 +82,8 @@ def encrypt_parquet(
             the path.
         types: types of CSV columns that cannot be inferred from the first 4 MB, as Arrow types or their
             names.
+        delimiter: the character between the fields of a CSV file.
+        encoding: the encoding of a CSV file, such as ``"gb18030"``.
         overwrite: replace existing files.
         dry_run: write nothing and make no KMS call, but estimate what would be written.
         progress: show a progress bar; None: in a terminal or notebook, if it takes longer than a second.
@@ -118,6 +122,7 @@ def encrypt_parquet(
         filesystem=filesystem,
         target_filesystem=target_filesystem,
         types=types,
+        csv=CsvFormat(delimiter, encoding),
         overwrite=overwrite,
     )
     if dry_run:
@@ -181,7 +186,7 @@ def _encrypt_csv(
             writer.write_table(table, row_group_size=max(len(table), 1))
             held.clear()
 
-        for batch in csv_batches(file.source, file.schema):
+        for batch in csv_batches(file.source, file.schema, file.csv or CsvFormat()):
             columns = [
                 encryptors[name].encrypt(values) if name in encryptors else values
                 for name, values in zip(batch.schema.names, batch.columns, strict=True)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from kmsdata.keys.data_key import DataKey, random_bytes
 from kmsdata.keys.envelope import Wrap
 from kmsdata.parquet.bulk.column_batches import OpenParquet, column_batches, open_parquet
 from kmsdata.parquet.bulk.column_encryptor import ColumnEncryptor, column_encryptors
+from kmsdata.parquet.bulk.csv_reader import CsvFormat, csv_batches
+from kmsdata.parquet.bulk.file_schema import encrypted_schema
 from kmsdata.parquet.bulk.plan import DecryptionPlan, EncryptionPlan, FilePlan
+from kmsdata.parquet.write import settings_for
 
 __all__ = ["decrypted_size", "encrypted_size"]
 
@@ -28,8 +35,8 @@ def encrypted_size(plan: EncryptionPlan) -> int:
 
 
 def _encrypted_size(file: FilePlan, encryptors: Mapping[str, ColumnEncryptor]) -> int:
-    if file.row_bytes is not None:
-        return file.bytes + int(_RANDOMISED * len(encryptors) * file.bytes / file.row_bytes)
+    if file.csv is not None:
+        return _encrypted_csv_size(file, file.csv, encryptors)
     size = file.bytes
     with open_parquet(file.source) as parquet:
         for name, encryptor in encryptors.items():
@@ -39,6 +46,24 @@ def _encrypted_size(file: FilePlan, encryptors: Mapping[str, ColumnEncryptor]) -
                     cells = encryptor.encrypt(next(column_batches(parquet, group, name)))
                     size += cells.nbytes * rows // max(len(cells), 1)
     return size
+
+
+def _encrypted_csv_size(file: FilePlan, csv: CsvFormat, encryptors: Mapping[str, ColumnEncryptor]) -> int:
+    """Write the first block to memory as it would be written, and extend its size to all rows."""
+    headers = {name: item.dtype.header for name, item in encryptors.items()}
+    fields = {name: file.schema.field(name).with_type(item.type) for name, item in encryptors.items()}
+    schema, _ = encrypted_schema(file.schema, {}, fields, headers)
+    sink, empty, rows = pa.BufferOutputStream(), 0, 0
+    with pq.ParquetWriter(sink, schema, **settings_for(schema, {})) as writer:
+        for batch in itertools.islice(csv_batches(file.source, file.schema, csv), 1):
+            columns = [
+                encryptors[name].encrypt(values) if name in encryptors else values
+                for name, values in zip(batch.schema.names, batch.columns, strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            rows, empty = len(batch), schema.serialize().size
+    size = sink.getvalue().size
+    return size if rows >= file.rows else empty + (size - empty) * file.rows // max(rows, 1)
 
 
 def decrypted_size(plan: DecryptionPlan) -> int:

@@ -7,6 +7,7 @@ its repr shows no value of a file.
 from __future__ import annotations
 
 import errno
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +27,7 @@ from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key, session_key
 from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.bulk.column_batches import open_parquet
-from kmsdata.parquet.bulk.csv_reader import Types, csv_layout, is_csv
+from kmsdata.parquet.bulk.csv_reader import CsvFormat, Types, csv_layout, is_csv
 from kmsdata.parquet.bulk.file_schema import check_pandas_metadata
 from kmsdata.parquet.headers import headers_in
 from kmsdata.parquet.locations import FilePath, Place, files_at, open_file, stamp
@@ -47,7 +48,7 @@ class FilePlan:
         version: the file's stamp, which changes if the file changes.
         bytes: its size.
         rows: its number of rows; an estimate for CSV.
-        row_bytes: the average size of a row of CSV; None for Parquet.
+        csv: how a CSV file is written; None for Parquet.
         schema: its Arrow schema.
         headers: the headers of its encrypted columns.
         columns: names of the columns to encrypt or decrypt.
@@ -58,7 +59,7 @@ class FilePlan:
     version: tuple[Any, ...]
     bytes: int
     rows: int
-    row_bytes: float | None
+    csv: CsvFormat | None
     schema: pa.Schema
     headers: Mapping[str, Header]
     columns: tuple[str, ...] = ()
@@ -66,7 +67,7 @@ class FilePlan:
     @property
     def is_csv(self) -> bool:
         """Whether it is a CSV file, which is converted to Parquet."""
-        return self.row_bytes is not None
+        return self.csv is not None
 
     @property
     def path(self) -> str:
@@ -162,6 +163,7 @@ def plan_encryption(
     filesystem: Any,
     target_filesystem: Any,
     types: Types | None,
+    csv: CsvFormat,
     overwrite: bool,
 ) -> EncryptionPlan:
     """Plan what `kmsdata.encrypt_parquet` does with these arguments.
@@ -173,7 +175,7 @@ def plan_encryption(
         KeyError: no such column.
     """
     sources, end, single = _locations(source, target, filesystem, target_filesystem, overwrite=overwrite)
-    files = _read_files(sources, types)
+    files = _read_files(sources, types, csv)
     first, *others = files
     folders = _folder_columns(sources)
     names = [*first.schema.names, *(folders - set(first.schema.names))]
@@ -210,7 +212,7 @@ def plan_decryption(
         KeyError: no such column.
     """
     sources, end, single = _locations(source, target, filesystem, target_filesystem, overwrite=overwrite)
-    files = _read_files(sources, None)
+    files = _read_files(sources, None, CsvFormat())
     wanted = None if columns is None else column_names(columns)
     planned = tuple(replace(file, columns=_columns_to_decrypt(file, wanted)) for file in files)
     headers = dict.fromkeys((name, file.headers[name]) for file in planned for name in file.columns)
@@ -283,20 +285,20 @@ def _check_target_folder(target: Place, names: list[str], overwrite: bool) -> No
         raise FileExistsError(errno.EEXIST, why, str(target))
 
 
-def _read_files(sources: Mapping[str, Place], types: Types | None) -> list[FilePlan]:
+def _read_files(sources: Mapping[str, Place], types: Types | None, csv: CsvFormat) -> list[FilePlan]:
     """Read the footer of each Parquet file, and the first block of each CSV file."""
     files = []
     shared: dict[bytes, pa.Schema] = {}  # thousands of files often have the same schema: keep it once
     for name, place in sources.items():
         version = stamp(place)
         headers: dict[str, Header] = {}
-        row_bytes = None
         if is_csv(place.path):
-            layout = csv_layout(place, types)
-            schema, row_bytes = layout.schema, layout.row_bytes
+            layout = csv_layout(place, types, csv)
+            schema, rows = layout.schema, layout.rows
+            if layout.headless:
+                _warn_of_first_line(place)
             types = dict(zip(schema.names, schema.types, strict=True))  # later files must have the same types
             size = place.filesystem.get_file_info(place.path).size
-            rows = int(size / row_bytes)
         else:
             with open_parquet(place) as parquet:
                 schema, metadata, size = parquet.schema, parquet.reader.metadata, parquet.file.size()
@@ -304,8 +306,19 @@ def _read_files(sources: Mapping[str, Place], types: Types | None) -> list[FileP
                     check_pandas_metadata(entries, parquet.path)
             headers, rows = headers_in(schema, str(place), footer=metadata.metadata), metadata.num_rows
         schema = shared.setdefault(schema.serialize().to_pybytes(), schema)
-        files.append(FilePlan(place, name, version, size, rows, row_bytes, schema, headers))
+        files.append(
+            FilePlan(place, name, version, size, rows, csv if is_csv(place.path) else None, schema, headers)
+        )
     return files
+
+
+def _warn_of_first_line(place: Place) -> None:
+    # Without the name: it is a value of the file, and stays unencrypted.
+    warnings.warn(
+        f"{place}: the first line is read as the names of the columns, but looks like values. If the "
+        "file has no line with names, add one: names are not encrypted",
+        stacklevel=2,
+    )
 
 
 # --- columns --------------------------------------------------------------------------------------
