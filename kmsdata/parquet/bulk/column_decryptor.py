@@ -30,17 +30,18 @@ class ColumnDecryptor:
         name: the column.
         header: its header, which is authenticated.
         type: the Arrow type of its values.
+        data_keys: the data keys, by commitment.
     """
 
     name: str
     header: Header = field(repr=False)
     type: pa.DataType
-    _data_keys: Mapping[bytes, DataKey] = field(repr=False)
+    data_keys: Mapping[bytes, DataKey] = field(repr=False)
 
     @functools.cached_property
     def pandas_entry(self) -> dict[str, Any] | None:
         """The column's entry for the pandas metadata, if it was encrypted in pandas."""
-        return pandas_entries({self.name: self.header}, self._data_keys).get(self.name)
+        return pandas_entries({self.name: self.header}, self.data_keys).get(self.name)
 
     def decrypt(self, parquet: OpenParquet, group: int) -> Iterator[pa.Array]:
         """Decrypt and authenticate the column of a row group, batch by batch.
@@ -48,7 +49,7 @@ class ColumnDecryptor:
         Raises:
             TamperedError, WrongKeyError: cells that are not authentic; ``rows`` are positions in the file.
         """
-        for values in _decrypted(parquet, group, self.name, self.header, self._data_keys):
+        for values in _decrypted(parquet, group, self.name, self.header, self.data_keys):
             yield values if values.type == self.type else values.cast(self.type)
             del values  # the traceback of an error in the next batch must not keep plaintext in memory
 

@@ -30,13 +30,14 @@ class ColumnEncryptor:
     Attributes:
         name: the column.
         dtype: the dtype of its cells, which contains the header.
+        data_key: the data key.
     """
 
     name: str
     dtype: EncryptedDtype
     _header: ColumnHeader = field(repr=False)
     _described: Description = field(repr=False)
-    _data_key: DataKey = field(repr=False)
+    data_key: DataKey = field(repr=False)
 
     @functools.cached_property
     def type(self) -> EncryptedType:
@@ -46,7 +47,7 @@ class ColumnEncryptor:
     def encrypt(self, values: pa.Array) -> Any:
         """Encrypt values; return an Arrow array of cells."""
         column = pa.chunked_array([values])
-        cells = seal(self._header, self._described, column, self.name, self._data_key)
+        cells = seal(self._header, self._described, column, self.name, self.data_key)
         return EncryptedArray(cells, self.dtype).__arrow_array__()
 
 

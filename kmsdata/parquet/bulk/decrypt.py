@@ -129,7 +129,12 @@ def _decrypt_file(
         fields = {name: parquet.schema.field(name).with_type(item.type) for name, item in decryptors.items()}
         headers = {name: header for name, header in file.headers.items() if name not in decryptors}
         pandas = {name: item.pandas_entry for name, item in decryptors.items()}
-        schema, entries = decrypted_schema(parquet.schema, parquet.entries, fields, headers, pandas)
+        data_keys = {
+            commitment: key for item in decryptors.values() for commitment, key in item.data_keys.items()
+        }
+        schema, entries = decrypted_schema(
+            parquet.schema, parquet.entries, fields, headers, pandas, data_keys
+        )
         rewrite(
             parquet.file,
             parquet.path,

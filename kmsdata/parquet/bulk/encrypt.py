@@ -141,7 +141,8 @@ def _encrypt_parquet(
     headers = {**file.headers, **{name: item.dtype.header for name, item in encryptors.items()}}
     with open_parquet(file.source) as parquet:
         fields = {name: parquet.schema.field(name).with_type(item.type) for name, item in encryptors.items()}
-        schema, entries = encrypted_schema(parquet.schema, parquet.entries, fields, headers)
+        data_keys = {name: item.data_key for name, item in encryptors.items()}
+        schema, entries = encrypted_schema(parquet.schema, parquet.entries, fields, headers, data_keys)
         texts = metadata_texts(schema, entries)
         rewrite(
             parquet.file,
@@ -162,7 +163,8 @@ def _encrypt_csv(
     """Convert a CSV file to a Parquet file with its columns encrypted."""
     headers = {name: item.dtype.header for name, item in encryptors.items()}
     fields = {name: file.schema.field(name).with_type(item.type) for name, item in encryptors.items()}
-    schema, _ = encrypted_schema(file.schema, {}, fields, headers)
+    data_keys = {name: item.data_key for name, item in encryptors.items()}
+    schema, _ = encrypted_schema(file.schema, {}, fields, headers, data_keys)
     with pq.ParquetWriter(sink, schema, **settings_for(schema, {})) as writer:
         held: list[pa.Table] = []
 
