@@ -5,7 +5,6 @@ import datetime as dt
 import decimal
 import json
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -80,9 +79,9 @@ def test_a_column_that_is_encrypted_later_is_not_kept_under_the_first_key(data_k
 def test_what_was_changed_in_between_stays(data_key):
     out = without_columns(ENTRIES, {"home": data_key})
     geo = json.loads(out[GEO])
-    geo["creator"] = "somebody"
+    geo["creator"] = "another"
     back = restored({**out, GEO: json.dumps(geo).encode()}, ["home"], {data_key.commitment: data_key})
-    assert json.loads(back[GEO]) == json.loads(GEO_TEXT) | {"creator": "somebody"}
+    assert json.loads(back[GEO]) == json.loads(GEO_TEXT) | {"creator": "another"}
     assert restored({b"x": b"1"}, ["home"], {data_key.commitment: data_key}) == {b"x": b"1"}
 
 
@@ -132,7 +131,10 @@ def test_a_document_that_names_a_column_twice_is_refused(data_key):
         without_columns({GEO: twice}, {"home": data_key})
 
 
+@pytest.mark.newest
 def test_files_keep_it_through_rewrap_and_decryption(keystore, tmp_path):
+    import duckdb
+
     table = pa.table({"home": [b"\1" * 21], "work": [b"\2" * 21], "n": [1]})
     source, sealed, plain = (tmp_path / f"{name}.parquet" for name in ("source", "sealed", "plain"))
     pq.write_table(table.replace_schema_metadata(ENTRIES), source)

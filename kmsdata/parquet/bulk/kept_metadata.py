@@ -1,7 +1,7 @@
 """Keep, encrypted, what other software wrote about a column in a file's metadata, and restore it.
 
 Two entries say things about columns that encryption must change: Spark's schema (types, and metadata that
-may list values) and GeoParquet's ``geo`` (the bounding box). What stood there goes, encrypted, into the entry
+may list values) and GeoParquet's ``geo`` (the bounding box). The original texts are encrypted into the entry
 ``kmsdata.kept``. Documents are changed as text, so that all other bytes of them stay.
 """
 
@@ -151,7 +151,7 @@ def _spark_with(text: str, name: str, part: str) -> str:
 
 
 def _spark_field(text: str, name: str) -> tuple[int, int] | None:
-    """Return where the column's field stands in Spark's schema; None if it is not there."""
+    """Return where the column's field is in Spark's schema; None if it is not there."""
     try:
         if (fields := _member(text, 0, "fields")) is None:
             return None
@@ -234,7 +234,7 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _member(text: str, at: int, key: str) -> tuple[int, int] | None:
-    """Return where the value of a member of the object at this position stands."""
+    """Return where the value of a member of the object at this position is."""
     at = _after_space(text, at)
     found = [(a, b) for name, a, b in _walk(text, at) if name == key]
     if len(found) > 1:
@@ -243,7 +243,7 @@ def _member(text: str, at: int, key: str) -> tuple[int, int] | None:
 
 
 def _members(text: str, at: int) -> tuple[list[str], list[str]]:
-    """Return the names of an object's members, and their texts: what stands between the commas."""
+    """Return the names of an object's members, and their texts: what is between the commas."""
     names = [name for name, _, _ in _walk(text, at)]
     return names, [text[start:end] for start, end in _items(text, at)]
 
@@ -263,7 +263,7 @@ def _walk(text: str, at: int) -> Iterable[tuple[str, int, int]]:
 
 
 def _items(text: str, at: int) -> Iterable[tuple[int, int]]:
-    """Yield where the items of the list or object at this position stand, with the space around them."""
+    """Yield where the items of the list or object at this position are, with the space around them."""
     if text[at] not in "[{":
         raise ValueError
     is_object, start = text[at] == "{", at + 1
