@@ -176,3 +176,28 @@ def locked():
 def titanic():
     with (importlib.resources.files("kmsdata") / "data" / "titanic.csv").open() as file:
         return pd.read_csv(file)
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory):
+    """Return a Spark session in this process: its Java process starts once."""
+    import warnings
+
+    folder = tmp_path_factory.mktemp("spark")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pyspark.sql import SparkSession
+
+        session = (
+            SparkSession.builder.master("local[1]")
+            .config("spark.ui.enabled", "false")
+            .config("spark.driver.host", "127.0.0.1")
+            .config("spark.driver.bindAddress", "127.0.0.1")
+            .config("spark.sql.session.timeZone", "UTC")
+            .config("spark.sql.shuffle.partitions", "1")
+            .config("spark.sql.warehouse.dir", str(folder / "warehouse"))
+            .config("spark.driver.extraJavaOptions", f"-Dderby.system.home={folder}")
+            .getOrCreate()
+        )
+    yield session
+    session.stop()

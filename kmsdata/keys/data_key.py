@@ -7,6 +7,7 @@ HKDF-SHA256 (RFC 5869) without salt derives everything from the 32 bytes of the 
     info "kmsdata/1/AES-256-GCM/" + digest of the column     36 bytes   key id (4), key (32)
     info "kmsdata/1/AES-256-SIV/" + kind + "/" + domain      68 bytes   key id (4), key (64)
     info "kmsdata/1/categories"                              64 bytes   key of category lists
+    info "kmsdata/1/kept/" + the column's name               36 bytes   key id (4), key (32) of kept metadata
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import NoReturn, Protocol, runtime_checkable
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -171,6 +173,24 @@ class DataKey(Secret):
     def categories_key(self) -> CellKey:
         """Derive the key of category lists. Its prefix is zero and is not stored: the list is not a cell."""
         return CellKey(bytes(4) + self._derive(b"kmsdata/1/categories", 64))
+
+    def _kept_key(self, name: str) -> CellKey:
+        return CellKey(self._derive(b"kmsdata/1/kept/" + name.encode(), 36))
+
+    def seal_kept(self, name: str, metadata: bytes) -> bytes:
+        """Encrypt what other software wrote about a column, in the form of a cell."""
+        key, iv = self._kept_key(name), random_bytes(12)
+        return key.prefix + iv + AESGCM(key.key).encrypt(iv, metadata, None)
+
+    def open_kept(self, name: str, sealed: bytes) -> bytes | None:
+        """Decrypt it; None if it was changed or belongs to another column."""
+        key = self._kept_key(name)
+        if len(sealed) < 33 or sealed[:5] != key.prefix:
+            return None
+        try:
+            return AESGCM(key.key).decrypt(sealed[5:17], sealed[17:], None)
+        except InvalidTag:
+            return None
 
     def mac(self, header: ColumnHeader) -> bytes:
         """Compute the HMAC-SHA256 (RFC 2104, 32 bytes) of a column object and this key's context."""

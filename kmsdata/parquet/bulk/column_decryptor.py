@@ -31,7 +31,7 @@ class ColumnDecryptor:
         name: the column.
         header: its header, which is authenticated.
         type: the Arrow type of its values.
-        data_keys: by commitment.
+        data_keys: the data keys, by commitment.
     """
 
     name: str

@@ -141,7 +141,9 @@ def _decrypt_file(
             )
         headers = {name: header for name, header in file.headers.items() if name not in decryptors}
         pandas = {name: item.pandas_entry for name, item in decryptors.items()}
-        schema, entries = decrypted_schema(parquet.schema, parquet.entries, fields, headers, pandas)
+        schema, entries = decrypted_schema(
+            parquet.schema, parquet.entries, fields, headers, pandas, data_keys
+        )
         entries = without_originals(entries, headers, parquet.path)
         rewrite(
             parquet.file,

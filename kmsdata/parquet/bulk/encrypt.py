@@ -155,8 +155,9 @@ def _encrypt_parquet(
             shown[name] = (
                 fields[name] if stored is not None else fields[name].with_type(item.type.storage_type)
             )
-        schema, entries = encrypted_schema(parquet.schema, parquet.entries, shown, headers)
-        entries = with_originals(entries, parquet, {name: item.data_key for name, item in encryptors.items()})
+        data_keys = {name: item.data_key for name, item in encryptors.items()}
+        schema, entries = encrypted_schema(parquet.schema, parquet.entries, shown, headers, data_keys)
+        entries = with_originals(entries, parquet, data_keys)
         texts = metadata_texts(schema, entries)
         rewrite(
             parquet.file,
@@ -177,7 +178,8 @@ def _encrypt_csv(
     """Convert a CSV file to a Parquet file with its columns encrypted."""
     headers = {name: item.dtype.header for name, item in encryptors.items()}
     fields = {name: file.schema.field(name).with_type(item.type) for name, item in encryptors.items()}
-    schema, _ = encrypted_schema(file.schema, {}, fields, headers)
+    data_keys = {name: item.data_key for name, item in encryptors.items()}
+    schema, _ = encrypted_schema(file.schema, {}, fields, headers, data_keys)
     with pq.ParquetWriter(sink, schema, **settings_for(schema, {})) as writer:
         held: list[pa.Table] = []
 

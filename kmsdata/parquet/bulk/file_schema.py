@@ -14,7 +14,9 @@ import pyarrow.compute as pc
 
 from kmsdata.errors import FormatError
 from kmsdata.frames.pandas_metadata import in_pandas_metadata, pandas_attributes, with_entries
+from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, file_text
+from kmsdata.parquet.bulk.kept_metadata import KEPT, restored, without_columns
 from kmsdata.parquet.column_chunks import Replacement
 from kmsdata.parquet.write import settings_for
 
@@ -27,14 +29,17 @@ __all__ = [
     "replacement",
 ]
 
-_SPARK = b"org.apache.spark.sql.parquet.row.metadata"
 _SHORTEST_TEXT = 5  # characters: shorter values are found in metadata by chance
 
 Metadata = Mapping[bytes, bytes]
 
 
 def encrypted_schema(
-    schema: pa.Schema, entries: Metadata, fields: Mapping[str, pa.Field], headers: Mapping[str, Header]
+    schema: pa.Schema,
+    entries: Metadata,
+    fields: Mapping[str, pa.Field],
+    headers: Mapping[str, Header],
+    data_keys: Mapping[str, DataKey],
 ) -> tuple[pa.Schema, dict[bytes, bytes]]:
     """Return the schema and the key-value metadata of a file after some of its columns were encrypted.
 
@@ -43,10 +48,14 @@ def encrypted_schema(
         entries: its key-value metadata, without the Arrow schema.
         fields: the newly encrypted columns, with the types of their cells.
         headers: the headers of all columns that are encrypted in the result.
+        data_keys: the data keys of the newly encrypted columns.
+
+    Raises:
+        ValueError: metadata about a column is not in the form that its format prescribes.
     """
-    metadata = _encrypted_metadata(schema.metadata, list(fields), headers)
+    metadata = _encrypted_metadata(schema.metadata, data_keys, headers)
     encrypted = _with_fields(schema, fields).with_metadata(metadata or None)
-    return encrypted, _encrypted_metadata(entries, list(fields), headers)
+    return encrypted, _encrypted_metadata(entries, data_keys, headers)
 
 
 def decrypted_schema(
@@ -55,6 +64,7 @@ def decrypted_schema(
     fields: Mapping[str, pa.Field],
     headers: Mapping[str, Header],
     pandas: Mapping[str, dict[str, Any] | None],
+    data_keys: Mapping[bytes, DataKey],
 ) -> tuple[pa.Schema, dict[bytes, bytes]]:
     """Return the schema and the key-value metadata of a file after some of its columns were decrypted.
 
@@ -65,10 +75,14 @@ def decrypted_schema(
         headers: the headers of the columns that stay encrypted.
         pandas: the entry of each decrypted column in the pandas metadata; None: the one from before it was
             encrypted.
+        data_keys: the data keys of the decrypted columns, by commitment.
+
+    Raises:
+        FormatError, TamperedError: the metadata that was kept of a column is malformed, or was changed.
     """
-    metadata = _decrypted_metadata(schema.metadata, pandas, headers)
+    metadata = _decrypted_metadata(schema.metadata, pandas, headers, data_keys)
     decrypted = _with_fields(schema, fields)
-    return decrypted.with_metadata(metadata or None), _decrypted_metadata(entries, pandas, headers)
+    return decrypted.with_metadata(metadata or None), _decrypted_metadata(entries, pandas, headers, data_keys)
 
 
 def replacement(field: pa.Field) -> Replacement:
@@ -92,19 +106,19 @@ def _with_fields(schema: pa.Schema, fields: Mapping[str, pa.Field]) -> pa.Schema
 
 
 def _encrypted_metadata(
-    metadata: Metadata | None, columns: list[str], headers: Mapping[str, Header]
+    metadata: Metadata | None, data_keys: Mapping[str, DataKey], headers: Mapping[str, Header]
 ) -> dict[bytes, bytes]:
-    out = dict(metadata or {})
-    if _SPARK in out:
-        out[_SPARK] = _spark_metadata(out[_SPARK], columns)
-    out = _with_headers(out, headers)
-    return in_pandas_metadata(out, columns) or {}
+    out = _with_headers(without_columns(metadata or {}, data_keys), headers)
+    return in_pandas_metadata(out, list(data_keys)) or {}
 
 
 def _decrypted_metadata(
-    metadata: Metadata | None, pandas: Mapping[str, dict[str, Any] | None], headers: Mapping[str, Header]
+    metadata: Metadata | None,
+    pandas: Mapping[str, dict[str, Any] | None],
+    headers: Mapping[str, Header],
+    data_keys: Mapping[bytes, DataKey],
 ) -> dict[bytes, bytes]:
-    out = _with_headers(metadata, headers)
+    out = _with_headers(restored(metadata or {}, pandas, data_keys), headers)
     out = in_pandas_metadata(out, list(pandas), back=True) or {}
     return with_entries(out, pandas)
 
@@ -113,19 +127,6 @@ def _with_headers(metadata: Metadata | None, headers: Mapping[str, Header]) -> d
     """Return key-value metadata whose ``kmsdata`` entry contains these headers and no others."""
     out = {key: text for key, text in (metadata or {}).items() if key != ENTRY}
     return out | ({ENTRY: file_text(headers).encode()} if headers else {})
-
-
-def _spark_metadata(text: bytes, names: list[str]) -> bytes:
-    """Change columns to binary in Spark's schema, and remove their metadata."""
-    # Spark reads columns by the types in this entry, and its metadata may list the values of a column.
-    try:
-        document = json.loads(text)
-        for field in document["fields"]:
-            if field["name"] in names:
-                field |= {"type": "binary", "metadata": {}}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return text
-    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def check_pandas_metadata(metadata: Metadata | None, path: str) -> None:
@@ -151,14 +152,14 @@ def metadata_texts(schema: pa.Schema, entries: Metadata) -> pa.Array:
 
     Metadata has no fixed form, so any of them may be a value of a column.
     """
-    known = (b"ARROW:schema", b"pandas", b"kmsdata.original", ENTRY)
+    known = (b"ARROW:schema", b"pandas", b"kmsdata.original", ENTRY, KEPT)
     every = {**entries, b"pandas attributes": json.dumps(pandas_attributes(schema.metadata)).encode()}
     raw = [text for key, text in [*every.items(), *(schema.metadata or {}).items()] if key not in known]
     raw += [text for field in schema for text in (field.metadata or {}).values()]
     texts: set[str] = set()
     for data in dict.fromkeys(raw):
         text = data.decode("utf-8", "replace")
-        texts |= {text, *re.split(r"[\s,;|\"'\[\]{}()]+", text)}
+        texts |= {text, *re.split(r"[\s,;|\"'\[\]{}()]+", text), *re.split(r"[\s,;|\"'\[\]{}():=\\]+", text)}
         with contextlib.suppress(ValueError, RecursionError):
             texts |= set(_json_texts(json.loads(text)))
     # Schemas in JSON, as Spark and other software store them, contain names and types, which are not values.
