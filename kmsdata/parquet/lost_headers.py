@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from kmsdata.keys.envelope import Header
 __all__ = ["file_without_header"]
 
 _ROWS = 1 << 12  # rows that are decoded at once to look for cells
-_ROWS_OF_DELTA = 1 << 6  # each value may repeat almost all of the one before it
+_FEW_ROWS = 1 << 6
 
 
 def file_without_header(
@@ -35,21 +35,21 @@ def file_without_header(
     names = [field.name for field in schema if field.name not in headers and is_bytes_or_text(field.type)]
     if not names:
         return []
-    # As dictionaries, repeated values take no memory, however often they are repeated. pyarrow (26) cannot
-    # read pages of this encoding as dictionaries.
-    delta = _encoded_as(pq.ParquetFile(source, pre_buffer=False).metadata, names, "DELTA_BYTE_ARRAY")
+    metadata = pq.read_metadata(source)
+    names = [name for name in names if not _ruled_out(metadata, name)]
+    # As dictionaries, repeated values take no memory, however often they are repeated. Arrow cannot read these
+    # encodings as dictionaries: of such columns it decodes few rows at once.
+    deltas = {name for name in names if _delta_encoded(metadata, name)}
     reader = pq.ParquetFile(
         source,
-        read_dictionary=[name for name in names if name not in delta],
+        read_dictionary=[name for name in names if name not in deltas],
         buffer_size=1 << 20,
         pre_buffer=False,
         page_checksum_verification=True,
     )
     found = []
     for name in names:
-        if _ruled_out(reader.metadata, name):
-            continue
-        rows = _ROWS_OF_DELTA if name in delta else _ROWS
+        rows = _FEW_ROWS if name in deltas else _ROWS
         batches = reader.iter_batches(rows, columns=[name], use_threads=False)
         count = looks_like_cells(batch.column(0) for batch in batches if batch.num_columns == 1)
         if count == 1:
@@ -59,26 +59,25 @@ def file_without_header(
     return found
 
 
-def _encoded_as(metadata: Any, names: list[str], encoding: str) -> set[str]:
-    """Return those of these columns that have pages of an encoding."""
-    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-    return {
-        path
-        for group in map(metadata.row_group, range(metadata.num_row_groups))
-        for number, path in enumerate(paths)
-        if path in names and encoding in group.column(number).encodings
-    }
-
-
-def _ruled_out(metadata: Any, name: str) -> bool:
-    """Return whether the statistics of a file show that a column has other values than cells."""
+def _chunks(metadata: Any, name: str) -> Iterator[Any]:
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         for position in range(group.num_columns):
             chunk = group.column(position)
-            statistics = chunk.statistics if chunk.path_in_schema == name and chunk.is_stats_set else None
-            if statistics is not None and statistics.has_min_max:
-                smallest = statistics.min_raw
-                if isinstance(smallest, bytes) and not smallest.startswith((b"\x01", MARK.encode())):
-                    return True
+            if chunk.path_in_schema == name:
+                yield chunk
+
+
+def _delta_encoded(metadata: Any, name: str) -> bool:
+    return any("DELTA" in encoding for chunk in _chunks(metadata, name) for encoding in chunk.encodings)
+
+
+def _ruled_out(metadata: Any, name: str) -> bool:
+    """Return whether the statistics of a file show that a column has other values than cells."""
+    for chunk in _chunks(metadata, name):
+        statistics = chunk.statistics if chunk.is_stats_set else None
+        if statistics is not None and statistics.has_min_max:
+            smallest = statistics.min_raw
+            if isinstance(smallest, bytes) and not smallest.startswith((b"\x01", MARK.encode())):
+                return True
     return False

@@ -286,3 +286,21 @@ def test_nothing_is_said_of_plain_data(df, tmp_path):
         assert kmsdata.inspect(tmp_path / "x.parquet").encrypted == []
         assert kmsdata.inspect(df).encrypted == []
         kmsdata.decrypt_table(pa.Table.from_pandas(df))
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_encodings_that_arrow_cannot_read_as_dictionaries(encoding, enc, tmp_path):
+    """Files of other software use them: what is not cells is plain, and cells without a header are found."""
+    path = tmp_path / "x.parquet"
+
+    def written(name, values):
+        how = {"use_dictionary": False, "column_encoding": {name: encoding}, "write_statistics": False}
+        pq.write_table(pa.table({"k": range(5), name: pa.array(values, pa.binary())}), path, **how)
+
+    written("word", [b"a", b"b", None, b"d", b"e"])
+    assert kmsdata.inspect(path).encrypted == []
+    kmsdata.encrypt_parquet(path, tmp_path / "y.parquet", "k", key=KEY)
+    assert kmsdata.verify(tmp_path / "y.parquet").ok
+    written("city", cells_of(enc, "city"))
+    with pytest.raises(FormatError, match=WAY_BACK):
+        kmsdata.read_parquet(path, decrypt=True)

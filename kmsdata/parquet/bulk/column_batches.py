@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from kmsdata.parquet.column_chunks import PART
 from kmsdata.parquet.footer import NOT_PARQUET, FileMetaData, check_footer, page_range, read_metadata
 from kmsdata.parquet.headers import damaged
 from kmsdata.parquet.locations import Place, open_file
-from kmsdata.parquet.thrift import Struct, decode, value
+from kmsdata.parquet.thrift import I64, Struct, decode, value
 
 __all__ = [
     "OpenParquet",
@@ -45,6 +46,7 @@ _INT96, _BYTE_ARRAY = 3, 6
 _MOST_MS = (1 << 63) // 1_000_000 - 1  # milliseconds that fit into 64 bits of nanoseconds
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # types of pages
 _DELTA_BYTE_ARRAY = 7
+_SHORT_SIZES = re.compile(rb"(?:parquet-mr(?: version (\d+)\.(\d+)\.(\d+))?|fastparquet-python)")
 _CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
@@ -113,6 +115,7 @@ def open_parquet(place: Place, name: str | None = None) -> Iterator[OpenParquet]
             if file.size() > _LARGE:
                 _refuse_what_arrow_refuses(file, path)
             footer = read_metadata(file, file.size(), path)
+            _correct_sizes(file, footer)
         except FormatError as error:
             if NOT_PARQUET not in str(error) or is_csv(path):
                 raise
@@ -138,6 +141,30 @@ def _refuse_what_arrow_refuses(file: pa.NativeFile, path: str) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise damaged(path) from None
+
+
+def _correct_sizes(file: pa.NativeFile, footer: FileMetaData) -> None:
+    """Correct the sizes of column chunks that leave out the header or the whole of the dictionary page.
+
+    parquet-mr before 1.2.9 and old versions of fastparquet write such sizes. Readers of these files read on until
+    they have all values, but a copy of so few bytes would cut off the end of a column.
+    """
+    written_by = _SHORT_SIZES.match(value(footer.fields, 6, b""))
+    if not written_by or (written_by[1] and tuple(map(int, written_by.groups())) >= (1, 2, 9)):
+        return
+    metas = [value(chunk, 3) for group in footer.groups for chunk in value(group, 1)[1]]
+    metas.sort(key=lambda meta: page_range(meta)[0])
+    for meta, after in itertools.zip_longest(metas, metas[1:]):
+        start, length = page_range(meta)
+        stop = page_range(after)[0] if after else file.size()
+        at, left = start, value(meta, 5)
+        with contextlib.suppress(_PageError):  # a damaged page is found where the column is decoded
+            while left > 0 and at < stop:
+                kind, _, packed, page, used = _page_header(file, at, stop)
+                left -= value(page, 1, 0) if kind in (_DATA, _DATA_V2) else 0
+                at += used + packed
+            if start + length < at <= stop:
+                meta[7] = I64, at - start
 
 
 def column_batches(parquet: OpenParquet, group: int, name: str) -> Iterator[Any]:
