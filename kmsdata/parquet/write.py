@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.atomic_files import sweep
+from kmsdata.codec.null_arrays import null_rows
 from kmsdata.frames.arguments import Columns, column_names, refuse_repeated, require, required_names
 from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EncryptedType
@@ -185,7 +186,8 @@ def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
     """
     sealed = {field.name: field.type.dtype for field in schema if isinstance(field.type, EncryptedType)}
     sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
+    empty = pa.Table.from_arrays([null_rows(kind, 0) for kind in schema.types], schema=schema)
+    pq.write_table(empty, sink)
     written = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
     leaves = [written.column(number).path for number in range(len(written.names))]
     plain = [leaf for leaf in leaves if leaf not in sealed]
