@@ -50,7 +50,7 @@ def _filled(t: Any, n: int, *, null: bool) -> Any:
         return pa.array([""] * n if t in TEXT else [b""] * n, t)
     if pa.types.is_primitive(t) or pa.types.is_decimal(t) or pa.types.is_fixed_size_binary(t):
         return pa.Array.from_buffers(t, n, [None, _zeros(max(t.bit_width // 8, 1), n)])
-    return pa.nulls(n, t)  # unions and runs, which have no bitmap of their own, and are no types of Parquet
+    return pa.nulls(n, t)  # unions and runs, which have no bitmap, and are no types of Parquet
 
 
 def _part(field: pa.Field, n: int) -> Any:
