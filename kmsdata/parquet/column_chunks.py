@@ -500,4 +500,21 @@ def _write_leaf(
             f"column {column.field.name!r}: a row group must have {rows} rows, but {done} were read",
             column=column.field.name,
         )
+    meta[3] = LIST, (BINARY, _paths(column.elements)[leaf])  # fastparquet finds chunks by it
     return {2: (I64, 0), 3: (STRUCT, meta)}
+
+
+def _paths(elements: Sequence[Struct]) -> list[list[bytes]]:
+    """Return the names above and of each leaf of a column, from its part of the Parquet schema."""
+    found: list[list[bytes]] = []
+    inside: list[tuple[int, list[bytes]]] = [(1, [])]  # open groups: children left, and their path
+    for element in elements:
+        left, above = inside.pop()
+        if left > 1:
+            inside.append((left - 1, above))
+        path, children = [*above, value(element, 4)], value(element, 5, 0)
+        if children:
+            inside.append((children, path))
+        else:
+            found.append(path)
+    return found
