@@ -24,7 +24,16 @@ LAW = {
     "keys.tencent": {"atomic_files", "display"},
     "frames": {"keys", "codec", "ciphers", "display"},
     "parquet": {"frames", "keys", "codec", "display", "atomic_files"},
-    "parquet.bulk": {"parquet", "frames", "keys", "codec", "display", "atomic_files"},
+    "parquet.bulk": {
+        "parquet.bulk.original",
+        "parquet",
+        "frames",
+        "keys",
+        "codec",
+        "display",
+        "atomic_files",
+    },
+    "parquet.bulk.original": {"parquet", "keys"},
     "api": {"parquet", "parquet.bulk", "frames", "keys", "codec", "ciphers", "display", "atomic_files"},
     "notebook": {"keys", "keys.local", "keys.tencent", "display"},  # a form makes providers
     "emulator": {"keys.data_key", "atomic_files"},

@@ -11,6 +11,7 @@ The parts of a file::
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -36,9 +37,10 @@ from kmsdata.frames.encrypted_columns import (
 )
 from kmsdata.frames.pandas_metadata import with_frame_attrs
 from kmsdata.keys.envelope import ENTRY, file_text, merged_records
+from kmsdata.parquet.column_chunks import Replacement
 from kmsdata.parquet.locations import FilePath, Place, files_at, whole, whole_folder
 
-__all__ = ["settings_for", "write_parquet"]
+__all__ = ["replacement", "settings_for", "write_parquet"]
 
 
 def write_parquet(
@@ -213,3 +215,14 @@ def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
             "compression": by_leaf | dict.fromkeys(sealed, "none"),
         }
     )
+
+
+def replacement(field: pa.Field) -> Replacement:
+    """Return the new version of the column of this name in a file that is rewritten."""
+    return _replacement(field.name, field.type, field.nullable)
+
+
+@functools.lru_cache(256)  # thousands of small files often have the same columns
+def _replacement(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
+    field = pa.field(name, kind, nullable)
+    return Replacement.of(field, settings_for(pa.schema([field]), {}))

@@ -24,17 +24,13 @@ from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.column_encryptor import ColumnEncryptor, column_encryptors, encrypted_group
 from kmsdata.parquet.bulk.csv_reader import CsvFormat, Types, csv_batches
 from kmsdata.parquet.bulk.estimate import encrypted_size
-from kmsdata.parquet.bulk.file_schema import (
-    encrypted_schema,
-    metadata_texts,
-    replacement,
-)
-from kmsdata.parquet.bulk.original_types import with_originals
+from kmsdata.parquet.bulk.file_schema import encrypted_schema, metadata_texts
+from kmsdata.parquet.bulk.original.types import original_spelling, original_types
 from kmsdata.parquet.bulk.plan import FilePlan, plan_encryption
 from kmsdata.parquet.bulk.target_files import open_targets
 from kmsdata.parquet.column_chunks import PART, arrow_field, arrow_schema, rewrite
 from kmsdata.parquet.locations import FilePath
-from kmsdata.parquet.write import settings_for
+from kmsdata.parquet.write import replacement, settings_for
 
 __all__ = ["encrypt_parquet"]
 
@@ -156,8 +152,17 @@ def _encrypt_parquet(
                 fields[name] if stored is not None else fields[name].with_type(item.type.storage_type)
             )
         data_keys = {name: item.data_key for name, item in encryptors.items()}
-        schema, entries = encrypted_schema(parquet.schema, parquet.entries, shown, headers, data_keys)
-        entries = with_originals(entries, parquet, data_keys)
+        originals = original_types(parquet.footer, parquet.schema, data_keys.keys(), parquet.path)
+        schema, entries = encrypted_schema(
+            parquet.schema,
+            parquet.footer.metadata,
+            shown,
+            headers,
+            data_keys,
+            {name: item.members for name, item in originals.items()},
+            original_spelling(parquet.footer, parquet.path),
+            parquet.path,
+        )
         texts = metadata_texts(schema, entries)
         rewrite(
             parquet.file,
@@ -179,7 +184,7 @@ def _encrypt_csv(
     headers = {name: item.dtype.header for name, item in encryptors.items()}
     fields = {name: file.schema.field(name).with_type(item.type) for name, item in encryptors.items()}
     data_keys = {name: item.data_key for name, item in encryptors.items()}
-    schema, _ = encrypted_schema(file.schema, {}, fields, headers, data_keys)
+    schema, _ = encrypted_schema(file.schema, {}, fields, headers, data_keys, {})
     with pq.ParquetWriter(sink, schema, **settings_for(schema, {})) as writer:
         held: list[pa.Table] = []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -16,17 +15,16 @@ from kmsdata.errors import FormatError
 from kmsdata.frames.pandas_metadata import in_pandas_metadata, pandas_attributes, with_entries
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, file_text
-from kmsdata.parquet.bulk.kept_metadata import KEPT, restored, without_columns
-from kmsdata.parquet.column_chunks import Replacement
-from kmsdata.parquet.write import settings_for
+from kmsdata.parquet.bulk.original.documents import restored, without_columns
+from kmsdata.parquet.bulk.original.entry import ORIGINAL, seal, sealed_columns, spelling_in, with_sealed
 
 __all__ = [
     "check_pandas_metadata",
     "decrypted_schema",
     "encrypted_schema",
     "metadata_texts",
+    "original_entries",
     "refuse_values_in_metadata",
-    "replacement",
 ]
 
 _SHORTEST_TEXT = 5  # characters: shorter values are found in metadata by chance
@@ -40,22 +38,40 @@ def encrypted_schema(
     fields: Mapping[str, pa.Field],
     headers: Mapping[str, Header],
     data_keys: Mapping[str, DataKey],
+    types: Mapping[str, Mapping[str, str]],
+    spelled: bytes | None = None,
+    path: str = "",
 ) -> tuple[pa.Schema, dict[bytes, bytes]]:
     """Return the schema and the key-value metadata of a file after some of its columns were encrypted.
 
     Args:
         schema: its Arrow schema.
-        entries: its key-value metadata, without the Arrow schema.
+        entries: its key-value metadata.
         fields: the newly encrypted columns, with the types of their cells.
         headers: the headers of all columns that are encrypted in the result.
         data_keys: the data keys of the newly encrypted columns.
+        types: the original types of these columns, to keep in the entry ``kmsdata.original``.
+        spelled: the text of the Arrow schema, to keep in this entry.
+        path: the file's path, for errors.
 
     Raises:
         ValueError: metadata about a column is not in the form that its format prescribes.
     """
-    metadata = _encrypted_metadata(schema.metadata, data_keys, headers)
-    encrypted = _with_fields(schema, fields).with_metadata(metadata or None)
-    return encrypted, _encrypted_metadata(entries, data_keys, headers)
+    rest, parts = without_columns(entries, data_keys)
+    inner, inner_parts = without_columns(schema.metadata or {}, data_keys)
+    sealed = {name: part for name, part in _sealed(schema, entries, path).items() if name not in data_keys}
+    for name, data_key in data_keys.items():
+        members = {**types.get(name, {}), **parts.get(name, {})}
+        if _without_position(inner_parts.get(name, {})) != _without_position(parts.get(name, {})):
+            members["schema"] = inner_parts.get(name, {})
+        if members:
+            sealed[name] = seal(name, members, data_key)
+    # Sealed once: two copies of a part would differ. Tables that pyarrow reads have the one in the schema.
+    rest, inner = with_sealed(rest, sealed, spelled), with_sealed(inner, sealed)
+    rest, inner = (
+        in_pandas_metadata(_with_headers(one, headers), list(data_keys)) or {} for one in (rest, inner)
+    )
+    return _with_fields(schema, fields).with_metadata(inner or None), rest
 
 
 def decrypted_schema(
@@ -64,36 +80,51 @@ def decrypted_schema(
     fields: Mapping[str, pa.Field],
     headers: Mapping[str, Header],
     pandas: Mapping[str, dict[str, Any] | None],
-    data_keys: Mapping[bytes, DataKey],
+    parts: Mapping[str, Mapping[str, Any]],
+    path: str = "",
 ) -> tuple[pa.Schema, dict[bytes, bytes]]:
     """Return the schema and the key-value metadata of a file after some of its columns were decrypted.
 
     Args:
         schema: its Arrow schema.
-        entries: its key-value metadata, without the Arrow schema.
+        entries: its key-value metadata.
         fields: the decrypted columns, with the types that Arrow will show.
         headers: the headers of the columns that stay encrypted.
         pandas: the entry of each decrypted column in the pandas metadata; None: the one from before it was
             encrypted.
-        data_keys: the data keys of the decrypted columns, by commitment.
+        parts: the authenticated parts of the decrypted columns in the entry ``kmsdata.original``.
+        path: the file's path, for errors.
 
     Raises:
-        FormatError, TamperedError: the metadata that was kept of a column is malformed, or was changed.
+        FormatError: the entry ``kmsdata.original`` is malformed.
     """
-    metadata = _decrypted_metadata(schema.metadata, pandas, headers, data_keys)
-    decrypted = _with_fields(schema, fields)
-    return decrypted.with_metadata(metadata or None), _decrypted_metadata(entries, pandas, headers, data_keys)
+    sealed = {name: part for name, part in _sealed(schema, entries, path).items() if name in headers}
+    inner_parts = {name: members.get("schema", members) for name, members in parts.items()}
+    rest = restored(with_sealed(entries, sealed, spelling_in(entries) if headers else None), parts)
+    inner = restored(with_sealed(schema.metadata or {}, sealed), inner_parts)
+    rest, inner = (
+        with_entries(in_pandas_metadata(_with_headers(one, headers), list(pandas), back=True) or {}, pandas)
+        for one in (rest, inner)
+    )
+    return _with_fields(schema, fields).with_metadata(inner or None), rest
 
 
-def replacement(field: pa.Field) -> Replacement:
-    """Return the new version of the column of this name."""
-    return _replacement(field.name, field.type, field.nullable)
+def original_entries(schema: pa.Schema, entries: Metadata) -> Metadata:
+    """Return the metadata with the entry ``kmsdata.original``: the file's, otherwise the schema's.
+
+    Software that reads tables with pyarrow, and writes other files, may write only the latter.
+    """
+    return entries if ORIGINAL in entries else schema.metadata or {}
 
 
-@functools.lru_cache(256)  # thousands of small files often have the same columns
-def _replacement(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
-    field = pa.field(name, kind, nullable)
-    return Replacement.of(field, settings_for(pa.schema([field]), {}))
+def _sealed(schema: pa.Schema, entries: Metadata, path: str) -> dict[str, dict[str, str]]:
+    return sealed_columns(original_entries(schema, entries), path)
+
+
+def _without_position(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was removed of a column, except for the position of entries in the metadata."""
+    geo = {key: item for key, item in part.get("geo", {}).items() if key != "following"}
+    return {**part, "geo": geo}
 
 
 def _with_fields(schema: pa.Schema, fields: Mapping[str, pa.Field]) -> pa.Schema:
@@ -103,24 +134,6 @@ def _with_fields(schema: pa.Schema, fields: Mapping[str, pa.Field]) -> pa.Schema
 
 
 # --- metadata -------------------------------------------------------------------------------------
-
-
-def _encrypted_metadata(
-    metadata: Metadata | None, data_keys: Mapping[str, DataKey], headers: Mapping[str, Header]
-) -> dict[bytes, bytes]:
-    out = _with_headers(without_columns(metadata or {}, data_keys), headers)
-    return in_pandas_metadata(out, list(data_keys)) or {}
-
-
-def _decrypted_metadata(
-    metadata: Metadata | None,
-    pandas: Mapping[str, dict[str, Any] | None],
-    headers: Mapping[str, Header],
-    data_keys: Mapping[bytes, DataKey],
-) -> dict[bytes, bytes]:
-    out = _with_headers(restored(metadata or {}, pandas, data_keys), headers)
-    out = in_pandas_metadata(out, list(pandas), back=True) or {}
-    return with_entries(out, pandas)
 
 
 def _with_headers(metadata: Metadata | None, headers: Mapping[str, Header]) -> dict[bytes, bytes]:
@@ -152,7 +165,7 @@ def metadata_texts(schema: pa.Schema, entries: Metadata) -> pa.Array:
 
     Metadata has no fixed form, so any of them may be a value of a column.
     """
-    known = (b"ARROW:schema", b"pandas", b"kmsdata.original", ENTRY, KEPT)
+    known = (b"ARROW:schema", b"pandas", ORIGINAL, ENTRY)
     every = {**entries, b"pandas attributes": json.dumps(pandas_attributes(schema.metadata)).encode()}
     raw = [text for key, text in [*every.items(), *(schema.metadata or {}).items()] if key not in known]
     raw += [text for field in schema for text in (field.metadata or {}).values()]
