@@ -532,7 +532,9 @@ def _unpack_rows(t: pa.DataType, cells: Cells, column: str) -> Any:
     made: Any = None
     try:
         if _inside(t, pa.types.is_dictionary):
-            rows = [pa.ipc.open_stream(pa.py_buffer(raw)).read_all().cast(schema) for raw in cells.present()]
+            tables = (pa.ipc.open_stream(pa.py_buffer(raw)).read_all() for raw in cells.present())
+            # pyarrow (26) casts some structs with nulls wrongly, even to the type that they have.
+            rows = [table if table.schema.equals(schema) else table.cast(schema) for table in tables]
             parts = [chunk for row in rows for chunk in row.column(0).chunks]
         else:  # a schema followed by all messages is one IPC stream: much faster than row by row
             stream = b"".join([schema.serialize().to_pybytes(), cells.data.tobytes()])

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 import kmsdata
@@ -168,6 +168,15 @@ def test_the_part_of_a_null_struct_stays_an_integer(tmp_path):
     assert frame["c"][1] is None
 
 
+def test_nulls_beside_a_dictionary_in_a_list(tmp_path):
+    """pyarrow casts such a row wrongly, to the type that it has."""
+    parts = [
+        pa.field("f0", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("f1", pa.null()),
+    ]
+    through(array(pa.list_(pa.struct(parts)), [[None, None], []]), tmp_path)
+
+
 @st.composite
 def columns(draw, depth=4):
     """Draw a type at most four levels deep, and values with nulls at each level."""
@@ -211,7 +220,8 @@ def columns(draw, depth=4):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(columns())
 def test_any_type_comes_back(tmp_path_factory, column):
+    note(pa.schema([("c", column.type)]).to_string())
     through(column, tmp_path_factory.mktemp("any"))
