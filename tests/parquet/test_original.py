@@ -12,9 +12,9 @@ import pytest
 import kmsdata
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Wrap
+from kmsdata.metadata.documents import GEO, SPARK
 from kmsdata.parquet.bulk import file_schema
 from kmsdata.parquet.bulk.file_schema import decrypted_schema, encrypted_schema
-from kmsdata.parquet.bulk.original.documents import GEO, SPARK
 from kmsdata.parquet.bulk.original.entry import ORIGINAL, opened, seal
 from kmsdata.parquet.bulk.original.types import types_in
 from tests.parquet.footers import entries as footer_entries
