@@ -157,7 +157,8 @@ def _described(document: Any) -> Iterator[str]:
 def _times(match: re.Match[str]) -> Iterator[str]:
     """Yield a date or time in ISO form as Arrow writes it: in UTC, without zeros after the last decimal."""
     date, minutes, seconds, fraction, zone = match.groups()
-    yield date
+    if (minutes or "00:00") == "00:00" and (seconds or ":00") == ":00":
+        yield date  # the day of any other moment, such as when a file was made, is no value of dates
     text = f"{date} {minutes or '00:00'}{seconds or ':00'}"
     if zone and zone != "Z":
         with contextlib.suppress(ValueError, OverflowError):

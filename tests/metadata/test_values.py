@@ -68,6 +68,7 @@ def test_values_are_found(value, text):
         (1.0, '{"version": "1.000"}'),
         (True, "true, false"),
         (dt.date(2026, 1, 2), "2026-01-03"),
+        (dt.date(2026, 1, 2), "created 2026-01-02T03:04:05Z"),
         ("a very long", json.dumps({"min": "a very long name"})),
         (b"\xff\xfe", "binary"),
         (uuid.UUID(int=1).bytes, "text"),
@@ -123,7 +124,7 @@ def test_the_cost_is_linear(kind):
         refuse_statistics([data], {"v": 1}, "here")
         return time.process_time() - start
 
-    assert cost(LARGE[kind]) < 3  # about 0.5 seconds where nothing else runs
+    assert cost(LARGE[kind]) < 3  # at most 0.7 seconds; processor time, since tests run in parallel
 
 
 # --- tables ---------------------------------------------------------------------------------------
