@@ -22,9 +22,11 @@ LAW = {
     "keys": {"atomic_files", "display"},
     "keys.local": {"atomic_files", "display"},
     "keys.tencent": {"atomic_files", "display"},
-    "frames": {"keys", "codec", "ciphers", "display"},
-    "parquet": {"frames", "keys", "codec", "display", "atomic_files"},
+    "metadata": set(),
+    "frames": {"metadata", "keys", "codec", "ciphers", "display"},
+    "parquet": {"metadata", "frames", "keys", "codec", "display", "atomic_files"},
     "parquet.bulk": {
+        "metadata",
         "parquet.bulk.original",
         "parquet",
         "frames",

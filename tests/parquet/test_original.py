@@ -12,9 +12,9 @@ import pytest
 import kmsdata
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Wrap
+from kmsdata.metadata.documents import GEO, SPARK
 from kmsdata.parquet.bulk import file_schema
 from kmsdata.parquet.bulk.file_schema import decrypted_schema, encrypted_schema
-from kmsdata.parquet.bulk.original.documents import GEO, SPARK
 from kmsdata.parquet.bulk.original.entry import ORIGINAL, opened, seal
 from kmsdata.parquet.bulk.original.types import types_in
 from tests.parquet.footers import entries as footer_entries
@@ -316,3 +316,32 @@ def test_a_part_of_a_column_that_was_replaced_is_ignored(data_key):
     out = without_columns(ENTRIES, {"home": data_key})
     another = DataKey(bytes(32), [Wrap(KEY, "AAAA")])
     assert opened(out, {"home": HeaderOf(another)}, {}, "a.parquet") == {}
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("columns", [["geometry"], ["work", "geometry"], ["geometry", "work"]], ids=str)
+def test_files_of_geopandas_show_no_bounding_box(keystore, tmp_path, columns):
+    import duckdb
+    import geopandas
+    import pandas as pd
+
+    source, sealed, plain = (tmp_path / f"{name}.parquet" for name in ("source", "sealed", "plain"))
+    home, work = (
+        geopandas.GeoSeries.from_wkt(texts, crs="EPSG:4326")
+        for texts in (["POINT (12.3456789 45.6789123)", "POINT (13 46)"], ["POINT (1 2)", "POINT (3 4)"])
+    )
+    frame = geopandas.GeoDataFrame({"name": ["a", "b"], "work": work}, geometry=home)
+    frame.to_parquet(source)
+    assert not box_is_hidden(pq.read_metadata(source).metadata)
+    kmsdata.encrypt_parquet(source, sealed, columns, key=KEY)
+    schema = pq.read_schema(sealed)
+    assert box_is_hidden({b"file": sealed.read_bytes(), b"arrow": schema.serialize().to_pybytes()})
+    assert duckdb.sql(f"select name from '{sealed}'").fetchall() == [("a",), ("b",)]  # noqa: S608
+    assert pq.read_table(sealed, columns=["name"])["name"].to_pylist() == ["a", "b"]
+    assert pd.read_parquet(sealed, columns=["name"])["name"].tolist() == ["a", "b"]
+    if columns == ["geometry"]:  # without any geometry, geopandas refuses the file, and names pandas
+        found = geopandas.read_parquet(sealed, columns=["name", "work"])
+        assert found["work"].equals(frame["work"])
+    kmsdata.decrypt_parquet(sealed, plain)
+    assert footer_entries(plain) == footer_entries(source)
+    assert geopandas.read_parquet(plain).equals(geopandas.read_parquet(source))

@@ -20,16 +20,18 @@ from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.key_argument import data_key_for
 from kmsdata.keys.session import Key
 from kmsdata.keys.usage import usage
+from kmsdata.metadata.values import metadata_texts, refuse_statistics
 from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.column_encryptor import ColumnEncryptor, column_encryptors, encrypted_group
 from kmsdata.parquet.bulk.csv_reader import CsvFormat, Types, csv_batches
 from kmsdata.parquet.bulk.estimate import encrypted_size
-from kmsdata.parquet.bulk.file_schema import encrypted_schema, metadata_texts
+from kmsdata.parquet.bulk.file_schema import encrypted_schema, texts_beside
 from kmsdata.parquet.bulk.original.types import original_spelling, original_types
 from kmsdata.parquet.bulk.plan import FilePlan, plan_encryption
 from kmsdata.parquet.bulk.target_files import open_targets
 from kmsdata.parquet.column_chunks import PART, arrow_field, arrow_schema, rewrite
 from kmsdata.parquet.locations import FilePath
+from kmsdata.parquet.thrift import value
 from kmsdata.parquet.write import replacement, settings_for
 
 __all__ = ["encrypt_parquet"]
@@ -163,7 +165,14 @@ def _encrypt_parquet(
             original_spelling(parquet.footer, parquet.path),
             parquet.path,
         )
-        texts = metadata_texts(schema, entries)
+        beside = texts_beside(schema, entries)
+        ids = {
+            name: value(elements[0], 9)
+            for (name, _), elements in zip(parquet.footer.columns, parquet.footer.elements, strict=True)
+            if name in encryptors
+        }
+        refuse_statistics(beside, ids, f"{parquet.path}: the file's key-value metadata")
+        texts = metadata_texts(beside, schema.names)
         rewrite(
             parquet.file,
             parquet.path,

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from kmsdata.errors import FormatError
 from kmsdata.frames.pandas_metadata import in_pandas_metadata, pandas_attributes, with_entries
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, file_text
-from kmsdata.parquet.bulk.original.documents import restored, without_columns
+from kmsdata.metadata.documents import restored, without_columns
 from kmsdata.parquet.bulk.original.entry import ORIGINAL, seal, sealed_columns, spelling_in, with_sealed
 
 __all__ = [
     "check_pandas_metadata",
     "decrypted_schema",
     "encrypted_schema",
-    "metadata_texts",
     "original_entries",
-    "refuse_values_in_metadata",
+    "texts_beside",
 ]
-
-_SHORTEST_TEXT = 5  # characters: shorter values are found in metadata by chance
 
 Metadata = Mapping[bytes, bytes]
 
@@ -160,52 +154,9 @@ def check_pandas_metadata(metadata: Metadata | None, path: str) -> None:
         raise FormatError(f"{path}: the entry 'pandas' of its metadata is damaged", path=path)
 
 
-def metadata_texts(schema: pa.Schema, entries: Metadata) -> pa.Array:
-    """Return the texts in a file's metadata: each entry, its words, and all strings of JSON in it.
-
-    Metadata has no fixed form, so any of them may be a value of a column.
-    """
+def texts_beside(schema: pa.Schema, entries: Metadata) -> list[bytes]:
+    """Return the metadata of a file that may contain values of its columns."""
     known = (b"ARROW:schema", b"pandas", ORIGINAL, ENTRY)
     every = {**entries, b"pandas attributes": json.dumps(pandas_attributes(schema.metadata)).encode()}
     raw = [text for key, text in [*every.items(), *(schema.metadata or {}).items()] if key not in known]
-    raw += [text for field in schema for text in (field.metadata or {}).values()]
-    texts: set[str] = set()
-    for data in dict.fromkeys(raw):
-        text = data.decode("utf-8", "replace")
-        texts |= {text, *re.split(r"[\s,;|\"'\[\]{}()]+", text), *re.split(r"[\s,;|\"'\[\]{}():=\\]+", text)}
-        with contextlib.suppress(ValueError, RecursionError):
-            texts |= set(_json_texts(json.loads(text)))
-    # Schemas in JSON, as Spark and other software store them, contain names and types, which are not values.
-    texts -= {*schema.names, "string", "integer", "binary", "double", "float", "boolean", "timestamp"}
-    # JSON may contain half of a surrogate pair, which no value of a column does.
-    known_texts = (text.encode("utf-8", "replace").decode() for text in texts)
-    return pa.array([text for text in known_texts if len(text) >= _SHORTEST_TEXT], pa.large_string())
-
-
-def _json_texts(document: Any) -> Iterator[str]:
-    if isinstance(document, dict):
-        for key, item in document.items():
-            yield key
-            yield from _json_texts(item)
-    elif isinstance(document, list):
-        for item in document:
-            yield from _json_texts(item)
-    else:
-        yield str(document)
-
-
-def refuse_values_in_metadata(values: pa.Array, texts: pa.Array, name: str, path: str) -> None:
-    """Raise ValueError if a value of a column is among the texts of the file's metadata."""
-    if not len(texts) or pa.types.is_boolean(values.type):  # any JSON may contain "true" and "false"
-        return
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary
-    try:
-        as_text = values.cast(pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return  # Arrow cannot convert this type to text, so its values are not found as text
-    if pc.any(pc.is_in(as_text, texts)).as_py():
-        raise ValueError(
-            f"{path}: the file's key-value metadata contains values of column {name!r}, unencrypted. Write "
-            "the file without them first (see df.attrs, Table.replace_schema_metadata)"
-        )
+    return raw + [text for field in schema for text in (field.metadata or {}).values()]
