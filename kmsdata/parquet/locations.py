@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fnmatch
 import os
+import posixpath
 import re
 import shutil
 import stat
@@ -40,6 +41,7 @@ __all__ = [
     "open_local",
     "path_list",
     "paths_text",
+    "sources_at",
     "stamp",
     "whole",
     "whole_folder",
@@ -241,6 +243,33 @@ def files_at(
     if refused is not None:
         refused |= bad
     return dict(sorted(found.items())), False
+
+
+def sources_at(path: Paths, filesystem: Any) -> tuple[list[Place], dict[str, Place], bool]:
+    """List the files to read of a path or a list of paths, by their path below the target folder.
+
+    The files of a list keep their path below the folder that contains all of them.
+
+    Returns:
+        The places of the paths; the files; and whether the path is one file.
+    """
+    if isinstance(path, (str, os.PathLike)):
+        start = Place.of(path, filesystem)
+        return [start], *files_at(start)
+    if not is_path(path):
+        raise TypeError("the source must be a path, or a list of paths that is not empty")
+    starts = [Place.of(one, filesystem) for one in path]
+    if not all(start.filesystem.equals(starts[0].filesystem) for start in starts):
+        raise ValueError("the paths of a list must be on one filesystem. Call the function once for each")
+    found = {file.path: file for start in starts for file in files_at(start)[0].values()}
+    inside = [_parts(path)[:-1] if file.root is None else _parts(file.root) for path, file in found.items()]
+    shared = len(_parts(posixpath.commonpath(map("/".join, inside))))
+    below = {"/".join(_parts(path)[shared:]): file for path, file in sorted(found.items())}
+    return starts, below, False
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
 
 
 def folders_at(place: Place) -> list[str]:

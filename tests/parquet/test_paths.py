@@ -73,3 +73,51 @@ def test_without_fsspec_a_url_says_what_to_install(monkeypatch):
         Place.of("cosn://bucket/a.parquet")
     with pytest.raises(ImportError, match=r"memory:// needs packages .* pip install fsspec"):
         Place.of("memory://a.parquet")
+
+
+def test_lists_of_paths_are_encrypted_and_decrypted(tmp_path):
+    kmsdata.use(kmsdata.LocalKeystore(create=True))
+    paths = []
+    for year in 2025, 2026:
+        folder = tmp_path / "plain" / f"year={year}"
+        folder.mkdir(parents=True)
+        paths.append(folder / "a.parquet")
+        pd.DataFrame({"a": [year]}).to_parquet(paths[-1])
+    sealed, plain = tmp_path / "sealed", tmp_path / "back"
+    done = kmsdata.encrypt_parquet([*paths, paths[0]], sealed, "a", key="local://demo")
+    assert (done.files, done.rows) == (2, 2)
+    written = sorted(sealed.rglob("*.parquet"))
+    assert [str(path.relative_to(sealed)) for path in written] == [
+        "year=2025/a.parquet",
+        "year=2026/a.parquet",
+    ]
+    kmsdata.decrypt_parquet([f"{sealed}/year=2025/*", sealed / "year=2026"], plain)
+    assert pd.read_parquet(plain)["a"].tolist() == [2025, 2026]
+    kmsdata.encrypt_parquet(paths[:1], tmp_path / "one", "a", key="local://demo")
+    assert (tmp_path / "one" / "a.parquet").is_file()
+    with pytest.raises(FileExistsError, match="several files need a folder as the target"):
+        kmsdata.encrypt_parquet(paths, written[0], "a", key="local://demo", overwrite=True)
+    with pytest.raises(ValueError, match="inside the source"):
+        kmsdata.encrypt_parquet([paths[0].parent], paths[0].parent / "new", "a", key="local://demo")
+    with pytest.raises(TypeError, match="list of paths that is not empty"):
+        kmsdata.encrypt_parquet([], tmp_path / "none", "a", key="local://demo")
+
+
+def test_the_commands_take_what_the_shell_made_of_a_pattern(folder, tmp_path, run):
+    files = [str(path) for path in sorted(folder.rglob("*.parquet"))]
+    for command in ["inspect"], ["verify", "-e", "a"], ["rewrap", "-k", "next"]:
+        status, out, err = run(*command, *files)
+        assert status == 0, err
+        assert "3 files" in out
+    status, out, err = run("decrypt", *files, str(tmp_path / "plain"))
+    assert (status, err) == (0, "")
+    status, out, err = run(
+        "encrypt", str(tmp_path / "plain" / "year=0"), str(tmp_path / "new"), "-c", "a", "-k", "next"
+    )
+    assert status == 0, err
+    plain = [str(path) for path in sorted((tmp_path / "plain").rglob("*.parquet"))]
+    status, out, err = run("encrypt", *plain, "-c", "a", "-k", "next")
+    assert status == 1
+    assert "several files need a folder as the target" in err
+    status, out, err = run("encrypt", "-", *plain, "-c", "a", "-k", "next")
+    assert status == 2

@@ -30,7 +30,7 @@ from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.csv_reader import CsvFormat, Types, csv_layout, is_csv
 from kmsdata.parquet.bulk.file_schema import check_pandas_metadata
 from kmsdata.parquet.headers import headers_in
-from kmsdata.parquet.locations import FilePath, Place, files_at, open_file, stamp
+from kmsdata.parquet.locations import FilePath, Paths, Place, files_at, open_file, sources_at, stamp
 from kmsdata.parquet.lost_headers import file_without_header
 
 __all__ = ["DecryptionPlan", "EncryptionPlan", "FilePlan", "Plan", "plan_decryption", "plan_encryption"]
@@ -153,7 +153,7 @@ class DecryptionPlan(Plan):
 
 
 def plan_encryption(
-    source: FilePath,
+    source: Paths,
     target: FilePath,
     columns: Columns,
     deterministic: Columns | bool,
@@ -196,7 +196,7 @@ def plan_encryption(
 
 
 def plan_decryption(
-    source: FilePath,
+    source: Paths,
     target: FilePath,
     columns: Columns | None,
     *,
@@ -225,22 +225,21 @@ def plan_decryption(
 
 
 def _locations(
-    source: FilePath, target: FilePath, filesystem: Any, target_filesystem: Any, *, overwrite: bool
+    source: Paths, target: FilePath, filesystem: Any, target_filesystem: Any, *, overwrite: bool
 ) -> tuple[dict[str, Place], Place, bool]:
     """Find what to read, by its path below the target folder; where to write; and whether it is one file."""
-    start = Place.of(source, filesystem)
+    starts, found, single = sources_at(source, filesystem)
     end = Place.of(target, filesystem if target_filesystem is None else target_filesystem)
-    found, single = files_at(start)
     if single and (end.folder or end.kind == pafs.FileType.Directory):
         end = end / _target_name(next(iter(found)))
     for file in found.values():
         if end.holds(file) or file.holds(end):
             raise ValueError(f"the target {end} is or contains the source. Choose another target")
-    if not single and start.holds(end):
+    if not single and any(start.holds(end) for start in starts):
         raise ValueError(f"the target {end} is inside the source. Choose another target")
     if single:
         _check_target_file(end, overwrite)
-        return {end.path.rpartition("/")[2]: start}, end, single
+        return {end.path.rpartition("/")[2]: starts[0]}, end, single
     _check_target_folder(end, list(map(_target_name, found)), overwrite)
     return {_target_name(name): file for name, file in found.items()}, end, single
 
@@ -269,7 +268,9 @@ def _check_target_folder(target: Place, names: list[str], overwrite: bool) -> No
     if kind == pafs.FileType.NotFound:
         return
     if kind == pafs.FileType.File:
-        raise FileExistsError(errno.EEXIST, "the target must be a folder, but is a file", str(target))
+        raise FileExistsError(
+            errno.EEXIST, "several files need a folder as the target, but this is a file", str(target)
+        )
     try:
         present, _ = files_at(target)
     except FileNotFoundError:
