@@ -26,7 +26,7 @@ from kmsdata.frames.pandas_metadata import dtype_names
 from kmsdata.keys.envelope import Header
 from kmsdata.parquet.footer import read_metadata
 from kmsdata.parquet.headers import damaged, dataset_headers
-from kmsdata.parquet.locations import Paths, is_path, paths_text
+from kmsdata.parquet.locations import Paths, is_path, paths_text, skipped_note
 from kmsdata.parquet.lost_headers import file_without_header
 
 __all__ = ["inspect"]
@@ -129,7 +129,8 @@ def _path(path: Paths, filesystem: Any) -> Inspection:
     every: list[Header] = []
     notes: list[str] = []
     rows = total = 0
-    files = dataset_headers(path, filesystem)
+    skipped: list[str] = []
+    files = dataset_headers(path, filesystem, skipped=skipped)
     first: set[str] = set()
     for name, file in files.items():
         fragment, headers = file.fragment, file.headers
@@ -167,7 +168,8 @@ def _path(path: Paths, filesystem: Any) -> Inspection:
             told = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
             found.setdefault(field.name, ColumnReport(field.name, False, f"{told} (in folder names)", 0))
     columns = tuple(found.values())
-    return Inspection(paths_text(path), rows, total, columns, _data_keys(every), len(files), tuple(notes[:5]))
+    shown = (*notes[:5], *skipped_note(skipped))
+    return Inspection(paths_text(path), rows, total, columns, _data_keys(every), len(files), shown)
 
 
 def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, int | None]]:

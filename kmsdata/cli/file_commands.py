@@ -359,3 +359,5 @@ def _show_stream(report: StreamReport, done: str, target: str, *, as_json: bool)
         ("Cost", f"{calls}{', at most' if dry else ''}", "green"),
     ):
         say(label, f" {text}", width=9, colour=colour, to_errors=piped)
+    for note in report.notes:
+        say("Note", f" {note}", width=9, colour="yellow", to_errors=piped)

@@ -93,15 +93,20 @@ class DataFile:
 
 
 def dataset_headers(
-    path: Paths, filesystem: Any, columns: Collection[str] | None = None
+    path: Paths,
+    filesystem: Any,
+    columns: Collection[str] | None = None,
+    skipped: list[str] | None = None,
 ) -> dict[str, DataFile]:
     """Return the files of a dataset by name, with the headers of these columns (None: all).
+
+    Files that are neither Parquet nor CSV are left out, and ``skipped`` collects their names.
 
     Raises:
         FileNotFoundError: there is no file.
         FormatError: a file is not a Parquet file, or a header is malformed.
     """
-    files, _ = dataset_files(path, filesystem)
+    files, _ = dataset_files(path, filesystem, skipped=skipped)
     lengths = {}
     for name, file in files.items():
         with open_file(file) as opened:

@@ -35,7 +35,7 @@ from kmsdata.frames.encrypted_columns import (
 )
 from kmsdata.frames.pandas_metadata import with_frame_attrs
 from kmsdata.keys.envelope import ENTRY, file_text, merged_records
-from kmsdata.parquet.locations import FilePath, Place, files_at, whole, whole_folder
+from kmsdata.parquet.locations import FilePath, Place, files_at, whole, whole_folder, without_credentials
 
 __all__ = ["settings_for", "write_parquet"]
 
@@ -63,7 +63,7 @@ def write_parquet(
     _check_encrypted(frame, required_names(encrypted))
     frame = _in_agreement(in_extension_dtype(frame))
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
-    check_names(headers, path=str(path))
+    check_names(headers, path=without_credentials(str(path)))
     for item in encrypted_columns(frame):  # otherwise no table or file could ever hold its values
         check_one_arrow_type(item.headers[0], item.parts[0][1].storage, str(item.name))
     table = pa.Table.from_pandas(frame, preserve_index=index, schema=options.pop("schema", None))
