@@ -17,7 +17,7 @@ from kmsdata.frames.arrow_storage import is_plain_binary
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.footer import NOT_PARQUET, check_footer, read_footer
-from kmsdata.parquet.locations import FilePath, Paths, Place, dataset_files, open_file
+from kmsdata.parquet.locations import FilePath, Place, Readable, dataset_files, open_file
 
 __all__ = ["DataFile", "damaged", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
 
@@ -93,7 +93,7 @@ class DataFile:
 
 
 def dataset_headers(
-    path: Paths,
+    path: Readable,
     filesystem: Any,
     columns: Collection[str] | None = None,
     skipped: list[str] | None = None,
@@ -164,7 +164,7 @@ def damaged(path: str) -> FormatError:
     )
 
 
-def _base_of(files: Mapping[str, Place], path: Paths) -> str | None:
+def _base_of(files: Mapping[str, Place], path: Readable) -> str | None:
     """Return the folder's path as the filesystem lists it: some leave out the slash at its beginning."""
     folder = next(iter(files.values())).root
     if folder is None or isinstance(path, (list, tuple)):

@@ -31,12 +31,15 @@ __all__ = [
     "FilePath",
     "Paths",
     "Place",
+    "Readable",
     "Refused",
     "contains_markers",
     "dataset_files",
     "files_at",
     "folders_at",
+    "is_file_object",
     "is_path",
+    "is_readable",
     "is_sidecar",
     "open_file",
     "open_local",
@@ -58,6 +61,7 @@ _UNFINISHED = ".tmp"  # the end of names of unfinished files in a folder, which 
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 Paths: TypeAlias = "FilePath | Sequence[FilePath]"
+Readable: TypeAlias = "Paths | BinaryIO | pa.NativeFile"
 
 _PACKAGES = {  # of fsspec, by protocol
     "abfs": "adlfs", "az": "adlfs", "cos": "cosfs", "cosn": "cosfs", "gcs": "gcsfs", "gs": "gcsfs",
@@ -74,7 +78,7 @@ class Place:
         path: the path in it, without a ``/`` at the end.
         folder: whether the caller wrote it with a ``/`` at the end.
         root: the folder in which it was found, if the caller named that folder: links below are not followed.
-        start: what stands before the path in messages, such as ``s3://``.
+        start: the text before the path in messages, such as ``s3://``.
     """
 
     filesystem: Any
@@ -86,6 +90,11 @@ class Place:
     @classmethod
     def of(cls, path: FilePath, filesystem: Any = None) -> Place:
         """Return the place of a path or URL; the filesystem may be one of pyarrow or fsspec."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"this takes a path, not {type(path).__name__}"
+                + (". Write the file object to a file and pass its path" if is_file_object(path) else "")
+            )
         text = os.fspath(path)
         folder, url = text.endswith("/"), text
         if filesystem is None and "://" in text:
@@ -142,7 +151,7 @@ def without_credentials(path: str) -> str:
 
 
 def _start_of(url: str, path: str) -> str:
-    """Return what stands before the path in the URL, without credentials; empty if it is no URL."""
+    """Return the text before the path in the URL, without credentials; empty if it is no URL."""
     if "://" not in url or "://" in path:
         return ""
     shown, below = without_credentials(url).rstrip("/"), path.strip("/")
@@ -199,15 +208,77 @@ def is_path(x: object) -> bool:
     return isinstance(x, (str, os.PathLike))
 
 
+def is_file_object(x: object) -> bool:
+    """Tell whether this is an open file of Python, pyarrow or fsspec, such as `io.BytesIO`."""
+    return hasattr(x, "read") and hasattr(x, "seek") and hasattr(x, "close")
+
+
+def is_readable(x: object) -> bool:
+    """Tell whether this is a path, a list of paths, or a file object."""
+    return is_path(x) or is_file_object(x)
+
+
+class _FileObject(pafs.FileSystemHandler):  # type: ignore[misc]
+    """A filesystem of one file, which contains what was read from a file object."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def get_type_name(self) -> str:
+        return "file-object"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        return [pafs.FileInfo(path, pafs.FileType.File, size=len(self._content)) for path in paths]
+
+    def open_input_file(self, path: str) -> pa.NativeFile:  # noqa: ARG002 - there is only one
+        return pa.BufferReader(self._content)
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("a file object contains one file, which is only read")
+
+    open_input_stream = open_input_file
+    get_file_info_selector = create_dir = delete_dir = delete_dir_contents = _refuse
+    delete_root_dir_contents = delete_file = move = copy_file = _refuse
+    open_output_stream = open_append_stream = _refuse
+
+
+def _of_file_object(file: Any, filesystem: Any) -> Place:
+    """Return a place with the content of a file object, which is read from its beginning."""
+    if filesystem is not None:
+        raise TypeError("filesystem= is for paths: leave it out for a file object")
+    if not hasattr(file, "seekable") or file.seekable():
+        file.seek(0)
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise TypeError("the file object returns text: open it in binary mode, such as open(path, 'rb')")
+    return Place(pafs.PyFileSystem(_FileObject(content)), _file_name(file))
+
+
+def _file_name(file: Any) -> str:
+    name = getattr(file, "name", None)
+    return (isinstance(name, str) and name.rpartition("/")[2]) or "file object"
+
+
 def path_list(path: Paths) -> list[FilePath]:
     """Return the paths of a list, or the one path."""
     return [path] if isinstance(path, (str, os.PathLike)) else list(path)
 
 
-def paths_text(path: Paths) -> str:
-    """Return the text by which reports name a path or a list of paths."""
+def paths_text(path: Readable) -> str:
+    """Return the text by which reports name a path, a list of paths, or a file object."""
     if isinstance(path, (str, os.PathLike)):
         return without_credentials(str(path))
+    if not isinstance(path, Sequence):
+        return _file_name(path)
     first = without_credentials(str(path[0]))
     return first if len(path) == 1 else f"{first} and {len(path) - 1:,} more"
 
@@ -317,7 +388,11 @@ def sources_at(
         start = Place.of(path, filesystem)
         return [start], *files_at(start, skipped=skipped)
     if not is_path(path):
-        raise TypeError("the source must be a path, or a list of paths that is not empty")
+        raise TypeError(
+            "the source is a file object: write it to a file and pass its path"
+            if is_file_object(path)
+            else "the source must be a path, or a list of paths that is not empty"
+        )
     starts = [Place.of(one, filesystem) for one in path]
     if not all(start.filesystem.equals(starts[0].filesystem) for start in starts):
         raise ValueError("the paths of a list must be on one filesystem. Call the function once for each")
@@ -342,7 +417,7 @@ def folders_at(place: Place) -> list[str]:
 
 
 def dataset_files(
-    path: Paths,
+    path: Readable,
     filesystem: Any,
     *,
     sidecars: bool = False,
@@ -351,9 +426,13 @@ def dataset_files(
 ) -> tuple[dict[str, Place], bool]:
     """List the files of a dataset by their names for messages; also return whether it is one file.
 
-    The dataset is a file, a folder, a pattern, or a list of these. Local files are named by the path that the
-    caller gave, others by their URL. ``refused`` and ``skipped`` are as for `files_at`, by the same names.
+    The dataset is a file, a folder, a pattern, a list of these, or a file object. Local files are named by
+    the path that the caller gave, others by their URL. ``refused`` and ``skipped`` are as for `files_at`, by
+    the same names.
     """
+    if is_file_object(path):
+        place = _of_file_object(path, filesystem)
+        return {str(place): place}, True
     if not isinstance(path, (str, os.PathLike)):
         every: dict[str, Place] = {}
         for one in path:

@@ -31,8 +31,8 @@ from kmsdata.parquet.filters import FileSearch, filter_terms
 from kmsdata.parquet.headers import DataFile, damaged, dataset_headers, naming_the_file
 from kmsdata.parquet.locations import (
     FilePath,
-    Paths,
     Place,
+    Readable,
     contains_markers,
     paths_text,
     skipped_note,
@@ -43,7 +43,7 @@ __all__ = ["FilePath", "read_parquet"]
 
 
 def read_parquet(
-    path: Paths,
+    path: Readable,
     *,
     columns: Columns | None = None,
     filters: Any = None,
@@ -55,7 +55,8 @@ def read_parquet(
     """Read a Parquet file or dataset; its encrypted columns stay encrypted, and no key is needed.
 
     Args:
-        path: file, folder of a dataset, pattern such as ``data/*.parquet``, or list of these.
+        path: file, folder of a dataset, pattern such as ``data/*.parquet``, or list of these; or an
+            open file, such as `io.BytesIO`.
         columns: name or names of the columns to read; None for all.
         filters: row filters, as `pandas.read_parquet` takes them. Those on deterministic columns (``==``,
             ``!=``, ``in``, ``not in``, in lists of terms) are evaluated on ciphertext. This needs the key,
@@ -135,7 +136,7 @@ def read_parquet(
         return decrypt_frame(frame, key=key)
 
 
-def _one_path(path: Paths, filesystem: Any) -> FilePath | None:
+def _one_path(path: Readable, filesystem: Any) -> FilePath | None:
     """Return the path of a file or folder that pandas can read; None for a pattern or list."""
     if not isinstance(path, (str, os.PathLike)):
         return None

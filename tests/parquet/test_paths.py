@@ -1,10 +1,13 @@
 """Patterns and lists of paths are taken wherever files are read, and errors about places say what to do."""
 
 import errno
+import io
 import json
 import sys
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -237,3 +240,84 @@ def test_rewrapping_a_pattern_or_list_includes_the_metadata_files_beside(folder,
     (folder / "year=0" / "_metadata").symlink_to(aside)
     with pytest.raises(kmsdata.KmsDataError, match="links in a folder are not followed"):
         kmsdata.rewrap("year=0/*.parquet", "local://demo", source=["local://next"])
+
+
+def opened(kind, path):
+    if kind == "BytesIO":
+        return io.BytesIO(path.read_bytes())
+    return (
+        path.open("rb")
+        if kind == "file"
+        else pa.OSFile(str(path))
+        if kind == "OSFile"
+        else pa.BufferReader(path.read_bytes())
+    )
+
+
+@pytest.mark.parametrize("kind", ["BytesIO", "file", "OSFile", "BufferReader"])
+def test_file_objects_are_read(tmp_path, kind):
+    kmsdata.use(kmsdata.LocalKeystore(create=True))
+    df = pd.DataFrame({"a": ["3", "1", None], "b": ["x", "y", "z"]}, index=pd.Index([5, 6, 7], name="i"))
+    df.attrs["note"] = "kept"
+    enc = df.kms.encrypt("a", deterministic=True, key="local://demo")
+    path = tmp_path / "a.parquet"
+    enc.kms.to_parquet(path)
+    with opened(kind, path) as file:
+        file.read(7)
+        frame = kmsdata.read_parquet(file, decrypt=True, encrypted="a")
+        pd.testing.assert_frame_equal(frame, df)
+        assert frame.attrs == df.attrs
+        found = kmsdata.read_parquet(file, filters=[("a", "==", "1")], columns="b")
+        assert found["b"].tolist() == ["y"]
+        assert kmsdata.read_parquet(file, filters=[("b", "==", "x")])["b"].tolist() == ["x"]
+        checked = kmsdata.verify(file, encrypted="a")
+        assert (checked.ok, checked.files, checked.columns[0].cells) == (True, 1, 2)
+        report = kmsdata.inspect(file)
+        assert report.encrypted == ["a"]
+        assert report.what == checked.what == ("a.parquet" if kind == "file" else "file object")
+
+
+def test_damaged_file_objects_are_refused():
+    kmsdata.use(kmsdata.LocalKeystore(create=True))
+    file = io.BytesIO()
+    pd.DataFrame({"a": range(100)}).kms.encrypt("a", key="local://demo").kms.to_parquet(file)
+    content = bytearray(file.getvalue())
+    content[200] ^= 1
+    assert not kmsdata.verify(io.BytesIO(content)).ok
+    for read in kmsdata.read_parquet, kmsdata.inspect:
+        with pytest.raises(FormatError, match="file object is not a Parquet file"):
+            read(io.BytesIO(b"text"))
+    with pytest.raises(TypeError, match="binary mode"):
+        kmsdata.read_parquet(io.StringIO("text"))
+    with pytest.raises(TypeError, match="filesystem= is for paths"):
+        kmsdata.read_parquet(file, filesystem=pafs.LocalFileSystem())
+
+
+def test_frames_are_written_to_file_objects(tmp_path):
+    kmsdata.use(kmsdata.LocalKeystore(create=True))
+    enc = pd.DataFrame({"a": [1, 2], "b": [3, 4]}).kms.encrypt("a", key="local://demo")
+    path = tmp_path / "a.parquet"
+    with path.open("wb") as file:
+        enc.kms.to_parquet(file)
+    assert kmsdata.read_parquet(path, decrypt=True)["a"].tolist() == [1, 2]
+    sink = pa.BufferOutputStream()
+    enc.kms.to_parquet(sink)
+    assert kmsdata.read_parquet(pa.BufferReader(sink.getvalue()), decrypt=True)["a"].tolist() == [1, 2]
+    for wrong, match in (io.StringIO(), "binary mode"), (3, "a path or an open file, not int"):
+        with pytest.raises(TypeError, match=match):
+            enc.kms.to_parquet(wrong)
+    with pytest.raises(TypeError, match="partition_cols= and filesystem= are for paths"):
+        enc.kms.to_parquet(io.BytesIO(), partition_cols="b")
+
+
+def test_what_replaces_files_refuses_file_objects(tmp_path):
+    for call in (
+        lambda file: kmsdata.rewrap(file, "local://next"),
+        lambda file: kmsdata.encrypt_parquet(file, tmp_path / "x", "a", key="local://demo"),
+        lambda file: kmsdata.decrypt_parquet(file, tmp_path / "x"),
+    ):
+        with pytest.raises(TypeError, match=r"file object.*to a file and pass its path"):
+            call(io.BytesIO())
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(TypeError, match="takes a path, not BytesIO"):
+        kmsdata.encrypt_parquet(tmp_path / "a.parquet", io.BytesIO(), "a", key="local://demo")

@@ -18,7 +18,7 @@ from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.bulk.column_batches import OpenParquet, column_batches, open_parquet
 from kmsdata.parquet.headers import headers_in
-from kmsdata.parquet.locations import Paths, Refused, dataset_files, paths_text, skipped_note
+from kmsdata.parquet.locations import Readable, Refused, dataset_files, paths_text, skipped_note
 from kmsdata.parquet.lost_headers import file_without_header
 
 _NOT_THERE = "it must be encrypted, but the file has no such column"
@@ -27,7 +27,7 @@ _NOT_THERE = "it must be encrypted, but the file has no such column"
 # --- files ----------------------------------------------------------------------------------------
 
 
-def verify_path(path: Paths, filesystem: Any, findings: Findings, progress: bool | None) -> Verification:
+def verify_path(path: Readable, filesystem: Any, findings: Findings, progress: bool | None) -> Verification:
     """Authenticate every cell of a Parquet file or dataset; see `kmsdata.verify`."""
     refused: Refused = {}
     skipped: list[str] = []
