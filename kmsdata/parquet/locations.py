@@ -63,6 +63,19 @@ FilePath: TypeAlias = "str | os.PathLike[str]"
 Paths: TypeAlias = "FilePath | Sequence[FilePath]"
 Readable: TypeAlias = "Paths | BinaryIO | pa.NativeFile"
 
+_UNREACHABLE = (
+    "the server cannot be reached, or does not answer. Check the network and the endpoint "
+    "(for S3, the variable AWS_ENDPOINT_URL)"
+)
+_NO_ANSWER = (
+    "ClientConnectorError", "ConnectTimeoutError", "ConnectionRefusedError", "EndpointConnectionError",
+    "FSTimeoutError", "ReadTimeoutError", "TimeoutError",
+)  # fmt: skip
+_S3_WAITS = {"connect_timeout": 5, "request_timeout": 10}
+# s3fs makes 5 attempts, and would make 5 calls in each.
+_S3_LIMITS = {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 1}}
+_S3FS = {protocol: {"config_kwargs": _S3_LIMITS} for protocol in ("s3", "s3a")}  # options of fsspec
+
 _PACKAGES = {  # of fsspec, by protocol
     "abfs": "adlfs", "az": "adlfs", "cos": "cosfs", "cosn": "cosfs", "gcs": "gcsfs", "gs": "gcsfs",
     "http": "aiohttp", "https": "aiohttp", "oss": "ossfs", "s3": "s3fs", "s3a": "s3fs",
@@ -123,7 +136,12 @@ class Place:
     @property
     def kind(self) -> pafs.FileType:
         """What exists at the path: a file, a folder or nothing."""
-        return self.filesystem.get_file_info(self.path).type
+        try:
+            return self.filesystem.get_file_info(self.path).type
+        except Exception as error:
+            if not _is_unreachable(error):
+                raise
+            raise ConnectionError(errno.EHOSTUNREACH, _UNREACHABLE, str(self)) from error
 
     def __truediv__(self, relative: str) -> Place:
         return replace(self, path=f"{self.path.rstrip('/')}/{relative}", folder=False)
@@ -177,13 +195,14 @@ def _from_url(url: str) -> tuple[Any, str]:
         if protocol in ("gs", "gcs") and "retry_limit_seconds=" not in url:
             # Without a limit, a server that cannot be reached is called for 15 minutes.
             return pafs.FileSystem.from_uri(f"{url}{'&' if '?' in url else '?'}retry_limit_seconds=20")
-        return pafs.FileSystem.from_uri(url)
+        filesystem, path = pafs.FileSystem.from_uri(url)
+        return (_patient(filesystem) if filesystem.type_name == "s3" else filesystem), path
     except pa.ArrowInvalid:
         packages = f"fsspec {_PACKAGES[protocol]}" if protocol in _PACKAGES else "fsspec"
         try:
             import fsspec  # optional: pandas needs it for such URLs too
 
-            filesystem, path = fsspec.core.url_to_fs(url)
+            filesystem, path = fsspec.core.url_to_fs(url, **_S3FS.get(protocol, {}))
         except ImportError:
             raise ImportError(
                 f"{printable(protocol)}:// needs packages that are not installed. "
@@ -195,6 +214,22 @@ def _from_url(url: str) -> tuple[Any, str]:
                 f"{f' (pip install {packages})' if protocol in _PACKAGES else ''}, or pass filesystem="
             ) from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def _patient(filesystem: Any) -> Any:
+    """Return an S3 filesystem of pyarrow with limits on waiting: its own are 30 attempts of 3 seconds."""
+    _, (options,) = filesystem.__reduce__()
+    attempts = pafs.AwsStandardS3RetryStrategy(max_attempts=4)
+    return pafs.S3FileSystem(**options | _S3_WAITS, retry_strategy=attempts)
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Tell whether a server did not answer: each library has errors for that with names of its choice."""
+    while error is not None:
+        if type(error).__name__ in _NO_ANSWER or "NETWORK_CONNECTION" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _is_pattern(path: FilePath) -> bool:
