@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import pandas as pd
@@ -38,14 +40,14 @@ from kmsdata.frames.encrypted_columns import (
 from kmsdata.frames.pandas_metadata import with_frame_attrs
 from kmsdata.keys.envelope import ENTRY, file_text, merged_records
 from kmsdata.parquet.column_chunks import Replacement
-from kmsdata.parquet.locations import FilePath, Place, files_at, whole, whole_folder
+from kmsdata.parquet.locations import FilePath, Place, files_at, paths_text, whole, whole_folder
 
 __all__ = ["replacement", "settings_for", "write_parquet"]
 
 
 def write_parquet(
     frame: pd.DataFrame,
-    path: FilePath,
+    path: FilePath | BinaryIO,
     *,
     index: bool | None = None,
     filesystem: Any = None,
@@ -66,7 +68,7 @@ def write_parquet(
     _check_encrypted(frame, required_names(encrypted))
     frame = _in_agreement(in_extension_dtype(frame))
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
-    check_names(headers, path=str(path))
+    check_names(headers, path=paths_text(path))
     for item in encrypted_columns(frame):  # otherwise no table or file could ever hold its values
         check_one_arrow_type(item.headers[0], item.parts[0][1].storage, str(item.name))
     table = pa.Table.from_pandas(frame, preserve_index=index, schema=options.pop("schema", None))
@@ -74,6 +76,9 @@ def write_parquet(
     if headers:
         metadata[ENTRY] = file_text(headers).encode()
     table = table.replace_schema_metadata(metadata)
+    if not isinstance(path, (str, os.PathLike)):
+        _write_to_object(table, path, folders, filesystem, options)
+        return
     if folders:
         _write_folders(table, folders, Place.of(path, filesystem), options)
         return
@@ -83,6 +88,21 @@ def write_parquet(
         sweep(place.path, beside=True)
     with whole(place) as file:
         pq.write_table(table, file, **settings)
+
+
+def _write_to_object(
+    table: pa.Table, file: BinaryIO, folders: list[str], filesystem: Any, options: dict[str, Any]
+) -> None:
+    """Write to an open file, all at once: nothing is written if the table cannot be."""
+    if not hasattr(file, "write"):
+        raise TypeError(f"to_parquet() takes a path or an open file, not {type(file).__name__}")
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("the file is open for text: open it in binary mode, such as open(path, 'wb')")
+    if folders or filesystem is not None:
+        raise TypeError("partition_cols= and filesystem= are for paths: leave them out for an open file")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **settings_for(table.schema, options))
+    file.write(sink.getvalue())
 
 
 def _check_folders(frame: pd.DataFrame, names: list[str]) -> None:
