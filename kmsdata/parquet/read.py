@@ -24,7 +24,7 @@ from kmsdata.frames.encrypted_columns import (
     with_headers,
 )
 from kmsdata.frames.frame import decrypt_frame
-from kmsdata.frames.pandas_metadata import frame_attrs, index_columns
+from kmsdata.frames.pandas_metadata import frame_attrs, index_columns, to_frame, unreadable_dtypes
 from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.parquet.filters import FileSearch, filter_terms
@@ -116,10 +116,12 @@ def read_parquet(
         frame = _searched(files, wanted, search)
     # If the headers of all files are equal, pandas reads them together. Otherwise each is read separately: a
     # pyarrow dataset has one schema. It would put the cells of one file under the header of another, or fail.
+    # pandas fails for Arrow dtypes whose names it cannot read.
     elif (
         not skipped
         and (together := _one_path(path, filesystem))
         and _all_alike(_dtypes(file) for file in files.values())
+        and not any(unreadable_dtypes(file.schema) for file in files.values())
     ):
         frame = _restored(_read(together, files, wanted, filters, filesystem), next(iter(headers.values())))
     else:
@@ -223,7 +225,7 @@ def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any
 def _framed(table: pa.Table, headers: Mapping[str, Header]) -> pd.DataFrame:
     """Convert a table that was read from a file to a frame, as pandas does."""
     # As pandas.read_parquet does: what to_pandas() does about attrs depends on pyarrow's version.
-    frame = _restored(table.to_pandas(), headers)
+    frame = _restored(to_frame(table), headers)
     frame.attrs = frame_attrs(table.schema.metadata)
     return frame
 
