@@ -43,7 +43,7 @@ import pyarrow as pa
 from kmsdata.ciphers.cells import Bools, Cells, Ints
 from kmsdata.codec import arrow_arrays as arrow
 from kmsdata.codec import python_objects as objects
-from kmsdata.codec.arrow_types import arrow_type, print_arrow
+from kmsdata.codec.arrow_types import TEXT, arrow_type, print_arrow
 from kmsdata.codec.time_zones import zone_json, zone_object
 from kmsdata.codec.types import MASKED, NUMPY, arrow_of
 from kmsdata.errors import UnsupportedTypeError
@@ -299,7 +299,8 @@ def from_codes(categories: Any, codes: Ints, *, ordered: bool) -> pd.Categorical
 def from_arrow(values: Any) -> Any:
     """Return a writable pandas array of an Arrow array, as pandas makes it; ArrowDtype if pandas cannot."""
     try:
-        if isinstance(values.type, pa.BaseExtensionType):  # as a column of a table, JSON stays objects
+        # JSON stays objects in a table only. Others of storage such as dictionaries would end the process there.
+        if isinstance(values.type, pa.BaseExtensionType) and values.type.storage_type in TEXT:
             made = pa.table({"c": values}).to_pandas()["c"]
         else:
             made = pd.Series(values.to_pandas())

@@ -635,7 +635,8 @@ def test_arrow_columns_become_what_pandas_makes_of_them(name):
     values = ARROW[name]
     _, _, made = trip(values)
     try:
-        expected = pd.Series(trip(values, to=codec.unpack_arrow)[2].to_pandas())
+        again = trip(values, to=codec.unpack_arrow)[2]
+        expected = pa.table({"c": again}).to_pandas()["c"] if name == "json" else pd.Series(again.to_pandas())
     except (pa.ArrowException, TypeError, ValueError):
         expected = ext(values)
     same_series(series_of(made), expected)
