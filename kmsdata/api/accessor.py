@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pandas as pd
 
@@ -251,7 +251,7 @@ class FrameAccessor:
 
     def to_parquet(
         self,
-        path: FilePath,
+        path: FilePath | BinaryIO,
         *,
         index: bool | None = None,
         filesystem: Any = None,
@@ -264,7 +264,7 @@ class FrameAccessor:
 
         Args:
             path: the file; an existing file is replaced. With ``partition_cols``, the folder, which must not
-                contain files.
+                contain files. Or an open file, such as `io.BytesIO`.
             index: as in `pandas.DataFrame.to_parquet`.
             filesystem: pyarrow or fsspec filesystem; otherwise inferred from the path.
             encrypted: name or names of columns that must be encrypted; otherwise nothing is written.

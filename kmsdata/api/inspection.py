@@ -26,20 +26,21 @@ from kmsdata.frames.pandas_metadata import dtype_names
 from kmsdata.keys.envelope import Header
 from kmsdata.parquet.footer import read_metadata
 from kmsdata.parquet.headers import damaged, dataset_headers
-from kmsdata.parquet.locations import Paths, is_path, paths_text
+from kmsdata.parquet.locations import Readable, is_readable, paths_text, skipped_note
 from kmsdata.parquet.lost_headers import file_without_header
 
 __all__ = ["inspect"]
 
 
-def inspect(x: Encrypted | Paths, *, filesystem: Any = None) -> Inspection:
+def inspect(x: Encrypted | Readable, *, filesystem: Any = None) -> Inspection:
     """Describe what is encrypted, how, and by which master keys. Needs no key and makes no KMS call.
 
     Of a file only the footer is read, and a few values of columns that may be cells without their header. The
     result repeats what the headers say; nothing is verified.
 
     Args:
-        x: a frame, series, Arrow table, or path of a Parquet file or dataset.
+        x: a frame, series, Arrow table, or path of a Parquet file or dataset (or list of paths);
+            or an open file, such as `io.BytesIO`.
         filesystem: for a path: pyarrow or fsspec filesystem; otherwise inferred from the path.
 
     Returns:
@@ -56,15 +57,15 @@ def inspect(x: Encrypted | Paths, *, filesystem: Any = None) -> Inspection:
         >>> found.encrypted, found.columns[0].algorithm, found.columns[0].type, found.columns[0].nulls
         (['age'], 'AES-256-GCM', 'float64', 1)
     """
-    if is_path(x):
-        return _path(cast("Paths", x), filesystem)
+    if is_readable(x):
+        return _path(cast("Readable", x), filesystem)
     if isinstance(x, pa.Table):
         return _table(x)
     if isinstance(x, pd.Series):
         return _frame(x.to_frame(), "series")
     if isinstance(x, pd.DataFrame):
         return _frame(x, "frame")
-    raise TypeError("inspect() takes a frame, a series, an Arrow table, or a path")
+    raise TypeError("inspect() takes a frame, a series, an Arrow table, a path, or an open file")
 
 
 def _frame(frame: pd.DataFrame, what: str) -> Inspection:
@@ -124,12 +125,13 @@ def _table(table: pa.Table) -> Inspection:
     return Inspection("table", table.num_rows, table.nbytes, tuple(columns), _data_keys(headers))
 
 
-def _path(path: Paths, filesystem: Any) -> Inspection:
+def _path(path: Readable, filesystem: Any) -> Inspection:
     found: dict[str, ColumnReport] = {}
     every: list[Header] = []
     notes: list[str] = []
     rows = total = 0
-    files = dataset_headers(path, filesystem)
+    skipped: list[str] = []
+    files = dataset_headers(path, filesystem, skipped=skipped)
     first: set[str] = set()
     for name, file in files.items():
         fragment, headers = file.fragment, file.headers
@@ -167,7 +169,8 @@ def _path(path: Paths, filesystem: Any) -> Inspection:
             told = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
             found.setdefault(field.name, ColumnReport(field.name, False, f"{told} (in folder names)", 0))
     columns = tuple(found.values())
-    return Inspection(paths_text(path), rows, total, columns, _data_keys(every), len(files), tuple(notes[:5]))
+    shown = (*notes[:5], *skipped_note(skipped))
+    return Inspection(paths_text(path), rows, total, columns, _data_keys(every), len(files), shown)
 
 
 def _chunks(metadata: Any, names: list[str]) -> tuple[dict[str, int], dict[str, int | None]]:

@@ -15,7 +15,7 @@ from kmsdata.frames.encrypted_columns import encrypted_columns, with_headers
 from kmsdata.keys.envelope import DataKeyRecord, Header
 from kmsdata.keys.rewrap import Change, not_meant
 from kmsdata.parquet.header_copies import Copy, schema_with
-from kmsdata.parquet.locations import Paths, is_path
+from kmsdata.parquet.locations import Paths, is_file_object, is_path
 from kmsdata.parquet.rewrap import rewrap_path
 
 __all__ = ["rewrap", "rewrap_frame", "rewrap_table"]
@@ -121,6 +121,8 @@ def rewrap(
         return rewrap_table(x, change)
     if is_path(x):
         return rewrap_path(cast("Paths", x), change, filesystem, progress)
+    if is_file_object(x):
+        raise TypeError("rewrap() replaces files: write the file object to a file and pass its path")
     raise TypeError("rewrap() takes a path, a frame, or an Arrow table")
 
 

@@ -25,13 +25,13 @@ from kmsdata.frames.verify import Findings, verify_cells
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import DataKeys
 from kmsdata.parquet.bulk.verify import verify_path
-from kmsdata.parquet.locations import Paths, is_path
+from kmsdata.parquet.locations import Readable, is_readable
 
 __all__ = ["verify"]
 
 
 def verify(
-    x: Encrypted | Paths,
+    x: Encrypted | Readable,
     *,
     encrypted: Columns | None = None,
     key: Key | Encrypted | None = None,
@@ -47,7 +47,8 @@ def verify(
 
     Args:
         x: a frame, series, Arrow table, or path of a Parquet file or dataset: a file, a folder, a
-            pattern such as ``data/*.parquet``, or a list of these.
+            pattern such as ``data/*.parquet``, or a list of these; or an open file, such as `io.BytesIO`,
+            which is read into memory.
         encrypted: name or names of columns that must be encrypted in every file. Without it, a column that
             looks like cells without their header is a failure, but one that was replaced by other values
             counts as a plain column.
@@ -72,8 +73,8 @@ def verify(
         (True, 2, 1)
     """
     findings = Findings(DataKeys(resolve_key(key), context), required_names(encrypted))
-    if is_path(x):
-        return verify_path(cast("Paths", x), filesystem, findings, progress)
+    if is_readable(x):
+        return verify_path(cast("Readable", x), filesystem, findings, progress)
     if isinstance(x, pa.Table):
         try:
             x = with_arrow_types(x)
@@ -97,7 +98,7 @@ def verify(
         labels = [*map(str, frame.columns), *map(str, frame.index.names)]
         what = "series" if isinstance(x, pd.Series) else "frame"
         return verify_cells(what, len(frame), places, labels, findings, progress)
-    raise TypeError("verify() takes a frame, a series, an Arrow table, or a path")
+    raise TypeError("verify() takes a frame, a series, an Arrow table, a path, or an open file")
 
 
 def _fail_lost(findings: Findings, names: Iterable[Hashable]) -> None:

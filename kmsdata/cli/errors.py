@@ -72,6 +72,7 @@ def in_options(message: str) -> str:
     message = message.replace(
         "pass kmsdata.LocalKeystore(create=True) to kmsdata.use()", "pass --create-key to encrypt or rewrap"
     )
+    message = re.sub(r"\bdelimiter=(?=')", "--delimiter ", message)
     message = re.sub(r"\bencoding=(?='?[\w-])", "--encoding ", message)
     message = re.sub(r"types=\{'([^']*)': '(\w+)'\}", r"--type \1=\2", message)
     message = re.sub(r"\bdomain=\{column: text\}", "--domain COLUMN=TEXT", message)

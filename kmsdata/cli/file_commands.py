@@ -27,6 +27,7 @@ from kmsdata.cli.options import (
     key_uris,
     names,
     new_key_uris,
+    one_or_list,
     pairs,
 )
 from kmsdata.cli.output import say, show_report
@@ -49,16 +50,17 @@ files = typer.Typer(rich_markup_mode="rich")
         "kmsdata encrypt people.parquet sealed.parquet -c name,ssn -k local://payroll",
         "kmsdata encrypt people.csv sealed.parquet -c ssn -d email --type ssn=string",
         "kmsdata encrypt data/ sealed/ -c name --context purpose=payroll --dry-run",
-        "kmsdata encrypt tuesday.csv tuesday.parquet -d email --data-key-of monday.parquet",
+        "kmsdata encrypt people.csv new.parquet -d email --data-key-of old.parquet",
         "cat people.csv | kmsdata encrypt - - -c ssn -k payroll > sealed.parquet",
     )
 )
 def encrypt(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="A Parquet or CSV file, a folder, a pattern such as 'data/*', a URL, or - (standard input).",
+            help="A Parquet or CSV file, a folder, a pattern such as 'data/*', a URL, or - (standard input). "
+            "Several go into a folder.",
         ),
     ],
     target: TargetPath,
@@ -221,7 +223,7 @@ def decrypt(
 def inspect(path: DataPath, as_json: Json = False) -> None:
     """Show what is encrypted, how, and which keys open it. Needs no key and verifies nothing."""
     with guarded_call():
-        report = kmsdata.inspect(path)
+        report = kmsdata.inspect(one_or_list(path))
     _show(report, as_json=as_json)
 
 
@@ -251,7 +253,7 @@ def verify(
     """Authenticate every cell of every encrypted column. Shows and keeps no plaintext."""
     with guarded_call():
         report = kmsdata.verify(
-            path,
+            one_or_list(path),
             encrypted=names(encrypted),
             key=key_uris(key),
             context=pairs(context, "--context") or None,
@@ -305,7 +307,7 @@ def rewrap(
     try:
         with guarded_call(), creating_keys(create_key):
             report = kmsdata.rewrap(
-                path,
+                one_or_list(path),
                 None if key is None else key_uri(key),
                 source=key_uris(source),
                 add=add,
@@ -357,3 +359,5 @@ def _show_stream(report: StreamReport, done: str, target: str, *, as_json: bool)
         ("Cost", f"{calls}{', at most' if dry else ''}", "green"),
     ):
         say(label, f" {text}", width=9, colour=colour, to_errors=piped)
+    for note in report.notes:
+        say("Note", f" {note}", width=9, colour="yellow", to_errors=piped)

@@ -31,26 +31,29 @@ __all__ = [
     "key_uris",
     "names",
     "new_key_uris",
+    "one_or_list",
     "pairs",
 ]
 
 SourcePath = Annotated[
-    str,
+    list[str],
     typer.Argument(
         metavar="SOURCE",
         help="A Parquet file, a folder, a pattern such as 'data/**/*.parquet', a URL, or - for standard "
-        "input.",
+        "input. Several go into a folder.",
     ),
 ]
 TargetPath = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="The file to write; for a folder or pattern, the folder; or - for standard output.",
+        help="The file to write; for a folder, pattern or several files, the folder; or - for standard "
+        "output.",
     ),
 ]
 DataPath = Annotated[
-    str, typer.Argument(metavar="PATH", help="A Parquet file, a dataset's folder, or a URL.")
+    list[str],
+    typer.Argument(metavar="PATH", help="Parquet files, folders of datasets, patterns, or URLs."),
 ]
 ContextPairs = Annotated[
     list[str] | None,
@@ -129,6 +132,11 @@ def names(texts: list[str] | None) -> list[str] | None:
     except csv.Error:
         raise Refusal("a name contains a line break", "put the name in quotes", usage=True) from None
     return [name for row in rows for name in row if name]
+
+
+def one_or_list(paths: list[str]) -> str | list[str]:
+    """Return the path if it is the only one: a file or folder is not the same as a list of it."""
+    return paths[0] if len(paths) == 1 else paths
 
 
 def pairs(texts: list[str] | None, option: str) -> dict[str, str]:

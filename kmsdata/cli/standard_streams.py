@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kmsdata.cli.errors import Refusal
+from kmsdata.cli.options import one_or_list
 
 __all__ = ["STANDARD", "source_file", "target_file"]
 
@@ -18,18 +19,20 @@ _MAGIC = b"PAR1"
 
 
 @contextmanager
-def source_file(path: str) -> Iterator[str]:
-    """Return the path; for ``-``, that of a temporary file with the content of standard input.
+def source_file(paths: list[str]) -> Iterator[str | list[str]]:
+    """Return the path or paths; for ``-``, that of a temporary file with the content of standard input.
 
     A Parquet file is read from its end, so it must be complete before it is read. What begins like one is
     Parquet, everything else is CSV. Only this user can read the temporary file, which is deleted afterwards.
 
     Raises:
-        Refusal: standard input is a terminal, or empty.
+        Refusal: standard input is a terminal, empty, or one of several sources.
     """
-    if path != STANDARD:
-        yield path
+    if STANDARD not in paths:
+        yield one_or_list(paths)
         return
+    if len(paths) > 1:
+        raise Refusal("- is one of several sources", "name files, or - alone", usage=True)
     if sys.stdin is None or sys.stdin.isatty():
         raise Refusal(
             "SOURCE is -, but standard input is a terminal", "such as: cat x.csv | kmsdata ...", usage=True

@@ -28,6 +28,7 @@ class RewrapReport(Report):
         failed: why a file could not be rewrapped, by file; such a file is unchanged.
         kms_calls: number of KMS calls.
         dry_run: True: nothing was changed, and the report says what would happen.
+        notes: remarks, such as on other files in a folder, which were skipped.
     """
 
     what: str
@@ -41,6 +42,7 @@ class RewrapReport(Report):
     failed: dict[str, str] = field(default_factory=dict)
     kms_calls: int = 0
     dry_run: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -66,6 +68,7 @@ class RewrapReport(Report):
             calls = "1 KMS call" if self.kms_calls == 1 else f"{self.kms_calls:,} KMS calls"
             items += [f"{calls} would be made"]
         items += [f"{sentence} ({count:,} file(s))" for sentence, count in self.left.items()]
+        items += self.notes
         failed = list(self.failed.items())[:MOST_SHOWN]
         items += [why if name in why else f"{name}: {why}" for name, why in failed]
         hidden = len(self.failed) - MOST_SHOWN
@@ -84,6 +87,7 @@ class StreamReport(Report):
         columns: the columns that were encrypted or decrypted.
         kms_calls: number of KMS calls; the maximum in a dry run.
         dry_run: True: nothing was written.
+        notes: remarks, such as on other files in a folder, which were skipped.
     """
 
     target: str
@@ -93,6 +97,7 @@ class StreamReport(Report):
     columns: tuple[str, ...]
     kms_calls: int
     dry_run: bool = False
+    notes: tuple[str, ...] = ()
 
     _indent = None
 
@@ -109,3 +114,6 @@ class StreamReport(Report):
             f"{would} {self.rows:,} rows{in_files(self.files)}, {size(self.bytes)}, to {self.target}; "
             f"columns {', '.join(self.columns)}; {calls}"
         )
+
+    def _items(self) -> list[str]:
+        return list(self.notes)

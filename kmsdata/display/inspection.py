@@ -71,7 +71,7 @@ class Inspection(Report):
         columns: every column, in order.
         data_keys: every data key.
         files: number of files; 0 for data in memory.
-        notes: remarks on inconsistencies.
+        notes: remarks on inconsistencies, and on other files in a folder, which were skipped.
     """
 
     what: str

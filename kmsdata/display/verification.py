@@ -82,6 +82,7 @@ class Verification(Report):
         columns: the encrypted columns, and columns that should be encrypted but are not.
         failures: every check that failed, and every column that could not be verified.
         files: number of files; 0 for data in memory.
+        notes: remarks, such as on other files in a folder, which were skipped.
     """
 
     what: str
@@ -89,6 +90,7 @@ class Verification(Report):
     columns: tuple[ColumnCheck, ...]
     failures: tuple[Failure, ...]
     files: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -143,4 +145,4 @@ class Verification(Report):
         return [*map(str, self.failures[:MOST_SHOWN]), *more]
 
     def _notes(self) -> list[str]:
-        return [_NOT_SHOWN]
+        return [*self.notes, _NOT_SHOWN]

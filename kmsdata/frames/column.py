@@ -70,7 +70,7 @@ def plan(
     """
     described = codec.describe(values, column=name, deterministic=domain is not None)
     recorded = dict(described.type)
-    if dtype is not None and not pd.api.types.is_object_dtype(dtype):
+    if dtype is not None and dtype != np.dtype(object):
         was = codec.describe(pd.Series([], dtype=dtype), column=name).type
         recorded = codec.retyped(recorded, was) or recorded
     if described.categories is not None:

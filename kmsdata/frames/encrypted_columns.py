@@ -114,7 +114,7 @@ class EncryptedColumn:
             raise
         out = np.empty(0, object) if self.others is None else self.others.copy()
         null, dtype = np.asarray(pd.isna(out)), opened[0].dtype
-        alike = not pd.api.types.is_object_dtype(dtype) and all(same_dtype(v, opened[0]) for v in opened)
+        alike = dtype != np.dtype(object) and all(same_dtype(v, opened[0]) for v in opened)
         if alike and sum(map(len, opened)) == (~null).sum():  # several headers, but one dtype
             order = np.zeros(len(out), np.intp)
             placed = [rows for rows, _ in self.parts if rows is not None]
@@ -134,7 +134,8 @@ def _with_nulls(values: pd.Series[Any], null: np.ndarray[Any, Any]) -> pd.Series
     pandas itself would convert to float, which cannot represent large integers: so the result has the
     nullable dtype of the same width.
     """
-    if not null.any():
+    # Every Arrow dtype has nulls, but isna() does not find those of runs.
+    if not null.any() or isinstance(values.dtype, pd.ArrowDtype):
         return values
     lost = null & ~values.isna().to_numpy()
     if not lost.any():
@@ -264,7 +265,7 @@ def _cells_of_series(series: pd.Series[Any]) -> _Cells | None:
     values: Any = series
     if isinstance(dtype, pd.CategoricalDtype):
         values = series.astype(object) if _cells_of_series(dtype.categories.to_series()) else None
-    elif not pd.api.types.is_object_dtype(dtype):
+    elif dtype != np.dtype(object):
         values = None
     if values is None:
         return None
@@ -535,7 +536,7 @@ def arrow_values(series: pd.Series[Any], *, only_if_cells: bool = False) -> pa.A
     if isinstance(dtype, (pd.ArrowDtype, pd.StringDtype)):
         values = series.array.__arrow_array__()
         return values if is_bytes_or_text(values.type) else None
-    if not pd.api.types.is_object_dtype(dtype):
+    if dtype != np.dtype(object):
         return None
     objects = series.to_numpy()
     present = pd.notna(objects)

@@ -29,6 +29,8 @@ __all__ = [
     "pandas_attributes",
     "pandas_dtypes",
     "pandas_entries",
+    "to_frame",
+    "unreadable_dtypes",
     "with_entries",
     "with_frame_attrs",
 ]
@@ -109,19 +111,63 @@ def with_entries(metadata: dict[bytes, bytes], entries: Mapping[str, Any]) -> di
     if _PANDAS not in metadata:
         return metadata
     document = _document(metadata)
+    unreadable = [entry.get("field_name") for entry in _unreadable(document)]  # Arrow's type tells the dtype
     for entry in document.get("columns", []):
-        if was := entries.get(entry.get("field_name")):
+        if (was := entries.get(entry.get("field_name"))) and entry.get("field_name") not in unreadable:
             entry |= {key: was[key] for key in ("pandas_type", "numpy_type", "metadata")}
     return _with_document(metadata, document)
 
 
-def pandas_dtypes(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """Return the pandas dtypes in schema metadata, by column, if the name alone identifies the dtype."""
-    dtypes = {}
-    for entry in _document(metadata).get("columns", []):
-        with contextlib.suppress(TypeError, ValueError, KeyError):
+def pandas_dtypes(schema: pa.Schema) -> dict[str, Any]:
+    """Return the pandas dtypes of a schema's columns, of those that its metadata names."""
+    dtypes: dict[str, Any] = {}
+    for entry in _document(schema.metadata).get("columns", []):
+        with contextlib.suppress(TypeError, ValueError, KeyError, NotImplementedError):
             dtypes[entry["field_name"]] = pd.api.types.pandas_dtype(entry["numpy_type"])
-    return dtypes
+    return dtypes | unreadable_dtypes(schema)
+
+
+def unreadable_dtypes(schema: pa.Schema) -> dict[str, pd.ArrowDtype]:
+    """Return the Arrow dtypes whose names pandas writes but cannot read, by column: nested types, and others.
+
+    Example:
+        >>> frame = pd.DataFrame({"c": pd.Series([[1]], dtype=pd.ArrowDtype(pa.list_(pa.int64())))})
+        >>> unreadable_dtypes(pa.Schema.from_pandas(frame))
+        {'c': list<item: int64>[pyarrow]}
+    """
+    names = [entry.get("field_name") for entry in _unreadable(_document(schema.metadata))]
+    return {name: pd.ArrowDtype(schema.field(name).type) for name in names if schema.names.count(name) == 1}
+
+
+def _unreadable(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of columns with a dtype name that pandas cannot read."""
+    found = []
+    for entry in document.get("columns", []):
+        name = entry.get("numpy_type")
+        if isinstance(name, str) and name.endswith("[pyarrow]"):
+            try:
+                pd.api.types.pandas_dtype(name)
+            except (TypeError, ValueError, NotImplementedError):
+                found.append(entry)
+    return found
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """Convert a table as pandas does, but columns whose dtype names pandas cannot read to these dtypes."""
+    document = _document(table.schema.metadata)
+    if not (entries := _unreadable(document)):
+        return table.to_pandas()
+    levels = index_columns(table.schema.metadata)  # their values become objects
+    columns = {name: table.column(name) for name in unreadable_dtypes(table.schema) if name not in levels}
+    for name in columns:
+        table = table.set_column(table.schema.get_field_index(name), name, pa.nulls(len(table)))
+    for entry in entries:
+        entry["numpy_type"] = "object"
+    frame = table.replace_schema_metadata(_with_document(table.schema.metadata, document)).to_pandas()
+    for position, label in enumerate(frame.columns):
+        if label in columns:
+            frame.isetitem(position, pd.arrays.ArrowExtensionArray(columns[label]))
+    return frame
 
 
 def dtype_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:

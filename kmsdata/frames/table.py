@@ -101,7 +101,7 @@ def encrypt_table(
     check_new_names(chosen, parsed_headers(table))
     metadata = _metadata_without(table, list(chosen))
     data_key = data_key_for(key, context, table.num_rows * len(chosen))
-    schema, dtypes = table.schema, pandas_dtypes(table.schema.metadata)
+    schema, dtypes = table.schema, pandas_dtypes(table.schema)
     new: dict[str, Header] = {}
     for name, scope in chosen.items():
         cells = encrypt_column(table.column(name), name, data_key, scope, dtypes.get(name))

@@ -99,7 +99,7 @@ class Findings:
                 named = tuple(np.asarray(rows)[bad[:ROWS_NAMED]].tolist())
                 self.fail(what, column, rows=named, count=len(bad), **where)
 
-    def result(self, what: str, rows: int, files: int = 0) -> Verification:
+    def result(self, what: str, rows: int, files: int = 0, notes: tuple[str, ...] = ()) -> Verification:
         """Return the report of all findings."""
         if not self.columns and not self.failures:
             self.fail("nothing is encrypted: there is no kmsdata header")
@@ -114,7 +114,7 @@ class Findings:
             )
             for name, c in self.columns.items()
         ]
-        return Verification(what, rows, tuple(checks), tuple(_merged(self.failures)), files)
+        return Verification(what, rows, tuple(checks), tuple(_merged(self.failures)), files, notes)
 
 
 def _merged(failures: Iterable[Failure]) -> Iterator[Failure]:

@@ -17,7 +17,7 @@ from kmsdata.frames.arrow_storage import is_plain_binary
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.footer import NOT_PARQUET, check_footer, read_footer
-from kmsdata.parquet.locations import FilePath, Paths, Place, dataset_files, open_file
+from kmsdata.parquet.locations import FilePath, Place, Readable, dataset_files, open_file
 
 __all__ = ["DataFile", "damaged", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
 
@@ -93,15 +93,20 @@ class DataFile:
 
 
 def dataset_headers(
-    path: Paths, filesystem: Any, columns: Collection[str] | None = None
+    path: Readable,
+    filesystem: Any,
+    columns: Collection[str] | None = None,
+    skipped: list[str] | None = None,
 ) -> dict[str, DataFile]:
     """Return the files of a dataset by name, with the headers of these columns (None: all).
+
+    Files that are neither Parquet nor CSV are left out, and ``skipped`` collects their names.
 
     Raises:
         FileNotFoundError: there is no file.
         FormatError: a file is not a Parquet file, or a header is malformed.
     """
-    files, _ = dataset_files(path, filesystem)
+    files, _ = dataset_files(path, filesystem, skipped=skipped)
     lengths = {}
     for name, file in files.items():
         with open_file(file) as opened:
@@ -159,7 +164,7 @@ def damaged(path: str) -> FormatError:
     )
 
 
-def _base_of(files: Mapping[str, Place], path: Paths) -> str | None:
+def _base_of(files: Mapping[str, Place], path: Readable) -> str | None:
     """Return the folder's path as the filesystem lists it: some leave out the slash at its beginning."""
     folder = next(iter(files.values())).root
     if folder is None or isinstance(path, (list, tuple)):

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fnmatch
 import os
+import posixpath
 import re
 import shutil
 import stat
@@ -26,32 +27,54 @@ from kmsdata.errors import FormatError, printable
 from kmsdata.keys.data_key import random_bytes
 
 __all__ = [
+    "SIDECARS",
     "FilePath",
     "Paths",
     "Place",
+    "Readable",
     "Refused",
     "contains_markers",
     "dataset_files",
     "files_at",
     "folders_at",
+    "is_file_object",
     "is_path",
+    "is_readable",
     "is_sidecar",
     "open_file",
     "open_local",
     "path_list",
     "paths_text",
+    "skipped_note",
+    "sources_at",
     "stamp",
     "whole",
     "whole_folder",
+    "without_credentials",
 ]
 
-_SIDECARS = ("_metadata", "_common_metadata")
+SIDECARS = ("_metadata", "_common_metadata")
 _LINK = "a link, and links in a folder are not followed. Replace it by the file, or name the file itself"
 _SPECIAL = "not a regular file"
+_DATA_NAME = re.compile(r"\.(parquet|parq|pq|csv|csv\.(gz|bz2|zst|lz4))$", re.IGNORECASE)
 _UNFINISHED = ".tmp"  # the end of names of unfinished files in a folder, which no pattern *.parquet matches
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 Paths: TypeAlias = "FilePath | Sequence[FilePath]"
+Readable: TypeAlias = "Paths | BinaryIO | pa.NativeFile"
+
+_UNREACHABLE = (
+    "the server cannot be reached, or does not answer. Check the network and the endpoint "
+    "(for S3, the variable AWS_ENDPOINT_URL)"
+)
+_NO_ANSWER = (
+    "ClientConnectorError", "ConnectTimeoutError", "ConnectionRefusedError", "EndpointConnectionError",
+    "FSTimeoutError", "ReadTimeoutError", "TimeoutError",
+)  # fmt: skip
+_S3_WAITS = {"connect_timeout": 5, "request_timeout": 10}
+# s3fs makes 5 attempts, and would make 5 calls in each.
+_S3_LIMITS = {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 1}}
+_S3FS = {protocol: {"config_kwargs": _S3_LIMITS} for protocol in ("s3", "s3a")}  # options of fsspec
 
 _PACKAGES = {  # of fsspec, by protocol
     "abfs": "adlfs", "az": "adlfs", "cos": "cosfs", "cosn": "cosfs", "gcs": "gcsfs", "gs": "gcsfs",
@@ -68,18 +91,25 @@ class Place:
         path: the path in it, without a ``/`` at the end.
         folder: whether the caller wrote it with a ``/`` at the end.
         root: the folder in which it was found, if the caller named that folder: links below are not followed.
+        start: the text before the path in messages, such as ``s3://``.
     """
 
     filesystem: Any
     path: str
     folder: bool = False
     root: str | None = None
+    start: str = ""
 
     @classmethod
     def of(cls, path: FilePath, filesystem: Any = None) -> Place:
         """Return the place of a path or URL; the filesystem may be one of pyarrow or fsspec."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"this takes a path, not {type(path).__name__}"
+                + (". Write the file object to a file and pass its path" if is_file_object(path) else "")
+            )
         text = os.fspath(path)
-        folder = text.endswith("/")
+        folder, url = text.endswith("/"), text
         if filesystem is None and "://" in text:
             filesystem, text = _from_url(text)
         elif filesystem is None:
@@ -94,7 +124,9 @@ class Place:
         filesystem, text = _as_local(filesystem, text)
         if isinstance(filesystem, pafs.LocalFileSystem):
             text = str(Path(text).absolute())
-        return cls(filesystem, text.rstrip("/") or "/", folder)
+            return cls(filesystem, text.rstrip("/") or "/", folder)
+        text = text.rstrip("/") or "/"
+        return cls(filesystem, text, folder, start=_start_of(url, text))
 
     @property
     def local(self) -> bool:
@@ -104,7 +136,12 @@ class Place:
     @property
     def kind(self) -> pafs.FileType:
         """What exists at the path: a file, a folder or nothing."""
-        return self.filesystem.get_file_info(self.path).type
+        try:
+            return self.filesystem.get_file_info(self.path).type
+        except Exception as error:
+            if not _is_unreachable(error):
+                raise
+            raise ConnectionError(errno.EHOSTUNREACH, _UNREACHABLE, str(self)) from error
 
     def __truediv__(self, relative: str) -> Place:
         return replace(self, path=f"{self.path.rstrip('/')}/{relative}", folder=False)
@@ -119,7 +156,24 @@ class Place:
         return mine == its or its.startswith(mine.rstrip("/") + "/")
 
     def __str__(self) -> str:
-        return self.path
+        return self.start + self.path.lstrip("/") if self.start else without_credentials(self.path)
+
+
+def without_credentials(path: str) -> str:
+    """Return a URL without its user, password and query, which may be a signature; paths as they are."""
+    if "://" not in path:
+        return path
+    # A secret may contain slashes, even if it should not. Digits after the colon are a port.
+    path = re.sub(r"://(?:[^/@]*@|[^/@:]+:(?!\d+/)[^@]*@)", "://", path, count=1)
+    return re.sub(r"\?[^/]*=.*", "", path)
+
+
+def _start_of(url: str, path: str) -> str:
+    """Return the text before the path in the URL, without credentials; empty if it is no URL."""
+    if "://" not in url or "://" in path:
+        return ""
+    shown, below = without_credentials(url).rstrip("/"), path.strip("/")
+    return shown.removesuffix(below) if shown.endswith(below) else f"{shown.partition('://')[0]}://"
 
 
 def _as_local(filesystem: Any, path: str) -> tuple[Any, str]:
@@ -141,13 +195,14 @@ def _from_url(url: str) -> tuple[Any, str]:
         if protocol in ("gs", "gcs") and "retry_limit_seconds=" not in url:
             # Without a limit, a server that cannot be reached is called for 15 minutes.
             return pafs.FileSystem.from_uri(f"{url}{'&' if '?' in url else '?'}retry_limit_seconds=20")
-        return pafs.FileSystem.from_uri(url)
+        filesystem, path = pafs.FileSystem.from_uri(url)
+        return (_patient(filesystem) if filesystem.type_name == "s3" else filesystem), path
     except pa.ArrowInvalid:
         packages = f"fsspec {_PACKAGES[protocol]}" if protocol in _PACKAGES else "fsspec"
         try:
             import fsspec  # optional: pandas needs it for such URLs too
 
-            filesystem, path = fsspec.core.url_to_fs(url)
+            filesystem, path = fsspec.core.url_to_fs(url, **_S3FS.get(protocol, {}))
         except ImportError:
             raise ImportError(
                 f"{printable(protocol)}:// needs packages that are not installed. "
@@ -161,6 +216,22 @@ def _from_url(url: str) -> tuple[Any, str]:
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
+def _patient(filesystem: Any) -> Any:
+    """Return an S3 filesystem of pyarrow with limits on waiting: its own are 30 attempts of 3 seconds."""
+    _, (options,) = filesystem.__reduce__()
+    attempts = pafs.AwsStandardS3RetryStrategy(max_attempts=4)
+    return pafs.S3FileSystem(**options | _S3_WAITS, retry_strategy=attempts)
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Tell whether a server did not answer: each library has errors for that with names of its choice."""
+    while error is not None:
+        if type(error).__name__ in _NO_ANSWER or "NETWORK_CONNECTION" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
 def _is_pattern(path: FilePath) -> bool:
     return any(character in os.fspath(path) for character in "*?[")
 
@@ -172,16 +243,79 @@ def is_path(x: object) -> bool:
     return isinstance(x, (str, os.PathLike))
 
 
+def is_file_object(x: object) -> bool:
+    """Tell whether this is an open file of Python, pyarrow or fsspec, such as `io.BytesIO`."""
+    return hasattr(x, "read") and hasattr(x, "seek") and hasattr(x, "close")
+
+
+def is_readable(x: object) -> bool:
+    """Tell whether this is a path, a list of paths, or a file object."""
+    return is_path(x) or is_file_object(x)
+
+
+class _FileObject(pafs.FileSystemHandler):  # type: ignore[misc]
+    """A filesystem of one file, which contains what was read from a file object."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def get_type_name(self) -> str:
+        return "file-object"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        return [pafs.FileInfo(path, pafs.FileType.File, size=len(self._content)) for path in paths]
+
+    def open_input_file(self, path: str) -> pa.NativeFile:  # noqa: ARG002 - there is only one
+        return pa.BufferReader(self._content)
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("a file object contains one file, which is only read")
+
+    open_input_stream = open_input_file
+    get_file_info_selector = create_dir = delete_dir = delete_dir_contents = _refuse
+    delete_root_dir_contents = delete_file = move = copy_file = _refuse
+    open_output_stream = open_append_stream = _refuse
+
+
+def _of_file_object(file: Any, filesystem: Any) -> Place:
+    """Return a place with the content of a file object, which is read from its beginning."""
+    if filesystem is not None:
+        raise TypeError("filesystem= is for paths: leave it out for a file object")
+    if not hasattr(file, "seekable") or file.seekable():
+        file.seek(0)
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise TypeError("the file object returns text: open it in binary mode, such as open(path, 'rb')")
+    return Place(pafs.PyFileSystem(_FileObject(content)), _file_name(file))
+
+
+def _file_name(file: Any) -> str:
+    name = getattr(file, "name", None)
+    return (isinstance(name, str) and name.rpartition("/")[2]) or "file object"
+
+
 def path_list(path: Paths) -> list[FilePath]:
     """Return the paths of a list, or the one path."""
     return [path] if isinstance(path, (str, os.PathLike)) else list(path)
 
 
-def paths_text(path: Paths) -> str:
-    """Return the text by which reports name a path or a list of paths."""
+def paths_text(path: Readable) -> str:
+    """Return the text by which reports name a path, a list of paths, or a file object."""
     if isinstance(path, (str, os.PathLike)):
-        return str(path)
-    return str(path[0]) if len(path) == 1 else f"{path[0]} and {len(path) - 1:,} more"
+        return without_credentials(str(path))
+    if not isinstance(path, Sequence):
+        return _file_name(path)
+    first = without_credentials(str(path[0]))
+    return first if len(path) == 1 else f"{first} and {len(path) - 1:,} more"
 
 
 Refused: TypeAlias = "dict[str, OSError | FormatError]"
@@ -189,7 +323,12 @@ Refused: TypeAlias = "dict[str, OSError | FormatError]"
 
 
 def files_at(
-    place: Place, *, patterns: bool = True, sidecars: bool = False, refused: Refused | None = None
+    place: Place,
+    *,
+    patterns: bool = True,
+    sidecars: bool = False,
+    refused: Refused | None = None,
+    skipped: list[str] | None = None,
 ) -> tuple[dict[str, Place], bool]:
     """List the files of a path: the file itself, those in a folder, or those that match a pattern.
 
@@ -201,6 +340,7 @@ def files_at(
         patterns: whether it may be a pattern.
         sidecars: list ``_metadata`` and ``_common_metadata`` too.
         refused: collects what must not be read; None: raise the first of these errors.
+        skipped: collects files that are neither Parquet nor CSV, and are left out; None: list them too.
 
     Returns:
         The files by their path below the folder, in order; and whether the path is one file.
@@ -214,7 +354,7 @@ def files_at(
     if kind == pafs.FileType.File:
         return {place.path.rpartition("/")[2]: place}, True
     if kind == pafs.FileType.Unknown:
-        raise OSError(errno.EINVAL, _SPECIAL, place.path)
+        raise OSError(errno.EINVAL, _SPECIAL, str(place))
     base, pattern = place.path, "**"
     if patterns and kind == pafs.FileType.NotFound and any(letter in place.path for letter in "*?["):
         parts = place.path.split("/")
@@ -237,10 +377,69 @@ def files_at(
     if bad and refused is None:
         raise bad[min(bad)]
     if not found and not bad:
-        raise FileNotFoundError(errno.ENOENT, "there is no file", place.path)
+        raise FileNotFoundError(errno.ENOENT, "there is no file", str(place))
     if refused is not None:
         refused |= bad
+    if skipped is not None:
+        others = {relative for relative, file in found.items() if not _is_data(relative, file)}
+        if len(others) < len(found):  # otherwise reading one of them says what is wrong
+            skipped += sorted(others)
+            found = {relative: file for relative, file in found.items() if relative not in others}
     return dict(sorted(found.items())), False
+
+
+def _is_data(relative: str, file: Place) -> bool:
+    """Tell whether a file is Parquet or CSV by its name, or begins as Parquet does."""
+    if is_sidecar(relative) or _DATA_NAME.search(relative):
+        return True
+    try:
+        with open_file(file) as opened:
+            return opened.read(4) in (b"PAR1", b"PARE")
+    except OSError:
+        return True  # reading it will say why it cannot be read
+
+
+def skipped_note(names: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence about skipped files, which names up to three; nothing if there are none."""
+    if not names:
+        return ()
+    count = "1 file is" if len(names) == 1 else f"{len(names):,} files are"
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return (f"{count} neither Parquet nor CSV: skipped {', '.join(map(printable, names[:3]))}{more}",)
+
+
+def sources_at(
+    path: Paths, filesystem: Any, skipped: list[str]
+) -> tuple[list[Place], dict[str, Place], bool]:
+    """List the files to read of a path or a list of paths, by their path below the target folder.
+
+    The files of a list keep their path below the folder that contains all of them. ``skipped`` is as for
+    `files_at`.
+
+    Returns:
+        The places of the paths; the files; and whether the path is one file.
+    """
+    if isinstance(path, (str, os.PathLike)):
+        start = Place.of(path, filesystem)
+        return [start], *files_at(start, skipped=skipped)
+    if not is_path(path):
+        raise TypeError(
+            "the source is a file object: write it to a file and pass its path"
+            if is_file_object(path)
+            else "the source must be a path, or a list of paths that is not empty"
+        )
+    starts = [Place.of(one, filesystem) for one in path]
+    if not all(start.filesystem.equals(starts[0].filesystem) for start in starts):
+        raise ValueError("the paths of a list must be on one filesystem. Call the function once for each")
+    found = {file.path: file for start in starts for file in files_at(start, skipped=skipped)[0].values()}
+    inside = [_parts(path)[:-1] if file.root is None else _parts(file.root) for path, file in found.items()]
+    shared = len(_parts(posixpath.commonpath(map("/".join, inside))))
+    below = {"/".join(_parts(path)[shared:]): file for path, file in sorted(found.items())}
+    return starts, below, False
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
 
 
 def folders_at(place: Place) -> list[str]:
@@ -253,27 +452,37 @@ def folders_at(place: Place) -> list[str]:
 
 
 def dataset_files(
-    path: Paths, filesystem: Any, *, sidecars: bool = False, refused: Refused | None = None
+    path: Readable,
+    filesystem: Any,
+    *,
+    sidecars: bool = False,
+    refused: Refused | None = None,
+    skipped: list[str] | None = None,
 ) -> tuple[dict[str, Place], bool]:
     """List the files of a dataset by their names for messages; also return whether it is one file.
 
-    The dataset is a file, a folder, a pattern, or a list of these. Local files are named by the path that the
-    caller gave, others by their path in the filesystem. ``refused`` is as for `files_at`, by the same names.
+    The dataset is a file, a folder, a pattern, a list of these, or a file object. Local files are named by
+    the path that the caller gave, others by their URL. ``refused`` and ``skipped`` are as for `files_at`, by
+    the same names.
     """
+    if is_file_object(path):
+        place = _of_file_object(path, filesystem)
+        return {str(place): place}, True
     if not isinstance(path, (str, os.PathLike)):
         every: dict[str, Place] = {}
         for one in path:
-            every |= dataset_files(one, filesystem, sidecars=sidecars, refused=refused)[0]
+            every |= dataset_files(one, filesystem, sidecars=sidecars, refused=refused, skipped=skipped)[0]
         return every, False
     place = Place.of(path, filesystem)
-    given = place.path
+    given = str(place)
     if place.local and "://" not in str(path) and filesystem is None:
         given = str(Path(path).expanduser())
     bad: Refused | None = None if refused is None else {}
     try:
-        files, single = files_at(place, sidecars=sidecars, refused=bad)
+        others: list[str] = []
+        files, single = files_at(place, sidecars=sidecars, refused=bad, skipped=others)
     except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+        raise FileNotFoundError(error.errno, error.strerror, paths_text(path)) from None
     if single:
         return {given: place}, True
     parts = given.rstrip("/").split("/")
@@ -281,6 +490,8 @@ def dataset_files(
         parts = parts[: next(number for number, part in enumerate(parts) if _is_pattern(part))]
     shown = "/".join(parts)
     start = f"{shown}/" if parts else ""
+    if skipped is not None:
+        skipped += [f"{start}{relative}" for relative in others]
     if refused is not None:
         refused |= {f"{start}{relative}": error for relative, error in (bad or {}).items()}
     return {f"{start}{relative}": file for relative, file in files.items()}, False
@@ -307,7 +518,7 @@ def _listed(place: Place) -> Iterator[tuple[str, pafs.FileInfo]]:
     for info in place.filesystem.get_file_info(selector):
         path = info.path.removeprefix("/")
         if base and not f"{path}/".startswith(f"{base}/"):
-            raise OSError(errno.EIO, f"the filesystem lists {info.path!r}, which is outside", place.path)
+            raise OSError(errno.EIO, f"the filesystem lists {info.path!r}, which is outside", str(place))
         relative = path[len(base) + 1 :] if base else path
         # Object stores may contain an empty object whose name ends in a slash, for a folder.
         if relative and not (relative.endswith("/") and not info.size):
@@ -399,11 +610,11 @@ def open_local(place: Place) -> BinaryIO:
 
 def is_sidecar(name: str) -> bool:
     """Tell whether a path is that of a dataset's ``_metadata`` or ``_common_metadata``."""
-    return name.rpartition("/")[2] in _SIDECARS
+    return name.rpartition("/")[2] in SIDECARS
 
 
 def _is_hidden(part: str, sidecars: bool) -> bool:
-    return part.startswith((".", "_")) and part not in (".", "..") and not (sidecars and part in _SIDECARS)
+    return part.startswith((".", "_")) and part not in (".", "..") and not (sidecars and part in SIDECARS)
 
 
 def _may_lead(parts: Sequence[str], pattern: Sequence[str]) -> bool:

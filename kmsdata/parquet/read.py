@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,18 +24,26 @@ from kmsdata.frames.encrypted_columns import (
     with_headers,
 )
 from kmsdata.frames.frame import decrypt_frame
-from kmsdata.frames.pandas_metadata import frame_attrs, index_columns
+from kmsdata.frames.pandas_metadata import frame_attrs, index_columns, to_frame, unreadable_dtypes
 from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.parquet.filters import FileSearch, filter_terms
 from kmsdata.parquet.headers import DataFile, damaged, dataset_headers, naming_the_file
-from kmsdata.parquet.locations import FilePath, Paths, Place, contains_markers, paths_text
+from kmsdata.parquet.locations import (
+    FilePath,
+    Place,
+    Readable,
+    contains_markers,
+    paths_text,
+    skipped_note,
+    without_credentials,
+)
 
 __all__ = ["FilePath", "read_parquet"]
 
 
 def read_parquet(
-    path: Paths,
+    path: Readable,
     *,
     columns: Columns | None = None,
     filters: Any = None,
@@ -46,7 +55,8 @@ def read_parquet(
     """Read a Parquet file or dataset; its encrypted columns stay encrypted, and no key is needed.
 
     Args:
-        path: file, folder of a dataset, pattern such as ``data/*.parquet``, or list of these.
+        path: file, folder of a dataset, pattern such as ``data/*.parquet``, or list of these; or an
+            open file, such as `io.BytesIO`.
         columns: name or names of the columns to read; None for all.
         filters: row filters, as `pandas.read_parquet` takes them. Those on deterministic columns (``==``,
             ``!=``, ``in``, ``not in``, in lists of terms) are evaluated on ciphertext. This needs the key,
@@ -85,7 +95,10 @@ def read_parquet(
     if wanted is not None and not isinstance(filters, ds.Expression):
         filtered = [] if filters is None else [term[0] for group in filter_terms(filters) for term in group]
         looked_at = {*wanted, *asked, *filtered}
-    files = dataset_headers(path, filesystem, looked_at)
+    skipped: list[str] = []
+    files = dataset_headers(path, filesystem, looked_at, skipped)
+    for note in skipped_note(skipped):
+        warnings.warn(note, stacklevel=2)
     on_cells = _on_cells(filters, {column for file in files.values() for column in file.headers})
     for name, file in files.items():
         check_names(file.headers, beside=file.beside, path=name)
@@ -103,7 +116,13 @@ def read_parquet(
         frame = _searched(files, wanted, search)
     # If the headers of all files are equal, pandas reads them together. Otherwise each is read separately: a
     # pyarrow dataset has one schema. It would put the cells of one file under the header of another, or fail.
-    elif (together := _one_path(path, filesystem)) and _all_alike(_dtypes(file) for file in files.values()):
+    # pandas fails for Arrow dtypes whose names it cannot read.
+    elif (
+        not skipped
+        and (together := _one_path(path, filesystem))
+        and _all_alike(_dtypes(file) for file in files.values())
+        and not any(unreadable_dtypes(file.schema) for file in files.values())
+    ):
         frame = _restored(_read(together, files, wanted, filters, filesystem), next(iter(headers.values())))
     else:
         frame = _each(files, wanted, filters)
@@ -119,7 +138,7 @@ def read_parquet(
         return decrypt_frame(frame, key=key)
 
 
-def _one_path(path: Paths, filesystem: Any) -> FilePath | None:
+def _one_path(path: Readable, filesystem: Any) -> FilePath | None:
     """Return the path of a file or folder that pandas can read; None for a pattern or list."""
     if not isinstance(path, (str, os.PathLike)):
         return None
@@ -164,7 +183,7 @@ def _read(
     filesystem: Any,
 ) -> pd.DataFrame:
     try:
-        with _damage(str(path), filters):
+        with _damage(without_credentials(str(path)), filters):
             return pd.read_parquet(
                 path,
                 columns=columns,
@@ -206,7 +225,7 @@ def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any
 def _framed(table: pa.Table, headers: Mapping[str, Header]) -> pd.DataFrame:
     """Convert a table that was read from a file to a frame, as pandas does."""
     # As pandas.read_parquet does: what to_pandas() does about attrs depends on pyarrow's version.
-    frame = _restored(table.to_pandas(), headers)
+    frame = _restored(to_frame(table), headers)
     frame.attrs = frame_attrs(table.schema.metadata)
     return frame
 

@@ -13,7 +13,7 @@ import errno
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeAlias
@@ -33,6 +33,7 @@ from kmsdata.keys.usage import usage
 from kmsdata.parquet.footer import MAGIC, Footer, ending, read_footer
 from kmsdata.parquet.header_copies import Copy, agree, copies_in, entry_with
 from kmsdata.parquet.locations import (
+    SIDECARS,
     Paths,
     Place,
     Refused,
@@ -42,8 +43,10 @@ from kmsdata.parquet.locations import (
     open_local,
     path_list,
     paths_text,
+    skipped_note,
     stamp,
     whole,
+    without_credentials,
 )
 
 _PIECE = 8 << 20  # bytes copied at a time
@@ -67,7 +70,8 @@ def rewrap_path(path: Paths, change: Change, filesystem: Any, progress: bool | N
     """Wrap the data keys of the files at a path under another master key; see `kmsdata.rewrap`."""
     refused: Refused = {}
     text = paths_text(path)
-    files, single = dataset_files(path, filesystem, sidecars=True, refused=refused)
+    skipped: list[str] = []
+    files, single = dataset_files(path, filesystem, sidecars=True, refused=refused, skipped=skipped)
     # The files of a dataset often have the same metadata: parse, check and change it once.
     plan: _Plan = functools.lru_cache(_PLANS)(functools.partial(_planned, change))
     before = usage().calls
@@ -83,9 +87,10 @@ def rewrap_path(path: Paths, change: Change, filesystem: Any, progress: bool | N
         if done.state == "other":
             raise not_meant(done.headers)
         return _counted(_report(text, [done], {}), change, before)
+    files |= _sidecars_of(files)
     for one in path_list(path):
         start = Place.of(one, filesystem)
-        _prepare(str(one), start, dry_run=change.dry_run)
+        _prepare(without_credentials(str(one)), start, dry_run=change.dry_run)
         for root in {file.root for file in files.values() if file.root} - {start.path}:  # of a pattern
             _prepare(root, replace(start, path=root), dry_run=change.dry_run)
     results: list[_Done] = []
@@ -108,11 +113,30 @@ def rewrap_path(path: Paths, change: Change, filesystem: Any, progress: bool | N
             threads.shutdown(wait=True, cancel_futures=True)
             raise
     try:
-        return _counted(_judged(text, results, failed), change, before)
+        return _counted(_judged(text, results, failed, skipped_note(skipped)), change, before)
     except KmsDataError as error:
         if isinstance(report := getattr(error, "report", None), RewrapReport):
             error.with_facts(report=_counted(report, change, before))
         raise
+
+
+def _sidecars_of(files: Mapping[str, Place]) -> dict[str, Place]:
+    """Find ``_metadata`` and ``_common_metadata`` beside and above files: they contain wrapped keys too.
+
+    A pattern such as ``*.parquet`` does not match them. Above, only the folders inside a pattern count.
+    """
+    folders: dict[str, Place] = {}
+    for name, place in files.items():
+        root = place.root if place.root is not None else place.path.rpartition("/")[0]
+        while place.path.strip("/") != root.strip("/"):
+            name, place = name.rpartition("/")[0], replace(place, path=place.path.rpartition("/")[0])
+            folders[name] = replace(place, root=root)
+    found = {}
+    for name, folder in folders.items():
+        for sidecar in SIDECARS:
+            if (folder / sidecar).kind == pafs.FileType.File:
+                found[f"{name}/{sidecar}" if name else sidecar] = folder / sidecar
+    return found
 
 
 def _counted(report: RewrapReport, change: Change, before: int) -> RewrapReport:
@@ -121,9 +145,12 @@ def _counted(report: RewrapReport, change: Change, before: int) -> RewrapReport:
     return replace(report, kms_calls=calls, dry_run=change.dry_run)
 
 
-def _judged(path: str, results: list[_Done], failed: dict[str, Exception]) -> RewrapReport:
+def _judged(
+    path: str, results: list[_Done], failed: dict[str, Exception], notes: tuple[str, ...]
+) -> RewrapReport:
     """Return the report of a dataset; raise if a file failed, or if there was nothing to rewrap."""
     report = _report(path, results, {name: _said(error) for name, error in sorted(failed.items())})
+    report = replace(report, notes=notes)
     if failed:
         name, first = min(failed.items())
         said = _said(first)

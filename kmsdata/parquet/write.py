@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import pandas as pd
@@ -22,6 +24,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.atomic_files import sweep
+from kmsdata.codec.null_arrays import null_rows
 from kmsdata.frames.arguments import Columns, column_names, refuse_repeated, require, required_names
 from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EncryptedType
@@ -37,14 +40,14 @@ from kmsdata.frames.encrypted_columns import (
 from kmsdata.frames.pandas_metadata import with_frame_attrs
 from kmsdata.keys.envelope import ENTRY, file_text, merged_records
 from kmsdata.parquet.column_chunks import Replacement
-from kmsdata.parquet.locations import FilePath, Place, files_at, whole, whole_folder
+from kmsdata.parquet.locations import FilePath, Place, files_at, paths_text, whole, whole_folder
 
 __all__ = ["replacement", "settings_for", "write_parquet"]
 
 
 def write_parquet(
     frame: pd.DataFrame,
-    path: FilePath,
+    path: FilePath | BinaryIO,
     *,
     index: bool | None = None,
     filesystem: Any = None,
@@ -65,7 +68,7 @@ def write_parquet(
     _check_encrypted(frame, required_names(encrypted))
     frame = _in_agreement(in_extension_dtype(frame))
     headers = {str(item.name): item.headers[0] for item in encrypted_columns(frame)}
-    check_names(headers, path=str(path))
+    check_names(headers, path=paths_text(path))
     for item in encrypted_columns(frame):  # otherwise no table or file could ever hold its values
         check_one_arrow_type(item.headers[0], item.parts[0][1].storage, str(item.name))
     table = pa.Table.from_pandas(frame, preserve_index=index, schema=options.pop("schema", None))
@@ -73,6 +76,9 @@ def write_parquet(
     if headers:
         metadata[ENTRY] = file_text(headers).encode()
     table = table.replace_schema_metadata(metadata)
+    if not isinstance(path, (str, os.PathLike)):
+        _write_to_object(table, path, folders, filesystem, options)
+        return
     if folders:
         _write_folders(table, folders, Place.of(path, filesystem), options)
         return
@@ -82,6 +88,21 @@ def write_parquet(
         sweep(place.path, beside=True)
     with whole(place) as file:
         pq.write_table(table, file, **settings)
+
+
+def _write_to_object(
+    table: pa.Table, file: BinaryIO, folders: list[str], filesystem: Any, options: dict[str, Any]
+) -> None:
+    """Write to an open file, all at once: nothing is written if the table cannot be."""
+    if not hasattr(file, "write"):
+        raise TypeError(f"to_parquet() takes a path or an open file, not {type(file).__name__}")
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("the file is open for text: open it in binary mode, such as open(path, 'wb')")
+    if folders or filesystem is not None:
+        raise TypeError("partition_cols= and filesystem= are for paths: leave them out for an open file")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **settings_for(table.schema, options))
+    file.write(sink.getvalue())
 
 
 def _check_folders(frame: pd.DataFrame, names: list[str]) -> None:
@@ -187,7 +208,8 @@ def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
     """
     sealed = {field.name: field.type.dtype for field in schema if isinstance(field.type, EncryptedType)}
     sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
+    empty = pa.Table.from_arrays([null_rows(kind, 0) for kind in schema.types], schema=schema)
+    pq.write_table(empty, sink)
     written = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
     leaves = [written.column(number).path for number in range(len(written.names))]
     plain = [leaf for leaf in leaves if leaf not in sealed]

@@ -298,3 +298,26 @@ def test_the_last_state_of_a_progress_bar_has_the_real_total(capsys):
     with Progress("encrypt", 229, "rows", wanted=True) as bar:
         bar.step(344)
     assert "100% of 344 rows" in capsys.readouterr().err.replace("\x1b[K", "").split("\r")[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name;ssn\nAda;078\n", "pass --delimiter ';'"),
+        ("name\tssn\nAda\t078\n", "pass --delimiter '\\t'"),
+        ("Ada,078-05-1120\nBo,219-09-9999\n", "it has 2 fields, none of this name"),
+        ("Ada;078-05-1120\nBo;219-09-9999\n", "pass --delimiter ';'"),
+        ("078-05-1120\n219-09-9999\n", "it has 1 field, none of this name"),
+        ("name,SSN\nAda,078\n", "no column 'ssn'"),
+        ("name,ssn_\nAda,078\n", "did you mean 'ssn_'?"),
+    ],
+)
+def test_a_missing_csv_column_shows_no_value(run, here, text, said):
+    (here / "p.csv").write_text(text)
+    for more in [], ["--type", "ssn=string"]:
+        code, out, err = run("encrypt", "p.csv", "p.parquet", "-c", "ssn", "-k", "payroll", *more)
+        assert code == 1
+        shown = " ".join((out + err).split())
+        assert said in shown
+        assert "Ada" not in shown
+        assert "1120" not in shown

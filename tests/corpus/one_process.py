@@ -1,4 +1,4 @@
-"""Run the steps of one file in a process of its own: a crash or a hang ends only that file."""
+"""Run the steps of one file in a separate process: a crash or a hang ends only that file."""
 
 from __future__ import annotations
 

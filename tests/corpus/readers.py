@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def _same(one: pa.Array, two: pa.Array) -> bool:
         return _same(one.storage, two.storage)
     if pa.types.is_dictionary(one.type):
         return _same(one.dictionary_decode(), two.dictionary_decode())
+    if re.search("_view|extension", str(one.type)):  # Arrow takes no rows from them
+        return repr(one.to_pylist()) == repr(two.to_pylist())
     if not one.is_valid().equals(two.is_valid()):
         return False
     one, two = one.drop_null(), two.drop_null()

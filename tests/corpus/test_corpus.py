@@ -1,4 +1,4 @@
-"""Every file of pyarrow's own test data, and of what other software writes, comes back as it was."""
+"""Every file of the test data of pyarrow, and of what other software writes, comes back unchanged."""
 
 import importlib.resources
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Write Parquet files with every software at hand, with as many of its types as it has."""
+"""Write Parquet files with other software, with as many of its types as it has."""
 
 from __future__ import annotations
 

@@ -605,7 +605,7 @@ def test_a_target_called_csv_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("id,ssn\n1,2\n")
     with pytest.raises(ValueError, match="would be a Parquet file"):
         kmsdata.encrypt_parquet(tmp_path / "a.csv", tmp_path / "b.csv", "ssn", key=KEY)
-    with pytest.raises(KeyError, match="no column 'zzz': the columns are 'id', 'ssn'"):
+    with pytest.raises(KeyError, match=r"no column 'zzz'\. .* it has 2 fields, none of"):
         kmsdata.encrypt_parquet(tmp_path / "a.csv", tmp_path / "b.parquet", "zzz", key=KEY)
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 

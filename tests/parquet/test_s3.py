@@ -1,11 +1,15 @@
 """The whole round trip on an object store: S3 as moto serves it."""
 
+import socket
+import time
+
 import pandas as pd
 import pyarrow.fs as pafs
 import pytest
 
 import kmsdata
 from kmsdata.errors import KmsDataError
+from kmsdata.parquet import locations
 
 pytestmark = [pytest.mark.newest, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -108,3 +112,29 @@ def test_markers_of_folders_are_not_read(store):
         filesystem.call_s3("put_object", Bucket=bucket, Key="data/empty/", Body=b"")
     assert kmsdata.inspect(f"{bucket}/data", filesystem=filesystem).files == 1
     assert len(kmsdata.read_parquet(f"{bucket}/data", filesystem=filesystem, decrypt=True)) == 1
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a.parquet?region=eu-west-1", "s3a://bucket/a.parquet"])
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_server_that_does_not_answer_is_an_error_soon(monkeypatch, url, listening):
+    monkeypatch.setitem(locations._S3_WAITS, "request_timeout", 1)
+    monkeypatch.setitem(locations._S3_LIMITS, "read_timeout", 1)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listening:  # accepts connections, and never answers
+            server.listen(100)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        before = time.monotonic()
+        with pytest.raises(ConnectionError, match="cannot be reached, or does not answer") as raised:
+            kmsdata.inspect(url)
+        assert time.monotonic() - before < 30
+        assert raised.value.filename == url.partition("?")[0]
+
+
+def test_limits_on_waiting_keep_the_other_settings_of_a_url():
+    url = "s3://key:secret@bucket/a.parquet?region=eu-west-1&scheme=http&endpoint_override=localhost:1"
+    _, (before,) = pafs.FileSystem.from_uri(url)[0].__reduce__()
+    _, (after,) = locations.Place.of(url).filesystem.__reduce__()
+    assert after == before | locations._S3_WAITS

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kmsdata.codec.null_arrays import null_rows
 from kmsdata.errors import FormatError, UnsupportedTypeError
 from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.bulk.csv_reader import is_csv
@@ -176,7 +177,7 @@ def column_batches(parquet: OpenParquet, group: int, name: str) -> Iterator[Any]
     """
     rows = parquet.rows(group)
     if not rows:
-        yield pa.array([], parquet.schema.field(name).type)
+        yield null_rows(parquet.schema.field(name).type, 0)
         return
     size = _rows_at_once(parquet, group, name, rows)
     with _arrow_errors(parquet.path, name):
@@ -233,7 +234,7 @@ def _leaf_values(values: pa.Array) -> Iterator[pa.Array]:
 
 def categories(places: Iterable[Place], name: str, kind: pa.DataType) -> pa.Array:
     """Return the distinct categories of a dictionary column in all these files."""
-    found = pa.array([], kind)
+    found = null_rows(kind, 0)
     for place in places:
         with open_parquet(place) as parquet:
             for group in range(parquet.groups):

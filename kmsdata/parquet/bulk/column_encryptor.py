@@ -66,7 +66,7 @@ def column_encryptors(plan: EncryptionPlan, data_key: DataKey) -> dict[str, Colu
         FormatError: a file whose categories cannot be read.
     """
     schema = plan.files[0].schema
-    dtypes = pandas_dtypes(schema.metadata)
+    dtypes = pandas_dtypes(schema)
     encryptors = {}
     for name, domain in plan.domains.items():
         kind = schema.field(name).type

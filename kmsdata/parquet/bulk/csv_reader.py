@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pyarrow.csv
 from kmsdata.errors import FormatError
 from kmsdata.parquet.locations import Place, open_file
 
-__all__ = ["CsvFormat", "CsvLayout", "Types", "csv_batches", "csv_layout", "is_csv"]
+__all__ = ["CsvFormat", "CsvLayout", "Types", "csv_batches", "csv_layout", "is_csv", "missing_column"]
 
 Types: TypeAlias = "Mapping[str, str | pa.DataType]"
 
@@ -103,7 +104,7 @@ def csv_layout(place: Place, types: Types | None = None, csv: CsvFormat = _DEFAU
         )
     for name in given:
         if name not in names:
-            raise KeyError(f"types= names {name!r}, but {place} has no such column")
+            raise missing_column(place, names, name, csv)
     with _opened(place) as file:
         reader = _reader(file, place, dict.fromkeys(names, pa.string()), csv)
         plain = _next_batch(reader, place, names, 0, csv)
@@ -124,6 +125,27 @@ def csv_layout(place: Place, types: Types | None = None, csv: CsvFormat = _DEFAU
         rows = int(rows * (size / read if read else 4 * size / _BLOCK))
     headless = any(_is_value(field) for field in first) and plain is not None
     return CsvLayout(pa.schema(list(types_found.items())), rows, headless)
+
+
+def missing_column(place: Place, names: list[str], name: str, csv: CsvFormat) -> KeyError:
+    """Return the error for a column that a CSV file does not have, with no other name than a similar one.
+
+    Without a line of names, the first line would be values, which an error must not show.
+    """
+    said = f"{place}: no column {name!r}"
+    if len(names) == 1:
+        counts = {mark: names[0].count(mark) for mark in ",;|\t" if mark != csv.delimiter}
+        mark = max(counts, key=lambda mark: counts[mark])
+        if counts[mark]:
+            return KeyError(
+                f"{said}. The first line contains no {csv.delimiter!r}, but {mark!r}: pass delimiter={mark!r}"
+            )
+    if close := difflib.get_close_matches(name, names, 1, 0.8):
+        return KeyError(f"{said}: did you mean {close[0]!r}?")
+    fields = "1 field" if len(names) == 1 else f"{len(names):,} fields"
+    return KeyError(
+        f"{said}. The first line must be the names of the columns: it has {fields}, none of this name"
+    )
 
 
 def csv_batches(place: Place, schema: pa.Schema, csv: CsvFormat = _DEFAULT) -> Iterator[pa.RecordBatch]:

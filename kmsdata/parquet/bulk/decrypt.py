@@ -27,13 +27,13 @@ from kmsdata.parquet.bulk.plan import FilePlan, plan_decryption
 from kmsdata.parquet.bulk.target_files import open_targets
 from kmsdata.parquet.column_chunks import arrow_schema, rewrite
 from kmsdata.parquet.headers import naming_the_file
-from kmsdata.parquet.locations import FilePath
+from kmsdata.parquet.locations import FilePath, Paths
 
 __all__ = ["decrypt_parquet"]
 
 
 def decrypt_parquet(
-    source: FilePath,
+    source: Paths,
     target: FilePath,
     columns: Columns | None = None,
     *,
@@ -50,8 +50,8 @@ def decrypt_parquet(
     Every cell of a row group is authenticated before any of it is written. If one fails, nothing is written.
 
     Args:
-        source: a Parquet file, a folder, a pattern, or a URL of these, as for `encrypt_parquet`.
-        target: the file to write; for a folder or pattern the folder to write.
+        source: a Parquet file, a folder, a pattern, a URL of these, or a list, as for `encrypt_parquet`.
+        target: the file to write; for a folder, pattern or list the folder to write.
         columns: name or names of columns, which must be encrypted in every file; None: every encrypted
             column.
         key: the only keys that may decrypt, as for `FrameAccessor.decrypt`. Used once for each data key.

@@ -30,7 +30,7 @@ from kmsdata.parquet.bulk.original.types import original_spelling, original_type
 from kmsdata.parquet.bulk.plan import FilePlan, plan_encryption
 from kmsdata.parquet.bulk.target_files import open_targets
 from kmsdata.parquet.column_chunks import PART, arrow_field, arrow_schema, rewrite
-from kmsdata.parquet.locations import FilePath
+from kmsdata.parquet.locations import FilePath, Paths
 from kmsdata.parquet.thrift import value
 from kmsdata.parquet.write import replacement, settings_for
 
@@ -40,7 +40,7 @@ _GROUP_ROWS = 1 << 20  # rows per row group of a converted CSV file: pyarrow's d
 
 
 def encrypt_parquet(
-    source: FilePath,
+    source: Paths,
     target: FilePath,
     columns: Columns = (),
     *,
@@ -65,9 +65,10 @@ def encrypt_parquet(
 
     Args:
         source: a Parquet or CSV file; a folder of them, also with folders such as ``year=2026``; a pattern
-            with ``*`` or ``**``; or a URL of these on a filesystem that fsspec supports.
-        target: the file to write; for a folder or pattern the folder to write, which gets the same files at
-            the same relative paths (``.csv`` becomes ``.parquet``).
+            with ``*`` or ``**``; a URL of these on a filesystem that fsspec supports; or a list of these.
+        target: the file to write; for a folder, pattern or list the folder to write, which gets the same
+            files at the same relative paths (``.csv`` becomes ``.parquet``). Those of a list keep their path
+            below the folder that contains all of them.
         columns: name or names of the columns to encrypt with random IVs.
         deterministic: names of the columns to encrypt so that equal values have equal cells; True for all of
             ``columns``.

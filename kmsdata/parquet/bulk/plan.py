@@ -27,10 +27,19 @@ from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key, session_key
 from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.bulk.column_batches import open_parquet
-from kmsdata.parquet.bulk.csv_reader import CsvFormat, Types, csv_layout, is_csv
+from kmsdata.parquet.bulk.csv_reader import CsvFormat, Types, csv_layout, is_csv, missing_column
 from kmsdata.parquet.bulk.file_schema import check_pandas_metadata
 from kmsdata.parquet.headers import headers_in
-from kmsdata.parquet.locations import FilePath, Place, files_at, open_file, stamp
+from kmsdata.parquet.locations import (
+    FilePath,
+    Paths,
+    Place,
+    files_at,
+    open_file,
+    skipped_note,
+    sources_at,
+    stamp,
+)
 from kmsdata.parquet.lost_headers import file_without_header
 
 __all__ = ["DecryptionPlan", "EncryptionPlan", "FilePlan", "Plan", "plan_decryption", "plan_encryption"]
@@ -94,6 +103,7 @@ class Plan:
         files: the plans of the files to read, in order.
         columns: names of the columns to encrypt or decrypt, of all files.
         kms_calls: the largest possible number of KMS calls.
+        notes: remarks for the report.
     """
 
     target: Place
@@ -101,6 +111,7 @@ class Plan:
     files: tuple[FilePlan, ...]
     columns: tuple[str, ...]
     kms_calls: int
+    notes: tuple[str, ...]
 
     @lazy_property
     def rows(self) -> int:
@@ -114,7 +125,9 @@ class Plan:
 
     def report(self, rows: int, size: int, calls: int, *, dry_run: bool = False) -> StreamReport:
         """Return a report of what was written, or would be written."""
-        return StreamReport(str(self.target), rows, len(self.files), size, self.columns, calls, dry_run)
+        return StreamReport(
+            str(self.target), rows, len(self.files), size, self.columns, calls, dry_run, self.notes
+        )
 
     def __repr__(self) -> str:
         about = "about " if any(file.is_csv for file in self.files) else ""
@@ -153,7 +166,7 @@ class DecryptionPlan(Plan):
 
 
 def plan_encryption(
-    source: FilePath,
+    source: Paths,
     target: FilePath,
     columns: Columns,
     deterministic: Columns | bool,
@@ -174,11 +187,18 @@ def plan_encryption(
         ValueError: values of a column would stay unencrypted elsewhere; or no key is named.
         KeyError: no such column.
     """
-    sources, end, single = _locations(source, target, filesystem, target_filesystem, overwrite=overwrite)
+    sources, end, single, notes = _locations(
+        source, target, filesystem, target_filesystem, overwrite=overwrite
+    )
     files = _read_files(sources, types, csv)
     first, *others = files
     folders = _folder_columns(sources)
     names = [*first.schema.names, *(folders - set(first.schema.names))]
+    if first.csv is not None:
+        asked = [] if isinstance(deterministic, bool) else column_names(deterministic)
+        for name in [*column_names(columns), *asked]:
+            if name not in names:
+                raise missing_column(first.source, first.schema.names, str(name), first.csv)
     domains = chosen_columns(names, columns, deterministic, domain, [])
     for name in domains:
         if name in folders:
@@ -192,11 +212,11 @@ def plan_encryption(
     for file in others:
         _check_alike(first, file, domains)
     planned = tuple(replace(file, columns=tuple(domains)) for file in files)
-    return EncryptionPlan(end, single, planned, tuple(domains), _calls_to_encrypt(key), domains)
+    return EncryptionPlan(end, single, planned, tuple(domains), _calls_to_encrypt(key), notes, domains)
 
 
 def plan_decryption(
-    source: FilePath,
+    source: Paths,
     target: FilePath,
     columns: Columns | None,
     *,
@@ -211,38 +231,44 @@ def plan_decryption(
         FormatError: a file is damaged, or has no encrypted column, or not all of ``columns``.
         KeyError: no such column.
     """
-    sources, end, single = _locations(source, target, filesystem, target_filesystem, overwrite=overwrite)
+    sources, end, single, notes = _locations(
+        source, target, filesystem, target_filesystem, overwrite=overwrite
+    )
     files = _read_files(sources, None, CsvFormat())
     wanted = None if columns is None else column_names(columns)
     planned = tuple(replace(file, columns=_columns_to_decrypt(file, wanted)) for file in files)
     headers = dict.fromkeys((name, file.headers[name]) for file in planned for name in file.columns)
     data_keys = {record.commitment for _, header in headers for record in header.records}
     names = dict.fromkeys(name for name, _ in headers)
-    return DecryptionPlan(end, single, planned, tuple(names), len(data_keys), tuple(headers))
+    return DecryptionPlan(end, single, planned, tuple(names), len(data_keys), notes, tuple(headers))
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
 def _locations(
-    source: FilePath, target: FilePath, filesystem: Any, target_filesystem: Any, *, overwrite: bool
-) -> tuple[dict[str, Place], Place, bool]:
-    """Find what to read, by its path below the target folder; where to write; and whether it is one file."""
-    start = Place.of(source, filesystem)
+    source: Paths, target: FilePath, filesystem: Any, target_filesystem: Any, *, overwrite: bool
+) -> tuple[dict[str, Place], Place, bool, tuple[str, ...]]:
+    """Find what to read and where to write.
+
+    Returns:
+        The files by their path below the target folder; the target; whether it is one file; and remarks.
+    """
+    skipped: list[str] = []
+    starts, found, single = sources_at(source, filesystem, skipped)
     end = Place.of(target, filesystem if target_filesystem is None else target_filesystem)
-    found, single = files_at(start)
     if single and (end.folder or end.kind == pafs.FileType.Directory):
         end = end / _target_name(next(iter(found)))
     for file in found.values():
         if end.holds(file) or file.holds(end):
             raise ValueError(f"the target {end} is or contains the source. Choose another target")
-    if not single and start.holds(end):
+    if not single and any(start.holds(end) for start in starts):
         raise ValueError(f"the target {end} is inside the source. Choose another target")
     if single:
         _check_target_file(end, overwrite)
-        return {end.path.rpartition("/")[2]: start}, end, single
+        return {end.path.rpartition("/")[2]: starts[0]}, end, single, ()
     _check_target_folder(end, list(map(_target_name, found)), overwrite)
-    return {_target_name(name): file for name, file in found.items()}, end, single
+    return {_target_name(name): file for name, file in found.items()}, end, single, skipped_note(skipped)
 
 
 def _target_name(name: str) -> str:
@@ -269,7 +295,9 @@ def _check_target_folder(target: Place, names: list[str], overwrite: bool) -> No
     if kind == pafs.FileType.NotFound:
         return
     if kind == pafs.FileType.File:
-        raise FileExistsError(errno.EEXIST, "the target must be a folder, but is a file", str(target))
+        raise FileExistsError(
+            errno.EEXIST, "several files need a folder as the target, but this is a file", str(target)
+        )
     try:
         present, _ = files_at(target)
     except FileNotFoundError:

@@ -20,7 +20,7 @@ from kmsdata.parquet.bulk.column_batches import OpenParquet, column_batches, ope
 from kmsdata.parquet.bulk.original.entry import opened_part, sealed_columns
 from kmsdata.parquet.bulk.original.types import types_in
 from kmsdata.parquet.headers import headers_in
-from kmsdata.parquet.locations import Paths, Refused, dataset_files, paths_text
+from kmsdata.parquet.locations import Readable, Refused, dataset_files, paths_text, skipped_note
 from kmsdata.parquet.lost_headers import file_without_header
 
 _NOT_THERE = "it must be encrypted, but the file has no such column"
@@ -29,10 +29,11 @@ _NOT_THERE = "it must be encrypted, but the file has no such column"
 # --- files ----------------------------------------------------------------------------------------
 
 
-def verify_path(path: Paths, filesystem: Any, findings: Findings, progress: bool | None) -> Verification:
+def verify_path(path: Readable, filesystem: Any, findings: Findings, progress: bool | None) -> Verification:
     """Authenticate every cell of a Parquet file or dataset; see `kmsdata.verify`."""
     refused: Refused = {}
-    files, _ = dataset_files(path, filesystem, refused=refused)
+    skipped: list[str] = []
+    files, _ = dataset_files(path, filesystem, refused=refused, skipped=skipped)
     for name, error in sorted(refused.items()):
         findings.fail(_said(error), file=name)
     sizes = [place.filesystem.get_file_info(place.path).size or 0 for place in files.values()]
@@ -46,7 +47,7 @@ def verify_path(path: Paths, filesystem: Any, findings: Findings, progress: bool
             except (FormatError, OSError) as error:
                 findings.fail(_said(error), file=name)
             bar.step(before + size - bar.done)
-    return findings.result(paths_text(path), rows, len(files) + len(refused))
+    return findings.result(paths_text(path), rows, len(files) + len(refused), skipped_note(skipped))
 
 
 def _said(error: FormatError | OSError) -> str:
