@@ -27,6 +27,7 @@ def nested(document, times):
 FOUND = [
     ("Ulm-12345", nested({"a": ["Ulm-12345"]}, 3)),
     ("Ulm-12345", "stats=" + nested({"a": ["Ulm-12345"]}, 2)),
+    ('the "old" mill', nested({"a": ['the "old" mill']}, 3)),
     ("Müller", json.dumps({"name": "Müller"})),
     ("Müller", "name:M\\u00fcller"),
     ("Müller", "x=" + json.dumps({"name": "Müller"})),
@@ -166,6 +167,22 @@ def test_extension_types_that_are_not_registered_do_not_hide_the_header(keystore
     assert sealed.schema.field("g").metadata == {b"own": b"x"}
     pq.write_table(sealed, tmp_path / "a.parquet")
     assert kmsdata.decrypt_table(pq.read_table(tmp_path / "a.parquet")).equals(table)
+
+
+@pytest.mark.newest
+def test_frames_of_geopandas(keystore, tmp_path):
+    import geopandas
+
+    points = geopandas.GeoSeries.from_wkt(["POINT (12.3456789 2)", "POINT (3 45.6789123)"], crs="EPSG:4326")
+    frame = geopandas.GeoDataFrame({"name": ["a", "b"]}, geometry=points)
+    with pytest.raises(kmsdata.UnsupportedTypeError, match="'geometry' has dtype geometry"):
+        frame.kms.encrypt("geometry", key=KEY)
+    sealed = frame.to_wkb().kms.encrypt("geometry", key=KEY)
+    sealed.kms.to_parquet(tmp_path / "a.parquet")
+    assert b"12.345" not in (tmp_path / "a.parquet").read_bytes()
+    assert b"geo" not in pq.read_metadata(tmp_path / "a.parquet").metadata
+    back = kmsdata.read_parquet(tmp_path / "a.parquet", decrypt=True)
+    assert geopandas.GeoSeries.from_wkb(back["geometry"], crs="EPSG:4326").equals(points)
 
 
 # --- absence --------------------------------------------------------------------------------------

@@ -194,6 +194,11 @@ def test_spark_reads_the_types_that_it_wrote(keystore, tmp_path, spark):
     back = spark.read.parquet(str(plain))
     assert back.dtypes == frame.dtypes
     assert tuple(back.first()) == row
+    kmsdata.encrypt_parquet(f"{source}/*.parquet", sealed, ["s", "a"], key=KEY, overwrite=True)
+    rest = ["d", "f", "i", "t", "m", "p"]
+    between = spark.read.parquet(str(sealed)).select(*rest)
+    assert between.dtypes == frame.select(*rest).dtypes
+    assert tuple(between.first()) == tuple(frame.select(*rest).first())
 
 
 FORMS = ["name:{}", "name={}", "name='{}'", 'name:"{}";', '{{\\"a\\":\\"{}\\"}}']
