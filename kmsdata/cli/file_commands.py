@@ -50,7 +50,7 @@ files = typer.Typer(rich_markup_mode="rich")
         "kmsdata encrypt people.parquet sealed.parquet -c name,ssn -k local://payroll",
         "kmsdata encrypt people.csv sealed.parquet -c ssn -d email --type ssn=string",
         "kmsdata encrypt data/ sealed/ -c name --context purpose=payroll --dry-run",
-        "kmsdata encrypt tuesday.csv tuesday.parquet -d email --data-key-of monday.parquet",
+        "kmsdata encrypt people.csv new.parquet -d email --data-key-of old.parquet",
         "cat people.csv | kmsdata encrypt - - -c ssn -k payroll > sealed.parquet",
     )
 )

@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 
 from kmsdata.ciphers.cells import Bools, Bytes, Cells, Ints
 from kmsdata.codec.arrow_types import TEXT, VARIABLE, inner, is_rows
+from kmsdata.codec.null_arrays import null_rows
 from kmsdata.errors import FormatError, UnsupportedTypeError
 
 __all__ = [
@@ -531,7 +532,9 @@ def _unpack_rows(t: pa.DataType, cells: Cells, column: str) -> Any:
     made: Any = None
     try:
         if _inside(t, pa.types.is_dictionary):
-            rows = [pa.ipc.open_stream(pa.py_buffer(raw)).read_all().cast(schema) for raw in cells.present()]
+            tables = (pa.ipc.open_stream(pa.py_buffer(raw)).read_all() for raw in cells.present())
+            # pyarrow (26) casts some structs with nulls wrongly, even to the type that they have.
+            rows = [table if table.schema.equals(schema) else table.cast(schema) for table in tables]
             parts = [chunk for row in rows for chunk in row.column(0).chunks]
         else:  # a schema followed by all messages is one IPC stream: much faster than row by row
             stream = b"".join([schema.serialize().to_pybytes(), cells.data.tobytes()])
@@ -549,10 +552,10 @@ def _unpack_rows(t: pa.DataType, cells: Cells, column: str) -> Any:
 def _gather(parts: list[Any], valid: Bools | None, t: pa.DataType) -> Any:
     """Join one-row arrays to one array, and insert the nulls."""
     if valid is not None:
-        null, present = pa.nulls(1, t), iter(parts)
+        null, present = null_rows(t, 1), iter(parts)
         parts = [next(present) if ok else null for ok in valid.tolist()]
     if not parts:
-        return pa.nulls(0, t)
+        return null_rows(t, 0)
     try:
         return pa.concat_arrays(parts)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # nested dictionaries that differ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ from kmsdata.frames.encrypted_columns import (
 from kmsdata.frames.key_argument import data_key_for, resolve_key
 from kmsdata.frames.pandas_metadata import (
     in_pandas_metadata,
+    pandas_attributes,
     pandas_dtypes,
     pandas_entries,
     with_entries,
@@ -40,6 +42,8 @@ from kmsdata.frames.pandas_metadata import (
 from kmsdata.keys.envelope import ENTRY, Header, file_text, parse_file
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
+from kmsdata.metadata.documents import without_columns
+from kmsdata.metadata.values import metadata_texts, refuse_statistics, refuse_values_in_metadata
 
 __all__ = ["decrypt_table", "encrypt_table"]
 
@@ -69,10 +73,13 @@ def encrypt_table(
             is made.
 
     Returns:
-        The table, with those columns of the extension type ``kmsdata.encrypted``.
+        The table, with those columns of the extension type ``kmsdata.encrypted``. What GeoParquet's and
+        Spark's metadata say about them (such as bounding boxes) and the name of an extension type that is not
+        registered are removed; unlike `decrypt_parquet`, `decrypt_table` does not restore them.
 
     Raises:
-        KeyError: no such column. TypeError, ValueError: see the message.
+        KeyError: no such column. TypeError, ValueError: see the message, also where other metadata of the
+            schema contains values of the columns.
         FormatError: a column of ``encrypted`` would stay unencrypted, or the table's Arrow data is malformed.
         UnsupportedTypeError: the values could not be restored exactly.
         KeyServiceError: a KMS call failed.
@@ -92,6 +99,7 @@ def encrypt_table(
         validated(table.column(name), name)
     _check_required(table, chosen, encrypted)
     check_new_names(chosen, parsed_headers(table))
+    metadata = _metadata_without(table, list(chosen))
     data_key = data_key_for(key, context, table.num_rows * len(chosen))
     schema, dtypes = table.schema, pandas_dtypes(table.schema.metadata)
     new: dict[str, Header] = {}
@@ -99,8 +107,8 @@ def encrypt_table(
         cells = encrypt_column(table.column(name), name, data_key, scope, dtypes.get(name))
         array, new[name] = cells.__arrow_array__(), cells.dtype.header
         position = schema.get_field_index(name)
-        table = table.set_column(position, schema.field(position).with_type(array.type), array)
-    metadata = in_pandas_metadata(schema.metadata, list(chosen))
+        table = table.set_column(position, _encrypted_field(schema.field(position), array.type), array)
+    metadata = in_pandas_metadata(metadata, list(chosen))
     return table.replace_schema_metadata(_with_columns(metadata, (), new))
 
 
@@ -161,6 +169,38 @@ def decrypt_table(
         position = table.schema.get_field_index(name)
         table = table.set_column(position, table.schema.field(position).with_type(values.type), values)
     return table.replace_schema_metadata(metadata)
+
+
+def _metadata_without(table: pa.Table, names: list[str]) -> dict[bytes, bytes] | None:
+    """Return the schema metadata without what other software wrote about columns to encrypt.
+
+    Raises:
+        ValueError: other metadata contains values of a column.
+    """
+    rest, _ = without_columns(table.schema.metadata or {}, names)
+    where = "the metadata of the table's schema"
+    beside = [text for key, text in rest.items() if key not in (b"pandas", ENTRY)]
+    beside += [json.dumps(pandas_attributes(rest)).encode()]
+    for field in table.schema:
+        beside += (_encrypted_field(field, field.type).metadata or {}).values()
+    refuse_statistics(beside, dict.fromkeys(names), where)
+    texts = metadata_texts(beside, table.schema.names)
+    for name in names:
+        refuse_values_in_metadata(table.column(name), texts, name, where)
+    return rest if table.schema.metadata is not None else None
+
+
+def _encrypted_field(field: pa.Field, kind: pa.DataType) -> pa.Field:
+    """Return the field of an encrypted column.
+
+    The metadata of an extension type that is not registered would contradict the new type: readers would not
+    find the header.
+    """
+    kept = {
+        key: text for key, text in (field.metadata or {}).items() if not key.startswith(b"ARROW:extension:")
+    }
+    field = field.with_type(kind)
+    return field.with_metadata(kept) if kept else field.remove_metadata()
 
 
 def _check_required(table: pa.Table, chosen: Collection[str], encrypted: Columns | None) -> None:

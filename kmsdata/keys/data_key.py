@@ -7,7 +7,8 @@ HKDF-SHA256 (RFC 5869) without salt derives everything from the 32 bytes of the 
     info "kmsdata/1/AES-256-GCM/" + digest of the column     36 bytes   key id (4), key (32)
     info "kmsdata/1/AES-256-SIV/" + kind + "/" + domain      68 bytes   key id (4), key (64)
     info "kmsdata/1/categories"                              64 bytes   key of category lists
-    info "kmsdata/1/kept/" + the column's name               36 bytes   key id (4), key (32) of kept metadata
+    info "kmsdata/1/original/" + the column's name           36 bytes   key id (4), key (32) of what a file
+                                                                        said of it before the encryption
 """
 
 from __future__ import annotations
@@ -174,17 +175,17 @@ class DataKey(Secret):
         """Derive the key of category lists. Its prefix is zero and is not stored: the list is not a cell."""
         return CellKey(bytes(4) + self._derive(b"kmsdata/1/categories", 64))
 
-    def _kept_key(self, name: str) -> CellKey:
-        return CellKey(self._derive(b"kmsdata/1/kept/" + name.encode(), 36))
+    def _original_key(self, name: str) -> CellKey:
+        return CellKey(self._derive(b"kmsdata/1/original/" + name.encode(), 36))
 
-    def seal_kept(self, name: str, metadata: bytes) -> bytes:
-        """Encrypt what other software wrote about a column, in the form of a cell."""
-        key, iv = self._kept_key(name), random_bytes(12)
+    def _seal_original(self, name: str, metadata: bytes) -> bytes:
+        """Encrypt what a file said of a column before it was encrypted, in the form of a cell."""
+        key, iv = self._original_key(name), random_bytes(12)
         return key.prefix + iv + AESGCM(key.key).encrypt(iv, metadata, None)
 
-    def open_kept(self, name: str, sealed: bytes) -> bytes | None:
+    def _open_original(self, name: str, sealed: bytes) -> bytes | None:
         """Decrypt it; None if it was changed or belongs to another column."""
-        key = self._kept_key(name)
+        key = self._original_key(name)
         if len(sealed) < 33 or sealed[:5] != key.prefix:
             return None
         try:
@@ -200,10 +201,6 @@ class DataKey(Secret):
     def authenticates(self, header: ColumnHeader) -> bool:
         """Check the MAC of a column object: False if the object was changed (constant time)."""
         return hmac.compare_digest(self.mac(header), header.mac)
-
-    def _mac_of(self, document: bytes) -> bytes:
-        """Compute the HMAC-SHA256 of a document that says what it is for, and is no column object."""
-        return hmac.new(self._derive(b"kmsdata/1/header", 32), document, hashlib.sha256).digest()
 
     def commits_to(self, commitment: bytes) -> bool:
         """Check whether a commitment belongs to this key (constant time)."""

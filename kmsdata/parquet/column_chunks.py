@@ -110,8 +110,8 @@ def rewrite(
         replaced: the new version of each replaced column, by name.
         replacements: makes the values of a row group's replaced columns.
         schema: the Arrow schema that readers will see, with the metadata that Arrow shows.
-        metadata: key-value metadata of the result, without the Arrow schema. The result has an Arrow schema
-            if the source has one: without it, readers type plain columns by their Parquet types.
+        metadata: key-value metadata of the result, whose Arrow schema is not used: the result has that of
+            ``schema``, if the source has one. Without it, readers type plain columns by their Parquet types.
         done: called after each row group with its number of rows.
         spelled: text of an Arrow schema, which is written if it says the same as that of the result: other
             libraries encode equal schemas in other bytes.
@@ -238,7 +238,7 @@ def _entries(
     spelled: bytes | None,
     path: str,
 ) -> list[Struct]:
-    """Return the key-value entries in their old order; new ones are at the end."""
+    """Return the key-value entries in their old order; a new one is before the one that follows it."""
     before, after = footer.metadata, dict(metadata)
     if (arrow := arrow_schema(footer, path)) is not None:
         if arrow.names != schema.names:
@@ -256,7 +256,14 @@ def _entries(
         key = value(entry, 1)
         if key in after:
             out.append(entry if after[key] == before[key] else {**entry, 2: (BINARY, after[key])})
-    return out + [{1: (BINARY, key), 2: (BINARY, text)} for key, text in after.items() if key not in before]
+    later: bytes | None = None
+    for key, text in reversed(after.items()):
+        if key not in before:
+            keys = [value(entry, 1) for entry in out]
+            new: Struct = {1: (BINARY, key), 2: (BINARY, text)}
+            out.insert(keys.index(later) if later is not None else len(out), new)
+        later = key
+    return out
 
 
 def arrow_schema(footer: FileMetaData, path: str) -> pa.Schema | None:
@@ -493,4 +500,21 @@ def _write_leaf(
             f"column {column.field.name!r}: a row group must have {rows} rows, but {done} were read",
             column=column.field.name,
         )
+    meta[3] = LIST, (BINARY, _paths(column.elements)[leaf])  # fastparquet finds chunks by it
     return {2: (I64, 0), 3: (STRUCT, meta)}
+
+
+def _paths(elements: Sequence[Struct]) -> list[list[bytes]]:
+    """Return the names above and of each leaf of a column, from its part of the Parquet schema."""
+    found: list[list[bytes]] = []
+    inside: list[tuple[int, list[bytes]]] = [(1, [])]  # open groups: children left, and their path
+    for element in elements:
+        left, above = inside.pop()
+        if left > 1:
+            inside.append((left - 1, above))
+        path, children = [*above, value(element, 4)], value(element, 5, 0)
+        if children:
+            inside.append((children, path))
+        else:
+            found.append(path)
+    return found

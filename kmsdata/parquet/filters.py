@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from kmsdata.codec.null_arrays import null_rows
 from kmsdata.errors import FormatError
 from kmsdata.frames.arrow_storage import binary, fitted, plain_binary
 from kmsdata.frames.column import check_key_ids
@@ -122,7 +123,8 @@ class FileSearch:
     def _rows(
         self, file: Any, schema: pa.Schema, headers: Mapping[str, Header], columns: list[str], how: Any
     ) -> pa.Table:
-        empty = schema.empty_table().select(columns)
+        shown = pa.schema([schema.field(name) for name in columns], schema.metadata)
+        empty = pa.Table.from_arrays([null_rows(kind, 0) for kind in shown.types], schema=shown)
         mine = [name for name in columns if name in self.columns]
         others = [name for name in columns if name not in self.columns]
 

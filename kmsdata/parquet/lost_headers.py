@@ -37,8 +37,8 @@ def file_without_header(
         return []
     metadata = pq.read_metadata(source)
     names = [name for name in names if not _ruled_out(metadata, name)]
-    # As dictionaries, repeated values take no memory, however often they are repeated. Arrow cannot read these
-    # encodings as dictionaries: of such columns it decodes few rows at once.
+    # As dictionaries, repeated values take no memory, however often they are repeated. Arrow cannot read the
+    # delta encodings as dictionaries: of such columns, few rows are decoded at once.
     deltas = {name for name in names if _delta_encoded(metadata, name)}
     reader = pq.ParquetFile(
         source,

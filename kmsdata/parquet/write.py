@@ -11,6 +11,7 @@ The parts of a file::
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.atomic_files import sweep
+from kmsdata.codec.null_arrays import null_rows
 from kmsdata.frames.arguments import Columns, column_names, refuse_repeated, require, required_names
 from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EncryptedType
@@ -37,9 +39,10 @@ from kmsdata.frames.encrypted_columns import (
 )
 from kmsdata.frames.pandas_metadata import with_frame_attrs
 from kmsdata.keys.envelope import ENTRY, file_text, merged_records
+from kmsdata.parquet.column_chunks import Replacement
 from kmsdata.parquet.locations import FilePath, Place, files_at, paths_text, whole, whole_folder
 
-__all__ = ["settings_for", "write_parquet"]
+__all__ = ["replacement", "settings_for", "write_parquet"]
 
 
 def write_parquet(
@@ -205,7 +208,8 @@ def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
     """
     sealed = {field.name: field.type.dtype for field in schema if isinstance(field.type, EncryptedType)}
     sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
+    empty = pa.Table.from_arrays([null_rows(kind, 0) for kind in schema.types], schema=schema)
+    pq.write_table(empty, sink)
     written = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
     leaves = [written.column(number).path for number in range(len(written.names))]
     plain = [leaf for leaf in leaves if leaf not in sealed]
@@ -231,3 +235,14 @@ def settings_for(schema: pa.Schema, options: dict[str, Any]) -> dict[str, Any]:
             "compression": by_leaf | dict.fromkeys(sealed, "none"),
         }
     )
+
+
+def replacement(field: pa.Field) -> Replacement:
+    """Return the new version of the column of this name in a file that is rewritten."""
+    return _replacement(field.name, field.type, field.nullable)
+
+
+@functools.lru_cache(256)  # thousands of small files often have the same columns
+def _replacement(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
+    field = pa.field(name, kind, nullable)
+    return Replacement.of(field, settings_for(pa.schema([field]), {}))

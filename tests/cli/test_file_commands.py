@@ -483,6 +483,7 @@ def people(folder, *, sealed):
     frame.to_csv(folder / "people.csv", index=False)
     frame.to_parquet(folder / "people.parquet", index=False)
     frame.to_parquet(folder / "data", index=False, partition_cols=["year"])
+    frame.kms.encrypt(deterministic="email", key="local://payroll").kms.to_parquet(folder / "old.parquet")
     if sealed:
         both = {"key": ["local://payroll", "local://recovery"]}
         kmsdata.encrypt_parquet(folder / "people.parquet", folder / "sealed.parquet", ["name", "ssn"], **both)
@@ -500,7 +501,7 @@ def test_exit_codes_are_in_the_help(run):
 @pytest.mark.slow
 def test_the_readme_lines_run(here):
     section = (ROOT / "docs" / "command-line.md").read_text()
-    (lines,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    lines = "".join(re.findall(r"```bash\n(.*?)```", section, re.DOTALL))
     people(here, sealed=False)
     script = f'kmsdata() {{ {shlex.quote(sys.executable)} -m kmsdata.cli "$@"; }}\n{lines}'
     done = subprocess.run(

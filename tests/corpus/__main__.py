@@ -2,7 +2,7 @@
 
     python -m tests.corpus FOLDER [--every]
 
-Each file has a process of its own, so that software which ends its process on a file ends only that one.
+Each file has a separate process, so that software which ends its process on a file ends only that one.
 """
 
 from __future__ import annotations

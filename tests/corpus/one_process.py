@@ -1,4 +1,4 @@
-"""Run the steps of one file in a process of its own: a crash or a hang ends only that file."""
+"""Run the steps of one file in a separate process: a crash or a hang ends only that file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _work(path: Path, pipe: multiprocessing.connection.Connection) -> None:
             store.create_key(name)
         for step in steps(path, Path(folder)):
             pipe.send(step)
-    pipe.close()
+    pipe.send(None)  # it came to the end
 
 
 def run(path: Path) -> list[Step]:
@@ -46,7 +46,10 @@ def run(path: Path) -> list[Step]:
     end = time.monotonic() + LIMIT
     try:
         while receiving.poll(max(end - time.monotonic(), 0)):
-            found.append(receiving.recv())
+            if (step := receiving.recv()) is None:
+                process.join()
+                return found
+            found.append(step)
         found.append(Step("time", FAILED, f"more than {LIMIT} s"))
         process.kill()
     except EOFError:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 import kmsdata
 from tests.corpus.readers import READERS, DifferenceError, UnreadableError, same_schema, same_values
-from tests.parquet.footers import footer_differences
+from tests.parquet.footers import differences
 
 FINE, REFUSED, FAILED, SKIPPED = "fine", "refused", "FAILED", "-"
 FIRST, SECOND = "local://corpus", "local://corpus-2"
@@ -154,7 +154,7 @@ def _through(path: Path, folder: Path, names: list[str], prefix: str) -> Iterato
     if step.outcome != FINE:
         return
     yield _attempt(f"{prefix}values", lambda: _compare(path, decrypted))
-    yield _attempt(f"{prefix}footer", lambda: _footer(path, decrypted))
+    yield _attempt(f"{prefix}footer", lambda: _footer(path, decrypted, names))
     for reader in READERS:
         yield _attempt(
             f"{prefix}all columns, {reader}", lambda reader=reader: READERS[reader](path, None, decrypted)
@@ -182,9 +182,9 @@ def _compare(before: Path, after: Path) -> None:
         same_values(a, b, name)
 
 
-def _footer(before: Path, after: Path) -> None:
-    if differences := footer_differences(before, after):
-        raise DifferenceError("; ".join(differences))
+def _footer(before: Path, after: Path, names: list[str]) -> None:
+    if found := differences(before, after, names):
+        raise DifferenceError("; ".join(found))
 
 
 def _frames(before: Path, encrypted: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every file of pyarrow's own test data, and of what other software writes, comes back as it was."""
+"""Every file of the test data of pyarrow, and of what other software writes, comes back unchanged."""
 
 import importlib.resources
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 import kmsdata
 from tests.corpus.round_trip import FAILED, FINE, REFUSED, steps
-from tests.corpus.writers import WRITERS
+from tests.corpus.writers import WRITERS, table
 
 pytestmark = pytest.mark.newest
 
@@ -47,6 +47,21 @@ def test_files_of_old_versions_of_pyarrow_come_back(name, tmp_path, keys):
 
 def test_pyarrow_has_test_data():
     assert len(PYARROW) >= 4
+
+
+@pytest.mark.slow
+def test_files_of_spark_come_back(spark, tmp_path, keys):
+    columns = ["i64", "f32", "bool", "text", "bytes", "date", "zoned", "decimal", "list", "structs", "map"]
+    rows = table().select(columns).to_pylist()
+    schema = (
+        "i64 bigint, f32 float, bool boolean, text string, bytes binary, date date, zoned timestamp, "
+        "decimal decimal(20, 2), list array<int>, structs struct<a: bigint, b: array<struct<c: string>>>, "
+        "map map<string, bigint>"
+    )
+    rows = [tuple(dict(row["map"]) if name == "map" else row[name] for name in columns) for row in rows]
+    spark.createDataFrame(rows, schema).coalesce(1).write.parquet(str(tmp_path / "spark"))
+    (path,) = (tmp_path / "spark").glob("*.parquet")
+    check(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("writer", WRITERS)

@@ -53,6 +53,12 @@ def differences(before, after, replaced):
         found += [f"row group {number}, {n}" for n in same]
         for (name, leaves), (_, own) in zip(one.columns, two.columns, strict=True):
             if name in replaced:
+                if not sealed:
+                    paths = [
+                        [value(value(value(g, 1)[1][n], 3), 3) for n in part]
+                        for g, part in ((group, leaves), (new, own))
+                    ]
+                    found += [] if paths[0] == paths[1] else [f"row group {number}, paths of {name!r}"]
                 continue
             for a, b in zip(leaves, own, strict=True):
                 metas = [

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
-from kmsdata.parquet.bulk import original_types
-from kmsdata.parquet.bulk.original_types import ORIGINAL
+from kmsdata.parquet.bulk.original import types
+from kmsdata.parquet.bulk.original.entry import ORIGINAL
 from kmsdata.parquet.column_chunks import MAGIC
 from kmsdata.parquet.footer import ending
 from kmsdata.parquet.thrift import BINARY, BOOL, I32, LIST, STRUCT, encode, value
@@ -354,15 +354,15 @@ def test_variant_in_a_layout_that_pyarrow_does_not_write(tmp_path, monkeypatch):
     pq.write_table(pa.table({"v": pa.array(rows, kind)}), source, store_schema=False)
     with_logical_type(source, "v", {16: (STRUCT, {1: (3, 1)})})
     # As if a field of the struct had another physical type than pyarrow writes.
-    monkeypatch.setattr(original_types, "_ways", lambda *_: [])
+    monkeypatch.setattr(types, "_ways", lambda *_: [])
     _, back = there_and_back(source, "v", tmp_path)
     assert differences(source, back, ["v"]) == []
-    monkeypatch.setattr(original_types, "_with_leaves", lambda *_: None)
-    original_types._decrypted.cache_clear()
+    monkeypatch.setattr(types, "_with_leaves", lambda *_: None)
+    types._decrypted.cache_clear()
     with pytest.raises(kmsdata.UnsupportedTypeError, match="column 'v' is VARIANT in a layout"):
         kmsdata.encrypt_parquet(source, tmp_path / "b", "v", key=KEY)
     assert not (tmp_path / "b").exists()
-    original_types._decrypted.cache_clear()
+    types._decrypted.cache_clear()
 
 
 def test_fields_of_dremio_under_the_number_of_another(tmp_path):
@@ -437,11 +437,11 @@ def test_an_original_schema_is_authenticated(tmp_path):
     with_logical_type(source, "v", *LOGICAL["bson"])
     sealed, _ = there_and_back(source, "v", tmp_path)
     text = json.loads(dict(entries(sealed))[ORIGINAL])
-    data, start = sealed.read_bytes(), text["columns"]["v"]["elements"]
+    data, start = sealed.read_bytes(), text["columns"]["v"]["sealed"]
     changed = start[:-6] + ("A" if start[-6] != "A" else "B") + start[-5:]
     assert data.count(start.encode()) == 1
     sealed.write_bytes(data.replace(start.encode(), changed.encode()))
-    with pytest.raises(kmsdata.FormatError, match=r"'v'.*not authentic"):
+    with pytest.raises(kmsdata.TamperedError, match=r"'v'.*not authentic"):
         kmsdata.decrypt_parquet(sealed, tmp_path / "back.parquet", overwrite=True)
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kmsdata.codec.null_arrays import null_rows
 from kmsdata.errors import FormatError, UnsupportedTypeError
 from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.bulk.csv_reader import is_csv
@@ -146,8 +147,8 @@ def _refuse_what_arrow_refuses(file: pa.NativeFile, path: str) -> None:
 def _correct_sizes(file: pa.NativeFile, footer: FileMetaData) -> None:
     """Correct the sizes of column chunks that leave out the header or the whole of the dictionary page.
 
-    parquet-mr before 1.2.9 and old versions of fastparquet write such sizes. Readers of these files read on until
-    they have all values, but a copy of so few bytes would cut off the end of a column.
+    parquet-mr before 1.2.9 and old versions of fastparquet write such sizes. Readers of these files read on
+    until they have all values, but a copy of so few bytes would cut off the end of a column.
     """
     written_by = _SHORT_SIZES.match(value(footer.fields, 6, b""))
     if not written_by or (written_by[1] and tuple(map(int, written_by.groups())) >= (1, 2, 9)):
@@ -176,7 +177,7 @@ def column_batches(parquet: OpenParquet, group: int, name: str) -> Iterator[Any]
     """
     rows = parquet.rows(group)
     if not rows:
-        yield pa.array([], parquet.schema.field(name).type)
+        yield null_rows(parquet.schema.field(name).type, 0)
         return
     size = _rows_at_once(parquet, group, name, rows)
     with _arrow_errors(parquet.path, name):
@@ -233,7 +234,7 @@ def _leaf_values(values: pa.Array) -> Iterator[pa.Array]:
 
 def categories(places: Iterable[Place], name: str, kind: pa.DataType) -> pa.Array:
     """Return the distinct categories of a dictionary column in all these files."""
-    found = pa.array([], kind)
+    found = null_rows(kind, 0)
     for place in places:
         with open_parquet(place) as parquet:
             for group in range(parquet.groups):

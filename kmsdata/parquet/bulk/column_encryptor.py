@@ -17,6 +17,7 @@ from kmsdata.frames.pandas_metadata import pandas_dtypes
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ColumnHeader, Header
 from kmsdata.lazy_property import lazy_property
+from kmsdata.metadata.values import refuse_values_in_metadata
 from kmsdata.parquet.bulk.column_batches import (
     OpenParquet,
     categories,
@@ -24,7 +25,6 @@ from kmsdata.parquet.bulk.column_batches import (
     in_parts,
     refuse_lost_timestamps,
 )
-from kmsdata.parquet.bulk.file_schema import refuse_values_in_metadata
 from kmsdata.parquet.bulk.plan import EncryptionPlan
 
 __all__ = ["ColumnEncryptor", "column_encryptors", "encrypted_group"]
@@ -107,6 +107,7 @@ def _parts(
 
 def _cells(parquet: OpenParquet, encryptor: ColumnEncryptor, texts: pa.Array, group: int) -> Iterator[Any]:
     refuse_lost_timestamps(parquet, group, encryptor.name)
+    where = f"{parquet.path}: the file's key-value metadata"
     for values in column_batches(parquet, group, encryptor.name):
-        refuse_values_in_metadata(values, texts, encryptor.name, parquet.path)
+        refuse_values_in_metadata(values, texts, encryptor.name, where)
         yield encryptor.encrypt(values)

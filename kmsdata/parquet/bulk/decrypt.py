@@ -20,8 +20,9 @@ from kmsdata.keys.usage import usage
 from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.column_decryptor import ColumnDecryptor, column_decryptors, decrypted_group
 from kmsdata.parquet.bulk.estimate import decrypted_size
-from kmsdata.parquet.bulk.file_schema import decrypted_schema
-from kmsdata.parquet.bulk.original_types import decrypted_column, originals_in, spelling_in, without_originals
+from kmsdata.parquet.bulk.file_schema import decrypted_schema, original_entries
+from kmsdata.parquet.bulk.original.entry import opened, spelling_in
+from kmsdata.parquet.bulk.original.types import decrypted_column, types_in
 from kmsdata.parquet.bulk.plan import FilePlan, plan_decryption
 from kmsdata.parquet.bulk.target_files import open_targets
 from kmsdata.parquet.column_chunks import arrow_schema, rewrite
@@ -132,7 +133,9 @@ def _decrypt_file(
         data_keys: dict[bytes, DataKey] = {}
         for item in decryptors.values():
             data_keys |= item.data_keys
-        originals = originals_in(parquet.entries, file.column_headers, data_keys, parquet.path)
+        metadata = original_entries(parquet.schema, parquet.entries)
+        parts = opened(metadata, file.column_headers, data_keys, parquet.path)
+        originals = types_in(parts, parquet.path)
         columns, fields = {}, {}
         for name, item in decryptors.items():
             shown = parquet.schema.field(name)
@@ -142,9 +145,8 @@ def _decrypt_file(
         headers = {name: header for name, header in file.headers.items() if name not in decryptors}
         pandas = {name: item.pandas_entry for name, item in decryptors.items()}
         schema, entries = decrypted_schema(
-            parquet.schema, parquet.entries, fields, headers, pandas, data_keys
+            parquet.schema, parquet.footer.metadata, fields, headers, pandas, parts, parquet.path
         )
-        entries = without_originals(entries, headers, parquet.path)
         rewrite(
             parquet.file,
             parquet.path,

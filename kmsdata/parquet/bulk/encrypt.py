@@ -20,21 +20,19 @@ from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.key_argument import data_key_for
 from kmsdata.keys.session import Key
 from kmsdata.keys.usage import usage
+from kmsdata.metadata.values import metadata_texts, refuse_statistics
 from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.column_encryptor import ColumnEncryptor, column_encryptors, encrypted_group
 from kmsdata.parquet.bulk.csv_reader import CsvFormat, Types, csv_batches
 from kmsdata.parquet.bulk.estimate import encrypted_size
-from kmsdata.parquet.bulk.file_schema import (
-    encrypted_schema,
-    metadata_texts,
-    replacement,
-)
-from kmsdata.parquet.bulk.original_types import with_originals
+from kmsdata.parquet.bulk.file_schema import encrypted_schema, texts_beside
+from kmsdata.parquet.bulk.original.types import original_spelling, original_types
 from kmsdata.parquet.bulk.plan import FilePlan, plan_encryption
 from kmsdata.parquet.bulk.target_files import open_targets
 from kmsdata.parquet.column_chunks import PART, arrow_field, arrow_schema, rewrite
 from kmsdata.parquet.locations import FilePath, Paths
-from kmsdata.parquet.write import settings_for
+from kmsdata.parquet.thrift import value
+from kmsdata.parquet.write import replacement, settings_for
 
 __all__ = ["encrypt_parquet"]
 
@@ -157,9 +155,25 @@ def _encrypt_parquet(
                 fields[name] if stored is not None else fields[name].with_type(item.type.storage_type)
             )
         data_keys = {name: item.data_key for name, item in encryptors.items()}
-        schema, entries = encrypted_schema(parquet.schema, parquet.entries, shown, headers, data_keys)
-        entries = with_originals(entries, parquet, data_keys)
-        texts = metadata_texts(schema, entries)
+        originals = original_types(parquet.footer, parquet.schema, data_keys.keys(), parquet.path)
+        schema, entries = encrypted_schema(
+            parquet.schema,
+            parquet.footer.metadata,
+            shown,
+            headers,
+            data_keys,
+            {name: item.members for name, item in originals.items()},
+            original_spelling(parquet.footer, parquet.path),
+            parquet.path,
+        )
+        beside = texts_beside(schema, entries)
+        ids = {
+            name: value(elements[0], 9)
+            for (name, _), elements in zip(parquet.footer.columns, parquet.footer.elements, strict=True)
+            if name in encryptors
+        }
+        refuse_statistics(beside, ids, f"{parquet.path}: the file's key-value metadata")
+        texts = metadata_texts(beside, schema.names)
         rewrite(
             parquet.file,
             parquet.path,
@@ -180,7 +194,7 @@ def _encrypt_csv(
     headers = {name: item.dtype.header for name, item in encryptors.items()}
     fields = {name: file.schema.field(name).with_type(item.type) for name, item in encryptors.items()}
     data_keys = {name: item.data_key for name, item in encryptors.items()}
-    schema, _ = encrypted_schema(file.schema, {}, fields, headers, data_keys)
+    schema, _ = encrypted_schema(file.schema, {}, fields, headers, data_keys, {})
     with pq.ParquetWriter(sink, schema, **settings_for(schema, {})) as writer:
         held: list[pa.Table] = []
 

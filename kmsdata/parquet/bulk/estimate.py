@@ -52,7 +52,7 @@ def _encrypted_csv_size(file: FilePlan, csv: CsvFormat, encryptors: Mapping[str,
     """Write the first block to memory as it would be written, and extend its size to all rows."""
     headers = {name: item.dtype.header for name, item in encryptors.items()}
     fields = {name: file.schema.field(name).with_type(item.type) for name, item in encryptors.items()}
-    schema, _ = encrypted_schema(file.schema, {}, fields, headers, {})
+    schema, _ = encrypted_schema(file.schema, {}, fields, headers, {}, {})
     sink, empty, rows = pa.BufferOutputStream(), 0, 0
     with pq.ParquetWriter(sink, schema, **settings_for(schema, {})) as writer:
         for batch in itertools.islice(csv_batches(file.source, file.schema, csv), 1):

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from kmsdata.errors import FormatError
 from kmsdata.frames.pandas_metadata import in_pandas_metadata, pandas_attributes, with_entries
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, file_text
-from kmsdata.parquet.bulk.kept_metadata import KEPT, restored, without_columns
-from kmsdata.parquet.column_chunks import Replacement
-from kmsdata.parquet.write import settings_for
+from kmsdata.metadata.documents import restored, without_columns
+from kmsdata.parquet.bulk.original.entry import ORIGINAL, seal, sealed_columns, spelling_in, with_sealed
 
 __all__ = [
     "check_pandas_metadata",
     "decrypted_schema",
     "encrypted_schema",
-    "metadata_texts",
-    "refuse_values_in_metadata",
-    "replacement",
+    "original_entries",
+    "texts_beside",
 ]
-
-_SHORTEST_TEXT = 5  # characters: shorter values are found in metadata by chance
 
 Metadata = Mapping[bytes, bytes]
 
@@ -40,22 +32,40 @@ def encrypted_schema(
     fields: Mapping[str, pa.Field],
     headers: Mapping[str, Header],
     data_keys: Mapping[str, DataKey],
+    types: Mapping[str, Mapping[str, str]],
+    spelled: bytes | None = None,
+    path: str = "",
 ) -> tuple[pa.Schema, dict[bytes, bytes]]:
     """Return the schema and the key-value metadata of a file after some of its columns were encrypted.
 
     Args:
         schema: its Arrow schema.
-        entries: its key-value metadata, without the Arrow schema.
+        entries: its key-value metadata.
         fields: the newly encrypted columns, with the types of their cells.
         headers: the headers of all columns that are encrypted in the result.
         data_keys: the data keys of the newly encrypted columns.
+        types: the original types of these columns, to keep in the entry ``kmsdata.original``.
+        spelled: the text of the Arrow schema, to keep in this entry.
+        path: the file's path, for errors.
 
     Raises:
         ValueError: metadata about a column is not in the form that its format prescribes.
     """
-    metadata = _encrypted_metadata(schema.metadata, data_keys, headers)
-    encrypted = _with_fields(schema, fields).with_metadata(metadata or None)
-    return encrypted, _encrypted_metadata(entries, data_keys, headers)
+    rest, parts = without_columns(entries, data_keys)
+    inner, inner_parts = without_columns(schema.metadata or {}, data_keys)
+    sealed = {name: part for name, part in _sealed(schema, entries, path).items() if name not in data_keys}
+    for name, data_key in data_keys.items():
+        members = {**types.get(name, {}), **parts.get(name, {})}
+        if _without_position(inner_parts.get(name, {})) != _without_position(parts.get(name, {})):
+            members["schema"] = inner_parts.get(name, {})
+        if members:
+            sealed[name] = seal(name, members, data_key)
+    # Sealed once: two copies of a part would differ. Tables that pyarrow reads have the one in the schema.
+    rest, inner = with_sealed(rest, sealed, spelled), with_sealed(inner, sealed)
+    rest, inner = (
+        in_pandas_metadata(_with_headers(one, headers), list(data_keys)) or {} for one in (rest, inner)
+    )
+    return _with_fields(schema, fields).with_metadata(inner or None), rest
 
 
 def decrypted_schema(
@@ -64,36 +74,51 @@ def decrypted_schema(
     fields: Mapping[str, pa.Field],
     headers: Mapping[str, Header],
     pandas: Mapping[str, dict[str, Any] | None],
-    data_keys: Mapping[bytes, DataKey],
+    parts: Mapping[str, Mapping[str, Any]],
+    path: str = "",
 ) -> tuple[pa.Schema, dict[bytes, bytes]]:
     """Return the schema and the key-value metadata of a file after some of its columns were decrypted.
 
     Args:
         schema: its Arrow schema.
-        entries: its key-value metadata, without the Arrow schema.
+        entries: its key-value metadata.
         fields: the decrypted columns, with the types that Arrow will show.
         headers: the headers of the columns that stay encrypted.
         pandas: the entry of each decrypted column in the pandas metadata; None: the one from before it was
             encrypted.
-        data_keys: the data keys of the decrypted columns, by commitment.
+        parts: the authenticated parts of the decrypted columns in the entry ``kmsdata.original``.
+        path: the file's path, for errors.
 
     Raises:
-        FormatError, TamperedError: the metadata that was kept of a column is malformed, or was changed.
+        FormatError: the entry ``kmsdata.original`` is malformed.
     """
-    metadata = _decrypted_metadata(schema.metadata, pandas, headers, data_keys)
-    decrypted = _with_fields(schema, fields)
-    return decrypted.with_metadata(metadata or None), _decrypted_metadata(entries, pandas, headers, data_keys)
+    sealed = {name: part for name, part in _sealed(schema, entries, path).items() if name in headers}
+    inner_parts = {name: members.get("schema", members) for name, members in parts.items()}
+    rest = restored(with_sealed(entries, sealed, spelling_in(entries) if headers else None), parts)
+    inner = restored(with_sealed(schema.metadata or {}, sealed), inner_parts)
+    rest, inner = (
+        with_entries(in_pandas_metadata(_with_headers(one, headers), list(pandas), back=True) or {}, pandas)
+        for one in (rest, inner)
+    )
+    return _with_fields(schema, fields).with_metadata(inner or None), rest
 
 
-def replacement(field: pa.Field) -> Replacement:
-    """Return the new version of the column of this name."""
-    return _replacement(field.name, field.type, field.nullable)
+def original_entries(schema: pa.Schema, entries: Metadata) -> Metadata:
+    """Return the metadata with the entry ``kmsdata.original``: the file's, otherwise the schema's.
+
+    Software that reads tables with pyarrow, and writes other files, may write only the latter.
+    """
+    return entries if ORIGINAL in entries else schema.metadata or {}
 
 
-@functools.lru_cache(256)  # thousands of small files often have the same columns
-def _replacement(name: str, kind: pa.DataType, nullable: bool) -> Replacement:
-    field = pa.field(name, kind, nullable)
-    return Replacement.of(field, settings_for(pa.schema([field]), {}))
+def _sealed(schema: pa.Schema, entries: Metadata, path: str) -> dict[str, dict[str, str]]:
+    return sealed_columns(original_entries(schema, entries), path)
+
+
+def _without_position(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was removed of a column, except for the position of entries in the metadata."""
+    geo = {key: item for key, item in part.get("geo", {}).items() if key != "following"}
+    return {**part, "geo": geo}
 
 
 def _with_fields(schema: pa.Schema, fields: Mapping[str, pa.Field]) -> pa.Schema:
@@ -103,24 +128,6 @@ def _with_fields(schema: pa.Schema, fields: Mapping[str, pa.Field]) -> pa.Schema
 
 
 # --- metadata -------------------------------------------------------------------------------------
-
-
-def _encrypted_metadata(
-    metadata: Metadata | None, data_keys: Mapping[str, DataKey], headers: Mapping[str, Header]
-) -> dict[bytes, bytes]:
-    out = _with_headers(without_columns(metadata or {}, data_keys), headers)
-    return in_pandas_metadata(out, list(data_keys)) or {}
-
-
-def _decrypted_metadata(
-    metadata: Metadata | None,
-    pandas: Mapping[str, dict[str, Any] | None],
-    headers: Mapping[str, Header],
-    data_keys: Mapping[bytes, DataKey],
-) -> dict[bytes, bytes]:
-    out = _with_headers(restored(metadata or {}, pandas, data_keys), headers)
-    out = in_pandas_metadata(out, list(pandas), back=True) or {}
-    return with_entries(out, pandas)
 
 
 def _with_headers(metadata: Metadata | None, headers: Mapping[str, Header]) -> dict[bytes, bytes]:
@@ -147,52 +154,9 @@ def check_pandas_metadata(metadata: Metadata | None, path: str) -> None:
         raise FormatError(f"{path}: the entry 'pandas' of its metadata is damaged", path=path)
 
 
-def metadata_texts(schema: pa.Schema, entries: Metadata) -> pa.Array:
-    """Return the texts in a file's metadata: each entry, its words, and all strings of JSON in it.
-
-    Metadata has no fixed form, so any of them may be a value of a column.
-    """
-    known = (b"ARROW:schema", b"pandas", b"kmsdata.original", ENTRY, KEPT)
+def texts_beside(schema: pa.Schema, entries: Metadata) -> list[bytes]:
+    """Return the metadata of a file that may contain values of its columns."""
+    known = (b"ARROW:schema", b"pandas", ORIGINAL, ENTRY)
     every = {**entries, b"pandas attributes": json.dumps(pandas_attributes(schema.metadata)).encode()}
     raw = [text for key, text in [*every.items(), *(schema.metadata or {}).items()] if key not in known]
-    raw += [text for field in schema for text in (field.metadata or {}).values()]
-    texts: set[str] = set()
-    for data in dict.fromkeys(raw):
-        text = data.decode("utf-8", "replace")
-        texts |= {text, *re.split(r"[\s,;|\"'\[\]{}()]+", text), *re.split(r"[\s,;|\"'\[\]{}():=\\]+", text)}
-        with contextlib.suppress(ValueError, RecursionError):
-            texts |= set(_json_texts(json.loads(text)))
-    # Schemas in JSON, as Spark and other software store them, contain names and types, which are not values.
-    texts -= {*schema.names, "string", "integer", "binary", "double", "float", "boolean", "timestamp"}
-    # JSON may contain half of a surrogate pair, which no value of a column does.
-    known_texts = (text.encode("utf-8", "replace").decode() for text in texts)
-    return pa.array([text for text in known_texts if len(text) >= _SHORTEST_TEXT], pa.large_string())
-
-
-def _json_texts(document: Any) -> Iterator[str]:
-    if isinstance(document, dict):
-        for key, item in document.items():
-            yield key
-            yield from _json_texts(item)
-    elif isinstance(document, list):
-        for item in document:
-            yield from _json_texts(item)
-    else:
-        yield str(document)
-
-
-def refuse_values_in_metadata(values: pa.Array, texts: pa.Array, name: str, path: str) -> None:
-    """Raise ValueError if a value of a column is among the texts of the file's metadata."""
-    if not len(texts):
-        return
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary
-    try:
-        as_text = values.cast(pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return  # Arrow cannot convert this type to text, so its values are not found as text
-    if pc.any(pc.is_in(as_text, texts)).as_py():
-        raise ValueError(
-            f"{path}: the file's key-value metadata contains values of column {name!r}, unencrypted. Write "
-            "the file without them first (see df.attrs, Table.replace_schema_metadata)"
-        )
+    return raw + [text for field in schema for text in (field.metadata or {}).values()]

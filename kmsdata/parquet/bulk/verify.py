@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from kmsdata.display.progress import Progress
 from kmsdata.display.verification import Verification
-from kmsdata.errors import FormatError
+from kmsdata.errors import FormatError, TamperedError
 from kmsdata.frames.arrow_storage import plain_binary, validated
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import check_names, lost_header
@@ -17,6 +17,8 @@ from kmsdata.frames.verify import NO_HEADER, Findings
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.bulk.column_batches import OpenParquet, column_batches, open_parquet
+from kmsdata.parquet.bulk.original.entry import opened_part, sealed_columns
+from kmsdata.parquet.bulk.original.types import types_in
 from kmsdata.parquet.headers import headers_in
 from kmsdata.parquet.locations import Readable, Refused, dataset_files, paths_text, skipped_note
 from kmsdata.parquet.lost_headers import file_without_header
@@ -81,11 +83,12 @@ def _file(name: str, parquet: OpenParquet, findings: Findings, bar: Progress) ->
         check_names(headers, path=name)
     except FormatError as error:
         findings.fail(str(error), error.column, file=name)
-    opened = {column: findings.open(header, column, name) for column, header in headers.items()}
+    keys_of = {column: findings.open(header, column, name) for column, header in headers.items()}
+    _check_original(name, (metadata.metadata, schema.metadata), headers, keys_of, findings)
     start = 0
     for number in range(parquet.groups):
         size = parquet.rows(number)
-        for column, keys in opened.items():
+        for column, keys in keys_of.items():
             if keys is not None:
                 where = {"file": name, "row_group": number}
                 batches = column_batches(parquet, number, column)
@@ -93,6 +96,29 @@ def _file(name: str, parquet: OpenParquet, findings: Findings, bar: Progress) ->
         start += size
         bar.step(metadata.row_group(number).total_byte_size)
     return start
+
+
+def _check_original(
+    name: str,
+    copies: Iterable[Mapping[bytes, bytes] | None],
+    headers: Mapping[str, Header],
+    keys: Mapping[str, Mapping[bytes, DataKey] | None],
+    findings: Findings,
+) -> None:
+    """Authenticate what the file keeps of each column from before it was encrypted."""
+    for copy in copies:
+        try:
+            parts = sealed_columns(copy or {}, name)
+        except FormatError as error:
+            findings.fail(str(error), file=name)
+            continue
+        for column in parts.keys() & headers.keys():
+            if (data_keys := keys[column]) is not None:
+                try:
+                    part = opened_part(column, parts[column], headers[column], data_keys, name)
+                    types_in({column: part or {}}, name)
+                except (FormatError, TamperedError) as error:
+                    findings.fail(str(error), column, file=name)
 
 
 def _group(

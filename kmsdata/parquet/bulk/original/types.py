@@ -2,44 +2,31 @@
 
 A header contains the Arrow type of a column, but several Parquet types have the same Arrow type: INT96 and
 INT64 timestamps, ENUM, BSON and binary, GEOMETRY and GEOGRAPHY with their CRS, VARIANT, decimals of any
-physical type, lists of any layout. So where pyarrow would write a column in another way than the source, the
-file's key-value metadata gets an entry ``kmsdata.original`` with the column's part of the Parquet schema, and
-its field in the Arrow schema. It contains no values. It is authenticated by the data key, and used only if
-Arrow then shows the type that the header says.
+physical type, lists of any layout. So where pyarrow would write a column in another way than the source, its
+part of the Parquet schema is kept, and its field in the Arrow schema. They are used only if Arrow then shows
+the type that the header says.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hmac
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from kmsdata.errors import FormatError, UnsupportedTypeError
-from kmsdata.keys.data_key import DataKey
-from kmsdata.keys.envelope import Header, base64_bytes, base64_text, canonical
-from kmsdata.parquet.bulk.column_batches import OpenParquet
-from kmsdata.parquet.bulk.file_schema import replacement
+from kmsdata.errors import UnsupportedTypeError
+from kmsdata.keys.envelope import base64_text
+from kmsdata.parquet.bulk.original.entry import malformed, spelling_in
 from kmsdata.parquet.column_chunks import Replacement, arrow_field, arrow_schema, arrow_view, respelled
+from kmsdata.parquet.footer import FileMetaData
 from kmsdata.parquet.thrift import LIST, STRUCT, Struct, decode, encode, value
+from kmsdata.parquet.write import replacement
 
-__all__ = [
-    "ORIGINAL",
-    "Original",
-    "decrypted_column",
-    "originals_in",
-    "spelling_in",
-    "with_originals",
-    "without_originals",
-]
-
-ORIGINAL = b"kmsdata.original"
+__all__ = ["Original", "decrypted_column", "original_spelling", "original_types", "types_in"]
 
 _VARIANT = 16  # the first logical type that Arrow does not have
 _INT32, _INT64, _BYTE_ARRAY, _FIXED = 1, 2, 6, 7  # physical types
@@ -70,58 +57,48 @@ class Original:
         """Its field in the Arrow schema."""
         return pa.ipc.read_schema(pa.py_buffer(self.field)).field(0) if self.field else None
 
-    def _authenticated(self, name: str, context: Mapping[str, str]) -> bytes:
-        return canonical(
-            {
-                "context": dict(context),
-                "elements": base64_text(self.elements),
-                "field": base64_text(self.field),
-                "name": name,
-                "use": "kmsdata/1/original",
-            }
-        ).encode()
-
-    def to_json(self, name: str, data_key: DataKey) -> dict[str, str]:
-        """Return its part of the entry."""
-        mac = data_key._mac_of(self._authenticated(name, dict(data_key.context)))
-        found = {
-            "data_key": base64_text(data_key.commitment),
-            "elements": base64_text(self.elements),
-            "mac": base64_text(mac),
-        }
-        return found | ({"field": base64_text(self.field)} if self.field else {})
+    @property
+    def members(self) -> dict[str, str]:
+        """Its members of the entry."""
+        members = {"elements": self.elements, "field": self.field}
+        return {key: base64_text(part) for key, part in members.items() if part}
 
 
 # --- encryption -----------------------------------------------------------------------------------
 
 
-def with_originals(
-    entries: Mapping[bytes, bytes], parquet: OpenParquet, data_keys: Mapping[str, DataKey]
-) -> dict[bytes, bytes]:
-    """Add the original schema of columns that are encrypted, where decryption could not infer it.
+def original_types(
+    footer: FileMetaData, schema: pa.Schema, columns: Collection[str], path: str
+) -> dict[str, Original]:
+    """Return the original schema of columns to encrypt, where decryption could not infer it.
 
     Args:
-        entries: the key-value metadata of the result.
-        parquet: the source.
-        data_keys: the data key of each column to encrypt.
+        footer: the footer of the source.
+        schema: the schema that Arrow shows for it.
+        columns: names of the columns.
+        path: the path of the source, for errors.
 
     Raises:
         UnsupportedTypeError: pyarrow cannot write a column of VARIANT, GEOMETRY, GEOGRAPHY or a later type
             as it is.
     """
-    found = _columns(entries.get(ORIGINAL), parquet.path, strict=False)
-    found = {name: item for name, item in found.items() if name not in data_keys}
-    stored = arrow_schema(parquet.footer, parquet.path)
-    for (name, _), elements in zip(parquet.footer.columns, parquet.footer.elements, strict=True):
-        if name in data_keys and (original := _original(elements, stored, parquet.schema.field(name))):
-            _check_restored(original, stored, parquet.schema.field(name), parquet.path)
-            found[name] = original.to_json(name, data_keys[name])
-    spelled = spelling_in(entries)
-    text = parquet.footer.metadata.get(b"ARROW:schema")
+    found = {}
+    stored = arrow_schema(footer, path)
+    for (name, _), elements in zip(footer.columns, footer.elements, strict=True):
+        if name in columns and (original := _original(elements, stored, schema.field(name))):
+            _check_restored(original, stored, schema.field(name), path)
+            found[name] = original
+    return found
+
+
+def original_spelling(footer: FileMetaData, path: str) -> bytes | None:
+    """Return the text of the Arrow schema from before the encryption, if pyarrow would write other bytes."""
+    stored = arrow_schema(footer, path)
+    text = footer.metadata.get(b"ARROW:schema")
     # With headers or other metadata it would be a second copy of what must change with them.
     if stored is not None and text is not None and not stored.metadata and not _has_header(stored):
-        spelled = None if respelled(text) == text else text
-    return _with_entry(entries, found, spelled)
+        return None if respelled(text) == text else text
+    return spelling_in(footer.metadata)
 
 
 def _has_header(schema: pa.Schema) -> bool:
@@ -173,47 +150,35 @@ def _packed(elements: Sequence[Struct]) -> bytes:
 # --- decryption -----------------------------------------------------------------------------------
 
 
-def originals_in(
-    entries: Mapping[bytes, bytes],
-    headers: Mapping[str, Header],
-    data_keys: Mapping[bytes, DataKey],
-    path: str,
-) -> dict[str, Original]:
-    """Return the authenticated original schemas of these columns, of those that have one.
+def types_in(parts: Mapping[str, Mapping[str, Any]], path: str) -> dict[str, Original]:
+    """Return the original schema of columns from their parts of the entry, of those that have one.
 
     Raises:
-        FormatError: the entry is malformed, or was changed.
+        FormatError: a part is malformed.
     """
     found = {}
-    for name, item in _columns(entries.get(ORIGINAL), path).items():
-        if name not in headers:
+    for name, members in parts.items():
+        if "elements" not in members:
             continue
-        commitments = [record.commitment for record in headers[name].records]
-        commitment = base64_bytes(item["data_key"])
-        if commitment not in commitments:
-            continue  # left by software that replaced the column, but not the metadata
-        key = data_keys[commitment]
-        original = Original(base64_bytes(item["elements"]) or b"", base64_bytes(item.get("field", "")) or b"")
-        mac = key._mac_of(original._authenticated(name, dict(key.context)))
-        if not hmac.compare_digest(mac, base64_bytes(item["mac"]) or b""):
-            raise FormatError(
-                f"{path}: column {name!r}: its entry in the metadata 'kmsdata.original' is not authentic. "
-                "Restore the file from a copy, or decrypt it with kmsdata.read_parquet, which does not use "
-                "this entry",
-                path=path,
-                column=name,
-            )
+        original = Original(members["elements"], members.get("field", b""))
+        try:
+            _shape(original.parquet)
+            fine = isinstance(value(original.parquet[0], 4), bytes)
+            original.arrow  # noqa: B018 - decodes it
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            pa.ArrowException,
+            OSError,
+        ):
+            fine = False
+        if not fine:
+            raise malformed(name, path)
         found[name] = original
     return found
-
-
-def without_originals(
-    entries: Mapping[bytes, bytes], headers: Mapping[str, Header], path: str
-) -> dict[bytes, bytes]:
-    """Remove the original schemas of all columns except those that stay encrypted."""
-    found = _columns(entries.get(ORIGINAL), path, strict=False)
-    left = {name: item for name, item in found.items() if name in headers}
-    return _with_entry(entries, left, spelling_in(entries) if headers else None)
 
 
 def decrypted_column(
@@ -363,49 +328,3 @@ def _shape(elements: Sequence[Struct]) -> list[tuple[Any, ...]]:
             kind = value(element, 1)
             leaves.append((kind, value(element, 2) if kind == _FIXED else None, above))
     return leaves
-
-
-# --- the entry ------------------------------------------------------------------------------------
-
-
-def _columns(text: bytes | None, path: str, *, strict: bool = True) -> dict[str, dict[str, str]]:
-    """Return what the entry says, by column."""
-    if text is None:
-        return {}
-    try:
-        data = json.loads(text)
-        columns: dict[str, dict[str, str]] = data["columns"]
-        fine = data["version"] == 1 and all(
-            {"data_key", "elements", "mac"} <= item.keys() <= {"data_key", "elements", "mac", "field"}
-            and all(isinstance(part, str) for part in item.values())
-            for item in columns.values()
-        )
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        fine = False
-    if fine:
-        return columns
-    if not strict:
-        return {}
-    raise FormatError(f"{path}: the entry 'kmsdata.original' of its metadata is damaged", path=path)
-
-
-def spelling_in(entries: Mapping[bytes, bytes]) -> bytes | None:
-    """Return the text of the Arrow schema from before the encryption, if pyarrow would write other bytes.
-
-    It is not authenticated: it is used only where it says the same as the schema that pyarrow would write.
-    """
-    try:
-        text = json.loads(entries.get(ORIGINAL, b"{}")).get("arrow")
-    except (ValueError, RecursionError, AttributeError):
-        return None
-    return text.encode() if isinstance(text, str) and text.isascii() else None
-
-
-def _with_entry(
-    entries: Mapping[bytes, bytes], columns: Mapping[str, Any], spelled: bytes | None
-) -> dict[bytes, bytes]:
-    out = {key: text for key, text in entries.items() if key != ORIGINAL}
-    if columns or spelled is not None:
-        arrow = {} if spelled is None else {"arrow": spelled.decode()}
-        out[ORIGINAL] = canonical({"columns": dict(columns), "version": 1, **arrow}).encode()
-    return out

@@ -1,8 +1,8 @@
-"""Keep, encrypted, what other software wrote about a column in a file's metadata, and restore it.
+"""Remove what other software wrote about a column from a file's metadata, and put it back.
 
 Two entries say things about columns that encryption must change: Spark's schema (types, and metadata that
-may list values) and GeoParquet's ``geo`` (the bounding box). The original texts are encrypted into the entry
-``kmsdata.kept``. Documents are changed as text, so that all other bytes of them stay.
+may list values) and GeoParquet's ``geo`` (the bounding box). Documents are changed as text, so that all other
+bytes of them stay.
 """
 
 from __future__ import annotations
@@ -12,13 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kmsdata.errors import FormatError, TamperedError
-from kmsdata.keys.data_key import DataKey
-from kmsdata.keys.envelope import base64_bytes, base64_text, canonical
+__all__ = ["GEO", "SPARK", "restored", "without_columns"]
 
-__all__ = ["GEO", "KEPT", "SPARK", "restored", "without_columns"]
-
-KEPT = b"kmsdata.kept"
 SPARK = b"org.apache.spark.sql.parquet.row.metadata"
 GEO = b"geo"
 
@@ -28,19 +23,22 @@ _DECODER = json.JSONDecoder()
 Entries = dict[bytes, bytes]
 
 
-def without_columns(entries: Mapping[bytes, bytes], data_keys: Mapping[str, DataKey]) -> Entries:
-    """Remove what other software wrote about newly encrypted columns, and keep it encrypted.
+def without_columns(
+    entries: Mapping[bytes, bytes], names: Iterable[str]
+) -> tuple[Entries, dict[str, dict[str, Any]]]:
+    """Remove what other software wrote about columns; return the rest, and what restores each column.
 
     Args:
-        entries: key-value metadata.
-        data_keys: the data key of each newly encrypted column.
+        entries: key-value metadata, in its order.
+        names: the columns.
 
     Raises:
         ValueError: the entry `geo` names a column, but has another form than GeoParquet prescribes.
     """
-    out, kept = dict(entries), _parse(entries)
+    out = dict(entries)
+    parts: dict[str, dict[str, Any]] = {}
     geo: dict[str, Any] = {}
-    for name, data_key in data_keys.items():
+    for name in names:
         found: dict[str, Any] = {}
         if (text := _text(out, SPARK)) is not None:
             changed, part = _spark_without(text, name)
@@ -50,79 +48,34 @@ def without_columns(entries: Mapping[bytes, bytes], data_keys: Mapping[str, Data
             rest, removed = _geo_without(text, name)
             if removed is not None:
                 # Of all columns that are encrypted together, the first knows the original order and primary.
-                found["geo"] = removed | geo if geo else removed
                 geo = geo or {key: removed[key] for key in ("order", "primary")}
+                following = [key.decode("latin-1") for key in [*entries][[*entries].index(GEO) + 1 :]]
+                found["geo"] = removed | geo | {"following": following}
                 if rest is None:
                     del out[GEO]
                 else:
                     out[GEO] = rest.encode()
-        kept.pop(name, None)
         if found:
-            kept[name] = {
-                "data_key": base64_text(data_key.commitment),
-                "sealed": base64_text(data_key.seal_kept(name, canonical(found).encode())),
-            }
-    return _with_kept(out, kept)
+            parts[name] = found
+    return out, parts
 
 
-def restored(
-    entries: Mapping[bytes, bytes], columns: Iterable[str], keys: Mapping[bytes, DataKey]
-) -> Entries:
-    """Put back what was kept of decrypted columns.
-
-    Args:
-        entries: key-value metadata.
-        columns: the decrypted columns.
-        keys: data keys by commitment.
-
-    Raises:
-        FormatError: the entry ``kmsdata.kept`` is malformed.
-        TamperedError: what was kept of a column was changed.
-    """
-    out, kept = dict(entries), _parse(entries)
-    for name in columns:
-        if (item := kept.pop(name, None)) is None:
-            continue
-        commitment, sealed = base64_bytes(item["data_key"]), base64_bytes(item["sealed"])
-        data_key = keys.get(commitment or b"")
-        plain = data_key.open_kept(name, sealed) if data_key and sealed else None
-        if plain is None:
-            raise TamperedError(
-                f"column {name!r}: its part of the entry 'kmsdata.kept' of the file's metadata was changed. "
-                "Restore the file from a copy",
-                column=name,
-            )
-        found = json.loads(plain)
+def restored(entries: Mapping[bytes, bytes], parts: Mapping[str, Mapping[str, Any]]) -> Entries:
+    """Put back what was removed of these columns, in the order of the original entries."""
+    out = dict(entries)
+    for name, found in parts.items():
         if "spark" in found and (text := _text(out, SPARK)) is not None:
             out[SPARK] = _spark_with(text, name, found["spark"]).encode()
         if "geo" in found:
-            out[GEO] = _geo_with(_text(out, GEO), name, found["geo"]).encode()
-    return _with_kept(out, kept)
-
-
-def _parse(entries: Mapping[bytes, bytes]) -> dict[str, dict[str, str]]:
-    if KEPT not in entries:
-        return {}
-    try:
-        document = json.loads(entries[KEPT])
-        fine = set(document) == {"columns", "version"} and document["version"] == 1
-        columns: dict[str, dict[str, str]] = document["columns"] if fine else {}
-        for item in columns.values():
-            fine = (
-                fine
-                and set(item) == {"data_key", "sealed"}
-                and all(isinstance(x, str) for x in item.values())
-            )
-    except (ValueError, RecursionError, TypeError, AttributeError):
-        fine = False
-    if not fine:
-        raise FormatError("the entry 'kmsdata.kept' of the file's metadata is damaged")
-    return columns
-
-
-def _with_kept(entries: Entries, kept: Mapping[str, Any]) -> Entries:
-    out = {key: value for key, value in entries.items() if key != KEPT}
-    return out | ({KEPT: canonical({"columns": kept, "version": 1}).encode()} if kept else {})
+            document = _geo_with(_text(out, GEO), name, found["geo"]).encode()
+            if GEO in out:
+                out[GEO] = document
+            else:
+                later = {key.encode("latin-1", "replace") for key in found["geo"]["following"]}
+                at = next((at for at, key in enumerate(out) if key in later), len(out))
+                pairs = [*out.items()]
+                out = dict([*pairs[:at], (GEO, document), *pairs[at:]])
+    return out
 
 
 def _text(entries: Mapping[bytes, bytes], key: bytes) -> str | None:
