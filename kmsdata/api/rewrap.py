@@ -74,8 +74,8 @@ def rewrap(
     that need no change are skipped.
 
     Args:
-        x: path of a Parquet file or of a dataset's folder, with its ``_metadata``; a pattern such as
-            ``data/*.parquet``, or a list of these; or a frame or Arrow table.
+        x: path of a Parquet file or of a dataset's folder; a pattern such as ``data/*.parquet``, or a list of
+            these, always with the ``_metadata`` files in their folders; or a frame or Arrow table.
         key: URI of the new master key.
         source: URIs of the master keys to replace, which must open the data (``"tencent-kms://region/*"``
             means all keys of a region). Default: the session's key; without one, the only master key of a

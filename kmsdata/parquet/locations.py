@@ -156,7 +156,7 @@ class Place:
         return mine == its or its.startswith(mine.rstrip("/") + "/")
 
     def __str__(self) -> str:
-        return self.start + self.path.lstrip("/") if self.start else without_credentials(self.path)
+        return without_credentials(self.start + self.path.lstrip("/") if self.start else self.path)
 
 
 def without_credentials(path: str) -> str:
@@ -245,7 +245,8 @@ def is_path(x: object) -> bool:
 
 def is_file_object(x: object) -> bool:
     """Tell whether this is an open file of Python, pyarrow or fsspec, such as `io.BytesIO`."""
-    return hasattr(x, "read") and hasattr(x, "seek") and hasattr(x, "close")
+    # A frame may have columns of these names, which are no functions.
+    return callable(getattr(x, "read", None)) and callable(getattr(x, "seek", None))
 
 
 def is_readable(x: object) -> bool:

@@ -210,6 +210,7 @@ def test_places_of_urls_are_named_without_credentials():
     place = Place.of("s3://AKIA123:secret@bucket/data/a.parquet?region=eu-west-1&endpoint_override=host")
     assert str(place) == "s3://bucket/data/a.parquet"
     assert str(place / "b") == "s3://bucket/data/a.parquet/b"
+    assert str(Place(None, "AKIA:se/cret@bucket/a.parquet", start="s3://")) == "s3://bucket/a.parquet"
     with pytest.raises(FileNotFoundError) as raised:
         kmsdata.inspect("memory://user:secret@bucket/none.parquet")
     assert "secret" not in str(raised.value)
@@ -308,6 +309,13 @@ def test_frames_are_written_to_file_objects(tmp_path):
             enc.kms.to_parquet(wrong)
     with pytest.raises(TypeError, match="partition_cols= and filesystem= are for paths"):
         enc.kms.to_parquet(io.BytesIO(), partition_cols="b")
+
+
+def test_frames_with_columns_named_as_functions_of_files_are_frames():
+    kmsdata.use(kmsdata.LocalKeystore(create=True))
+    frame = pd.DataFrame({"read": [1], "seek": [2], "close": [3]}).kms.encrypt("read", key="local://demo")
+    assert kmsdata.inspect(frame).encrypted == ["read"]
+    assert kmsdata.verify(frame).ok
 
 
 def test_what_replaces_files_refuses_file_objects(tmp_path):

@@ -104,7 +104,7 @@ def csv_layout(place: Place, types: Types | None = None, csv: CsvFormat = _DEFAU
         )
     for name in given:
         if name not in names:
-            raise missing_column(place, names, name, csv)
+            raise missing_column(f"types= names {name!r}, but {place} has no such column", names, name, csv)
     with _opened(place) as file:
         reader = _reader(file, place, dict.fromkeys(names, pa.string()), csv)
         plain = _next_batch(reader, place, names, 0, csv)
@@ -127,12 +127,11 @@ def csv_layout(place: Place, types: Types | None = None, csv: CsvFormat = _DEFAU
     return CsvLayout(pa.schema(list(types_found.items())), rows, headless)
 
 
-def missing_column(place: Place, names: list[str], name: str, csv: CsvFormat) -> KeyError:
+def missing_column(said: str, names: list[str], name: str, csv: CsvFormat) -> KeyError:
     """Return the error for a column that a CSV file does not have, with no other name than a similar one.
 
     Without a line of names, the first line would be values, which an error must not show.
     """
-    said = f"{place}: no column {name!r}"
     if len(names) == 1:
         counts = {mark: names[0].count(mark) for mark in ",;|\t" if mark != csv.delimiter}
         mark = max(counts, key=lambda mark: counts[mark])

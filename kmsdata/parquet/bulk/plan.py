@@ -198,7 +198,8 @@ def plan_encryption(
         asked = [] if isinstance(deterministic, bool) else column_names(deterministic)
         for name in [*column_names(columns), *asked]:
             if name not in names:
-                raise missing_column(first.source, first.schema.names, str(name), first.csv)
+                said = f"{first.path}: no column {name!r}"
+                raise missing_column(said, first.schema.names, str(name), first.csv)
     domains = chosen_columns(names, columns, deterministic, domain, [])
     for name in domains:
         if name in folders:
