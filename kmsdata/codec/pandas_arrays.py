@@ -299,7 +299,7 @@ def from_codes(categories: Any, codes: Ints, *, ordered: bool) -> pd.Categorical
 def from_arrow(values: Any) -> Any:
     """Return a writable pandas array of an Arrow array, as pandas makes it; ArrowDtype if pandas cannot."""
     try:
-        # JSON stays objects in a table only. Others of storage such as dictionaries would end the process there.
+        # JSON stays objects in a table only. Extension types of dictionaries would end the process there.
         if isinstance(values.type, pa.BaseExtensionType) and values.type.storage_type in TEXT:
             made = pa.table({"c": values}).to_pandas()["c"]
         else:

@@ -135,8 +135,9 @@ def unreadable_dtypes(schema: pa.Schema) -> dict[str, pd.ArrowDtype]:
         >>> unreadable_dtypes(pa.Schema.from_pandas(frame))
         {'c': list<item: int64>[pyarrow]}
     """
-    names: list[str] = [entry["field_name"] for entry in _unreadable(_document(schema.metadata))]
-    return {name: pd.ArrowDtype(schema.field(name).type) for name in names if schema.names.count(name) == 1}
+    names = [str(entry.get("field_name")) for entry in _unreadable(_document(schema.metadata))]
+    single = [name for name in names if schema.names.count(name) == 1]
+    return {name: pd.ArrowDtype(schema.field(name).type) for name in single}
 
 
 def _unreadable(document: Mapping[str, Any]) -> list[dict[str, Any]]:
