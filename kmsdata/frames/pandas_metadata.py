@@ -135,7 +135,7 @@ def unreadable_dtypes(schema: pa.Schema) -> dict[str, pd.ArrowDtype]:
         >>> unreadable_dtypes(pa.Schema.from_pandas(frame))
         {'c': list<item: int64>[pyarrow]}
     """
-    names = [entry.get("field_name") for entry in _unreadable(_document(schema.metadata))]
+    names: list[Any] = [entry.get("field_name") for entry in _unreadable(_document(schema.metadata))]
     return {name: pd.ArrowDtype(schema.field(name).type) for name in names if schema.names.count(name) == 1}
 
 
