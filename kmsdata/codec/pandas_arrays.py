@@ -299,10 +299,7 @@ def from_codes(categories: Any, codes: Ints, *, ordered: bool) -> pd.Categorical
 def from_arrow(values: Any) -> Any:
     """Return a writable pandas array of an Arrow array, as pandas makes it; ArrowDtype if pandas cannot."""
     try:
-        if isinstance(values.type, pa.BaseExtensionType):  # as a column of a table, JSON stays objects
-            made = pa.table({"c": values}).to_pandas()["c"]
-        else:
-            made = pd.Series(values.to_pandas())
+        made = pd.Series(values.to_pandas())
     except (pa.ArrowException, NotImplementedError, TypeError, ValueError):  # no equivalent in pandas
         return pd.arrays.ArrowExtensionArray(values)
     if not isinstance(made.dtype, np.dtype):
