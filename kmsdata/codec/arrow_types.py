@@ -79,6 +79,9 @@ _KINDS = {
 def print_arrow(t: pa.DataType) -> str | dict[str, str]:
     """Return the ``arrow`` entry of an Arrow type.
 
+    Raises:
+        UnsupportedTypeError: Arrow writes the type, but does not read it back.
+
     Example:
         >>> print_arrow(pa.timestamp("ms", tz="UTC")), print_arrow(pa.float64())
         ('timestamp[ms, tz=UTC]', 'float64')
@@ -93,7 +96,16 @@ def print_arrow(t: pa.DataType) -> str | dict[str, str]:
         if test(t):
             zone = f", tz={t.tz}" if name == "timestamp" and t.tz is not None else ""
             return f"{name}[{t.unit}{zone}]"
-    return {"ipc": base64.b64encode(pa.schema([("c", t)]).serialize().to_pybytes()).decode("ascii")}
+    message = pa.schema([("c", t)]).serialize()
+    try:
+        pa.ipc.read_schema(message)
+    except (pa.ArrowException, ValueError, TypeError, KeyError):  # a dictionary of an extension type
+        raise UnsupportedTypeError(
+            f"values of the type {t} cannot be encrypted, because Arrow does not read the type back. Convert "
+            "dictionaries with extension types inside to plain values (dictionary_decode) first",
+            dtype=str(t),
+        ) from None
+    return {"ipc": base64.b64encode(message.to_pybytes()).decode("ascii")}
 
 
 def arrow_type(entry: Any) -> pa.DataType:

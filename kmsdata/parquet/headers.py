@@ -142,6 +142,12 @@ def dataset_headers(
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         if (bad := _unreadable(files)) is None:
+            if "duplicate field names" in str(error):
+                raise FormatError(
+                    f"{next(iter(files))}: several columns have the same name. Give them distinct names and "
+                    "write the file again",
+                    path=next(iter(files)),
+                ) from None
             raise
         raise FormatError(
             f"{bad} is not a Parquet file, or its footer is damaged or was cut short", path=bad

@@ -90,12 +90,3 @@ def test_an_index_of_such_a_dtype(tmp_path):
     back = kmsdata.read_parquet(tmp_path / "b.parquet", decrypt=True)
     assert back["k"].tolist() == [1, 2]
     assert [list(value) for value in back.index] == [[1], [2]]
-
-
-@pytest.mark.newest
-def test_json_stays_objects(tmp_path):
-    array = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a": 1}', None]))
-    pq.write_table(pa.table({"c": array}), tmp_path / "a.parquet")
-    kmsdata.encrypt_parquet(tmp_path / "a.parquet", tmp_path / "b.parquet", "c", key=KEY)
-    back = kmsdata.read_parquet(tmp_path / "b.parquet", decrypt=True)
-    pd.testing.assert_frame_equal(back, pd.read_parquet(tmp_path / "a.parquet"))
