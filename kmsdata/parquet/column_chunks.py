@@ -278,9 +278,11 @@ def arrow_schema(footer: FileMetaData, path: str) -> pa.Schema | None:
     if (text := footer.metadata.get(_SCHEMA)) is None:
         return None
     try:
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+        _ = schema.names  # decoded only here
     except (ValueError, pa.ArrowException, OSError):
         _refuse(path, "the entry 'ARROW:schema' of its metadata is damaged")
+    return schema
 
 
 def respelled(text: bytes) -> bytes | None:

@@ -31,12 +31,24 @@ def file_without_header(
         schema: its Arrow schema.
         headers: its headers; these columns are left out.
         path: for the warning about a column with a single value.
+
+    Raises:
+        pyarrow.ArrowException, OSError: the file is damaged.
     """
+    try:
+        return _without_header(source, schema, headers, path)
+    except UnicodeDecodeError:
+        raise pa.ArrowInvalid("a name in the footer is not UTF-8") from None
+
+
+def _without_header(source: Any, schema: pa.Schema, headers: Mapping[str, Header], path: str) -> list[str]:
     names = [field.name for field in schema if field.name not in headers and is_bytes_or_text(field.type)]
     if not names:
         return []
     metadata = pq.read_metadata(source)
     names = [name for name in names if not _ruled_out(metadata, name)]
+    if not names:
+        return []
     # As dictionaries, repeated values take no memory, however often they are repeated. Arrow cannot read the
     # delta encodings as dictionaries: of such columns, few rows are decoded at once.
     deltas = {name for name in names if _delta_encoded(metadata, name)}

@@ -6,13 +6,17 @@ import contextlib
 import functools
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
+
+import pyarrow as pa
 
 from kmsdata.display.file_reports import StreamReport
 from kmsdata.display.progress import Progress
 from kmsdata.frames.arguments import Columns
 from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.key_argument import resolve_key
+from kmsdata.frames.pandas_metadata import dtype_names
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
@@ -25,7 +29,7 @@ from kmsdata.parquet.bulk.original.entry import opened, spelling_in
 from kmsdata.parquet.bulk.original.types import decrypted_column, types_in
 from kmsdata.parquet.bulk.plan import FilePlan, plan_decryption
 from kmsdata.parquet.bulk.target_files import open_targets
-from kmsdata.parquet.column_chunks import arrow_schema, rewrite
+from kmsdata.parquet.column_chunks import Replacement, arrow_schema, rewrite
 from kmsdata.parquet.headers import naming_the_file
 from kmsdata.parquet.locations import FilePath, Paths
 
@@ -147,6 +151,9 @@ def _decrypt_file(
         schema, entries = decrypted_schema(
             parquet.schema, parquet.footer.metadata, fields, headers, pandas, parts, parquet.path
         )
+        for name, dtype in dtype_names(entries).items():
+            if dtype == "category" and name in columns:
+                columns[name] = _without_dictionary(columns[name])
         rewrite(
             parquet.file,
             parquet.path,
@@ -159,3 +166,14 @@ def _decrypt_file(
             add_rows,
             spelling_in(parquet.entries),
         )
+
+
+def _without_dictionary(column: Replacement) -> Replacement:
+    """Write a column that is categorical only in pandas' metadata as plain values, as its type in Arrow is.
+
+    fastparquet reads the codes of all row groups with the dictionary of the first one. Without a dictionary
+    it refuses the column, unless it is told to read no categories, instead of showing other values.
+    """
+    if pa.types.is_dictionary(column.field.type):
+        return column
+    return replace(column, settings={**column.settings, "use_dictionary": False})
