@@ -9,10 +9,18 @@ import kmsdata
 from tests.corpus.readers import same_values
 
 KEY = "local://demo"
+OLD = int(pa.__version__.split(".")[0]) < 20  # fewer types of Parquet; no null rows in fixed-size lists
+    int(pa.__version__.split(".")[0]) < 20
+)  # it has fewer types of Parquet, and reads no null fixed-size lists
+
+
+def not_in_parquet(frame):
+    """Fail if Parquet has the type of this column."""
+    assert OLD or str(frame["c"].dtype).startswith(("month_day_nano_interval", "run_end_encoded"))
 
 
 def arrays():
-    yield pa.array([[1, 2], None], pa.list_(pa.int64(), 2))
+    yield pa.array([[1, 2], [3, 4] if OLD else None], pa.list_(pa.int64(), 2))
     yield pa.array([b"ab", None], pa.binary(2))
     yield pa.array([b"a", None], pa.binary())
     yield pa.array([1, None], pa.decimal256(40, 0))
@@ -53,7 +61,8 @@ def test_files_of_frames(frame, column, tmp_path):
     try:
         frame.drop(columns=column).to_parquet(tmp_path / "plain.parquet")
     except pa.ArrowNotImplementedError:
-        pytest.skip("Parquet does not have this type")
+        not_in_parquet(frame)
+        return
     frame.kms.encrypt(column, key=KEY).kms.to_parquet(tmp_path / "a.parquet")
     back = kmsdata.read_parquet(tmp_path / "a.parquet", decrypt=True)
     if column == "c" or isinstance(back["c"].dtype, pd.ArrowDtype):  # pandas makes objects of some
@@ -66,7 +75,8 @@ def test_files_of_pandas(frame, column, tmp_path):
     try:
         frame.to_parquet(source)
     except pa.ArrowNotImplementedError:
-        pytest.skip("Parquet does not have this type")
+        not_in_parquet(frame)
+        return
     kmsdata.encrypt_parquet(source, sealed, column, key=KEY)
     assert kmsdata.verify(sealed).ok
     kmsdata.inspect(sealed)

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import uuid
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,6 +88,8 @@ def array(kind, values):
         return make.from_arrays(pa.array(offsets, width), array(kind.value_type, items), type=kind, mask=mask)
     if pa.types.is_dictionary(kind):
         return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    if pa.types.is_float16(kind):  # pyarrow 17 takes no floats of Python
+        values = [None if value is None else np.float16(value) for value in values]
     return pa.array(values, kind)
 
 
