@@ -10,8 +10,6 @@ from tests.corpus.readers import same_values
 
 KEY = "local://demo"
 OLD = int(pa.__version__.split(".")[0]) < 20  # fewer types of Parquet; no null rows in fixed-size lists
-    int(pa.__version__.split(".")[0]) < 20
-)  # it has fewer types of Parquet, and reads no null fixed-size lists
 
 
 def not_in_parquet(frame):
