@@ -26,6 +26,7 @@ __all__ = [
     "frame_attrs",
     "in_pandas_metadata",
     "index_columns",
+    "kept_entries",
     "pandas_attributes",
     "pandas_dtypes",
     "pandas_entries",
@@ -86,6 +87,12 @@ def in_pandas_metadata(
                 was = {key: entry.get(key) for key in ("pandas_type", "numpy_type", "metadata")}
                 entry |= {"pandas_type": "bytes", "numpy_type": "object", "metadata": None, "kmsdata": was}
     return _with_document(metadata, document)
+
+
+def kept_entries(metadata: Mapping[bytes, bytes] | None) -> set[Any]:
+    """Return the columns whose entry from before the encryption is kept in schema metadata."""
+    entries = _document(metadata).get("columns", [])
+    return {entry.get("field_name", entry.get("name")) for entry in entries if entry.get("kmsdata")}
 
 
 def pandas_entries(headers: Mapping[str, Header], keys: Mapping[bytes, DataKey]) -> dict[str, dict[str, Any]]:

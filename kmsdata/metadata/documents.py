@@ -159,6 +159,8 @@ def _geo_with(text: str | None, name: str, kept: Mapping[str, Any]) -> str:
         if name in names:
             return out
         order: list[str] = kept["order"]
+        # A column that was encrypted before this one knows the primary column from before both.
+        earlier = not set(names) <= set(order)
         here = order.index(name)
         after = [names.index(other) + 1 for other in order[:here] if other in names]
         before = [names.index(other) for other in order[here:] if other in names]
@@ -167,6 +169,8 @@ def _geo_with(text: str | None, name: str, kept: Mapping[str, Any]) -> str:
         names.insert(at, name)
         out = out[: start + 1] + ",".join(parts) + out[end - 1 :]
         primary = kept["primary"] if kept["primary"] in names else name if text is None else None
+        if earlier:
+            return out
         return out if primary is None else _geo_primary(out, primary)
     except (ValueError, RecursionError, IndexError):
         return text if text is not None else str(kept["rest"])

@@ -23,9 +23,10 @@ from kmsdata.errors import FormatError
 from kmsdata.parquet.footer import MAGIC, FileMetaData, bloom_filter_length, ending, page_range, read_metadata
 from kmsdata.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Struct, decode, encode, value
 
-__all__ = ["PART", "Replacement", "arrow_field", "arrow_schema", "arrow_view", "respelled", "rewrite"]
+__all__ = ["PART", "Replacement", "arrow_field", "arrow_schema", "arrow_view", "rewrite"]
 
 _SCHEMA = b"ARROW:schema"
+_FIELD_ID = b"PARQUET:field_id"
 _EXTENSION = (b"ARROW:extension:name", b"ARROW:extension:metadata")
 
 PART = 64 << 20  # bytes of a column that are encoded at once; a larger chunk has no dictionary
@@ -98,7 +99,6 @@ def rewrite(
     schema: pa.Schema,
     metadata: Mapping[bytes, bytes],
     done: Callable[[int], None],
-    spelled: bytes | None = None,
 ) -> int:
     """Write a copy of a Parquet file with some columns replaced.
 
@@ -113,8 +113,6 @@ def rewrite(
         metadata: key-value metadata of the result, whose Arrow schema is not used: the result has that of
             ``schema``, if the source has one. Without it, readers type plain columns by their Parquet types.
         done: called after each row group with its number of rows.
-        spelled: text of an Arrow schema, which is written if it says the same as that of the result: other
-            libraries encode equal schemas in other bytes.
 
     Returns:
         The size of the result, in bytes.
@@ -169,7 +167,7 @@ def rewrite(
     for old, chunk in moved:
         if 4 in old and 5 in old:
             _copy_offset_index(out, file, old, chunk, path)
-    entries = _entries(footer, replaced, schema, metadata, spelled, path)
+    entries = _entries(footer, replaced, schema, metadata, path)
     body = encode(_file(footer, replaced, blanks, places, groups, entries))
     _check(body, schema, path)
     out.write(ending(body))
@@ -235,7 +233,6 @@ def _entries(
     replaced: Mapping[str, Replacement],
     schema: pa.Schema,
     metadata: Mapping[bytes, bytes],
-    spelled: bytes | None,
     path: str,
 ) -> list[Struct]:
     """Return the key-value entries in their old order; a new one is before the one that follows it."""
@@ -249,8 +246,6 @@ def _entries(
         # with_metadata(None) would store an empty list of entries.
         arrow = arrow.with_metadata(schema.metadata) if schema.metadata else arrow.remove_metadata()
         after[_SCHEMA] = base64.b64encode(arrow.serialize().to_pybytes())
-        if spelled is not None and respelled(spelled) == after[_SCHEMA]:
-            after[_SCHEMA] = spelled
     out: list[Struct] = []
     for entry in value(footer.fields, 5, (STRUCT, []))[1]:
         key = value(entry, 1)
@@ -285,27 +280,21 @@ def arrow_schema(footer: FileMetaData, path: str) -> pa.Schema | None:
     return schema
 
 
-def respelled(text: bytes) -> bytes | None:
-    """Return the text of an Arrow schema as pyarrow writes it; None if it is none."""
-    try:
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
-    except (ValueError, pa.ArrowException, OSError):
-        return None
-    schema = schema if schema.metadata else schema.remove_metadata()  # some libraries store an empty list
-    return base64.b64encode(schema.serialize().to_pybytes())
-
-
-def arrow_field(stored: pa.Schema | None, shown: pa.Field, kind: pa.DataType) -> pa.Field:
+def arrow_field(
+    stored: pa.Schema | None, shown: pa.Field, kind: pa.DataType, *, encrypted: bool = False
+) -> pa.Field:
     """Return a column's field for the Arrow schema of a file, with another type and the same metadata.
 
     Args:
         stored: the Arrow schema that is stored in the file.
         shown: the field that Arrow shows.
         kind: the new type.
+        encrypted: leave out metadata except the field id: it may contain values, such as Polars' categories.
     """
     field = stored.field(shown.name) if stored is not None and shown.name in stored.names else shown
     # The metadata of an extension type that is not registered would contradict the new type.
-    rest = {key: text for key, text in (field.metadata or {}).items() if key not in _EXTENSION}
+    kept = [key for key in field.metadata or () if (key == _FIELD_ID if encrypted else key not in _EXTENSION)]
+    rest = {key: field.metadata[key] for key in kept}
     field = field.with_type(kind)
     return field.with_metadata(rest) if rest else field.remove_metadata()
 

@@ -237,6 +237,15 @@ def headers_in(
             concerned = [*headers, *lost] if failed is None else lost
             bad |= {name: located(error, where, path=path) for name in concerned}
             continue
+        for field in fields:
+            if field.name in recorded and field.name not in {*headers, *lost, *bad}:
+                bad[field.name] = FormatError(
+                    f"{path}: column {field.name!r} is {field.type}, but the file's 'kmsdata' entry says "
+                    "that it is encrypted: other software replaced it, and its values are not authenticated. "
+                    "Remove the column or the entry, or restore the file from a copy",
+                    path=path,
+                    column=field.name,
+                )
         for name in recorded.keys() & {*headers, *lost}:
             if headers.setdefault(name, recorded[name]).columns != recorded[name].columns:
                 bad[name] = FormatError(

@@ -735,12 +735,14 @@ def whole_folder(
         yield one
     except BaseException:
         with contextlib.suppress(Exception):
-            if not existed:
-                place.filesystem.delete_dir(place.path)
-        if existed:
             for target in new:
                 with contextlib.suppress(Exception):
                     _delete(target.filesystem, target.path)
+            everything = pafs.FileSelector(place.path, allow_not_found=True, recursive=True)
+            if not existed and all(
+                info.type == pafs.FileType.Directory for info in place.filesystem.get_file_info(everything)
+            ):
+                place.filesystem.delete_dir(place.path)
         raise
 
 
@@ -868,6 +870,10 @@ def _can_move(staging: Path, target: Path) -> bool:
 
 def _move_files(staging: Path, target: Path) -> None:
     """Move the files of a temporary folder into an existing one, by one rename per file."""
+    for folder, _, names in os.walk(staging):  # before the first is moved: all appear, or none
+        for name in names:
+            if (old := target / Path(folder).relative_to(staging) / name.removesuffix(_UNFINISHED)).is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a file cannot replace this folder", str(old))
     for folder, _, names in os.walk(staging):
         inside = target / Path(folder).relative_to(staging)
         if inside != target:

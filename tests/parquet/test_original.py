@@ -5,6 +5,7 @@ import datetime as dt
 import decimal
 import json
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -350,3 +351,88 @@ def test_files_of_geopandas_show_no_bounding_box(keystore, tmp_path, columns):
     kmsdata.decrypt_parquet(sealed, plain)
     assert footer_entries(plain) == footer_entries(source)
     assert geopandas.read_parquet(plain).equals(geopandas.read_parquet(source))
+
+
+def entry_of(path):
+    return pq.read_metadata(path).metadata
+
+
+@pytest.mark.newest
+def test_categories_of_polars_are_in_no_metadata(tmp_path):
+    import polars as pl
+
+    source, sealed, opened = (tmp_path / name for name in ("a.parquet", "b.parquet", "c.parquet"))
+    few = pl.Enum(["hiv", "tb", "flu"])
+    nested = pl.Series([["payroll dept"]] * 2, dtype=pl.List(pl.Enum(["payroll dept", "other dept"])))
+    frame = pl.DataFrame({"few": pl.Series(["tb", "flu"], dtype=few), "nested": nested, "k": [1, 2]})
+    frame.write_parquet(source)
+    kmsdata.encrypt_parquet(source, sealed, ["few", "nested"], key=KEY)
+    texts = b"".join(entry_of(sealed).values())
+    schema = base64.b64decode(entry_of(sealed)[b"ARROW:schema"])
+    for word in (b"hiv", b"payroll dept", b"other dept"):
+        assert word not in texts
+        assert word not in schema
+        assert word not in sealed.read_bytes()
+    kmsdata.decrypt_parquet(sealed, opened)
+    back = pl.read_parquet(opened)
+    assert back.schema == frame.schema
+    assert back.equals(frame)
+
+
+def test_each_file_keeps_its_pandas_dtypes(tmp_path):
+    (tmp_path / "in").mkdir()
+    frames = {
+        "a": pd.DataFrame({"a": [1, 2]}),
+        "b": pd.DataFrame({"a": pd.array([2**53 + 1, None], "Int64")}),
+    }
+    for name, frame in frames.items():
+        frame.to_parquet(tmp_path / "in" / f"{name}.parquet")
+    kmsdata.encrypt_parquet(tmp_path / "in", tmp_path / "out", "a", key=KEY)
+    kmsdata.decrypt_parquet(tmp_path / "out", tmp_path / "back")
+    for name, frame in frames.items():
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "back" / f"{name}.parquet"), frame)
+
+
+@pytest.mark.parametrize("order", [["g", "h"], ["h", "g"], None])
+def test_the_primary_column_comes_back_whatever_is_decrypted_first(order, tmp_path):
+    names = ["g", "h"]
+    geo = {"version": "1.0.0", "primary_column": "g", "columns": {n: {"encoding": "WKB"} for n in names}}
+    table = pa.table({n: [b"\x01\x02"] for n in names}).replace_schema_metadata({"geo": json.dumps(geo)})
+    files = [tmp_path / f"{k}.parquet" for k in range(6)]
+    pq.write_table(table, files[0])
+    kmsdata.encrypt_parquet(files[0], files[1], "g", key=KEY)
+    kmsdata.encrypt_parquet(files[1], files[2], "h", key=KEY)
+    steps = [None] if order is None else order
+    for number, columns in enumerate(steps, 2):
+        kmsdata.decrypt_parquet(files[number], files[number + 1], columns)
+    last = files[2 + len(steps)]
+    assert json.loads(entry_of(last)[b"geo"])["primary_column"] == "g"
+
+
+def test_a_column_that_the_entry_names_must_be_encrypted(tmp_path):
+    source, sealed, forged = (tmp_path / name for name in ("a.parquet", "b.parquet", "c.parquet"))
+    pq.write_table(pa.table({"a": ["1"], "b": ["2"]}), source, store_schema=False)
+    kmsdata.encrypt_parquet(source, sealed, ["a", "b"], key=KEY)
+    table = pq.read_table(sealed)
+    forged_table = table.set_column(1, "b", pa.array(["FORGED"]))
+    pq.write_table(forged_table, forged, store_schema=False)
+    with pq.ParquetWriter(forged, forged_table.schema.remove_metadata(), store_schema=False) as writer:
+        writer.write_table(forged_table.replace_schema_metadata(None))
+        writer.add_key_value_metadata({"kmsdata": table.schema.metadata[b"kmsdata"].decode()})
+    for action in (
+        lambda: kmsdata.read_parquet(forged, decrypt=True),
+        lambda: kmsdata.decrypt_parquet(forged, tmp_path / "d.parquet"),
+    ):
+        with pytest.raises(kmsdata.FormatError, match="says that it is encrypted"):
+            action()
+
+
+def test_a_folder_in_the_place_of_a_file_leaves_no_plaintext(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "z"):
+        pd.DataFrame({"a": ["secret"]}).to_parquet(tmp_path / "in" / f"{name}.parquet")
+    kmsdata.encrypt_parquet(tmp_path / "in", tmp_path / "out", "a", key=KEY)
+    (tmp_path / "back" / "z.parquet").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="cannot replace this folder"):
+        kmsdata.decrypt_parquet(tmp_path / "out", tmp_path / "back", overwrite=True)
+    assert [path.name for path in (tmp_path / "back").iterdir()] == ["z.parquet"]

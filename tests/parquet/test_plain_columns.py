@@ -143,7 +143,7 @@ def test_an_arrow_schema_changes_only_in_the_encrypted_columns(tmp_path):
     schemas = [pq.read_schema(path) for path in (source, sealed)]
     for name in ("plain", "cut"):
         assert schemas[0].field(name).equals(schemas[1].field(name), check_metadata=True)
-    assert schemas[1].field("secret").metadata == {b"note": b"kept too"}
+    assert not schemas[1].field("secret").metadata  # it may contain values, and comes back
     assert entries(back) == entries(source)
 
 
@@ -153,7 +153,7 @@ def test_extension_types_that_are_not_registered(tmp_path):
     field = pa.field("shape", pa.binary(), metadata=metadata)
     pq.write_table(pa.table([[b"a", None], [1, 2]], schema=pa.schema([field, ("n", pa.int64())])), source)
     sealed, _ = there_and_back(source, "shape", tmp_path)
-    assert pq.read_schema(sealed).field("shape").metadata == {b"own": b"x"}
+    assert not pq.read_schema(sealed).field("shape").metadata
     each_and_all(source, tmp_path)
 
 

@@ -204,19 +204,20 @@ def refuse_lost_timestamps(parquet: OpenParquet, group: int, name: str) -> None:
     """
     if not any(value(parquet.leaf_elements[leaf], 1) == _INT96 for leaf in parquet.leaves[name]):
         return
-    reader = pq.ParquetFile(parquet.file, pre_buffer=False, coerce_int96_timestamp_unit="ms")
-    for batch in reader.iter_batches(_MOST_ROWS, row_groups=[group], columns=[name], use_threads=False):
-        for values in _leaf_values(batch.column(0)):
-            if pa.types.is_timestamp(values.type) and len(values):
-                least, most = pc.min_max(values.cast(pa.int64())).values()
-                if least.is_valid and not -_MOST_MS <= least.as_py() <= most.as_py() <= _MOST_MS:
-                    raise UnsupportedTypeError(
-                        f"{parquet.path}: column {name!r} has INT96 timestamps before 1678 or after 2261, "
-                        "which Arrow cannot read exactly. Write the file with INT64 timestamps first (in "
-                        "Spark: spark.sql.parquet.outputTimestampType=TIMESTAMP_MICROS)",
-                        column=name,
-                        dtype="INT96",
-                    )
+    with _arrow_errors(parquet.path, name):
+        reader = pq.ParquetFile(parquet.file, pre_buffer=False, coerce_int96_timestamp_unit="ms")
+        for batch in reader.iter_batches(_MOST_ROWS, row_groups=[group], columns=[name], use_threads=False):
+            for values in _leaf_values(batch.column(0)):
+                if pa.types.is_timestamp(values.type) and len(values):
+                    least, most = pc.min_max(values.cast(pa.int64())).values()
+                    if least.is_valid and not -_MOST_MS <= least.as_py() <= most.as_py() <= _MOST_MS:
+                        raise UnsupportedTypeError(
+                            f"{parquet.path}: column {name!r} has INT96 timestamps before 1678 or after "
+                            "2261, which Arrow cannot read exactly. Write the file with INT64 timestamps "
+                            "first (in Spark: spark.sql.parquet.outputTimestampType=TIMESTAMP_MICROS)",
+                            column=name,
+                            dtype="INT96",
+                        )
 
 
 def _leaf_values(values: pa.Array) -> Iterator[pa.Array]:

@@ -66,7 +66,9 @@ def column_encryptors(plan: EncryptionPlan, data_key: DataKey) -> dict[str, Colu
         FormatError: a file whose categories cannot be read.
     """
     schema = plan.files[0].schema
-    dtypes = pandas_dtypes(schema)
+    # Files of one dataset may have other dtypes of pandas for the same type of Arrow: each keeps its entry.
+    every = [pandas_dtypes(one) for one in {id(file.schema): file.schema for file in plan.files}.values()]
+    dtypes = {name: dtype for name, dtype in every[0].items() if all(one.get(name) == dtype for one in every)}
     encryptors = {}
     for name, domain in plan.domains.items():
         kind = schema.field(name).type

@@ -25,7 +25,7 @@ from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.column_decryptor import ColumnDecryptor, column_decryptors, decrypted_group
 from kmsdata.parquet.bulk.estimate import decrypted_size
 from kmsdata.parquet.bulk.file_schema import decrypted_schema, original_entries
-from kmsdata.parquet.bulk.original.entry import opened, spelling_in
+from kmsdata.parquet.bulk.original.entry import opened
 from kmsdata.parquet.bulk.original.types import decrypted_column, types_in
 from kmsdata.parquet.bulk.plan import FilePlan, plan_decryption
 from kmsdata.parquet.bulk.target_files import open_targets
@@ -164,7 +164,6 @@ def _decrypt_file(
             schema,
             entries,
             add_rows,
-            spelling_in(parquet.entries),
         )
 
 

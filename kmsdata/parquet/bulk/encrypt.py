@@ -26,7 +26,7 @@ from kmsdata.parquet.bulk.column_encryptor import ColumnEncryptor, column_encryp
 from kmsdata.parquet.bulk.csv_reader import CsvFormat, Types, csv_batches
 from kmsdata.parquet.bulk.estimate import encrypted_size
 from kmsdata.parquet.bulk.file_schema import encrypted_schema, texts_beside
-from kmsdata.parquet.bulk.original.types import original_spelling, original_types
+from kmsdata.parquet.bulk.original.types import original_types
 from kmsdata.parquet.bulk.plan import FilePlan, plan_encryption
 from kmsdata.parquet.bulk.target_files import open_targets
 from kmsdata.parquet.column_chunks import PART, arrow_field, arrow_schema, rewrite
@@ -149,7 +149,7 @@ def _encrypt_parquet(
         stored = arrow_schema(parquet.footer, parquet.path)
         fields, shown = {}, {}
         for name, item in encryptors.items():
-            fields[name] = arrow_field(stored, parquet.schema.field(name), item.type)
+            fields[name] = arrow_field(stored, parquet.schema.field(name), item.type, encrypted=True)
             # Without an Arrow schema, readers see cells as bytes, and find the header in the entry.
             shown[name] = (
                 fields[name] if stored is not None else fields[name].with_type(item.type.storage_type)
@@ -163,7 +163,6 @@ def _encrypt_parquet(
             headers,
             data_keys,
             {name: item.members for name, item in originals.items()},
-            original_spelling(parquet.footer, parquet.path),
             parquet.path,
         )
         beside = texts_beside(schema, entries)

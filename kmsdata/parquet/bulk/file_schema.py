@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from kmsdata.errors import FormatError
-from kmsdata.frames.pandas_metadata import in_pandas_metadata, pandas_attributes, with_entries
+from kmsdata.frames.pandas_metadata import in_pandas_metadata, kept_entries, pandas_attributes, with_entries
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, file_text
 from kmsdata.metadata.documents import restored, without_columns
-from kmsdata.parquet.bulk.original.entry import ORIGINAL, seal, sealed_columns, spelling_in, with_sealed
+from kmsdata.parquet.bulk.original.entry import ORIGINAL, seal, sealed_columns, with_sealed
 
 __all__ = [
     "check_pandas_metadata",
@@ -33,7 +33,6 @@ def encrypted_schema(
     headers: Mapping[str, Header],
     data_keys: Mapping[str, DataKey],
     types: Mapping[str, Mapping[str, str]],
-    spelled: bytes | None = None,
     path: str = "",
 ) -> tuple[pa.Schema, dict[bytes, bytes]]:
     """Return the schema and the key-value metadata of a file after some of its columns were encrypted.
@@ -45,7 +44,6 @@ def encrypted_schema(
         headers: the headers of all columns that are encrypted in the result.
         data_keys: the data keys of the newly encrypted columns.
         types: the original types of these columns, to keep in the entry ``kmsdata.original``.
-        spelled: the text of the Arrow schema, to keep in this entry.
         path: the file's path, for errors.
 
     Raises:
@@ -61,7 +59,7 @@ def encrypted_schema(
         if members:
             sealed[name] = seal(name, members, data_key)
     # Sealed once: two copies of a part would differ. Tables that pyarrow reads have the one in the schema.
-    rest, inner = with_sealed(rest, sealed, spelled), with_sealed(inner, sealed)
+    rest, inner = with_sealed(rest, sealed), with_sealed(inner, sealed)
     rest, inner = (
         in_pandas_metadata(_with_headers(one, headers), list(data_keys)) or {} for one in (rest, inner)
     )
@@ -94,10 +92,13 @@ def decrypted_schema(
     """
     sealed = {name: part for name, part in _sealed(schema, entries, path).items() if name in headers}
     inner_parts = {name: members.get("schema", members) for name, members in parts.items()}
-    rest = restored(with_sealed(entries, sealed, spelling_in(entries) if headers else None), parts)
+    rest = restored(with_sealed(entries, sealed), parts)
     inner = restored(with_sealed(schema.metadata or {}, sealed), inner_parts)
     rest, inner = (
-        with_entries(in_pandas_metadata(_with_headers(one, headers), list(pandas), back=True) or {}, pandas)
+        with_entries(
+            in_pandas_metadata(_with_headers(one, headers), list(pandas), back=True) or {},
+            {name: entry for name, entry in pandas.items() if name not in kept_entries(one)},
+        )
         for one in (rest, inner)
     )
     return _with_fields(schema, fields).with_metadata(inner or None), rest

@@ -26,7 +26,6 @@ __all__ = [
     "opened_part",
     "seal",
     "sealed_columns",
-    "spelling_in",
     "with_sealed",
 ]
 
@@ -144,9 +143,8 @@ def sealed_columns(entries: Mapping[bytes, bytes], path: str) -> dict[str, Seale
         document = json.loads(text)
         columns: dict[str, Sealed] = document["columns"]
         fine = (
-            {"columns", "version"} <= document.keys() <= {"arrow", "columns", "version"}
+            document.keys() == {"columns", "version"}
             and document["version"] == 1
-            and isinstance(document.get("arrow", ""), str)
             and all(
                 item.keys() == {"data_key", "sealed"} and all(isinstance(part, str) for part in item.values())
                 for item in columns.values()
@@ -159,24 +157,9 @@ def sealed_columns(entries: Mapping[bytes, bytes], path: str) -> dict[str, Seale
     return columns
 
 
-def spelling_in(entries: Mapping[bytes, bytes]) -> bytes | None:
-    """Return the text of the Arrow schema from before the encryption, if pyarrow would write other bytes.
-
-    It is not authenticated: it is used only where it says the same as the schema that pyarrow would write.
-    """
-    try:
-        text = json.loads(entries.get(ORIGINAL, b"{}")).get("arrow")
-    except (ValueError, RecursionError, AttributeError):
-        return None
-    return text.encode() if isinstance(text, str) and text.isascii() else None
-
-
-def with_sealed(
-    entries: Mapping[bytes, bytes], columns: Mapping[str, Sealed], spelled: bytes | None = None
-) -> dict[bytes, bytes]:
+def with_sealed(entries: Mapping[bytes, bytes], columns: Mapping[str, Sealed]) -> dict[bytes, bytes]:
     """Return key-value metadata whose entry has these parts and no others; no entry if there are none."""
     out = {key: text for key, text in entries.items() if key != ORIGINAL}
-    if columns or spelled is not None:
-        arrow = {} if spelled is None else {"arrow": spelled.decode()}
-        out[ORIGINAL] = canonical({"columns": dict(columns), "version": 1, **arrow}).encode()
+    if columns:
+        out[ORIGINAL] = canonical({"columns": dict(columns), "version": 1}).encode()
     return out

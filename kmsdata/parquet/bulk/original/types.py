@@ -20,13 +20,13 @@ import pyarrow as pa
 
 from kmsdata.errors import UnsupportedTypeError
 from kmsdata.keys.envelope import base64_text
-from kmsdata.parquet.bulk.original.entry import malformed, spelling_in
-from kmsdata.parquet.column_chunks import Replacement, arrow_field, arrow_schema, arrow_view, respelled
+from kmsdata.parquet.bulk.original.entry import malformed
+from kmsdata.parquet.column_chunks import Replacement, arrow_field, arrow_schema, arrow_view
 from kmsdata.parquet.footer import FileMetaData
 from kmsdata.parquet.thrift import LIST, STRUCT, Struct, decode, encode, value
 from kmsdata.parquet.write import replacement
 
-__all__ = ["Original", "decrypted_column", "original_spelling", "original_types", "types_in"]
+__all__ = ["Original", "decrypted_column", "original_types", "types_in"]
 
 _VARIANT = 16  # the first logical type that Arrow does not have
 _INT32, _INT64, _BYTE_ARRAY, _FIXED = 1, 2, 6, 7  # physical types
@@ -91,21 +91,6 @@ def original_types(
     return found
 
 
-def original_spelling(footer: FileMetaData, path: str) -> bytes | None:
-    """Return the text of the Arrow schema from before the encryption, if pyarrow would write other bytes."""
-    stored = arrow_schema(footer, path)
-    text = footer.metadata.get(b"ARROW:schema")
-    # With headers or other metadata it would be a second copy of what must change with them.
-    if stored is not None and text is not None and not stored.metadata and not _has_header(stored):
-        return None if respelled(text) == text else text
-    return spelling_in(footer.metadata)
-
-
-def _has_header(schema: pa.Schema) -> bool:
-    """Return whether a part of an Arrow schema contains a header."""
-    return b"data_keys" in schema.serialize().to_pybytes()
-
-
 def _check_restored(original: Original, stored: pa.Schema | None, shown: pa.Field, path: str) -> None:
     """Refuse a column of a type that Arrow does not have, if it could not be restored."""
     logical = {next(iter(value(part, 10)), 0) for part in original.parquet if 10 in part}
@@ -128,7 +113,7 @@ def _original(elements: list[Struct], stored: pa.Schema | None, shown: pa.Field)
     field = b""
     if stored is not None and shown.name in stored.names:
         was = stored.field(shown.name)
-        if not was.equals(arrow_field(stored, shown, shown.type), check_metadata=True):
+        if not was.equals(arrow_field(stored, shown, shown.type, encrypted=True), check_metadata=True):
             field = pa.schema([was]).serialize().to_pybytes()
     # The field id of the column itself stays in the encrypted file.
     packed = _packed([{number: item for number, item in elements[0].items() if number != 9}, *elements[1:]])
