@@ -501,6 +501,27 @@ def memory():
     filesystem.pseudo_dirs[:] = [""]
 
 
+def test_an_error_removes_only_what_was_written(tmp_path, memory, monkeypatch):
+    """Another process may write to the same new folder of an object store meanwhile."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"k": [1], "s": ["x"]}), source / f"{name}.parquet")
+    usual, calls = encrypt.rewrite, []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            memory.pipe("/shared/other.parquet", b"not ours")
+            raise OSError(errno.EIO, "I/O error")
+        return usual(*arguments)
+
+    monkeypatch.setattr(encrypt, "rewrite", failing)
+    with pytest.raises(OSError, match="I/O error"):
+        kmsdata.encrypt_parquet(source, "memory://shared", "s", key="local://demo")
+    assert set(memory.store) == {"/shared/other.parquet"}
+
+
 def test_urls_and_filesystems(tmp_path, memory):
     source = dataset(tmp_path / "in")
     kmsdata.encrypt_parquet(source, "memory://sealed", **SECRETS)

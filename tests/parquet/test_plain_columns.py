@@ -15,7 +15,7 @@ from kmsdata.parquet.bulk.original import types
 from kmsdata.parquet.bulk.original.entry import ORIGINAL
 from kmsdata.parquet.column_chunks import MAGIC
 from kmsdata.parquet.footer import ending
-from kmsdata.parquet.thrift import BINARY, BOOL, I32, LIST, STRUCT, encode, value
+from kmsdata.parquet.thrift import BINARY, BOOL, I32, I64, LIST, STRUCT, encode, value
 from tests.parquet.footers import differences, entries, footer
 
 KEY = "local://demo"
@@ -459,3 +459,23 @@ def test_files_of_geopandas(tmp_path, schema_version):
     assert differences(source, back, ["name"]) == []
     assert geopandas.read_parquet(sealed, columns=["geometry"]).geometry.equals(points)
     assert geopandas.read_parquet(back).equals(geopandas.read_parquet(source))
+
+
+@pytest.mark.parametrize("created_by", [b"parquet-mr", b"parquet-mr version 1.2.8"])
+def test_sizes_without_the_header_of_the_dictionary(created_by, tmp_path):
+    """Old writers left it out; a copy of so few bytes would cut off the end of each plain column."""
+    source, sealed, back = (tmp_path / name for name in ("a.parquet", "b.parquet", "c.parquet"))
+    table = pa.table({"k": ["x", "y", "x"], "secret": ["1", "2", "1"], "t": ["ü", "v", "ü"]})
+    pq.write_table(table, source, store_schema=False, compression="none", write_statistics=False)
+    found = footer(source)
+    found.fields[6] = BINARY, created_by
+    for chunk in value(found.groups[0], 1)[1]:
+        meta = value(chunk, 3)
+        meta[9], meta[7] = meta.pop(11), (I64, value(meta, 7) - 15)
+    data = source.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    source.write_bytes(data[:start] + ending(encode(found.fields)))
+    kmsdata.encrypt_parquet(source, sealed, "secret", key=KEY)
+    kmsdata.decrypt_parquet(sealed, back)
+    assert pq.read_table(sealed, columns=["k", "t"]).equals(table.select(["k", "t"]))
+    assert pq.read_table(back).equals(table)

@@ -47,7 +47,7 @@ _INT96, _BYTE_ARRAY = 3, 6
 _MOST_MS = (1 << 63) // 1_000_000 - 1  # milliseconds that fit into 64 bits of nanoseconds
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # types of pages
 _DELTA_BYTE_ARRAY = 7
-_SHORT_SIZES = re.compile(rb"(?:parquet-mr(?: version (\d+)\.(\d+)\.(\d+))?|fastparquet-python)")
+_SHORT_SIZES = re.compile(rb"parquet-mr(?: version (\d+)\.(\d+)\.(\d+))?")
 _CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
@@ -145,10 +145,9 @@ def _refuse_what_arrow_refuses(file: pa.NativeFile, path: str) -> None:
 
 
 def _correct_sizes(file: pa.NativeFile, footer: FileMetaData) -> None:
-    """Correct the sizes of column chunks that leave out the header or the whole of the dictionary page.
+    """Correct the sizes of column chunks that leave out the header of the dictionary page.
 
-    parquet-mr before 1.2.9 and old versions of fastparquet write such sizes. Readers of these files read on
-    until they have all values, but a copy of so few bytes would cut off the end of a column.
+    parquet-mr before 1.2.9 wrote such sizes (PARQUET-816). Readers of these files read on until they have all values, but a copy of so few bytes would cut off the end of a column.
     """
     written_by = _SHORT_SIZES.match(value(footer.fields, 6, b""))
     if not written_by or (written_by[1] and tuple(map(int, written_by.groups())) >= (1, 2, 9)):
