@@ -147,7 +147,8 @@ def _refuse_what_arrow_refuses(file: pa.NativeFile, path: str) -> None:
 def _correct_sizes(file: pa.NativeFile, footer: FileMetaData) -> None:
     """Correct the sizes of column chunks that leave out the header of the dictionary page.
 
-    parquet-mr before 1.2.9 wrote such sizes (PARQUET-816). Readers of these files read on until they have all values, but a copy of so few bytes would cut off the end of a column.
+    parquet-mr before 1.2.9 wrote such sizes (PARQUET-816). Readers of these files read on until they have all
+    values, but a copy of so few bytes would cut off the end of a column.
     """
     written_by = _SHORT_SIZES.match(value(footer.fields, 6, b""))
     if not written_by or (written_by[1] and tuple(map(int, written_by.groups())) >= (1, 2, 9)):
