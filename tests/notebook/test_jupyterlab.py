@@ -180,7 +180,7 @@ class Notebook:
         """Wait for JupyterLab's autosave, which needs a change to a cell."""
         before = self.path.stat().st_mtime_ns
         self.command("notebook:insert-cell-below")
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while self.path.stat().st_mtime_ns == before:
             assert time.monotonic() < end, "JupyterLab did not save by itself"
             time.sleep(0.05)
