@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import re
 import uuid
 
 import numpy as np
@@ -16,6 +17,8 @@ import kmsdata
 from tests.corpus.readers import same_schema, same_values
 
 KEY = "local://demo"
+OLD = int(pa.__version__.split(".")[0]) < 20  # it has fewer types of Parquet
+LACKING = re.compile("_view")  # nested in lists of structs, pyarrow (26) does not write them
 BIG = 2**53 + 1  # a float cannot hold it
 EXACT = decimal.Decimal("12345.67")
 
@@ -141,7 +144,8 @@ def through(column, tmp_path, *, file=True):
         plain = pq.read_table(source)
         plain.validate(full=True)
     except (pa.ArrowException, OSError):
-        return  # Parquet, or this version of pyarrow, does not have the type
+        assert OLD or LACKING.search(pa.schema([("c", column.type)]).to_string()), column.type
+        return
     kmsdata.encrypt_parquet(source, sealed, ["c"], key=KEY, overwrite=True)
     assert kmsdata.verify(sealed).ok
     kmsdata.decrypt_parquet(sealed, opened, overwrite=True)

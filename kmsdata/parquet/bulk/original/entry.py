@@ -57,7 +57,8 @@ def opened(
 
     Raises:
         FormatError: the entry is malformed.
-        TamperedError: the part of a column was changed, or moved here from another column or file.
+        TamperedError: the part of a column was changed, or moved here from another column. A part of the
+            same column and data key from another file is not noticed (see SECURITY.md).
     """
     found = {}
     for name, item in sealed_columns(entries, path).items():
