@@ -11,6 +11,7 @@ from kmsdata.api.attach import attach
 from kmsdata.api.inspection import inspect
 from kmsdata.api.rewrap import rewrap_frame
 from kmsdata.display.inspection import Inspection
+from kmsdata.errors import CallerTypeError, CallerValueError
 from kmsdata.frames.arguments import Chooser, Columns, chosen_names, column_names, matching_names
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns
 from kmsdata.frames.frame import decrypt_frame, encrypt_frame
@@ -84,7 +85,7 @@ class FrameAccessor:
         names = self._frame.columns
         if regex is not None:
             if callable(columns) or column_names(columns):
-                raise ValueError("columns and regex= were both passed. Pass one of them")
+                raise CallerValueError("columns and regex= were both passed. Pass one of them")
             columns = matching_names(names, regex)
         return encrypt_frame(
             self._frame,
@@ -324,7 +325,7 @@ class SeriesAccessor:
         """
         name = self._series.name
         if not isinstance(name, str):
-            raise TypeError(
+            raise CallerTypeError(
                 "the series needs a name that is text: its key is derived from the name. Call series.rename()"
             )
         frame = encrypt_frame(

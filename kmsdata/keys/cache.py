@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from kmsdata.errors import KmsDataError
+from kmsdata.errors import CallerValueError, KmsDataError
 from kmsdata.keys.data_key import DataKey, Secret
 from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.usage import count
@@ -120,7 +120,7 @@ class KeyCache(Secret):
     ) -> None:
         for limit in (age, uses, number, reuse_age, reuse_cells):
             if limit is not None and not limit >= 0:
-                raise ValueError("a limit of the KeyCache is negative: limits must be 0 or more")
+                raise CallerValueError("a limit of the KeyCache is negative: limits must be 0 or more")
         self.age, self.uses, self.number = age, uses, number
         self.reuse_age, self.reuse_cells = reuse_age, 1 << 32 if reuse_cells is None else reuse_cells
         # A forked process has only one thread, so work that other threads had begun would never end there.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, TypeAlias
 
-from kmsdata.errors import CredentialsError, FormatError, KeyNotFoundError
+from kmsdata.errors import CallerTypeError, CallerValueError, CredentialsError, FormatError, KeyNotFoundError
 from kmsdata.keys.cache import KeyCache, forget_keys
 from kmsdata.keys.data_key import DataKey, KeyProvider
 from kmsdata.keys.envelope import DataKeyRecord, Wrap
@@ -101,7 +101,7 @@ def use(key_or_provider: str | KeyProvider | KeyCache) -> None:
     """
     global _process
     if _begins_with_block(sys._getframe().f_back):
-        raise TypeError(
+        raise CallerTypeError(
             "kmsdata.use() is a statement: it sets the default of the whole process, also for other threads. "
             "Write 'with kmsdata.using(...):' for a block. Nothing was changed"
         )
@@ -182,7 +182,7 @@ def _change(caller: str, key_or_provider: object) -> _State:
         return _State(cache=key_or_provider)
     if isinstance(key_or_provider, KeyProvider):
         return _State(providers=(key_or_provider,))
-    raise TypeError(
+    raise CallerTypeError(
         f"{caller}() takes a key URI such as 'local://demo', a KeyCache, or a provider with scheme, "
         "generate_data_key, unwrap and wrap"
     )
@@ -316,12 +316,12 @@ def new_data_key(
     given = pairs(context)
     if isinstance(key, DataKey):
         if context is not None and tuple(sorted(given.items())) != key.context:
-            raise ValueError("this data key was generated with another context. Leave context= out")
+            raise CallerValueError("this data key was generated with another context. Leave context= out")
         return key
     uris = _uris(key)
     if not uris:
         _require_answer()
-        raise ValueError(
+        raise CallerValueError(
             "no key was given. Pass key='local://demo' (or tencent-kms://...), call "
             "kmsdata.use('local://demo'), or set KMSDATA_KEY"
         )
@@ -374,9 +374,9 @@ def pairs(context: object) -> dict[str, str]:
     if context is None:
         return {}
     if not isinstance(context, Mapping):
-        raise TypeError(f"context= takes a mapping of text to text, not {type(context).__name__}")
+        raise CallerTypeError(f"context= takes a mapping of text to text, not {type(context).__name__}")
     if not all(isinstance(part, str) for pair in context.items() for part in pair):
-        raise TypeError("context= takes a mapping of text to text: a name or a value in it is not text")
+        raise CallerTypeError("context= takes a mapping of text to text: a name or a value in it is not text")
     return dict(context)
 
 
@@ -385,7 +385,7 @@ def key_list(key: str | Iterable[str]) -> list[str]:
     if isinstance(key, str):
         return [key]
     if isinstance(key, (bytes, bytearray, memoryview, Mapping)) or not isinstance(key, Iterable):
-        raise TypeError(
+        raise CallerTypeError(
             "key= takes the URI of a master key, such as 'local://demo', several URIs, a DataKey, or "
             f"encrypted data whose data key to use, not {type(key).__name__}"
         )
@@ -398,7 +398,7 @@ def _uris(key: str | Iterable[str] | None) -> list[str]:
         return [] if session is None else [session]
     uris = key_list(key)
     if not uris:
-        raise ValueError("key= is an empty list. Name at least one key, or leave it out")
+        raise CallerValueError("key= is an empty list. Name at least one key, or leave it out")
     for uri in uris:
         parse_key(uri)
     return uris

@@ -17,11 +17,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kmsdata.display.ipython import in_notebook
-from kmsdata.errors import (
-    KeyAccessError,
-    KeyNotFoundError,
-    KeyServiceError,
-)
+from kmsdata.errors import CallerTypeError, KeyAccessError, KeyNotFoundError, KeyServiceError
 from kmsdata.keys.data_key import DataKey, Hidden, random_bytes
 from kmsdata.keys.envelope import Wrap, base64_bytes, base64_text, canonical
 from kmsdata.keys.key_uri import parse_key
@@ -64,9 +60,9 @@ class LocalKeystore:
         secret, is_text = hidden_text(passphrase), passphrase is None or isinstance(passphrase, str)
         del passphrase  # so that no frame of an error shows it
         if not is_text:
-            raise TypeError("passphrase= takes text")
+            raise CallerTypeError("passphrase= takes text")
         if create not in (None, True, False):
-            raise TypeError(f"create= takes True, False or None, not {type(create).__name__}")
+            raise CallerTypeError(f"create= takes True, False or None, not {type(create).__name__}")
         self._create = create
         default = Path(platformdirs.user_data_dir("kmsdata", appauthor=False)) / "keystore.json"
         self.path = Path(path or os.environ.get("KMSDATA_KEYSTORE") or default).expanduser()
@@ -76,7 +72,7 @@ class LocalKeystore:
         return f"<LocalKeystore {getattr(self, '_file', '')}>"  # in the frames of an error of __init__
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             "a LocalKeystore cannot be pickled: it may have a passphrase. Open it by its path in the other "
             "process"
         )

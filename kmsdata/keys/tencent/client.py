@@ -9,7 +9,13 @@ from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Self
 
-from kmsdata.errors import KeyAccessError, KeyNotFoundError, KeyServiceError
+from kmsdata.errors import (
+    CallerTypeError,
+    CallerValueError,
+    KeyAccessError,
+    KeyNotFoundError,
+    KeyServiceError,
+)
 from kmsdata.keys.data_key import DataKey, Hidden
 from kmsdata.keys.envelope import Wrap, base64_bytes, base64_text, canonical
 from kmsdata.keys.fork_lock import Lock
@@ -74,14 +80,14 @@ class TencentKMS:
         # From here on, no frame of an error shows the SecretKey.
         given, credential = held(credential), None
         if given is False:
-            raise TypeError(
+            raise CallerTypeError(
                 "credential= takes (SecretId, SecretKey), (SecretId, SecretKey, token), or a credential of "
                 "the official SDK"
             )
         if not isinstance(region, str) or not _REGION.fullmatch(region):
-            raise ValueError("region= must be the name of a region, such as 'ap-guangzhou'")
+            raise CallerValueError("region= must be the name of a region, such as 'ap-guangzhou'")
         if not timeout > 0 or retries < 0:
-            raise ValueError("timeout= must be more than 0 seconds, and retries= 0 or more")
+            raise CallerValueError("timeout= must be more than 0 seconds, and retries= 0 or more")
         self.region = region
         where = Endpoint.parse(
             endpoint or os.environ.get("KMSDATA_TENCENT_ENDPOINT") or "kms.tencentcloudapi.com"
@@ -99,7 +105,7 @@ class TencentKMS:
         return f"<TencentKMS {self.region} at {self.endpoint}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             "a TencentKMS cannot be pickled: it has credentials. Create one in the other process, from its "
             "own environment, profile or role"
         )
@@ -252,7 +258,7 @@ class TencentKMS:
     def enable_rotation(self, key: str, days: int = 365) -> None:
         """Rotate a key automatically, every 7 to 365 days."""
         if not 7 <= days <= 365:
-            raise ValueError("the days between rotations must be 7 to 365")
+            raise CallerValueError("the days between rotations must be 7 to 365")
         self._manage("EnableKeyRotation", key, RotateDays=days)
 
     def disable_rotation(self, key: str) -> None:
