@@ -89,7 +89,7 @@ def export_keyset(source: Encrypted | FilePath, column: str, *, key: Key | Encry
         >>> import pandas as pd, kmsdata
         >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
         >>> kmsdata.export_keyset(enc, "age")
-        <Keyset>
+        <Keyset of 1 AES-256-GCM key>
     """
     headers = _headers(source, column)
     if column not in headers:

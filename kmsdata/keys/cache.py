@@ -138,6 +138,16 @@ class KeyCache(Secret):
         """Return the key that was unwrapped for ``by``, or what ``load`` returns; None is not cached."""
         return self._get(("unwrapped", by), self.age, self.uses, 1, load) if self.age else load()
 
+    def _has(self, by: Hashable) -> bool:
+        """Return whether the key that was unwrapped for ``by`` is cached. This is not counted as a use."""
+        with self._lock:
+            entry = self._entries.get(("unwrapped", by))
+            return (
+                entry is not None
+                and time.monotonic() < entry.end
+                and (self.uses is None or entry.used < self.uses)
+            )
+
     def generated(self, by: Hashable, cells: int, make: Callable[[], DataKey]) -> DataKey:
         """Return a data key that may encrypt this many cells: the one shared for ``by``, or a new one."""
         shared = None

@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from kmsdata.display.panel import Panel, shows_panel
+from kmsdata.display.tables import Call, Fact
 from kmsdata.errors import CallerTypeError, CallerValueError
 from kmsdata.keys.envelope import ColumnHeader, DataKeyRecord, Wrap
 from kmsdata.keys.fork_lock import Lock
@@ -121,6 +123,7 @@ class _CellCounts:
 _cell_counts = _CellCounts()
 
 
+@shows_panel
 class DataKey(Secret):
     """A plaintext data key with its wrapped keys, as returned by a KMS's GenerateDataKey.
 
@@ -234,6 +237,21 @@ class DataKey(Secret):
     def __repr__(self) -> str:
         keys = ", ".join(wrap.key for wrap in self.wraps)
         return f"<DataKey {self.commitment.hex()[:8]} under {keys}>"
+
+    def _panel(self) -> Panel:
+        context = ", ".join(f"{name}={text}" for name, text in self.context)
+        return Panel(
+            f"data key {self.commitment.hex()[:8]}",
+            [
+                *(Fact("opened by", wrap.key) for wrap in self.wraps),
+                *([Fact("context", context)] if context else []),
+            ],
+            calls=[
+                Call("df.kms.encrypt(columns, key=data_key)", "encrypt frames that can be joined"),
+                Call("df.kms.decrypt(key=data_key)", "decrypt without a KMS call"),
+            ],
+            notes=["The key itself is never displayed or pickled."],
+        )
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from kmsdata.errors import CallerTypeError, CallerValueError, CredentialsError, FormatError, KeyNotFoundError
 from kmsdata.keys.cache import KeyCache, forget_keys
@@ -25,11 +25,13 @@ from kmsdata.keys.tencent.client import TencentKMS
 from kmsdata.keys.usage import count
 
 __all__ = [
+    "Access",
     "Key",
     "forget",
     "from_cache",
     "hold",
     "key_list",
+    "known_access",
     "new_data_key",
     "pairs",
     "provider_of",
@@ -363,6 +365,44 @@ def from_cache(provider: KeyProvider, by: Hashable, load: Callable[[], DataKey |
     if isinstance(provider, LocalKeystore):
         return load()
     return _cache_in_force().unwrapped((_held_by(provider), by), load)
+
+
+class Access(NamedTuple):
+    """Whether this session can unwrap a data key, as far as it is known without a KMS call.
+
+    Attributes:
+        state: ``"can be opened"``, ``"cannot be opened"``, or ``"not known"``: the KMS decides.
+        why: the reason.
+        key: the URI that ``key=`` must name, if the session does not allow it otherwise.
+        region: the region to sign in to, if no credentials were looked for so far.
+    """
+
+    state: str
+    why: str
+    key: str = ""
+    region: str = ""
+
+
+def known_access(wrap: Wrap, context: tuple[tuple[str, str], ...]) -> Access:
+    """Return whether a wrapped key can be unwrapped here. Makes no KMS call.
+
+    Raises:
+        KmsDataError: it cannot: no provider, a login form that is not answered, a local key that is missing.
+    """
+    provider = provider_of(wrap.key)
+    if isinstance(provider, LocalKeystore):
+        return Access(*provider._access(wrap.wrapped, wrap.key))
+    if not isinstance(provider, TencentKMS):
+        return Access("not known", f"the provider of {provider.scheme}:// keys decides when it is called")
+    if (account := provider._account_so_far) is None:
+        return Access(
+            "not known",
+            "KMS decides when it is called; no credentials were looked for so far",
+            region=provider.region,
+        )
+    if _cache_in_force()._has((_held_by(provider), (wrap, context))):
+        return Access("can be opened", "its data key is in the cache, so no KMS call is needed")
+    return Access("not known", f"KMS decides when it is called, for {account} in {provider.region}")
 
 
 def _cache_in_force() -> KeyCache:

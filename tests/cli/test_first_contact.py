@@ -279,7 +279,7 @@ def test_an_endpoint_of_this_machine_without_scheme():
 
 def test_a_new_key_is_compared_with_the_others(capsys):
     kmsdata.LocalKeystore().create_key("payrol")
-    assert "There was already local://payroll." in capsys.readouterr().err
+    assert "similar keys  local://payroll\n" in capsys.readouterr().err
 
 
 @pytest.mark.newest

@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Self
 
+from kmsdata.display.panel import KeyList
 from kmsdata.errors import (
     CallerTypeError,
     CallerValueError,
@@ -134,6 +135,12 @@ class TencentKMS:
         """Identifies the credential: caches keep unwrapped keys separately for each."""
         return self._credentials.identity
 
+    @property
+    def _account_so_far(self) -> str | None:
+        """The credentials in use, for display; None if none were looked for so far. Never looks for them."""
+        source = self._credentials.source
+        return None if source is None else f"{self._credentials.masked_so_far} ({source})"
+
     # The three calls of a KeyProvider.
 
     def generate_data_key(self, key: str, context: Mapping[str, str]) -> DataKey:
@@ -232,7 +239,7 @@ class TencentKMS:
 
     def list_keys(self) -> list[dict[str, str]]:
         """List the keys of the region: ``key`` (URI), ``alias``, ``state``, ``created`` and ``rotation``."""
-        return [self._about(item) for item in self._details("")]
+        return KeyList(map(self._about, self._details("")), f"{self.region} at {self.endpoint}")
 
     def describe_key(self, key: str) -> dict[str, str]:
         """Describe one key, by KeyId or alias, as `list_keys` does."""
