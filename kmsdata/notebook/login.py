@@ -39,7 +39,7 @@ def login(
     The form does not block the cell. Until it is filled in, calls that need a key raise `CredentialsError`,
     which stops a run of all cells. ``kms = await kmsdata.login()`` waits instead (ipykernel 7.0 and newer);
     the same line works when no form is needed. Without anywidget (``pip install "kmsdata[notebook]"``) the
-    notebook asks like a terminal. Each call makes a form of its own; running the cell again keeps the
+    notebook asks like a terminal. Each call shows a new form; running the cell again keeps the
     connection.
 
     Args:

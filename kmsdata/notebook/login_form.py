@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, NoReturn
 
 import anywidget
 import traitlets
@@ -104,6 +104,9 @@ class LoginForm(anywidget.AnyWidget):
             else f"connected to {self.provider!r}"
         )
         return f"<kmsdata.login: {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("the login form cannot be pickled: what is typed into it stays in this process")
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle, metadata = super()._repr_mimebundle_() or ({}, {})
