@@ -51,7 +51,7 @@ function kernelLink(model, id, changed) {
   async function connected() {
     try {
       const whole = await model.widget_manager.get_model(id);
-      return whole.comm !== undefined;
+      return typeof whole.comm_live !== "boolean" || whole.comm !== undefined; // marimo's models have no comm_live
     } catch {
       return true; // this front end does not say
     }

@@ -1,18 +1,25 @@
 // Tell light from dark by the colour that is really behind the widget: every front end has its own way to say it.
 
-function backgroundOf(element) {
+/** Return [red, green, blue, alpha], each 0 to 255: themes write colours as rgb, oklch, lab and more. */
+function channels(colour) {
+  const pixel = new OffscreenCanvas(1, 1).getContext("2d");
+  pixel.fillStyle = colour;
+  pixel.fillRect(0, 0, 1, 1);
+  return pixel.getImageData(0, 0, 1, 1).data;
+}
+
+function isDark(element) {
   for (let at = element; at; at = at.parentElement ?? at.getRootNode().host) {
-    const found = getComputedStyle(at).backgroundColor.match(/[\d.]+/g)?.map(Number);
-    if (found && found.length >= 3 && (found[3] ?? 1) > 0.5) return found;
+    const [red, green, blue, alpha] = channels(getComputedStyle(at).backgroundColor);
+    if (alpha > 127) return 0.299 * red + 0.587 * green + 0.114 * blue < 128;
   }
-  return [255, 255, 255];
+  return getComputedStyle(document.documentElement).colorScheme.startsWith("dark");
 }
 
 /** Set the element's `color-scheme`, now and after each change of the theme; return a function that ends it. */
 function followTheme(element) {
   function apply() {
-    const [red, green, blue] = backgroundOf(element.parentElement ?? element);
-    element.style.colorScheme = 0.299 * red + 0.587 * green + 0.114 * blue < 128 ? "dark" : "light";
+    element.style.colorScheme = isDark(element.parentElement ?? element.getRootNode().host) ? "dark" : "light";
   }
   const watcher = new MutationObserver(() => requestAnimationFrame(apply));
   for (const root of [document.documentElement, document.body]) watcher.observe(root, { attributes: true });
