@@ -735,6 +735,13 @@ def test_a_block_without_ipython(monkeypatch):
     assert kmsdata.KmsDataError("no")._render_traceback_() == ["kmsdata.KmsDataError: no\n"]
 
 
+def test_load_ext_is_a_friendly_no_op(ran):
+    first, second = ran("%load_ext kmsdata"), ran("%load_ext kmsdata\nprint('on')")
+    assert first.startswith("kmsdata needs no extension: 'import kmsdata' adds df.kms.")
+    assert "rror" not in first + second
+    assert second.endswith("on\n")
+
+
 PLAINTEXT = "Grace-Hopper-1906"
 
 
