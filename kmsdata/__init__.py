@@ -101,6 +101,13 @@ def __dir__() -> list[str]:
     return list(__all__)
 
 
+def load_ipython_extension(_: object) -> None:
+    """Answer ``%load_ext kmsdata``, which is not needed."""
+    print(
+        "kmsdata needs no extension: 'import kmsdata' adds df.kms. Next: kmsdata.login(), or key='local://demo'"
+    )
+
+
 try:
     pa.register_extension_type(EncryptedType(pa.binary(), EncryptedDtype("")))
 except pa.ArrowKeyError:  # the module was reloaded: Arrow's registry still has the old class

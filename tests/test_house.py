@@ -37,7 +37,9 @@ LAW = {
     },
     "parquet.bulk.original": {"parquet", "keys"},
     "api": {"parquet", "parquet.bulk", "frames", "keys", "codec", "ciphers", "display", "atomic_files"},
-    "notebook": {"keys", "keys.local", "keys.tencent", "display"},  # a form makes providers
+    "notebook.browser": set(),
+    # A form makes providers.
+    "notebook": {"notebook.browser", "keys", "keys.local", "keys.tencent", "display"},
     "emulator": {"keys.data_key", "atomic_files"},
 }
 # What single files may import beyond that.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
-__all__ = ["cell_number", "in_notebook", "show", "show_bundle", "takes_input"]
+__all__ = ["cell_number", "in_marimo", "in_notebook", "in_voila", "show", "show_bundle", "takes_input"]
 
 
 def _shell() -> Any:
@@ -22,6 +23,17 @@ def _kernel() -> Any:
 def in_notebook() -> bool:
     """Return whether this runs in a kernel, whose output can be HTML."""
     return _kernel() is not None
+
+
+def in_marimo() -> bool:
+    """Return whether this runs in a marimo notebook that a page shows, not in a script."""
+    marimo = sys.modules.get("marimo")
+    return marimo is not None and bool(marimo.running_in_notebook())
+
+
+def in_voila() -> bool:
+    """Return whether Voila runs this kernel: a page shows its widgets, but it answers no questions."""
+    return in_notebook() and os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
 
 
 def takes_input() -> bool:

@@ -30,6 +30,7 @@ __all__ = [
     "forget",
     "from_cache",
     "hold",
+    "in_use",
     "key_list",
     "known_access",
     "new_data_key",
@@ -229,6 +230,11 @@ def _require_answer() -> None:
     # The provider of a block is an answer, for this block.
     if _held and not any(p.scheme == "tencent-kms" for block in _blocks.get() for p in block.providers):
         raise CredentialsError(_held[0], provider="tencent-kms", operation="login", code="NotAnswered")
+
+
+def in_use(provider: KeyProvider) -> bool:
+    """Return whether the session uses this provider."""
+    return any(used is provider for used in _current().providers)
 
 
 def session_key() -> str | None:

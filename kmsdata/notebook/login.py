@@ -9,7 +9,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, NoReturn
 
-from kmsdata.display.ipython import in_notebook, takes_input
+from kmsdata.display.ipython import in_marimo, in_notebook, in_voila, takes_input
 from kmsdata.errors import CredentialsError
 from kmsdata.keys.data_key import Secret
 from kmsdata.keys.key_uri import parse_key
@@ -24,7 +24,11 @@ __all__ = ["login"]
 
 
 def login(
-    *, region: str | None = None, key: str | None = None, endpoint: str | None = None
+    *,
+    region: str | None = None,
+    key: str | None = None,
+    endpoint: str | None = None,
+    form: bool | None = None,
 ) -> TencentKMS | LoginForm:
     """Sign in to Tencent Cloud KMS for this process.
 
@@ -34,14 +38,18 @@ def login(
 
     The form does not block the cell. Until it is filled in, calls that need a key raise `CredentialsError`,
     which stops a run of all cells. ``kms = await kmsdata.login()`` waits instead (ipykernel 7.0 and newer);
-    the same line works when no form is needed. Without ipywidgets (``pip install "kmsdata[notebook]"``) the
-    notebook asks like a terminal.
+    the same line works when no form is needed. Without anywidget (``pip install "kmsdata[notebook]"``) the
+    notebook asks like a terminal. Each call shows a new form; running the cell again keeps the
+    connection.
 
     Args:
         region: such as ``"ap-guangzhou"``; None: the region of ``key`` or of the session's key, otherwise
             ``TENCENTCLOUD_REGION``; without these the user is asked.
         key: URI of the master key for calls without ``key=``, as with `kmsdata.use`.
         endpoint: as in `kmsdata.TencentKMS`.
+        form: True: show the form, even where credentials are configured (as a choice) and where the front end
+            is not recognised; False: ask with text prompts; None: a form in JupyterLab, Notebook, VS Code,
+            Colab, Voila and marimo, if credentials must be asked for.
 
     Returns:
         The provider, which the session uses from now on. If a form is needed, the form; ``await`` returns its
@@ -51,6 +59,7 @@ def login(
         CredentialsError: there are no credentials and no user to ask, or they were refused.
         ValueError: there is no region and no user to ask, or the region is not that of ``key``.
         KeyServiceError: KMS did not answer.
+        ImportError: ``form=True``, and anywidget is not installed.
 
     Example:
         >>> import kmsdata
@@ -61,17 +70,19 @@ def login(
     region = _region(region, key)
     kms = None if region is None else TencentKMS(region, endpoint=endpoint)
     found = None if kms is None else _account(kms)
-    if kms is None or found is None:
+    if kms is None or found is None or form:
         if region is None:  # the credentials do not depend on the region, so any region will do
             found = _account(TencentKMS("ap-guangzhou", endpoint=endpoint))
-        if not _somebody():
-            _nobody(found)
-        if in_notebook():
-            if importlib.util.find_spec("ipywidgets") is not None:
-                from kmsdata.notebook.login_form import LoginForm
+        if form or (form is None and _form_possible()):
+            if not _installed():
+                raise ImportError('kmsdata.login(form=True) needs anywidget: pip install "kmsdata[notebook]"')
+            from kmsdata.notebook.login_form import LoginForm
 
-                return LoginForm.shown(region=region, key=key, endpoint=endpoint, found=found)
-            print('To get a form instead of these questions: pip install "kmsdata[notebook]"')
+            login_form = LoginForm(region=region, key=key, endpoint=endpoint, found=found)
+            login_form.display()
+            return login_form
+        if not _can_ask():
+            _no_user(found)
         while not region:
             region = input("Region (such as ap-guangzhou): ").strip()
         kms = TencentKMS(region, endpoint=endpoint)  # raises for a wrong region before secrets are typed
@@ -112,14 +123,30 @@ def _account(kms: TencentKMS) -> str | None:
         return None
 
 
-def _somebody() -> bool:
+def _installed() -> bool:
+    """Return whether the packages of the form are there, without importing them."""
+    # cryptography 47 is the first with HPKE, which the form's messages are encrypted with.
+    names = ("anywidget", "ipywidgets", "cryptography.hazmat.primitives.hpke")
+    return all(importlib.util.find_spec(name) is not None for name in names)
+
+
+def _form_possible() -> bool:
+    """Return whether there is a page that can show the form, and a user to fill it in."""
+    page = in_marimo() or in_voila() or (in_notebook() and takes_input())
+    if page and not _installed():
+        print('To get a form instead of these questions: pip install "kmsdata[notebook]"')
+        return False
+    return page
+
+
+def _can_ask() -> bool:
     """Return whether a user can be asked: not in cells that nbconvert, nbclient or papermill run."""
     if in_notebook():
         return takes_input()
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def _nobody(found: str | None) -> NoReturn:
+def _no_user(found: str | None) -> NoReturn:
     if found is not None:
         raise ValueError("no region: pass region=, such as region='ap-guangzhou', or set TENCENTCLOUD_REGION")
     raise CredentialsError(

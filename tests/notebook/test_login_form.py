@@ -1,6 +1,7 @@
 """The form of `kmsdata.login` in this process, errors in IPython, and login in a real kernel."""
 
 import asyncio
+import base64
 import copy
 import io
 import json
@@ -27,7 +28,8 @@ from kmsdata.keys.tencent import transport as service  # noqa: E402
 from kmsdata.notebook import login as sign_in  # noqa: E402
 from kmsdata.notebook import login_form as widgets  # noqa: E402
 from kmsdata.notebook.login_form import LoginForm  # noqa: E402
-from kmsdata.notebook.password_field import WipingPassword  # noqa: E402
+from kmsdata.notebook.regions import REGIONS  # noqa: E402
+from kmsdata.notebook.sealed_message import INFO, SECRETS, Recipient, Typed  # noqa: E402
 
 REGION = "ap-guangzhou"
 SECRET = "hV7cX2mQ9tLr4zBn8KpWs3YdJg6FaE1u"
@@ -42,8 +44,7 @@ def nothing_around(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(credentials, "_METADATA", "http://127.0.0.1:9/")
     monkeypatch.setattr(service, "_PAUSE", 0.01)
-    monkeypatch.setattr(widgets, "_LATE", 0.05)
-    monkeypatch.setattr(widgets, "_of_process", [])
+    monkeypatch.setattr(widgets, "_signed_in", [])
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def sent(monkeypatch):
     messages = []
 
     def send(widget, message, buffers=None):
-        messages.append((widget, copy.deepcopy(message)))
+        messages.append((copy.deepcopy(message), [bytes(buffer) for buffer in buffers or []]))
 
     monkeypatch.setattr(w.Widget, "_send", send)
     return messages
@@ -79,26 +80,72 @@ def form(emulator):
     return LoginForm(endpoint=emulator.url)
 
 
-def types_in(field, text):
-    """Send what a browser sends when the cursor leaves the field."""
-    field.set_state({"value": text})
+class Page:
+    """The page of a form: what a browser would send, and what the form shows."""
+
+    def __init__(self, form, *, secure=True):
+        self.form, self.secure, self.number, self.answers = form, secure, 0, []
+        form.send = self.answers.append  # custom messages to the page
+        self.fields = {"endpoint": form.view["endpoint"], "region": form.view["region"]}
+
+    def send(self, content, message=None):
+        self.number += 1
+        whole = {"link": "1-2", "number": self.number, **content}
+        self.form._handle_custom_msg(whole, [] if message is None else [memoryview(message)])
+        assert self.answers[-1] == {"type": "answer", "link": "1-2", "number": self.number}
+
+    def connect(self, service="tencent", **typed):
+        """Press Connect; return the status when the attempt has ended."""
+        self.start(service, **typed)
+        return self.end()
+
+    def start(self, service="tencent", **typed):
+        message = json.dumps({"service": service, **self.fields, **typed}).encode()
+        if self.secure:
+            message = sealed(message, self.form.view["public_key"])
+        self.send({"type": "connect", "sealed": self.secure}, message)
+
+    def end(self):
+        if self.form._worker is not None:
+            self.form._worker.join(20)
+            assert not self.form._worker.is_alive()
+        assert not self.form.view["busy"]
+        return self.status
+
+    def choose(self, key):
+        self.send({"type": "choose", "key": key})
+        return self.end()
+
+    @property
+    def step(self):
+        return self.form.view["step"]
+
+    @property
+    def status(self):
+        return self.form.view["status"][1]
 
 
-def fill_in(form, emulator, *, secret_key=None):
-    types_in(form.secret_id, emulator.secret_id)
-    types_in(form.secret_key, secret_key or emulator.secret_key)
-    form.region.value = REGION
+def sealed(message, public_key):
+    """Encrypt as the browser does."""
+    from cryptography.hazmat.primitives import hpke
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    suite = hpke.Suite(hpke.KEM.P256, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+    point = base64.b64decode(public_key)
+    return suite.encrypt(
+        message, ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point), info=INFO.encode()
+    )
 
 
-def press(form, button):
-    button.click()
-    form._worker.join(20)
-    assert not form._worker.is_alive()
-    return form.status.value
+@pytest.fixture
+def page(form):
+    page = Page(form)
+    page.fields["region"] = REGION
+    return page
 
 
-def shown(widget):
-    return widget.layout.display != "none"
+def pair(emulator):
+    return {"secret_id": emulator.secret_id, "secret_key": emulator.secret_key}
 
 
 def everything(form):
@@ -110,123 +157,152 @@ def everything(form):
 
 
 @pytest.mark.parametrize("pasted", ["{}", "{} ", "\t{}\n", "\u00a0{}\u200b", "\ufeff {}"])
-def test_a_field_gives_up_what_was_typed_at_once(sent, pasted):
-    field = WipingPassword(placeholder="hint")
-    types_in(field, pasted.format(SECRET))
-    assert field.value == ""
-    assert field.typed.text == SECRET
-    assert (field, {"value": ""}) in [(who, message.get("state")) for who, message in sent]
-    assert SECRET not in json.dumps([message for _, message in sent])
-    assert SECRET not in json.dumps(w.Widget.get_manager_state(drop_defaults=False))
-    assert SECRET not in repr(field) + repr(field.typed) + repr(vars(field))
+def test_blanks_around_a_pasted_secret_are_removed(pasted):
+    recipient, typed = Recipient(), Typed()
+    message = json.dumps({"secret_key": pasted.format(SECRET), "region": " ap-nanjing "}).encode()
+    fields = recipient.receive(sealed(message, recipient.public_key), typed, sealed=True)
+    assert fields == {"region": "ap-nanjing"}
+    assert typed.text("secret_key") == SECRET
+    assert SECRET not in repr(typed) + repr(recipient)
     for dump in (pickle.dumps, copy.deepcopy):
-        with pytest.raises(TypeError):
-            dump(field.typed)
-    field.clear()
-    assert (field.typed.text, field.placeholder) == ("", "hint")
+        for secret in (typed, recipient):
+            with pytest.raises(TypeError):
+                dump(secret)
+
+
+def test_a_passphrase_keeps_its_blanks_and_a_blank_clears_a_field():
+    recipient, typed = Recipient(), Typed()
+    recipient.receive(b'{"passphrase": " two words ", "token": "t"}', typed, sealed=False)
+    assert typed.text("passphrase") == " two words "
+    recipient.receive(b'{"passphrase": " ", "token": " "}', typed, sealed=False)
+    assert [name for name in SECRETS if name in typed] == []
+
+
+def test_the_longest_session_token_arrives():
+    recipient, typed = Recipient(), Typed()
+    token = ("tNw5RfKq8ZbVx3Mh" * 256)[:4096]
+    message = json.dumps({"token": token, "secret_id": "A" * 40, "secret_key": SECRET}).encode()
+    recipient.receive(sealed(message, recipient.public_key), typed, sealed=True)
+    assert typed.text("token") == token
+
+
+def damaged():
+    recipient = Recipient()
+    good = sealed(json.dumps({"secret_key": SECRET}).encode(), recipient.public_key)
+    yield "empty", recipient, b"", True
+    yield "cut", recipient, good[:-1], True
+    yield "only the point", recipient, good[:65], True
+    yield "not on the curve", recipient, b"\x04" + bytes(64) + good[65:], True
+    yield "a bit", recipient, good[:-1] + bytes([good[-1] ^ 1]), True
+    yield "another form's", Recipient(), good, True
+    yield "too long", recipient, sealed(bytes(40_000), recipient.public_key), True
+    yield "not JSON", recipient, sealed(SECRET.encode(), recipient.public_key), True
+    yield "deep", recipient, b"[" * 30_000, False
+    yield "a number", recipient, b'{"secret_key": 7}', False
+    yield "half a character", recipient, b'{"secret_key": "\\ud800' + SECRET.encode() + b'"}', False
+    yield "a list", recipient, b"[]", False
+    yield "unsealed", recipient, b'{"secret_key": "' + SECRET.encode() + b'"', False
+
+
+@pytest.mark.parametrize("what", [name for name, *_ in damaged()])
+def test_a_damaged_message_is_one_clear_error(what):
+    recipient, message, in_seal = next(rest for name, *rest in damaged() if name == what)
+    typed = Typed()
+    with pytest.raises(ValueError, match=r"arrived damaged\. Reload the page") as caught:
+        recipient.receive(message, typed, sealed=in_seal)
+    assert caught.value.__context__ is None
+    trace = caught.value.__traceback__.tb_next  # the first frame is the test's
+    while trace is not None:
+        assert SECRET not in repr(trace.tb_frame.f_locals).replace(repr(message), "")
+        trace = trace.tb_next
+    assert [name for name in SECRETS if name in typed] == []
+
+
+def test_public_keys_differ_from_form_to_form():
+    assert len({Recipient().public_key for _ in range(20)}) == 20
 
 
 def test_a_usual_password_field_keeps_it(sent):
-    field = w.Password()  # the control: the searches above find a secret that is there
-    types_in(field, SECRET)
+    field = w.Password()  # the control: the searches for secrets find one that is there
+    field.set_state({"value": SECRET})
     assert SECRET in json.dumps(w.Widget.get_manager_state(drop_defaults=False))
-    assert SECRET in json.dumps([message for _, message in sent])
+    assert SECRET in repr(sent)
     field.close()
-
-
-def test_letters_are_not_sent_one_by_one():
-    assert WipingPassword().continuous_update is False
-
-
-def test_a_passphrase_keeps_its_blanks():
-    field = WipingPassword(exact=True)
-    types_in(field, " two words ")
-    assert field.typed.text == " two words "
-    types_in(field, " ")
-    assert field.typed.text == ""
-
-
-def test_the_secret_id_is_shown_masked():
-    field = WipingPassword(named=True)
-    types_in(field, "AKID0123456789abcdefghij")
-    assert field.placeholder == "received: AKID…ghij (type to replace it, a blank to clear it)"
-    types_in(field, "short")
-    assert field.placeholder == "received (type to replace it, a blank to clear it)"
 
 
 # Connecting.
 
 
-def test_connect_and_choose_a_key(form, emulator, keys, sent):
+def test_connect_and_choose_a_key(form, page, emulator, keys, sent):
     payroll, old = keys
-    assert [shown(part) for part in (form._asking, form._connected)] == [True, False]
-    fill_in(form, emulator)
-    types_in(form.secret_key, f"{emulator.secret_key}  ")
-    status = press(form, form.connect)
-    assert "Connected to Tencent Cloud KMS in ap-guangzhou (Guangzhou 广州)" in status
-    assert f"{emulator.secret_id[:4]}…{emulator.secret_id[-4:]}" in status
+    assert page.step == "ask"
+    status = page.connect(**pair(emulator) | {"secret_key": f"{emulator.secret_key}  "})
+    assert "Connected to Tencent Cloud KMS in Guangzhou 广州 (ap-guangzhou)" in status
+    masked = f"{emulator.secret_id[:4]}…{emulator.secret_id[-4:]}"
+    assert masked in status
     assert emulator.url in status
-    assert [shown(part) for part in (form._asking, form._connected)] == [False, True]
-    assert [label for label, _ in form.keys_there.options] == [
-        "payroll  ·  Enabled", "old  ·  Disabled", "another …",
-    ]  # fmt: skip
-    assert form.keys_there.value == payroll
-    assert f"payroll, {payroll}" in press(form, form.choose)
+    assert page.step == "keys"
+    assert form.view["keys"] == [
+        {"uri": payroll, "name": "payroll", "state": "Enabled"},
+        {"uri": old, "name": "old", "state": "Disabled"},
+    ]
+    assert form.view["key"] == payroll
+    assert page.choose(payroll) == f"Signed in. Your key: payroll · {payroll} · {masked} at {emulator.url}"
+    assert (page.step, form.view["line"]) == ("done", f"payroll · {payroll} · {masked} at {emulator.url}")
     assert session.session_key() == payroll
     assert pd.DataFrame({"a": [1]}).kms.encrypt("a").kms.decrypt()["a"].tolist() == [1]
-    form.keys_there.value = old
-    assert "It is Disabled" in press(form, form.choose)
     for secret in (emulator.secret_id, emulator.secret_key):
         assert secret not in everything(form)
-        assert secret not in json.dumps([message for _, message in sent])
-    assert not form.secret_key.typed.text  # it is no longer needed
-    for whatever in (form, form.secret_key, form.provider):
+        assert secret not in repr(sent)
+    assert form.view["received"] == {}
+    assert [name for name in SECRETS if name in form._typed] == []  # they are no longer needed
+    for whatever in (form, form._typed, form._recipient, form.provider):
         with pytest.raises((TypeError, AttributeError)):
             pickle.dumps(whatever)
     assert repr(form) == f"<kmsdata.login: connected to <TencentKMS ap-guangzhou at {emulator.url}>>"
 
 
-def test_enter_connects(form, emulator, keys):
-    fill_in(form, emulator)
-    # Like browsers: the Enter key arrives before the typed text.
-    form.secret_key._handle_custom_msg({"event": "submit"}, [])
-    types_in(form.secret_key, emulator.secret_key)
-    form._worker.join(20)
-    assert "Connected to" in form.status.value
+def test_a_page_that_cannot_encrypt_connects_too(form, emulator, keys):
+    page = Page(form, secure=False)
+    assert "Connected to" in page.connect(**pair(emulator), region=REGION)
 
 
-def test_a_key_by_its_name(form, emulator, keys):
-    fill_in(form, emulator)
-    press(form, form.connect)
-    form.keys_there.value = "*"
-    assert shown(form.other_key)
-    assert "enter the name of a key" in press(form, form.choose)
-    form.other_key.value = "missing"
-    assert "no key with that alias" in press(form, form.choose)
-    form.other_key.value = "local://demo"
-    assert "is not a key of" in press(form, form.choose) or "KeyNotFound" in form.status.value
-    form.other_key.value = " payroll "
-    assert keys[0] in press(form, form.choose)
+def test_a_disabled_key_is_refused_also_by_its_name(page, emulator, keys):
+    page.connect(**pair(emulator))
+    for key in (keys[1], "old"):
+        assert page.choose(key) == (
+            f"{keys[1]} is Disabled: it can neither encrypt nor decrypt. Enable it in the console, or choose "
+            "another key."
+        )
+        assert page.step == "keys"
+    assert session.session_key() is None
+
+
+def test_a_key_by_its_name(page, emulator, keys):
+    page.connect(**pair(emulator))
+    for nothing in ("", "  ", None, 7):
+        assert "Enter the name of a key" in page.choose(nothing)
+    assert "no key with that alias" in page.choose("missing")
+    assert "not a key of" in page.choose("local://demo") or "no provider" in page.status
+    assert keys[0] in page.choose(" payroll ")
     assert session.session_key() == keys[0]
 
 
-def test_a_region_by_its_code(form, emulator):
-    fill_in(form, emulator)
-    assert not shown(form.other_region)
-    form.region.value = "*"
-    assert shown(form.other_region)
-    assert "Enter the region." in press(form, form.connect)
-    form.other_region.value = "Guangzhou"
-    assert "region= must be the name of a region" in press(form, form.connect)
-    form.other_region.value = " ap-nanjing "
-    assert "KMS in ap-nanjing" in press(form, form.connect)
+def test_a_region_by_its_code(page, emulator):
+    page.fields["region"] = ""
+    assert page.connect(**pair(emulator)) == "Enter the region."
+    assert page.form.view["focus"] == "region"
+    page.fields["region"] = "Guangzhou"
+    assert "region= must be the name of a region" in page.connect()
+    page.fields["region"] = " ap-nanjing "
+    assert "KMS in Nanjing 南京 (ap-nanjing)" in page.connect()
 
 
 def test_regions_are_those_that_have_kms():
-    from kmsdata.emulator.kms_actions import REGIONS
+    from kmsdata.emulator import kms_actions
 
-    assert sorted(widgets.REGIONS) == sorted(REGIONS)
-    assert len(set(widgets.REGIONS.values())) == len(REGIONS)
+    assert sorted(REGIONS) == sorted(kms_actions.REGIONS)
+    assert len(set(REGIONS.values())) == len(REGIONS)
 
 
 WRONG = {
@@ -245,116 +321,111 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_goes_wrong_is_said_and_the_form_stays_usable(form, emulator, keys, sent, what):
+def test_what_goes_wrong_is_said_and_the_form_stays_usable(form, page, emulator, keys, sent, what):
     fault, sentence = WRONG[what]
-    if fault is not None:
-        typed = {"wrong key": SECRET, "not a key": f"{SECRET}\N{CYRILLIC SMALL LETTER A}"}
-        fill_in(form, emulator, secret_key=typed.get(fault if isinstance(fault, str) else ""))
-    else:
-        form.region.value = REGION
+    typed = {} if fault is None else pair(emulator)
+    if fault in ("wrong key", "not a key"):
+        typed["secret_key"] = SECRET if fault == "wrong key" else f"{SECRET}\N{CYRILLIC SMALL LETTER A}"
     if fault == "stopped":
         emulator.stop_listening()
     elif fault == "endpoint":
-        form.endpoint.value = "http://example.com/path"
+        page.fields["endpoint"] = "http://example.com/path"
     elif isinstance(fault, Fault):
         emulator.fail(fault, times=None)
-    status = press(form, form.connect)
-    assert sentence in status
-    assert "<b " in status.split(sentence)[0]
+    assert sentence in page.connect(**typed)
+    assert (form.view["status"][0], page.step) == ("bad", "ask")
     assert form.provider is None
-    assert not form.connect.disabled
     for secret in (emulator.secret_id, emulator.secret_key, SECRET):
         assert secret not in everything(form)
+        assert secret not in repr(sent)
     with pytest.raises(CredentialsError, match="fill in the form above"):
         kmsdata.new_data_key(keys[0])
+    masked = f"{emulator.secret_id[:4]}…{emulator.secret_id[-4:]}"
+    assert form.view["received"] == ({} if fault is None else {"secret_id": masked, "secret_key": ""})
     # Correct only what was wrong, and try again.
     emulator.listen()
     emulator.heal()
-    form.endpoint.value = emulator.url
-    if fault is None:
-        types_in(form.secret_id, emulator.secret_id)
-    types_in(form.secret_key, emulator.secret_key)
-    assert "Connected to" in press(form, form.connect)
+    page.fields["endpoint"] = emulator.url
+    again = pair(emulator) if fault is None else {"secret_key": emulator.secret_key}
+    assert "Connected to" in page.connect(**again)
 
 
-def test_who_may_not_list_keys_is_connected_all_the_same(form, emulator, keys):
+def test_who_may_not_list_keys_is_connected_all_the_same(form, page, emulator, keys):
     emulator.add_account("AKIDwriter0123456789", "writerKey", uin=emulator.uin, allow={"GenerateDataKey"})
-    types_in(form.secret_id, "AKIDwriter0123456789")
-    types_in(form.secret_key, "writerKey")
-    form.region.value = REGION
-    status = press(form, form.connect)
+    status = page.connect(secret_id="AKIDwriter0123456789", secret_key="writerKey")
     assert "no permission to list keys (kms:ListKeyDetail), so enter a KeyId" in status
-    assert shown(form.other_key)
-    assert not shown(form.keys_there)
-    form.other_key.value = "payroll"
-    assert "no permission. Ask for kms:ListKeyDetail" in press(form, form.choose)
-    form.other_key.value = keys[0].rpartition("/")[2]
-    assert keys[0] in press(form, form.choose)
+    assert (form.view["keys"], form.view["key_hint"]) == ([], "KeyId, or alias")
+    assert "no permission. Ask for kms:ListKeyDetail" in page.choose("payroll")
+    assert keys[0] in page.choose(keys[0].rpartition("/")[2])
     kmsdata.new_data_key()
 
 
-def test_text_of_the_service_is_text(form, emulator, keys):
-    bad = {"KeyMetadatas": lambda found: [{**found[0], "Alias": "<img src=x onerror=alert(1)>"}]}
-    emulator.fail(Fault.change(**bad, TotalCount=1), action="ListKeyDetail")
-    fill_in(form, emulator)
-    press(form, form.connect)
-    assert "<img" not in press(form, form.choose)
-    assert "&lt;img" in form.status.value
-
-
-def test_an_unexpected_error_is_said_without_its_text(form, emulator, monkeypatch):
+def test_an_unexpected_error_is_said_without_its_text(form, page, emulator, monkeypatch):
     def fail(kms):
         raise RuntimeError(SECRET)
 
     monkeypatch.setattr(kmsdata.TencentKMS, "list_keys", fail)
-    fill_in(form, emulator)
-    assert "this failed (RuntimeError): try again" in press(form, form.connect)
-    assert SECRET not in form.status.value
-    assert not form.connect.disabled
+    assert page.connect(**pair(emulator)) == "this failed (RuntimeError): try again"
+    assert SECRET not in everything(form)
+    assert page.step == "ask"
 
 
-def test_a_slow_service_holds_up_nobody(form, emulator, keys):
+def test_a_slow_service_holds_up_nobody_and_is_asked_once(form, page, emulator, keys):
     emulator.fail(Fault.latency(1.0))
-    fill_in(form, emulator)
     began = time.monotonic()
-    form.connect.click()
-    form.connect.click()  # a second click is ignored
+    page.start(**pair(emulator))
+    assert form.view["busy"]
+    page.start(**pair(emulator))  # a second click is ignored
+    page.send({"type": "ping"})
+    page.send({"type": "again"})
     assert time.monotonic() - began < 0.9
-    while not form.connect.disabled or "Connecting" not in form.status.value:
+    while "Connecting to" not in page.status:
         assert time.monotonic() - began < 5
         time.sleep(0.01)
     with pytest.raises(CredentialsError, match="fill in the form above"):
         kmsdata.new_data_key(keys[0])
-    form._worker.join(20)
-    assert "Connected to" in form.status.value
+    assert "Connected to" in page.end()
     assert emulator.calls["ListKeyDetail"] == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, [], "ping", {}, {"type": "connect"}, {"type": ["connect"]}, {"type": "choose", "key": "x"}],
+)
+def test_messages_that_make_no_sense_change_nothing(form, content):
+    before = form.view
+    form._handle_custom_msg(content, [])
+    if form._worker is not None:
+        form._worker.join(20)
+    assert (form.view["step"], form.provider) == ("ask", None)
+    assert before["step"] == "ask"
+
+
+def test_what_a_page_sends_as_view_is_not_read(form, page, emulator, keys):
+    form.set_state({"view": {**form.view, "step": "keys", "public_key": "AAAA", "busy": False}})
+    page.send({"type": "choose", "key": keys[0]})
+    assert session.session_key() is None
+    page.form.view = {**form.view, "public_key": form._recipient.public_key}
+    assert "Connected to" in page.connect(**pair(emulator))
 
 
 # The local keystore.
 
 
-def test_the_local_keystore_needs_no_account(form, keystore):
-    form.service.value = "local"
-    assert [shown(form._cloud), shown(form._local), shown(form.repeated)] == [False, True, False]
-    assert str(keystore) in form.file.value
-    assert f"the keystore {keystore}; no keys" in press(form, form.connect)
-    form.other_key.value = "demo"
-    assert "local://demo" in press(form, form.choose)
+def test_the_local_keystore_needs_no_account(form, page, keystore):
+    assert form.view["file"] == str(keystore)
+    assert f"the keystore {keystore}; no keys" in page.connect("local")
+    assert "local://demo" in page.choose("demo")
     assert pd.DataFrame({"a": [1]}).kms.encrypt("a").kms.decrypt()["a"].tolist() == [1]
     assert [about["state"] for about in form.provider.list_keys()] == ["Enabled"]
 
 
-def test_a_new_keystore_with_a_passphrase(form, keystore):
-    form.service.value = "local"
-    types_in(form.passphrase, SECRET)
-    assert "once more" in press(form, form.connect)
-    assert shown(form.repeated)
-    types_in(form.repeated, "another")
-    assert "differ" in press(form, form.connect)
-    types_in(form.repeated, SECRET)
-    assert "Connected to the keystore" in press(form, form.connect)
-    form.other_key.value = "demo"
-    press(form, form.choose)
+def test_a_new_keystore_with_a_passphrase(form, page, keystore):
+    assert "once more" in page.connect("local", passphrase=SECRET)
+    assert (form.view["repeat"], form.view["focus"], form.view["status"][0]) == (True, "repeated", "ask")
+    assert "differ" in page.connect("local", repeated="another")
+    assert "Connected to the keystore" in page.connect("local", repeated=SECRET)
+    page.choose("demo")
     data_key = kmsdata.new_data_key()
     assert kmsdata.LocalKeystore(keystore).sealed
     assert SECRET not in everything(form)
@@ -362,30 +433,25 @@ def test_a_new_keystore_with_a_passphrase(form, keystore):
     assert data_key.wraps[0].key == "local://demo"
 
 
-def test_a_keystore_that_has_a_passphrase(form, keystore):
+def test_a_keystore_that_has_a_passphrase(form, page, keystore):
     kmsdata.LocalKeystore(keystore, passphrase=SECRET).create_key("demo", quiet=True)
-    form.service.value = "local"
-    assert "has a passphrase: enter it" in press(form, form.connect)
-    types_in(form.passphrase, "wrong")
-    assert "is wrong for" in press(form, form.connect)
+    assert "has a passphrase: enter it" in page.connect("local")
+    assert "is wrong for" in page.connect("local", passphrase="wrong")
     assert form.provider is None
-    types_in(form.passphrase, SECRET)
-    assert "1 key" in press(form, form.connect)
-    assert form.keys_there.value == "local://demo"
+    assert "1 key" in page.connect("local", passphrase=SECRET)
+    assert form.view["key"] == "local://demo"
 
 
-def test_a_keystore_that_has_none(form, keystore):
+def test_a_keystore_that_has_none(page, keystore):
     kmsdata.LocalKeystore(keystore).create_key("demo", quiet=True)
-    form.service.value = "local"
-    types_in(form.passphrase, SECRET)
-    assert "connect without one" in press(form, form.connect)
-    assert "Connected to" in press(form, form.connect)
+    assert "connect without one" in page.connect("local", passphrase=SECRET)
+    assert "Connected to" in page.connect("local")
 
 
 # Await.
 
 
-def test_until_it_is_filled_in_keys_are_not_to_be_had(form, emulator, keys, monkeypatch):
+def test_until_it_is_filled_in_no_key_can_be_used(form, emulator, keys, monkeypatch):
     frame = pd.DataFrame({"a": [1]})
     monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", "AKIDother")
     monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", "other")
@@ -403,7 +469,7 @@ def test_until_it_is_filled_in_keys_are_not_to_be_had(form, emulator, keys, monk
     monkeypatch.undo()
 
 
-def test_a_provider_that_is_handed_in_needs_no_form(form, emulator, keys):
+def test_a_provider_that_is_passed_in_needs_no_form(form, emulator, keys):
     kms = kmsdata.TencentKMS(
         REGION, credential=(emulator.secret_id, emulator.secret_key), endpoint=emulator.url
     )
@@ -411,18 +477,14 @@ def test_a_provider_that_is_handed_in_needs_no_form(form, emulator, keys):
     kmsdata.new_data_key(keys[0])
 
 
-def test_await_waits_for_the_connection_and_a_key(form, emulator, keys):
+def test_await_waits_for_the_connection_and_a_key(form, page, emulator, keys):
     async def cell():
         waiting = asyncio.ensure_future(_awaited(form))
         await asyncio.sleep(0)
-        fill_in(form, emulator)
-        form.connect.click()
-        while form.provider is None:
-            await asyncio.sleep(0.01)
+        page.connect(**pair(emulator))
         await asyncio.sleep(0.05)
         early = waiting.done()
-        form._worker.join(20)
-        form.choose.click()
+        page.choose(keys[0])
         return early, await asyncio.wait_for(waiting, 10), await form
 
     early, provider, again = asyncio.run(cell())
@@ -439,35 +501,33 @@ def test_await_with_a_key_named_waits_for_the_connection_alone(emulator, keys):
     form = LoginForm(key=keys[0], region=REGION, endpoint=emulator.url)
 
     async def cell():
-        fill_in(form, emulator)
-        form.connect.click()
+        Page(form).start(**pair(emulator))
         return await asyncio.wait_for(_awaited(form), 10)
 
     assert asyncio.run(cell()).region == REGION
     assert session.session_key() == keys[0]
-    assert f"Your key: {keys[0]}" in form.status.value
+    assert f"Your key: payroll · {keys[0]}" in form.view["status"][1]
 
 
-def test_await_goes_on_without_a_key(form, emulator):
+def test_await_goes_on_without_a_key(form, page, emulator):
     async def cell():
-        fill_in(form, emulator)
-        press(form, form.connect)
-        form.go_on.click()
+        page.connect(**pair(emulator))
+        page.send({"type": "continue"})
         return await asyncio.wait_for(_awaited(form), 10)
 
     assert asyncio.run(cell()).region == REGION
     assert session.session_key() is None
+    assert "no default key · Tencent Cloud KMS in Guangzhou" in form.view["line"]
 
 
-def test_an_interrupted_await_does_no_harm(form, emulator):
+def test_an_interrupted_await_does_no_harm(form, page, emulator):
     async def cell():
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(_awaited(form), 0.05)
 
     async def next_cell():
-        fill_in(form, emulator)
-        press(form, form.connect)
-        press(form, form.go_on)
+        page.connect(**pair(emulator))
+        page.send({"type": "continue"})
         await asyncio.sleep(0.05)
         return await form
 
@@ -483,32 +543,27 @@ def test_await_in_a_kernel_that_cannot(form, monkeypatch):
     assert caught.value.code == "CannotWait"
 
 
-def test_sign_in_again(form, emulator, keys):
-    fill_in(form, emulator)
-    press(form, form.connect)
-    press(form, form.choose)
-    press(form, form.again)
-    assert [shown(part) for part in (form._asking, form._connected)] == [True, False]
+def test_change_asks_again(form, page, emulator, keys):
+    page.connect(**pair(emulator))
+    page.choose(keys[0])
+    page.send({"type": "again"})
+    assert page.step == "ask"
     with pytest.raises(CredentialsError, match="fill in the form above"):
         kmsdata.new_data_key(keys[0])
-    assert "Enter the SecretId and the SecretKey." in press(form, form.connect)
+    assert "Enter the SecretId and the SecretKey." in page.connect()
 
 
-def test_the_key_of_another_account_is_not_kept(form, emulator, keys):
-    fill_in(form, emulator)
-    press(form, form.connect)
-    press(form, form.choose)
-    press(form, form.again)
-    fill_in(form, emulator)
-    assert f"Your key: {keys[0]}" in press(form, form.connect)  # the same account
-    press(form, form.again)
+def test_the_key_of_another_account_is_not_kept(page, emulator, keys):
+    page.connect(**pair(emulator))
+    page.choose(keys[0])
+    page.send({"type": "again"})
+    assert f"Your key: payroll · {keys[0]}" in page.connect(**pair(emulator))  # the same account
+    page.send({"type": "again"})
     emulator.add_account("AKIDother0123456789", SECRET, uin="100000000002")
     kms = kmsdata.TencentKMS(REGION, credential=("AKIDother0123456789", SECRET), endpoint=emulator.url)
     other = kms.create_key("payroll")
-    types_in(form.secret_id, "AKIDother0123456789")
-    types_in(form.secret_key, SECRET)
-    assert "Which one is the default" in press(form, form.connect)
-    press(form, form.choose)
+    assert "Which one is the default" in page.connect(secret_id="AKIDother0123456789", secret_key=SECRET)
+    page.choose(other)
     assert session.session_key() == other
 
 
@@ -520,7 +575,7 @@ def notebook(monkeypatch):
     """Pretend that this is a notebook; record what it displays."""
     displayed = []
     monkeypatch.setattr(sign_in, "in_notebook", lambda: True)
-    monkeypatch.setattr(sign_in, "_somebody", lambda: True)
+    monkeypatch.setattr(sign_in, "takes_input", lambda: True)
     monkeypatch.setattr("IPython.display.display", lambda bundle, **_: displayed.append(bundle))
     return displayed
 
@@ -531,28 +586,40 @@ def test_login_shows_the_form(notebook, emulator, keys):
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "run this cell to use the sign-in form" in bundle["text/html"]
     assert "not filled in yet" in bundle["text/plain"]
-    assert (form.region.value, form.endpoint.value) == (REGION, emulator.url)
-    fill_in(form, emulator)
-    press(form, form.connect)
-    press(form, form.choose)
+    assert (form.view["region"], form.view["endpoint"]) == (REGION, emulator.url)
+    page = Page(form)
+    page.connect(**pair(emulator))
+    page.choose(keys[0])
     # The cell runs again: nothing has to be typed again.
-    assert kmsdata.login(region=REGION, endpoint=emulator.url) is form
-    assert "Connected to" in form.status.value
+    again = kmsdata.login(region=REGION, endpoint=emulator.url)
+    assert again is not form
+    assert (again.view["step"], again.view["line"]) == ("done", again.view["line"])
+    assert again.provider is form.provider
+    assert asyncio.run(_awaited(again)) is form.provider
+    assert form.view["step"] == "replaced"
     kmsdata.new_data_key()
-    # Another region resets the form.
-    assert kmsdata.login(region="ap-nanjing") is form
-    assert form.region.value == "ap-nanjing"
-    with pytest.raises(CredentialsError, match="fill in the form above"):
-        kmsdata.new_data_key()
-    assert len(notebook) == 3
-    # So does another endpoint.
-    fill_in(form, emulator)
-    press(form, form.connect)
-    kmsdata.new_data_key()
+    assert len(notebook) == 2
+
+
+def test_each_login_is_a_form_of_its_own(notebook, emulator, keys):
+    first = kmsdata.login(region=REGION, endpoint=emulator.url)
+    Page(first).connect(**pair(emulator))
+    Page(first).choose(keys[0])
     with Emulator() as other:
-        kmsdata.login(endpoint=other.url)
+        second = kmsdata.login(region="ap-nanjing", endpoint=other.url)
+        assert (first.view["region"], first.view["endpoint"]) == (REGION, emulator.url)
+        assert (second.view["region"], second.view["endpoint"]) == ("ap-nanjing", other.url)
+        assert first.view["step"] == "replaced"
+        assert first.view["public_key"] != second.view["public_key"]
         with pytest.raises(CredentialsError, match="fill in the form above"):
             kmsdata.new_data_key()
+        assert "Connected" in Page(second).connect(**pair(other))
+    # "change" in the first one signs in there, and replaces the second.
+    Page(first).send({"type": "again"})
+    assert (first.view["step"], second.view["step"]) == ("ask", "replaced")
+    Page(first).connect(**pair(emulator))
+    assert first.view["step"] == "done"
+    kmsdata.new_data_key()
 
 
 def test_login_with_what_there_is_shows_no_form(notebook, emulator, keys, monkeypatch, capsys):
@@ -575,13 +642,45 @@ def test_login_where_only_the_region_is_wanted(notebook, emulator, keys, monkeyp
     monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
     monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
     form = kmsdata.login(endpoint=emulator.url)
-    assert "(the environment) is used" in form.status.value
-    assert "Enter the region." in press(form, form.connect)
-    form.region.value = REGION
-    assert "(the environment)" in press(form, form.connect)
+    page = Page(form)
+    assert "(the environment) is used" in page.status
+    assert "Enter the region." in page.connect()
+    page.fields["region"] = REGION
+    assert "(the environment)" in page.connect()
     assert emulator.secret_id not in everything(form)
-    press(form, form.choose)
+    page.choose(keys[0])
     kmsdata.new_data_key()
+
+
+def test_form_true_and_false_override_the_guess(notebook, emulator, keys, monkeypatch):
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", emulator.secret_id)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", emulator.secret_key)
+    form = kmsdata.login(region=REGION, endpoint=emulator.url, form=True)  # although it could connect
+    assert "Without a SecretId" in form.view["status"][1]
+    assert "Connected to" in Page(form).connect()
+    monkeypatch.delenv("TENCENTCLOUD_SECRET_ID")
+    monkeypatch.delenv("TENCENTCLOUD_SECRET_KEY")
+    answers = [emulator.secret_id, emulator.secret_key, ""]
+    monkeypatch.setattr("getpass.getpass", lambda *_: answers.pop(0))
+    kms = kmsdata.login(region=REGION, endpoint=emulator.url, form=False)
+    assert (kms.region, answers) == (REGION, [])
+    monkeypatch.setattr(sign_in, "takes_input", lambda: False)  # such as an unknown front end
+    assert isinstance(kmsdata.login(region="ap-nanjing", form=True), LoginForm)
+    with pytest.raises(CredentialsError, match="no user to ask"):
+        kmsdata.login(region="ap-nanjing")
+
+
+def test_form_true_without_the_packages_says_what_to_install(notebook, monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    with pytest.raises(ImportError, match=r'needs anywidget: pip install "kmsdata\[notebook\]"'):
+        kmsdata.login(region=REGION, form=True)
+
+
+def test_voila_shows_the_form_although_it_takes_no_input(notebook, monkeypatch):
+    monkeypatch.setattr(sign_in, "takes_input", lambda: False)
+    monkeypatch.setattr("kmsdata.display.ipython.in_notebook", lambda: True)
+    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")
+    assert isinstance(kmsdata.login(region=REGION), LoginForm)
 
 
 # Errors in IPython.
@@ -636,12 +735,19 @@ def test_a_block_without_ipython(monkeypatch):
     assert kmsdata.KmsDataError("no")._render_traceback_() == ["kmsdata.KmsDataError: no\n"]
 
 
+def test_load_ext_is_a_friendly_no_op(ran):
+    first, second = ran("%load_ext kmsdata"), ran("%load_ext kmsdata\nprint('on')")
+    assert first.startswith("kmsdata needs no extension: 'import kmsdata' adds df.kms.")
+    assert "rror" not in first + second
+    assert second.endswith("on\n")
+
+
 PLAINTEXT = "Grace-Hopper-1906"
 
 
 def wrong_credentials(emulator, monkeypatch):
     answers = [emulator.secret_id, SECRET, "token-" + SECRET]
-    monkeypatch.setattr(sign_in, "_somebody", lambda: True)
+    monkeypatch.setattr(sign_in, "_can_ask", lambda: True)
     monkeypatch.setattr("getpass.getpass", lambda *_: answers.pop(0))
     kmsdata.login(region=REGION, endpoint=emulator.url)
 
@@ -797,12 +903,12 @@ def test_a_kernel_shows_the_form_once_and_stops_what_needs_it(kernel, emulator):
     run_in(kernel, "kmsdata.keys.session._held.clear()")
 
 
-def test_a_kernel_without_ipywidgets_asks(kernel, emulator):
-    code = "import sys, kmsdata; there = sys.modules.get('ipywidgets'); sys.modules['ipywidgets'] = None\n"
+def test_a_kernel_without_anywidget_asks(kernel, emulator):
+    code = "import sys, kmsdata; there = sys.modules.get('anywidget'); sys.modules['anywidget'] = None\n"
     code += f"kms = kmsdata.login(endpoint='{emulator.url}')\nprint(kms)"
     answers = ["ap-guangzhou", f"{emulator.secret_id} ", emulator.secret_key, ""]
     outputs, asked = run_in(kernel, code, answers)
-    run_in(kernel, "sys.modules['ipywidgets'] = there")
+    run_in(kernel, "sys.modules['anywidget'] = there")
     assert [hidden for _, hidden in asked] == [False, True, True, True]
     out = "".join(content["text"] for content in texts(outputs, "stream"))
     assert 'pip install "kmsdata[notebook]"' in out
