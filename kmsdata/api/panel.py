@@ -33,7 +33,7 @@ def frame_panel(frame: pd.DataFrame) -> Panel:
         records = _records(frame)
     except FormatError as error:
         attach = Call("df.kms.attach(original)", "restore headers: original is a file or frame that has them")
-        return Panel(f"frame: {error}", calls=[attach])
+        return Panel("frame: headers are missing or damaged", [Fact("problem", str(error))], calls=[attach])
     rows = _rows(found)
     title = (
         f"frame: {_count(found.rows, 'row')}, {len(rows)} of {_count(len(found.columns), 'column')} encrypted"
@@ -62,7 +62,7 @@ def series_panel(series: pd.Series[Any]) -> Panel:
         found = inspect(series)
         records = _records(series.to_frame())
     except FormatError as error:
-        return Panel(f"{title}: {error}")
+        return Panel(f"{title}: its header is missing or damaged", [Fact("problem", str(error))])
     rows = _rows(found)
     title = f"{title}: {_count(found.rows, 'row')}, {'encrypted' if rows else 'not encrypted'}"
     if not rows:
