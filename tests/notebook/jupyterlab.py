@@ -208,12 +208,24 @@ class Notebook:
     def start_all(self):
         """Start to run all cells, without waiting."""
         self.page.evaluate(
-            "() => { window.all = window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
+            "() => { window.run = window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
         )
 
-    def finish_all(self):
-        """Wait until the cells of `start_all` have run."""
-        self.evaluate("async () => { await window.all; }")
+    def start_cell(self, source):
+        """Add a cell and start to run it, without waiting."""
+        self.page.evaluate(
+            """source => {
+              const notebook = window.jupyterapp.shell.currentWidget.content;
+              notebook.model.sharedModel.addCell({cell_type: 'code', source});
+              notebook.activeCellIndex = notebook.widgets.length - 1;
+              window.run = window.jupyterapp.commands.execute('notebook:run-cell');
+            }""",
+            source,
+        )
+
+    def finish(self):
+        """Wait until the cells that were started have run."""
+        self.evaluate("async () => { await window.run; }")
 
     def restart_kernel(self):
         self.evaluate(f"async () => {_SESSION}.restartKernel()")
@@ -286,7 +298,7 @@ class Notebook:
             time.sleep(0.05)
 
     def saved(self):
-        """Return the text of the file. The server does not write it in one step: wait until it is complete."""
+        """Return the text of the file, as soon as the server has written all of it."""
         while True:
             text = self.path.read_text()
             with contextlib.suppress(json.JSONDecodeError):
