@@ -276,7 +276,7 @@ class Notebook:
         assert field.input_value() == text, f"{name} did not get all that was pasted"
 
     def choose(self, name, label, cell=None):
-        self.field(name, cell).select_option(label=label.replace(" ", "\xa0"))  # as ipywidgets writes them
+        self.field(name, cell).select_option(label=label)
 
     # Files.
 

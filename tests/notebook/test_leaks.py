@@ -233,7 +233,7 @@ def test_kernel_gone(start, emulator, keys, state):
             case.notebook.restart_kernel()
         elif name == "dead":
             os.kill(int((lab.root / name).read_text()), signal.SIGKILL)
-            case.notebook.wait_for_kernel("dead")
+            case.notebook.wait_for_kernel("disconnected")
         else:
             case.notebook = Notebook(page, lab, case.path)
         case.keep()
