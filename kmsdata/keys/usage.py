@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kmsdata.display.panel import Panel, shows_panel
+from kmsdata.display.tables import Fact
 from kmsdata.keys.fork_lock import Lock
 
 __all__ = ["Usage", "count", "usage"]
 
 
+@shows_panel
 class Usage(NamedTuple):
     """KMS calls of this process so far.
 
@@ -30,6 +33,21 @@ class Usage(NamedTuple):
     def calls(self) -> int:
         """The number of KMS calls in total."""
         return self.generate_data_key + self.unwrap + self.wrap
+
+    def _panel(self) -> Panel:
+        return Panel(
+            f"{self.calls:,} KMS {'call' if self.calls == 1 else 'calls'} of this process so far",
+            [
+                Fact("generate_data_key", f"{self.generate_data_key:,} data keys generated"),
+                Fact("unwrap", f"{self.unwrap:,} data keys unwrapped"),
+                Fact("wrap", f"{self.wrap:,} data keys wrapped by another master key"),
+                Fact("cached", f"{self.cached:,} data keys found in the cache, without a KMS call"),
+                Fact("retried", f"{self.retried:,} requests sent again, not included"),
+            ],
+        )
+
+    def __str__(self) -> str:
+        return str(self._panel())
 
 
 _lock = Lock()

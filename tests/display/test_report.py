@@ -198,8 +198,8 @@ def test_as_html():
     assert all(("background" in style) == ("color:#" in style) for style in styles)
     assert "<script>" not in page
     without_style = re.sub(r' style="[^"]*"', "", page)  # GitHub removes styles
-    assert "&#128274; encrypted<" in without_style
-    assert "&#9675; plain<" in without_style
+    assert "● encrypted<" in without_style
+    assert "○ plain<" in without_style
 
 
 def test_what_is_encrypted_in_some_files_only_is_neither(tmp_path):
@@ -210,7 +210,7 @@ def test_what_is_encrypted_in_some_files_only_is_neither(tmp_path):
     found = kmsdata.inspect(folder)
     assert found.encrypted == []
     assert "[~]  a       partly plain" in str(found)
-    assert "&#9888; partly plain" in found._repr_html_()
+    assert "! partly plain" in found._repr_html_()
 
 
 def test_plain_columns_of_a_file_are_called_as_in_the_frame(tmp_path):

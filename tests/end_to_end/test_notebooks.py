@@ -135,5 +135,5 @@ def test_a_frame_and_its_inspection_are_shown_short(tmp_path):
         assert shown.count("enc#") == 2
         assert "王" not in shown
         assert "enc:" not in shown
-    assert "&#128274; encrypted" in found.data["text/html"]
+    assert "● encrypted" in found.data["text/html"]
     assert "[x]  姓名    encrypted" in found.data["text/plain"]

@@ -150,7 +150,7 @@ def test_making_a_key_says_where_it_lies_once(keystore, capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count(str(keystore)) == 1
-    assert "Back up this file" in said.err
+    assert "copy this file: without it, the data" in said.err
 
 
 def test_keys_are_never_overwritten_and_unwrapping_makes_none(keystore):
