@@ -201,7 +201,7 @@ def _frequencies(counts: pd.Series[int], values: pd.Series[Any], refused: dict[C
         said.append(Warned("randomised", few, "their lengths differ, and the length of a cell is visible"))
     if distinct <= _FEW:
         said.append(Warned("deterministic", few, "how often a cell occurs can tell which value it is"))
-    if distinct > 1 and 2 * counts.iloc[0] >= present:
+    if distinct > 1 and 2 * counts.iloc[0] > present:
         share = min(100 * counts.iloc[0] / present, 99.9)
         dominating = f"one value makes up {share:.3g}% of the values"
         said.append(Warned("deterministic", dominating, "its cells can be recognised"))
@@ -270,7 +270,7 @@ _PHONE = re.compile(
     r"\+\d[\d ().-]{6,18}\d"  # international
     r"|(?:86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}"  # mobile numbers of China
     r"|(?:1[ .-])?\(?[2-9]\d{2}\)?[ .-]{1,2}\d{3}[ .-]\d{4}"  # North America
-    r"|0\d{2,4}[ /-]\d{3,8}(?:[ -]\d{2,6})*"  # with an area code that begins with 0
+    r"|0\d{2,4}[ /-]\d{3,8}(?:[ -]\d{1,6})*"  # with an area code that begins with 0
 )
 _SSN = re.compile(r"\d{3}-\d{2}-\d{4}")  # of the United States
 _RESIDENT = re.compile(  # of China: region, date of birth, number, check digit

@@ -13,8 +13,8 @@ __all__ = ["CHOICES", "SHAPES", "Choice", "ColumnProfile", "FrameProfile", "Warn
 Choice = Literal["plain", "randomised", "deterministic"]
 CHOICES: tuple[Choice, ...] = ("plain", "randomised", "deterministic")
 SHAPES = (
-    "Shapes: 9 is a digit, A a capital, a a small letter, x another letter, # another character, "
-    "* the same repeated."
+    "Shapes: 9 is a digit, A is upper case, a is lower case, x is a character without case, # is another "
+    "character, * is a repetition."
 )
 
 
