@@ -277,7 +277,7 @@ _RESIDENT = re.compile(  # of China: region, date of birth, number, check digit
     r"[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]"
 )
 _CARD = re.compile(r"\d{4}([ -]?)\d{4}\1\d{4}\1\d{1,7}")
-_CODE = re.compile(r"(?=(?:\D*\d){6})[A-Za-z0-9]+(?:[-./ ][A-Za-z0-9]+)*")
+_CODE = re.compile(r"(?=(?:\D*\d){6})[A-Za-z0-9]+(?:[-./][A-Za-z0-9]+)*")
 _DATE = re.compile(r"\d{4}[-./]?\d{1,2}[-./]?\d{1,2}\b.*|\d{1,2}[-./]\d{1,2}[-./]\d{2,4}\b.*")
 
 

@@ -25,7 +25,7 @@ __all__ = ["pick"]
 
 _NO_KEY = (
     "There is no key yet. Call kmsdata.use('local://demo') or kmsdata.login() in another cell, or pass key= "
-    "to pick(). Then press Encrypt"
+    "to pick(). Then press Encrypt."
 )
 
 
@@ -81,4 +81,4 @@ def _hint(named: str) -> str:
         key = session_key()
     except FormatError as error:  # KMSDATA_KEY is malformed
         return str(error)
-    return f"{_NO_KEY}." if key is None else f"The session's key is {key}."
+    return _NO_KEY if key is None else f"The session's key is {key}."

@@ -1,4 +1,6 @@
 // The table of df.kms.pick(). It gets labels, counts and shapes; no value of the data comes here.
+// Its roles are written out: where there is little room, the style sheet shows its rows as blocks, which then would be
+// no table for a screen reader.
 
 const CHOICES = ["plain", "randomised", "deterministic"];
 const MARKS = { ask: "i", busy: "…", good: "✓", bad: "!" };
@@ -13,10 +15,11 @@ const PICKER = `
 <div class="kms-top"><b>Choose the columns to encrypt</b>
   <label>Filter <input type="search" class="kms-filter" placeholder="name, type or warning"></label>
   <span class="kms-count" role="status"></span></div>
-<div class="kms-scroll"><table>
-  <thead><tr><th scope="col">Column</th><th scope="col" class="kms-number">Nulls</th>
-    <th scope="col" class="kms-number">Distinct</th><th scope="col">Shape</th><th scope="col">Choice</th></tr></thead>
-  <tbody></tbody></table></div>
+<div class="kms-scroll"><table role="table">
+  <thead role="rowgroup"><tr role="row"><th role="columnheader">Column</th>
+    <th role="columnheader" class="kms-number">Nulls</th><th role="columnheader" class="kms-number">Distinct</th>
+    <th role="columnheader">Shape</th><th role="columnheader">Choice</th></tr></thead>
+  <tbody role="rowgroup"></tbody></table></div>
 <div class="kms-hint kms-legend"></div>
 <pre class="kms-call" tabindex="0" aria-label="The equivalent call"><code></code></pre>
 <div class="kms-buttons"><button type="button" class="kms-primary" data-do="encrypt">Encrypt</button>
@@ -78,18 +81,25 @@ function render({ model, el }) {
 
   // Rows.
 
+  function cell(role, className, ...content) {
+    const made = element(role === "rowheader" ? "th" : "td", className);
+    made.setAttribute("role", role);
+    made.append(...content);
+    return made;
+  }
+
   function makeRow(column, at) {
     const row = element("tr");
-    const name = element("th", "kms-name");
-    name.scope = "row";
-    name.append(element("code", "", column.label), element("div", "kms-hint", column.dtype));
-    row.append(name, element("td", "kms-number", column.nulls), element("td", "kms-number", column.distinct));
-    const shape = element("td");
-    shape.append(element("code", "", column.shape));
-    const choice = element("td", "kms-choice");
-    if (column.encrypted) choice.append(element("div", "", `already encrypted, ${column.encrypted}`));
-    else choice.append(makeGroup(column, at), makeNotes(column, at));
-    row.append(shape, choice);
+    row.setAttribute("role", "row");
+    const choice = column.encrypted ? [`already encrypted, ${column.encrypted}`]
+      : [makeGroup(column, at), makeNotes(column, at)];
+    row.append(
+      cell("rowheader", "kms-name", element("code", "", column.label), element("div", "kms-hint", column.dtype)),
+      cell("cell", "kms-number kms-nulls", column.nulls),
+      cell("cell", "kms-number kms-distinct", column.distinct),
+      cell("cell", "kms-shape", element("code", "", column.shape)),
+      cell("cell", "kms-choice", ...choice),
+    );
     return row;
   }
 
