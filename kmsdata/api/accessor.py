@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import pandas as pd
 
 from kmsdata.api.attach import attach
 from kmsdata.api.inspection import inspect
 from kmsdata.api.panel import frame_panel, series_panel
+from kmsdata.api.pick import pick
 from kmsdata.api.rewrap import rewrap_frame
 from kmsdata.display.inspection import Inspection
 from kmsdata.errors import CallerTypeError, CallerValueError
@@ -21,6 +22,9 @@ from kmsdata.keys.rewrap import Change
 from kmsdata.keys.session import Key
 from kmsdata.parquet.read import FilePath
 from kmsdata.parquet.write import write_parquet
+
+if TYPE_CHECKING:
+    from kmsdata.notebook.column_picker import ColumnPicker
 
 __all__ = ["FrameAccessor", "SeriesAccessor"]
 
@@ -169,6 +173,34 @@ class FrameAccessor:
         return decrypt_frame(
             self._frame, columns, key=key, context=context, on_denied=on_denied, progress=progress
         )
+
+    def pick(self, *, key: Key | Encrypted | None = None) -> ColumnPicker:
+        """Show the columns in a notebook, and encrypt those that the user chooses.
+
+        The table shows for each column its dtype, nulls, distinct values, a shape such as ``999-99-9999``,
+        and warnings; never a value. Each column stays plain or is encrypted, randomised or deterministic.
+        Below is the call of `encrypt` that does the same. The button makes it; then the encrypted frame is
+        ``picked.result``, if ``picked`` is what this method returned. Distinct values, shapes and warnings of
+        large frames are from a sample of at most 100,000 rows, and the table says so.
+
+        Args:
+            key: as in `encrypt`.
+
+        Returns:
+            The picker. ``picked.result`` is an error until the button was pressed.
+
+        Raises:
+            ImportError: anywidget is not installed: ``pip install "kmsdata[notebook]"``.
+            FormatError: ``key`` is not a key URI.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> df = pd.DataFrame({"ssn": ["078-05-1120", None], "city": ["Lewiston", "Buffalo"]})
+            >>> picked = df.kms.pick(key="local://demo")
+            >>> picked
+            <df.kms.pick(): 2 columns, 2 rows; nothing encrypted yet>
+        """
+        return pick(self._frame, self.encrypt, key)
 
     def attach(
         self,

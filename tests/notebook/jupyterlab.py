@@ -276,7 +276,7 @@ class Notebook:
         assert field.input_value() == text, f"{name} did not get all that was pasted"
 
     def choose(self, name, label, cell=None):
-        self.field(name, cell).select_option(label=label.replace(" ", "\xa0"))  # as ipywidgets writes them
+        self.field(name, cell).select_option(label=label)
 
     # Files.
 
@@ -285,17 +285,19 @@ class Notebook:
         self.command("docmanager:save")
 
     def autosave(self):
-        """Add a cell, and wait until JupyterLab has saved it by itself."""
+        """Switch autosave on, add a cell, and wait until JupyterLab has saved it by itself."""
         added = f"autosaved {time.monotonic_ns()}"
         self.page.evaluate(
             "source => window.jupyterapp.shell.currentWidget.content.model.sharedModel"
             ".addCell({cell_type: 'raw', source})",
             added,
         )
+        self.command("docmanager:toggle-autosave")
         end = time.monotonic() + 90
         while added not in self.saved():
             assert time.monotonic() < end, "JupyterLab did not save by itself"
             time.sleep(0.05)
+        self.command("docmanager:toggle-autosave")
 
     def saved(self):
         """Return the text of the file, as soon as the server has written all of it."""

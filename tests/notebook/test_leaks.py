@@ -24,7 +24,7 @@ LATER = {"SecretKey": "SecretKey, typed later", "Session token": "Session token,
 def settings(state, **more):
     return {
         "@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": state},
-        "@jupyterlab/docmanager-extension:plugin": {"autosaveInterval": 1},
+        "@jupyterlab/docmanager-extension:plugin": {"autosave": False, "autosaveInterval": 1},
         **more,
     }
 
@@ -45,7 +45,7 @@ class Case:
         self.lab, self.name = lab, name
         self.secrets = {}
         self.naive, self.literal = made(f"{name}, naive"), made(f"{name}, literal")
-        self.copies = []
+        self.copies = {}  # whether the state of widgets can be in it, by name
         self.path = lab.notebook(
             name,
             f"import kmsdata\n{login}",
@@ -71,21 +71,25 @@ class Case:
         self.notebook.page.keyboard.press("Tab")
 
     def type_later(self):
-        """Type other secrets, where the form still takes them, and press Connect; clear the naive widget."""
+        """Type other secrets and press Connect, as far as the form lets, which notices at any moment."""
         for label, secret in LATER.items():
             field = self.notebook.field(label)
             if field.count() and field.is_enabled():
-                self.notebook.paste(label, self.secret(secret))
+                field.focus()
+                self.notebook.page.keyboard.insert_text(self.secret(secret))
         button = self.notebook.button("Connect")
         if button.count() and button.is_enabled():
-            button.click()
+            button.dispatch_event("click")
 
-    def keep(self, save=Notebook.save):
-        """Save the notebook and keep a copy of it, since the next save could clean it."""
+    def keep(self, save=Notebook.save, *, with_widgets=True):
+        """Save the notebook and keep a copy of it, since the next save could clean it.
+
+        with_widgets=False: JupyterLab has dropped all widgets, so their state cannot be in it.
+        """
         save(self.notebook)
         copy = self.path.with_name(f"{self.name}-{len(self.copies) + 1}.ipynb")
         copy.write_text(self.notebook.saved())
-        self.copies.append(copy.stem)
+        self.copies[copy.stem] = with_widgets
 
 
 def search(lab, cases, state, others=()):
@@ -105,9 +109,9 @@ def search(lab, cases, state, others=()):
             assert {f"work/{name}.{suffix}" for suffix in ("ipynb", "html", "md", "py")} <= literal
         assert any("history.sqlite" in file for file in literal)
         assert "server.log" in naive
-        saved = {f"work/{copy}.{suffix}" for copy in case.copies for suffix in ("ipynb", "html")}
-        saved.add(f"work/.ipynb_checkpoints/{case.name}-checkpoint.ipynb")
-        assert naive & saved == (saved if state else set()), f"the control of {case.name}"
+        kinds = ("ipynb", "html")
+        copies = {f"work/{copy}.{kind}" for copy, widgets in case.copies.items() if widgets for kind in kinds}
+        assert copies & naive == (copies if state else set()), f"the control of {case.name}"
     for folder in ("profile", *others):
         assert any((lab.home / folder).rglob("*"))
     assert not leaks
@@ -220,7 +224,7 @@ def test_kernel_gone(start, emulator, keys, state):
     number = "import os, pathlib\npathlib.Path('{name}').write_text(str(os.getpid()))"
 
     cases = []
-    for name in ("shut-down", "restarted", "dead", "reopened"):
+    for name in ("shut-down", "restarted", "dead"):
         case = Case(lab, page, name, login, number.format(name=name))
         cases.append(case)
         case.notebook.run_all()
@@ -231,38 +235,54 @@ def test_kernel_gone(start, emulator, keys, state):
             case.notebook.shut_down_kernel()
         elif name == "restarted":
             case.notebook.restart_kernel()
-        elif name == "dead":
-            os.kill(int((lab.root / name).read_text()), signal.SIGKILL)
-            case.notebook.wait_for_kernel("dead")
         else:
-            case.notebook = Notebook(page, lab, case.path)
-        case.keep()
-        case.type_naive()
+            os.kill(int((lab.root / name).read_text()), signal.SIGKILL)
+            case.notebook.wait_for_kernel("disconnected")
+        widgets = name != "restarted"  # JupyterLab drops them then
         case.type_later()
-        case.keep()
-        case.keep(Notebook.autosave)
+        case.type_naive()
+        case.keep(with_widgets=widgets)
+        case.notebook.status("Run the cell again")
+        case.keep(Notebook.autosave, with_widgets=widgets)
+        disabled(case)
 
-    # Opened without a kernel, by the user who ran it (JupyterLab trusts it) and by another one (it does not).
+    # Opened again: with its kernel; without it, by the user who ran it (trusted); and by another user.
+    case = Case(lab, page, "reopened", login)
+    cases.append(case)
+    connected(case, emulator)
+    case.notebook.run_all()
+    case.type_naive()
+    case.type()
+    case.keep()
+    case.notebook = Notebook(page, lab, case.path)
+    case.type_naive()
+    case.type()
+    case.keep()
+    case.notebook.button("Connect").click()
+    case.notebook.status("Connected to")
+    case.keep(Notebook.autosave)
     for trusted in (True, False):
         case.notebook.shut_down_kernel()
+        case.notebook.save()
         if not trusted:
-            text = case.path.read_text().replace("literal = ", "changed = ")
-            case.path.write_text(text)
+            case.path.write_text(case.path.read_text().replace("literal = ", "changed = "))
         case.notebook = Notebook(page, lab, case.path)
-        print(
-            "TRUSTED",
-            trusted,
-            page.locator(".jp-Notebook-TrustedStatus, .jp-StatusItem-trust").count(),
-            case.notebook.field("Naive").count(),
-            case.notebook.outputs(),
-        )
-        case.notebook.picture(f"reopened-{trusted}-{state}")
-        case.keep()
-        if case.notebook.field("Naive").count():
+        if trusted and state:
+            case.notebook.status("Run the cell again")
+            disabled(case)
             case.type_naive()
-        case.type_later()
+        elif not trusted:
+            page.get_by_text("run this cell to use the sign-in form").wait_for()
         case.keep()
         case.keep(Notebook.autosave)
 
     start.close()
     search(lab, cases, state)
+
+
+def disabled(case):
+    """Check that nothing more can be typed into the form, and that nothing typed is left in the page."""
+    form = case.notebook.page.locator(".kms-login")
+    assert form.locator("input, select, button").count() > 10
+    assert form.locator(":is(input, select, button):enabled").count() == 0
+    assert set(form.locator("input[type=password]").evaluate_all("all => all.map(one => one.value)")) == {""}
