@@ -19,6 +19,7 @@ import pandas as pd
 from pandas.api.extensions import ExtensionDtype
 
 from kmsdata.ciphers import gcm, siv
+from kmsdata.errors import CallerTypeError
 from kmsdata.keys.envelope import Header, base64_bytes, base64_text
 
 __all__ = [
@@ -88,7 +89,7 @@ class Cell:
         return self._data
 
     def __len__(self) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             "the length of a cell is not that of its value. Decrypt it first (df.kms.decrypt()); "
             "len(bytes(cell)) is the size of the ciphertext"
         )
@@ -115,7 +116,7 @@ class Cell:
 
     def _refuse(self, _: object = None) -> NoReturn:
         # matplotlib and numpy compare and convert the values that they plot.
-        raise TypeError(
+        raise CallerTypeError(
             f"a cell of {self.dtype.called} is no number and has no order. Decrypt the column first "
             "(df.kms.decrypt())"
         )
@@ -188,7 +189,7 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
     """
     if isinstance(value, Cell):
         if not fits(value.dtype, dtype):
-            raise TypeError(
+            raise CallerTypeError(
                 f"a cell does not fit into {dtype.called}, where it could not be decrypted: it has another "
                 "data key, name, domain or type"
             )
@@ -198,7 +199,7 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
     if exported and isinstance(value, (bytes, bytearray, memoryview)):
         raw = bytes(value)
         if len(raw) < SHORTEST or raw[0] != 1:  # 1: Tink's version; decryption checks the rest
-            raise TypeError(
+            raise CallerTypeError(
                 "a value of bytes is not a cell: it is too short, or does not begin with 0x01. "
                 f"{dtype.called} takes cells and nulls only"
             )
@@ -206,9 +207,11 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
     if exported and isinstance(value, str) and value.startswith(MARK):
         data = base64_bytes(value[len(MARK) :], any_spelling=True)
         if data is None:
-            raise TypeError(f"a text begins with {MARK!r} but is not a cell: it was changed or truncated")
+            raise CallerTypeError(
+                f"a text begins with {MARK!r} but is not a cell: it was changed or truncated"
+            )
         return data
-    raise TypeError(
+    raise CallerTypeError(
         f"{dtype.called} takes cells and nulls only, not {type(value).__name__}. Encrypt the values first, "
         "under the same data key (series.kms.encrypt(key=df)), or decrypt the column (df.kms.decrypt())"
     )
@@ -229,7 +232,7 @@ def check_comparable(left: CellDtype, right: CellDtype) -> None:
         why = "different data keys. Encrypt both under one data key (key= a DataKey, or the other frame)"
     else:
         why = "another domain, kind or algorithm. Encrypt both with deterministic= and one domain="
-    raise TypeError(
+    raise CallerTypeError(
         f"{left.called} and {right.called} cannot be compared or joined, no values would match: they have "
         f"{why}"
     )
@@ -289,7 +292,7 @@ def refuse_plot() -> None:
     numbers = any(dtype.kind in "biufcmM" for dtype in data.dtypes if dtype.type is not Cell)
     for label, dtype in cells.items():
         if label in named or not numbers:
-            raise TypeError(
+            raise CallerTypeError(
                 f"column {label!r} is {dtype.name} and cannot be plotted. Decrypt it first "
                 f"(df.kms.decrypt({label!r}))"
             )
@@ -308,7 +311,7 @@ def refuse_foreign_meeting() -> None:
     (left, plain), (right, other) = (encryptions(frame.f_locals.get(name)) for name in names)
     if (left and other) or (right and plain):
         dtype = next(iter(left or right))
-        raise TypeError(
+        raise CallerTypeError(
             f"{dtype.called} cannot be joined with plain values: none would match. Encrypt both sides "
             "under one data key (key= the other frame), or decrypt it first (df.kms.decrypt())"
         )

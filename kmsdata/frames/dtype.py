@@ -23,7 +23,7 @@ from pandas.api.indexers import check_array_indexer
 
 from kmsdata import codec
 from kmsdata.ciphers import gcm, siv
-from kmsdata.errors import FormatError, UnsupportedTypeError, printable
+from kmsdata.errors import CallerTypeError, CallerValueError, FormatError, UnsupportedTypeError, printable
 from kmsdata.frames.arrow_storage import (
     binary,
     chunks,
@@ -167,8 +167,8 @@ class EncryptedDtype(ExtensionDtype):
     def construct_from_string(cls, string: str) -> NoReturn:
         """Raise TypeError: the name of the dtype does not contain the header."""
         if not isinstance(string, str):
-            raise TypeError(f"'construct_from_string' expects a string, got {builtins.type(string)}")
-        raise TypeError(
+            raise CallerTypeError(f"'construct_from_string' expects a string, got {builtins.type(string)}")
+        raise CallerTypeError(
             f"Cannot construct a '{cls.__name__}' from '{string}': a name does not contain the header. Use "
             "the dtype of an encrypted column"
         )
@@ -283,11 +283,15 @@ class EncryptedArray(ExtensionArray):
         if dtype is None:
             union = {cast(EncryptedDtype, cell.dtype): None for cell in cells if isinstance(cell, Cell)}
             if not union:
-                raise TypeError("the dtype of these cells is unknown: there are only nulls. Pass dtype=")
+                raise CallerTypeError(
+                    "the dtype of these cells is unknown: there are only nulls. Pass dtype="
+                )
             first, *others = union
             common = first._get_common_dtype([first, *others])
             if not isinstance(common, EncryptedDtype):
-                raise TypeError("these cells cannot be in one column: they have several types under one key")
+                raise CallerTypeError(
+                    "these cells cannot be in one column: they have several types under one key"
+                )
             dtype = common
         return cls._of(binary([bytes_of(cell, dtype, exported=True) for cell in cells]), dtype)
 
@@ -298,7 +302,7 @@ class EncryptedArray(ExtensionArray):
         # pandas calls this for the results of map, combine and apply. Results that are not cells must not
         # become a column of cells: text that a caller made from cells must stay text.
         if not any(isinstance(scalar, Cell) for scalar in scalars):
-            raise TypeError("there are no cells among these values")
+            raise CallerTypeError("there are no cells among these values")
         return cls._of(binary([bytes_of(scalar, dtype) for scalar in scalars]), dtype)
 
     @classmethod
@@ -354,7 +358,7 @@ class EncryptedArray(ExtensionArray):
         # The cells are never changed in place: this array gets a new storage, and arrays that share the old
         # one keep it.
         if self._readonly:
-            raise ValueError("Cannot modify read-only array")
+            raise CallerValueError("Cannot modify read-only array")
         key = check_array_indexer(self, key)
         positions = np.arange(len(self))[key]
         scalar = np.ndim(positions) == 0
@@ -365,7 +369,7 @@ class EncryptedArray(ExtensionArray):
             [value] if isinstance(value, Cell) or not pd.api.types.is_list_like(value) else value
         )
         if len(new) != 1 and (scalar or len(new) != len(positions)):
-            raise ValueError("the number of values differs from the number of rows")
+            raise CallerValueError("the number of values differs from the number of rows")
         source = np.arange(len(self))
         source[key] = len(self) + (0 if len(new) == 1 else np.arange(len(new)))
         both = concatenated([self._storage, new._storage])
@@ -392,7 +396,7 @@ class EncryptedArray(ExtensionArray):
             return type(self)._of(self._storage.take(pa.array(indices % max(len(self), 1))), self._dtype)
         if len(indices) and (indices.min() < -1 or indices.max() >= len(self)):
             if indices.min() < -1:
-                raise ValueError("Invalid value in 'indices': below -1")
+                raise CallerValueError("Invalid value in 'indices': below -1")
             raise IndexError("out of bounds value in 'indices'")
         missing = indices == -1
         if is_null(fill_value):
@@ -451,15 +455,17 @@ class EncryptedArray(ExtensionArray):
                 self._check_factorizable()
             warn_of_mixing()
             return self.__array__()
-        raise TypeError(
+        raise CallerTypeError(
             f"{self._dtype.called} cannot be converted to {dtype}. Decrypt it first (df.kms.decrypt())"
         )
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
-            raise TypeError(f"{self._dtype.called} contains no numbers. Decrypt it first (df.kms.decrypt())")
+            raise CallerTypeError(
+                f"{self._dtype.called} contains no numbers. Decrypt it first (df.kms.decrypt())"
+            )
         if copy is False:
-            raise ValueError("an array of cells is always a copy: copy=False is not possible")
+            raise CallerValueError("an array of cells is always a copy: copy=False is not possible")
         refuse_foreign_meeting()
         # These convert to objects: rank would rank the ciphertext, and replace would find no text.
         caller = within("ranker", "replace_regex")
@@ -496,13 +502,13 @@ class EncryptedArray(ExtensionArray):
                 # the schema has; for any other caller the header would be lost.
                 caller = sys._getframe(1)
                 if caller.f_globals.get("__name__") != "pyarrow.pandas_compat":
-                    raise TypeError(
+                    raise CallerTypeError(
                         f"{self._dtype.name} as {type} would lose its header. Leave the type out, or use "
                         "the bytes in series.array.storage"
                     )
                 wanted = getattr(caller.f_locals.get("field"), "type", None)
             if isinstance(wanted, EncryptedType) and wanted.dtype != self._dtype:
-                raise TypeError(
+                raise CallerTypeError(
                     "this column has another header than the schema, and with the schema's header its cells "
                     "could not be decrypted. Encrypt both under one data key (key=df), or write two files"
                 )
@@ -543,7 +549,7 @@ class EncryptedArray(ExtensionArray):
             return NotImplemented
         if isinstance(other, EncryptedArray):
             if len(other) != len(self):
-                raise ValueError("Lengths must match to compare")
+                raise CallerValueError("Lengths must match to compare")
             cells = other
         elif isinstance(other, Cell) or other is pd.NA:
             cells = self._coerced([other], compare=True)
@@ -563,7 +569,7 @@ class EncryptedArray(ExtensionArray):
         return pd.arrays.BooleanArray(values.copy(), mask.copy())
 
     def _refuse_values(self) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             f"{self._dtype.called} can be compared with cells of the same column only, not with values: "
             f"{self._way_to_values}"
         )
@@ -574,13 +580,13 @@ class EncryptedArray(ExtensionArray):
         return self._refuse_order()
 
     def _refuse_order(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             f"{self._dtype.called} has no order and no arithmetic: ciphertext reveals nothing about the size "
             "of its value. Decrypt it first (df.kms.decrypt())"
         )
 
     def _refuse_operation(self, name: str) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             f"cannot perform {name}: {self._dtype.called} does not support {name} operations. Decrypt it "
             f"first (df.kms.decrypt()){way_without()}"
         )
@@ -652,7 +658,7 @@ class EncryptedArray(ExtensionArray):
         header = self._dtype.header
         if not header.deterministic:
             several = len(header.columns) > 1 and all(item.deterministic for item in header.columns)
-            raise TypeError(
+            raise CallerTypeError(
                 f"{self._dtype.called} contains cells under {len(header.columns)} keys, so equal values have "
                 "different cells. Decrypt it first (df.kms.decrypt())"
                 if several
@@ -713,7 +719,7 @@ class EncryptedArray(ExtensionArray):
     def _cells_only(self, values: Any, operation: str) -> set[CellDtype]:
         dtypes, plain = encryptions(values)
         if plain:
-            raise TypeError(
+            raise CallerTypeError(
                 f"{operation} on {self._dtype.called} takes cells of the same column, not values: "
                 f"{self._way_to_values}"
             )
@@ -745,7 +751,7 @@ class EncryptedArray(ExtensionArray):
 
     def _check_fits(self, dtype: EncryptedDtype) -> None:
         if not fits(self._dtype, dtype):
-            raise TypeError(
+            raise CallerTypeError(
                 f"these cells do not fit into {dtype.called}, where they could not be decrypted: "
                 "they have another data key, name, domain or type"
             )
