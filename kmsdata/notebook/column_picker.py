@@ -130,7 +130,7 @@ class ColumnPicker(anywidget.AnyWidget):
     def _shown(self, column: ColumnProfile) -> dict[str, Any]:
         """Return what the page shows of a column."""
         return {
-            "label": printable(str(column.name)),
+            "label": printable(str(column.name)) or "''",
             "literal": repr(column.name) if isinstance(column.name, str) else "",
             "dtype": printable(column.dtype),
             "nulls": f"{column.nulls:,}",
