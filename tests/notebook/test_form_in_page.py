@@ -448,7 +448,7 @@ def test_contrast(page, form, keys, theme, step):
     form._show()
     shown = FormPage(page, form, theme=variables, background=background)
     shown.exchange()
-    name = re.sub(r"\\W+", "-", theme)
+    name = re.sub(r"\W+", "-", theme)
     page.screenshot(path=ARTEFACTS / f"form-{step}-{name}.png")
     found = page.evaluate(CONTRAST)
     assert len(found["text"]) >= 2
