@@ -11,7 +11,7 @@ import time
 import pytest
 
 from kmsdata.emulator import Fault
-from tests.notebook.jupyterlab import OTHER_HOST, Notebook
+from tests.notebook.jupyterlab import OTHER_HOST, Notebook, write_notebook
 from tests.notebook.secret_search import Search, made
 
 pytestmark = [pytest.mark.newest, pytest.mark.browser]
@@ -46,8 +46,8 @@ class Case:
         self.secrets = {}
         self.naive, self.literal = made(f"{name}, naive"), made(f"{name}, literal")
         self.copies = {}  # whether the state of widgets can be in it, by name
-        self.path = lab.notebook(
-            name,
+        self.path = write_notebook(
+            lab.root / f"{name}.ipynb",
             f"import kmsdata\n{login}",
             "import ipywidgets\nnaive = ipywidgets.Password(description='Naive')\nnaive",
             f"literal = '{self.literal}'",
@@ -183,7 +183,7 @@ def test_kernel_idle(start, emulator, keys, state):
     two.notebook.button("Connect", cell=3).click()
     two.notebook.status("Connected to Tencent Cloud KMS in Shanghai", cell=3)
     two.keep(Notebook.autosave)
-    two.notebook.type("Session token", two.secret("Session token of the first form, later"), cell=0)
+    two.notebook.paste("Session token", two.secret("Session token of the first form, later"), cell=0)
     two.keep()
 
     # A page over plain http, from another host than the user's: what is typed travels unencrypted.
@@ -278,8 +278,8 @@ def test_kernel_gone(start, emulator, keys, state):
         case.keep(Notebook.autosave, with_widgets=widgets)
         disabled(case)
 
-    # Opened again: with its kernel; without it, by the user who ran it (trusted); and by another user. When it
-    # saves, JupyterLab leaves out widgets that it restored from the file.
+    # Opened again: with its kernel; without it, by the user who ran it (trusted); and by another user. When
+    # JupyterLab saves, it leaves out widgets that it restored from the file.
     case = Case(lab, page, "reopened", login)
     cases.append(case)
     connected(case, emulator)
