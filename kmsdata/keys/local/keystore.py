@@ -15,7 +15,7 @@ from typing import NoReturn
 import platformdirs
 from cryptography.exceptions import InvalidTag
 
-from kmsdata.display.ipython import in_notebook
+from kmsdata.display.ipython import in_marimo, in_notebook
 from kmsdata.display.panel import KeyList, Notice
 from kmsdata.display.tables import Fact
 from kmsdata.errors import CallerTypeError, KeyAccessError, KeyNotFoundError, KeyServiceError
@@ -317,7 +317,7 @@ class LocalKeystore:
 def _interactive() -> bool:
     """Return whether a user sees the notice that a key was created: not in cron jobs, CI and pipes."""
     streams = (sys.stdin, sys.stderr)
-    return in_notebook() or all(stream is not None and stream.isatty() for stream in streams)
+    return in_notebook() or in_marimo() or all(stream is not None and stream.isatty() for stream in streams)
 
 
 def _created(uri: str, file: str, *, sealed: bool, others: list[str]) -> Notice:
