@@ -1,10 +1,11 @@
-"""The column picker in a real JupyterLab: by keyboard, with a busy, restarted or missing kernel."""
+"""The column picker in JupyterLab (by keyboard; busy, restarted and missing kernels), marimo and Voila."""
 
 import re
 
+import nbformat
 import pytest
 
-from tests.notebook.jupyterlab import ARTEFACTS, Notebook
+from tests.notebook.jupyterlab import ARTEFACTS, Notebook, Server
 
 pytestmark = [pytest.mark.newest, pytest.mark.browser]
 
@@ -234,3 +235,48 @@ def test_without_a_kernel_and_the_state_of_widgets(start):
     page.get_by_text("looks like an e-mail address").wait_for()
     page.screenshot(path=ARTEFACTS / "picker-exported.png", full_page=True)
     assert "kvw7919" not in exported.lower()
+
+
+MARIMO = """
+import marimo
+
+app = marimo.App()
+
+
+@app.cell
+def _():
+    {cell}
+    return
+"""
+
+
+@pytest.mark.parametrize("front_end", ["marimo", "voila"])
+def test_other_front_ends(tmp_path, browser, front_end):
+    arguments = {
+        "marimo": ["-m", "marimo", "run", "pick.py", "--headless", "--no-token", "--port", "{port}"],
+        "voila": ["-m", "voila", "pick.ipynb", "--no-browser", "--Voila.ip=127.0.0.1", "--port={port}"],
+    }[front_end]
+    work = tmp_path / "home" / "work"
+    work.mkdir(parents=True)
+    (work / "pick.py").write_text(MARIMO.format(cell=PEOPLE.strip().replace("\n", "\n    ")))
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    cells = [nbformat.v4.new_code_cell(PEOPLE)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "pick.ipynb")
+    server = Server(tmp_path / "home", arguments, "/")
+    try:
+        server.wait()
+        page = browser(server.home / "profile")
+        page.goto(server.url)
+        page.get_by_role("radiogroup", name="Choice for mail").get_by_label("deterministic").check()
+        page.get_by_role("button", name="Encrypt", exact=True).click()
+        status = page.locator(
+            ".kmsdata-status", has_text="1 column encrypted. The encrypted frame is picked.result."
+        )
+        status.wait_for()
+        assert page.locator(".kms-picker").count() == 1
+        assert page.locator("pre code", has_text="encrypt").last.inner_text() == (
+            "people.kms.encrypt(deterministic=['mail'])"
+        )
+    finally:
+        browser.close()
+        server.close()
