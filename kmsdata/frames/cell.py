@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
 
@@ -30,12 +31,17 @@ __all__ = [
     "fits",
     "is_null",
     "refuse_foreign_meeting",
+    "text_for_caller",
     "warn_caller",
     "warn_of_mixing",
+    "whole_text",
     "within",
 ]
 
 MARK = "enc:"
+# These make tables for people by str() of each value and have no other hook. pandas (2.2 and 3.1) uses
+# `printing` for the values of columns of objects, such as those of `df.T`.
+TABLES = ("pandas.io.formats.printing", "pandas.io.formats.style_render", "great_tables", "tabulate")
 SHORTEST = min(siv.OVERHEAD, gcm.OVERHEAD)  # bytes of a cell whose plaintext is empty
 
 
@@ -62,8 +68,9 @@ class CellDtype(Protocol):
 class Cell:
     """One encrypted value: its bytes, and the dtype that describes how to decrypt them.
 
-    Equality and hash use the bytes. ``str()`` is the whole ciphertext as text (``enc:`` and base64),
-    ``repr()`` a short fingerprint, ``bytes()`` the bytes.
+    Equality and hash use the bytes. ``bytes()`` are the bytes, ``repr()`` is a short fingerprint, ``str()``
+    the whole ciphertext as text (``enc:`` and base64), so that no export loses data. Only in tables for
+    people (of pandas, Styler, great_tables and tabulate) ``str()`` is the fingerprint too.
     """
 
     __slots__ = ("_data", "dtype")
@@ -95,7 +102,7 @@ class Cell:
         return self._data < other._data if isinstance(other, Cell) else NotImplemented
 
     def __str__(self) -> str:
-        return MARK + base64_text(self._data)
+        return text_for_caller()(self)
 
     def __repr__(self) -> str:
         # A fingerprint: equal cells look equal, and every terminal can show hexadecimal digits.
@@ -104,15 +111,45 @@ class Cell:
     def __reduce__(self) -> tuple[Any, ...]:
         return Cell, (self._data, self.dtype)
 
+    def _marimo_serialize_(self) -> str:
+        """Return what marimo's table shows: it asks for this name, otherwise it would show the slots."""
+        return repr(self)
+
     def __conform__(self, protocol: type) -> str | None:
         """Return the text that sqlite3 stores: it asks for it by this name (PEP 246), so `to_sql` works."""
-        return (
-            str(self) if f"{protocol.__module__}.{protocol.__name__}" == "sqlite3.PrepareProtocol" else None
-        )
+        asked = f"{protocol.__module__}.{protocol.__name__}"
+        return whole_text(self) if asked == "sqlite3.PrepareProtocol" else None
 
     def toDict(self) -> dict[str, str]:  # noqa: N802 - pandas' JSON writer asks for this name
         """Return what pandas writes to JSON for a cell in an object column; encrypted columns become text."""
-        return {"cell": str(self)}
+        return {"cell": whole_text(self)}
+
+
+def whole_text(cell: Cell) -> str:
+    """Return the whole ciphertext as text: ``enc:`` and base64."""
+    return MARK + base64_text(bytes(cell))
+
+
+def _latex_text(cell: Cell) -> str:
+    return repr(cell).replace("#", r"\#")  # LaTeX does not compile with a bare #
+
+
+def text_for_caller() -> Callable[[Cell], str]:
+    """Return the function that makes text of cells for this caller: short for tables that people read.
+
+    Only for callers that are known: an unknown one may write the text to a file, and the short form cannot be
+    decrypted. pandas and Jinja may be in between; Jinja's compiled templates have no module name.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        package = module.partition(".")[0]
+        if module in TABLES or package in TABLES:
+            return _latex_text if module.startswith("pandas.") and "latex" in frame.f_code.co_name else repr
+        if package not in ("pandas", "jinja2", "kmsdata", ""):
+            break
+        frame = frame.f_back
+    return whole_text
 
 
 def fits(inner: CellDtype, outer: CellDtype) -> bool:

@@ -42,7 +42,9 @@ from kmsdata.frames.cell import (
     fits,
     is_null,
     refuse_foreign_meeting,
+    text_for_caller,
     warn_of_mixing,
+    whole_text,
     within,
 )
 from kmsdata.keys.envelope import ColumnHeader, Header, canonical
@@ -400,10 +402,10 @@ class EncryptedArray(ExtensionArray):
             self._check_fits(dtype)
             return type(self)._of(self._storage, dtype)
         if isinstance(dtype, pd.StringDtype) or (isinstance(dtype, np.dtype) and dtype.kind == "U"):
-            texts = np.array([None if cell is pd.NA else str(cell) for cell in self], object)
-            if isinstance(dtype, pd.StringDtype):
-                return pd.array(texts, dtype=dtype)
-            return np.array([str(cell) for cell in self], object)
+            text = text_for_caller()
+            null = None if isinstance(dtype, pd.StringDtype) else str(pd.NA)
+            texts = np.array([null if cell is pd.NA else text(cell) for cell in self], object)
+            return pd.array(texts, dtype=dtype) if isinstance(dtype, pd.StringDtype) else texts
         if dtype == np.dtype(object):
             # pandas (2.2 and 3.1) converts an index to objects to look up labels in it. With randomised cells
             # it would never find one.
@@ -480,7 +482,7 @@ class EncryptedArray(ExtensionArray):
         return lambda cell: "<NA>" if cell is pd.NA else repr(cell)
 
     def _values_for_json(self) -> npt.NDArray[Any]:
-        return np.array([None if cell is pd.NA else str(cell) for cell in self], object)
+        return np.array([None if cell is pd.NA else whole_text(cell) for cell in self], object)
 
     # Equality, if the column is deterministic. No order, no arithmetic.
 
