@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
 
+import numpy as np
 import pandas as pd
 from pandas.api.extensions import ExtensionDtype
 
@@ -29,11 +30,14 @@ __all__ = [
     "check_comparable",
     "encryptions",
     "fits",
+    "in_whole_frame",
     "is_null",
     "refuse_foreign_meeting",
+    "refuse_plot",
     "text_for_caller",
     "warn_caller",
     "warn_of_mixing",
+    "way_without",
     "whole_text",
     "within",
 ]
@@ -42,6 +46,7 @@ MARK = "enc:"
 # These make tables for people by str() of each value and have no other hook. pandas (2.2 and 3.1) uses
 # `printing` for the values of columns of objects, such as those of `df.T`.
 TABLES = ("pandas.io.formats.printing", "pandas.io.formats.style_render", "great_tables", "tabulate")
+NDFRAMES = (pd.DataFrame, pd.Series)
 SHORTEST = min(siv.OVERHEAD, gcm.OVERHEAD)  # bytes of a cell whose plaintext is empty
 
 
@@ -107,6 +112,15 @@ class Cell:
     def __repr__(self) -> str:
         # A fingerprint: equal cells look equal, and every terminal can show hexadecimal digits.
         return "enc#" + hashlib.blake2b(self._data, digest_size=4).hexdigest()
+
+    def _refuse(self, _: object = None) -> NoReturn:
+        # matplotlib and numpy compare and convert the values that they plot.
+        raise TypeError(
+            f"a cell of {self.dtype.called} is no number and has no order. Decrypt the column first "
+            "(df.kms.decrypt())"
+        )
+
+    __le__ = __ge__ = __float__ = __int__ = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cell, (self._data, self.dtype)
@@ -175,8 +189,8 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
     if isinstance(value, Cell):
         if not fits(value.dtype, dtype):
             raise TypeError(
-                f"a cell does not fit into this column of {dtype.name}, where it could not be decrypted: it "
-                "has another data key, name, domain or type"
+                f"a cell does not fit into {dtype.called}, where it could not be decrypted: it has another "
+                "data key, name, domain or type"
             )
         return bytes(value)
     if is_null(value):
@@ -185,8 +199,8 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
         raw = bytes(value)
         if len(raw) < SHORTEST or raw[0] != 1:  # 1: Tink's version; decryption checks the rest
             raise TypeError(
-                "a value of bytes is not a cell: it is too short, or does not begin with 0x01. A column of "
-                f"{dtype.name} takes cells and nulls only"
+                "a value of bytes is not a cell: it is too short, or does not begin with 0x01. "
+                f"{dtype.called} takes cells and nulls only"
             )
         return raw
     if exported and isinstance(value, str) and value.startswith(MARK):
@@ -195,8 +209,8 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
             raise TypeError(f"a text begins with {MARK!r} but is not a cell: it was changed or truncated")
         return data
     raise TypeError(
-        f"a column of {dtype.name} takes cells and nulls only, not {type(value).__name__}. Encrypt the "
-        "values first, under the same data key (series.kms.encrypt(key=df))"
+        f"{dtype.called} takes cells and nulls only, not {type(value).__name__}. Encrypt the values first, "
+        "under the same data key (series.kms.encrypt(key=df)), or decrypt the column (df.kms.decrypt())"
     )
 
 
@@ -231,6 +245,54 @@ def within(*functions: str) -> FrameType | None:
             return None
         frame = frame.f_back
     return None
+
+
+def in_whole_frame(method: str) -> bool:
+    """Return whether pandas applies this method to all columns of a frame, not to one that was named."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("pandas", "kmsdata", "numpy"):
+            return False
+        if frame.f_code.co_name == method and isinstance(owner := frame.f_locals.get("self"), NDFRAMES):
+            return isinstance(owner, pd.DataFrame)
+        frame = frame.f_back
+    return False
+
+
+def way_without() -> str:
+    """Return how to leave encrypted columns out, as the end of an error, if a frame's method was called."""
+    frame: FrameType | None = sys._getframe(2)
+    found = ""
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("pandas", "kmsdata"):
+            break
+        if isinstance(frame.f_locals.get("self"), pd.DataFrame) and not frame.f_code.co_name.startswith("_"):
+            found = f", or leave it out (df.drop(columns=df.kms.encrypted).{frame.f_code.co_name}())"
+        frame = frame.f_back
+    return found
+
+
+def refuse_plot() -> None:
+    """Raise TypeError if pandas is to plot an encrypted column that was named, or nothing else.
+
+    pandas (2.2 and 3.1) leaves columns without numbers out, and then finds nothing to plot or no column.
+    """
+    frame = within("hist_frame", "boxplot", "_compute_plot_data")
+    data = None if frame is None else frame.f_locals.get("data")
+    if frame is None or not isinstance(data, pd.DataFrame):
+        return
+    plot, column = (frame.f_locals.get(name) for name in ("self", "column"))
+    named = [getattr(plot, "x", None), getattr(plot, "y", None)]  # of a scatter plot
+    named += list(column) if isinstance(column, (list, tuple, np.ndarray, pd.Index)) else [column]
+    cells = {label: dtype for label, dtype in data.dtypes.items() if dtype.type is Cell}
+    numbers = any(dtype.kind in "biufcmM" for dtype in data.dtypes if dtype.type is not Cell)
+    for label, dtype in cells.items():
+        if label in named or not numbers:
+            raise TypeError(
+                f"column {label!r} is {dtype.name} and cannot be plotted. Decrypt it first "
+                f"(df.kms.decrypt({label!r}))"
+            )
 
 
 def refuse_foreign_meeting() -> None:

@@ -40,10 +40,14 @@ from kmsdata.frames.cell import (
     check_comparable,
     encryptions,
     fits,
+    in_whole_frame,
     is_null,
     refuse_foreign_meeting,
+    refuse_plot,
     text_for_caller,
+    warn_caller,
     warn_of_mixing,
+    way_without,
     whole_text,
     within,
 )
@@ -64,9 +68,7 @@ class EncryptedDtype(ExtensionDtype):
     """
 
     type = Cell
-    kind = "O"
     na_value = pd.NA
-    _is_numeric = False
     _is_boolean = False
 
     def __init__(self, header: Header | str) -> None:
@@ -89,6 +91,22 @@ class EncryptedDtype(ExtensionDtype):
     def deterministic(self) -> bool:
         """Whether equal values have equal cells."""
         return self.parsed is not None and self.parsed.deterministic
+
+    @property
+    def kind(self) -> Literal["O", "m"]:
+        """``O``, as for columns of objects; ``m`` where pandas describes a whole frame."""
+        # DataFrame.describe() (pandas 2.2 and 3.1) chooses the statistics by it, of every column. As "m", a
+        # randomised column gets a count and nulls: "unique" and "top" would be about the ciphertext.
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "select_describe_func" and not self.deterministic:
+            describer = caller.f_back.f_locals.get("self") if caller.f_back else None
+            return "m" if isinstance(getattr(describer, "obj", None), pd.DataFrame) else "O"
+        return "O"
+
+    @property
+    def _is_numeric(self) -> bool:
+        refuse_plot()
+        return False
 
     @property
     def name(self) -> str:  # type: ignore[override]  # the stubs know only dtypes without parameters
@@ -340,6 +358,9 @@ class EncryptedArray(ExtensionArray):
         key = check_array_indexer(self, key)
         positions = np.arange(len(self))[key]
         scalar = np.ndim(positions) == 0
+        if within("putmask_inplace") and in_whole_frame("replace") and self.isna()[key].all():
+            self._warn_of_replace()  # of replace(nan, value)
+            return
         new = self._coerced(
             [value] if isinstance(value, Cell) or not pd.api.types.is_list_like(value) else value
         )
@@ -383,6 +404,23 @@ class EncryptedArray(ExtensionArray):
         """Return a copy. The cells are shared: they are never changed in place."""
         return type(self)._of(self._storage, self._dtype)
 
+    def fillna(self, value: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Fill nulls with a cell. In `DataFrame.fillna(value)`, warn and leave the nulls."""
+        if pd.api.types.is_scalar(value) and not is_null(value) and in_whole_frame("fillna"):
+            nulls = self._storage.null_count
+            warn_caller(
+                f"fillna left {nulls:,} null{'s' * (nulls > 1)} in {self._dtype.called}, which takes cells "
+                "only. Fill the values before encrypting, or decrypt first (df.kms.decrypt())"
+            )
+            return self.copy()
+        return super().fillna(value, *args, **kwargs)
+
+    def _warn_of_replace(self) -> None:
+        warn_caller(
+            f"{self._dtype.called} is unchanged: no value can be found in ciphertext. Call replace before "
+            "encrypting, or decrypt first (df.kms.decrypt())"
+        )
+
     @classmethod
     def _concat_same_type(cls, to_concat: Sequence[Self]) -> Self:
         header = to_concat[0].dtype.parsed
@@ -423,8 +461,14 @@ class EncryptedArray(ExtensionArray):
         if copy is False:
             raise ValueError("an array of cells is always a copy: copy=False is not possible")
         refuse_foreign_meeting()
-        if within("ranker"):  # DataFrame.rank converts to objects, and would rank the ciphertext
+        # These convert to objects: rank would rank the ciphertext, and replace would find no text.
+        caller = within("ranker", "replace_regex")
+        if caller and caller.f_code.co_name == "ranker":
             self._refuse_order()
+        if caller and not in_whole_frame("replace"):
+            self._refuse_values()
+        if caller:
+            self._warn_of_replace()
         if sys._getframe(1).f_globals.get("__name__") == "pandas.io.json._json":
             return self._values_for_json()  # pandas 2 calls __array__ instead for the JSON of a series
         out = np.empty(len(self), object)
@@ -503,11 +547,11 @@ class EncryptedArray(ExtensionArray):
             cells = other
         elif isinstance(other, Cell) or other is pd.NA:
             cells = self._coerced([other], compare=True)
+        elif within("mask_missing") and in_whole_frame("replace"):
+            self._warn_of_replace()
+            return np.zeros(len(self), bool)
         else:
-            raise TypeError(
-                f"{self._dtype.called} can be compared with cells of the same column only, not with values: "
-                f"{self._way_to_values}"
-            )
+            self._refuse_values()
         if cells.dtype != self._dtype:
             check_comparable(self._dtype, cells.dtype)
         left, right = (array._storage.cast(pa.large_binary()) for array in (self, cells))
@@ -517,6 +561,12 @@ class EncryptedArray(ExtensionArray):
         mask = result.is_null().to_numpy(zero_copy_only=False)
         values = pc.fill_null(result, False).to_numpy(zero_copy_only=False)
         return pd.arrays.BooleanArray(values.copy(), mask.copy())
+
+    def _refuse_values(self) -> NoReturn:
+        raise TypeError(
+            f"{self._dtype.called} can be compared with cells of the same column only, not with values: "
+            f"{self._way_to_values}"
+        )
 
     def _refuse_operator(self, other: object = None) -> Any:
         if isinstance(other, (pd.Series, pd.Index, pd.DataFrame)):
@@ -532,7 +582,7 @@ class EncryptedArray(ExtensionArray):
     def _refuse_operation(self, name: str) -> NoReturn:
         raise TypeError(
             f"cannot perform {name}: {self._dtype.called} does not support {name} operations. Decrypt it "
-            "first (df.kms.decrypt())"
+            f"first (df.kms.decrypt()){way_without()}"
         )
 
     __lt__ = __le__ = __gt__ = __ge__ = _refuse_operator
@@ -541,7 +591,12 @@ class EncryptedArray(ExtensionArray):
     __pow__ = __rpow__ = __divmod__ = __rdivmod__ = _refuse_operator
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse_operator
     __invert__ = __neg__ = __abs__ = __pos__ = _refuse_operator
-    searchsorted = _rank = _quantile = _groupby_quantile = _values_for_argsort = _refuse_order
+    searchsorted = _rank = _groupby_quantile = _values_for_argsort = _refuse_order
+
+    def _quantile(self, qs: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.float64]:
+        if within("describe_numeric_1d"):  # see EncryptedDtype.kind
+            return np.full(len(qs), np.nan)
+        return self._refuse_order()
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if any(isinstance(item, (pd.Series, pd.Index, pd.DataFrame)) for item in inputs):
@@ -572,6 +627,8 @@ class EncryptedArray(ExtensionArray):
     def _reduce(self, name: str, *, skipna: bool = True, keepdims: bool = False, **kwargs: object) -> Any:
         if name == "count":
             return len(self) - self._storage.null_count
+        if within("describe_numeric_1d"):  # see EncryptedDtype.kind
+            return np.nan
         return self._refuse_operation(name)
 
     def _accumulate(self, name: str, *, skipna: bool = True, **kwargs: object) -> NoReturn:
@@ -601,7 +658,7 @@ class EncryptedArray(ExtensionArray):
                 if several
                 else f"{self._dtype.called} is randomised: equal values have different cells, so it cannot "
                 "be grouped, joined or made unique. Encrypt it with deterministic=[column], or decrypt it "
-                "first (df.kms.decrypt())"
+                f"first (df.kms.decrypt()){way_without()}"
             )
 
     def factorize(self, use_na_sentinel: bool = True) -> tuple[npt.NDArray[np.intp], Self]:
@@ -689,7 +746,7 @@ class EncryptedArray(ExtensionArray):
     def _check_fits(self, dtype: EncryptedDtype) -> None:
         if not fits(self._dtype, dtype):
             raise TypeError(
-                f"these cells do not fit into a column of {dtype.name}, where they could not be decrypted: "
+                f"these cells do not fit into {dtype.called}, where they could not be decrypted: "
                 "they have another data key, name, domain or type"
             )
 
