@@ -196,9 +196,8 @@ class FrameAccessor:
         Example:
             >>> import pandas as pd, kmsdata
             >>> df = pd.DataFrame({"ssn": ["078-05-1120", None], "city": ["Lewiston", "Buffalo"]})
-            >>> picked = df.kms.pick(key="local://demo")
-            >>> picked
-            <df.kms.pick(): 2 columns, 2 rows; nothing encrypted yet>
+            >>> picked = df.kms.pick(key="local://demo")  # doctest: +SKIP
+            >>> picked.result  # later, after the button was pressed  # doctest: +SKIP
         """
         return pick(self._frame, self.encrypt, key)
 

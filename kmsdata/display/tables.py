@@ -12,8 +12,9 @@ from kmsdata.errors import printable
 
 __all__ = ["Call", "Fact", "as_html", "as_text", "escaped", "in_files", "size"]
 
-_NUMBERS = ("authentic", "bad", "nulls", "size")  # headings of columns that are aligned to the right
-_FOLDED = ("column", "type", "domain", "key", "alias")  # headings of columns whose texts may be long
+# Headings of columns that are aligned to the right, and of those whose texts may be long.
+_NUMBERS = ("authentic", "bad", "distinct", "nulls", "size")
+_FOLDED = ("column", "type", "domain", "key", "alias", "remarks")
 _GREEN = "background:#d7f0dd;color:#0b4f26"
 _GREY = "background:#eceff1;color:#37474f"
 _AMBER = "background:#ffe8b3;color:#5f3b00"

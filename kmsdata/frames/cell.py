@@ -115,13 +115,12 @@ class Cell:
         return "enc#" + hashlib.blake2b(self._data, digest_size=4).hexdigest()
 
     def _refuse(self, _: object = None) -> NoReturn:
-        # matplotlib and numpy compare and convert the values that they plot.
+        # matplotlib compares the values of a histogram so.
         raise CallerTypeError(
-            f"a cell of {self.dtype.called} is no number and has no order. Decrypt the column first "
-            "(df.kms.decrypt())"
+            f"the cells of {self.dtype.called} have no order. Decrypt the column first (df.kms.decrypt())"
         )
 
-    __le__ = __ge__ = __float__ = __int__ = _refuse
+    __le__ = __ge__ = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cell, (self._data, self.dtype)
@@ -333,7 +332,7 @@ def encryptions(values: Any) -> tuple[set[CellDtype], bool]:
 def warn_caller(message: str) -> None:
     """Warn, with the line that called pandas or kmsdata as the location."""
     level, frame = 1, sys._getframe()
-    while frame.f_globals.get("__name__", "").partition(".")[0] in ("kmsdata", "pandas"):
+    while frame.f_globals.get("__name__", "").partition(".")[0] in ("kmsdata", "numpy", "pandas"):
         if frame.f_back is None:
             break
         level, frame = level + 1, frame.f_back

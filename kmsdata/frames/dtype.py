@@ -362,8 +362,7 @@ class EncryptedArray(ExtensionArray):
         key = check_array_indexer(self, key)
         positions = np.arange(len(self))[key]
         scalar = np.ndim(positions) == 0
-        if within("putmask_inplace") and in_whole_frame("replace") and self.isna()[key].all():
-            self._warn_of_replace()  # of replace(nan, value)
+        if not isinstance(value, Cell) and self._left_null(positions):
             return
         new = self._coerced(
             [value] if isinstance(value, Cell) or not pd.api.types.is_list_like(value) else value
@@ -408,16 +407,22 @@ class EncryptedArray(ExtensionArray):
         """Return a copy. The cells are shared: they are never changed in place."""
         return type(self)._of(self._storage, self._dtype)
 
-    def fillna(self, value: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Fill nulls with a cell. In `DataFrame.fillna(value)`, warn and leave the nulls."""
-        if pd.api.types.is_scalar(value) and not is_null(value) and in_whole_frame("fillna"):
-            nulls = self._storage.null_count
+    def _left_null(self, positions: npt.NDArray[np.intp]) -> bool:
+        """Warn and return True if pandas fills the nulls of a whole frame: fillna(0) or replace(nan, 0)."""
+        caller = within("fillna", "putmask_inplace")
+        if caller is None or not self.isna()[positions].all():
+            return False
+        if caller.f_code.co_name == "putmask_inplace" and in_whole_frame("replace"):
+            self._warn_of_replace()
+            return True
+        if in_whole_frame("fillna"):
+            many = f"{len(positions):,} null{'s' * (len(positions) > 1)}"
             warn_caller(
-                f"fillna left {nulls:,} null{'s' * (nulls > 1)} in {self._dtype.called}, which takes cells "
-                "only. Fill the values before encrypting, or decrypt first (df.kms.decrypt())"
+                f"fillna left {many} in {self._dtype.called}, which takes cells only. Fill values before "
+                "encrypting, or decrypt first (df.kms.decrypt())"
             )
-            return self.copy()
-        return super().fillna(value, *args, **kwargs)
+            return True
+        return False
 
     def _warn_of_replace(self) -> None:
         warn_caller(

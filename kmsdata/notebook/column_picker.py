@@ -14,7 +14,14 @@ import anywidget
 import traitlets
 
 from kmsdata.display.column_profile import CHOICES, SHAPES, ColumnProfile, FrameProfile
-from kmsdata.display.ipython import cell_number, in_marimo, show_bundle, thread_class, variable_name
+from kmsdata.display.ipython import (
+    cell_number,
+    in_marimo,
+    in_notebook,
+    show_bundle,
+    thread_class,
+    variable_name,
+)
 from kmsdata.errors import CallerError, KmsDataError, printable
 from kmsdata.notebook.browser import texts
 
@@ -111,7 +118,7 @@ class ColumnPicker(anywidget.AnyWidget):
         }, metadata
 
     def display(self) -> None:
-        """Display the picker once per cell.
+        """Display the picker in a notebook, once per cell.
 
         ``df.kms.pick()`` displays it, and IPython does so again for a cell that ends with it.
         """
@@ -120,17 +127,22 @@ class ColumnPicker(anywidget.AnyWidget):
 
             marimo.output.append(self)
             return
+        if not in_notebook():
+            return
         cell = cell_number()
         if cell is None or cell != self._cell:
             show_bundle(self._repr_mimebundle_()[0])
         self._cell = cell
 
-    _ipython_display_ = display
+    def _ipython_display_(self) -> None:
+        if not in_notebook():
+            raise NotImplementedError  # for IPython in a terminal this means: show the repr
+        self.display()
 
     def _shown(self, column: ColumnProfile) -> dict[str, Any]:
         """Return what the page shows of a column."""
         return {
-            "label": printable(str(column.name)),
+            "label": printable(str(column.name)) or "''",
             "literal": repr(column.name) if isinstance(column.name, str) else "",
             "dtype": printable(column.dtype),
             "nulls": f"{column.nulls:,}",

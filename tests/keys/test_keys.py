@@ -691,3 +691,5 @@ def test_interactive_is_a_terminal_or_a_notebook(monkeypatch, stdin, stderr, ker
     assert local._interactive() is made
     monkeypatch.setattr("sys.stdin", None)
     assert local._interactive() is kernel
+    monkeypatch.setattr(local, "in_marimo", lambda: True)
+    assert local._interactive()

@@ -320,6 +320,16 @@ def test_without_a_kernel_text_and_html_are_shown(frame):
     assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
+def test_outside_a_notebook_nothing_is_printed(frame, capsys):
+    picked = frame.kms.pick(key=KEY)
+    assert capsys.readouterr().out == ""
+    assert str(picked).startswith("20 rows, 4 columns")
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, _ = DisplayFormatter().format(picked)  # as IPython does in a terminal
+    assert shown["text/plain"] == repr(picked)
+
+
 def test_frames_without_columns_or_rows(frame):
     picked = pd.DataFrame().kms.pick(key=KEY)
     assert picked.columns == picked.choices == []

@@ -28,11 +28,13 @@ Object.assign(window, { sealMessage });
 # What anywidget gives to a widget: a model, whose messages wait in a queue for the test.
 MODEL = """
 const handlers = {};
-const state = { view: window.firstView };
+const state = { view: window.firstView, ...window.firstState };
 window.outbox = [];
 window.whole ??= { comm: {}, comm_live: true };
 const model = {
   get: (name) => state[name],
+  set: (name, value) => { state[name] = value; tell(`change:${name}`); },
+  save_changes: () => {},
   on: (name, call) => (handlers[name] ??= new Set()).add(call),
   off: (name, call) => handlers[name]?.delete(call),
   send: (content, _, buffers) => {

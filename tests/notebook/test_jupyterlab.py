@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from kmsdata.emulator import Fault
-from tests.notebook.jupyterlab import Notebook
+from tests.notebook.jupyterlab import Notebook, write_notebook
 
 pytestmark = [pytest.mark.newest, pytest.mark.browser]
 
@@ -18,8 +18,8 @@ def login(emulator):
 
 def test_the_form(start, emulator, keys):
     lab, page = start()
-    path = lab.notebook(
-        "form",
+    path = write_notebook(
+        lab.root / "form.ipynb",
         login(emulator),
         "frame = pd.DataFrame({'a': [1, 2]}).kms.encrypt('a')",
         "print('decrypted', frame.kms.decrypt()['a'].tolist())",
@@ -79,8 +79,8 @@ def test_the_form(start, emulator, keys):
 
 def test_await_holds_up_the_run(start, emulator, keys):
     lab, page = start()
-    path = lab.notebook(
-        "await",
+    path = write_notebook(
+        lab.root / "await.ipynb",
         f"import kmsdata, pandas as pd\n"
         f"kms = await kmsdata.login(region='{REGION}', endpoint='{emulator.url}')",
         "print(kms, pd.DataFrame({'a': [1]}).kms.encrypt('a').kms.decrypt()['a'].tolist())",

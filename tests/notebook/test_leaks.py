@@ -11,7 +11,7 @@ import time
 import pytest
 
 from kmsdata.emulator import Fault
-from tests.notebook.jupyterlab import Notebook
+from tests.notebook.jupyterlab import OTHER_HOST, Notebook, write_notebook
 from tests.notebook.secret_search import Search, made
 
 pytestmark = [pytest.mark.newest, pytest.mark.browser]
@@ -46,8 +46,8 @@ class Case:
         self.secrets = {}
         self.naive, self.literal = made(f"{name}, naive"), made(f"{name}, literal")
         self.copies = {}  # whether the state of widgets can be in it, by name
-        self.path = lab.notebook(
-            name,
+        self.path = write_notebook(
+            lab.root / f"{name}.ipynb",
             f"import kmsdata\n{login}",
             "import ipywidgets\nnaive = ipywidgets.Password(description='Naive')\nnaive",
             f"literal = '{self.literal}'",
@@ -93,7 +93,10 @@ class Case:
 
 
 def search(lab, cases, state, others=()):
-    """Search all files for what was typed: nothing of the forms may be there, the control must."""
+    """Search all files for what was typed: nothing of the forms may be there, the control must.
+
+    Return the files by text.
+    """
     every = [f"{case.name}.ipynb" for case in cases]
     every += [f"{copy}.ipynb" for case in cases for copy in case.copies]
     for kind in ("html", "markdown", "python"):
@@ -115,6 +118,7 @@ def search(lab, cases, state, others=()):
     for folder in ("profile", *others):
         assert any((lab.home / folder).rglob("*"))
     assert not leaks
+    return files
 
 
 def connected(case, emulator, token=True):
@@ -166,8 +170,36 @@ def test_kernel_idle(start, emulator, keys, state):
         submitted.keep()
     submitted.keep(Notebook.autosave)
 
+    # Two forms, of two regions: one is left filled in, the other is submitted.
+    two = Case(lab, page, "two-forms", login, login.replace("guangzhou", "shanghai"))
+    connected(two, emulator)
+    two.notebook.run_all()
+    two.type_naive()
+    for field in FIELDS:
+        two.notebook.type(field, two.secret(f"{field} of the first form"), cell=0)
+    two.keep()
+    two.type(cell=3)
+    two.keep()
+    two.notebook.button("Connect", cell=3).click()
+    two.notebook.status("Connected to Tencent Cloud KMS in Shanghai", cell=3)
+    two.keep(Notebook.autosave)
+    two.notebook.paste("Session token", two.secret("Session token of the first form, later"), cell=0)
+    two.keep()
+
+    # A page over plain http, from another host than the user's: what is typed travels unencrypted.
+    plain = Case(lab, page, "plain-http", login, host=OTHER_HOST)
+    connected(plain, emulator)
+    plain.notebook.run_all()
+    page.get_by_text("This page is not encrypted").wait_for()
+    plain.type_naive()
+    plain.type()
+    plain.keep()
+    plain.notebook.button("Connect").click()
+    plain.notebook.status("Connected to")
+    plain.keep(Notebook.autosave)
+
     start.close()
-    search(lab, [typed, submitted], state)
+    search(lab, [typed, submitted, two, plain], state)
 
 
 BUSY = """
@@ -246,7 +278,8 @@ def test_kernel_gone(start, emulator, keys, state):
         case.keep(Notebook.autosave, with_widgets=widgets)
         disabled(case)
 
-    # Opened again: with its kernel; without it, by the user who ran it (trusted); and by another user.
+    # Opened again: with its kernel; without it, by the user who ran it (trusted); and by another user. When
+    # JupyterLab saves, it leaves out widgets that it restored from the file.
     case = Case(lab, page, "reopened", login)
     cases.append(case)
     connected(case, emulator)
@@ -261,11 +294,11 @@ def test_kernel_gone(start, emulator, keys, state):
     case.notebook.button("Connect").click()
     case.notebook.status("Connected to")
     case.keep(Notebook.autosave)
+    case.notebook.shut_down_kernel()
+    case.keep()
+    closed = case.notebook.saved()
     for trusted in (True, False):
-        case.notebook.shut_down_kernel()
-        case.notebook.save()
-        if not trusted:
-            case.path.write_text(case.path.read_text().replace("literal = ", "changed = "))
+        case.path.write_text(closed if trusted else closed.replace("literal = ", "changed = "))
         case.notebook = Notebook(page, lab, case.path)
         if trusted and state:
             case.notebook.status("Run the cell again")
@@ -273,8 +306,9 @@ def test_kernel_gone(start, emulator, keys, state):
             case.type_naive()
         elif not trusted:
             page.get_by_text("run this cell to use the sign-in form").wait_for()
-        case.keep()
-        case.keep(Notebook.autosave)
+        case.keep(with_widgets=False)
+        case.keep(Notebook.autosave, with_widgets=False)
+        case.notebook.shut_down_kernel()
 
     start.close()
     search(lab, cases, state)
@@ -286,3 +320,38 @@ def disabled(case):
     assert form.locator("input, select, button").count() > 10
     assert form.locator(":is(input, select, button):enabled").count() == 0
     assert set(form.locator("input[type=password]").evaluate_all("all => all.map(one => one.value)")) == {""}
+
+
+@STATE_IS_SAVED
+def test_second_browser(start, browser, emulator, keys, state):
+    lab, page = start(settings(state), debug=True, collaboration=True)
+    login = f"kmsdata.login(endpoint='{emulator.url}', region='ap-guangzhou')"
+    case = Case(lab, page, "shared", login)
+    connected(case, emulator)
+    case.notebook.run_all()
+    other_page = browser(lab.home / "profile-2")
+    other = Notebook(other_page, lab, case.path)
+
+    case.type_naive()
+    case.type()
+    case.keep()
+    other.field("SecretKey").wait_for()
+    assert [other.field(name).input_value() for name in FIELDS] == ["", "", ""]
+    other.paste("SecretKey", case.secret("SecretKey in the second browser"))
+    other.save()
+    case.keep()
+    case.notebook.button("Connect").click()
+    case.notebook.status("Connected to")
+    other.status("Connected to")
+    case.keep()
+    other.button("Sign in again").click()
+    case.notebook.field("SecretId").wait_for()
+    other.paste("SecretKey", case.secret("SecretKey in the second browser, later"))
+    case.keep()
+
+    start.close()
+    files = search(lab, [case], state, ["profile-2"])
+    # The file in which jupyter-collaboration keeps every change of a notebook.
+    changes = [name for name in files[case.literal] if name.endswith(".jupyter_ystore.db")]
+    assert changes
+    assert set(changes) & files[case.naive] == (set(changes) if state else set())

@@ -109,7 +109,7 @@ function render({ model, el }) {
     group.setAttribute("aria-label", `Choice for ${column.label}`);
     group.setAttribute("aria-describedby", `${prefix}-notes-${at}`);
     for (const choice of CHOICES) {
-      const label = element("label");
+      const label = element("label", choice in column.refused ? "kms-refused" : "");
       const radio = element("input");
       radio.type = "radio";
       radio.name = `${prefix}-${at}`;
