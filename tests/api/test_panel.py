@@ -296,7 +296,7 @@ def test_a_list_of_keys_is_a_table_and_a_list_of_dicts(keystore):
         assert back == keys
     text, page = repr(keys), keys._repr_html_()
     assert str(keys) == text
-    assert " ".join(text.split()).startswith(f"2 keys in {keystore}, unencrypted")
+    assert "".join(text.split()).startswith("".join(f"2 keys in {keystore}, unencrypted".split()))
     assert f"[ ]  local://old   {keys[1]['id'][:8]}  Disabled  {keys[1]['created'][:10]}" in text
     assert "● Enabled" in page
     assert "○ Disabled" in page

@@ -225,7 +225,7 @@ def test_the_plain_font_has_the_marks(browser):
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_in_a_notebook_that_is_reopened_and_not_trusted(browser, shown, theme, tmp_path):
-    from tests.notebook.jupyterlab import Lab, Notebook
+    from tests.notebook.jupyterlab import Lab, Notebook, write_notebook
 
     lab = Lab(
         tmp_path / "lab",
@@ -233,7 +233,7 @@ def test_in_a_notebook_that_is_reopened_and_not_trusted(browser, shown, theme, t
     )
     try:
         lab.wait()
-        path = lab.notebook("saved", *(f"# {name}" for name in shown))
+        path = write_notebook(lab.root / "saved.ipynb", *(f"# {name}" for name in shown))
         document = json.loads(path.read_text())
         for cell, page in zip(document["cells"], shown.values(), strict=True):
             data = {"text/html": page, "text/plain": ""}
