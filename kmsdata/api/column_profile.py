@@ -266,18 +266,29 @@ _CLASSES = _Classes()
 
 def _shape(texts: Sequence[str], weights: Sequence[int]) -> str:
     """Return the most frequent shape; runs of one class are written as one if lengths differ too much."""
-    exact = [text[:_LONGEST].translate(_CLASSES) for text in texts]
-    runs = [re.sub(r"([9Aax#])\1+", r"\1*", shape) for shape in exact]
-    for shapes, least in ((exact, 0.5), (runs, 0.0)):
-        shared = Counter[str](shapes)
-        total = Counter[str]()
-        for shape, weight in zip(shapes, weights, strict=True):
-            total[shape] += weight
-        frequent = [shape for shape, _ in total.most_common() if shared[shape] >= _SHARED]
-        if frequent and total[frequent[0]] >= least * sum(weights):
-            shape = frequent[0]
-            return shape if len(shape) <= _LONGEST_SHAPE else shape[:_LONGEST_SHAPE] + "…"
-    return ""
+    total, shared = Counter[str](), Counter[str]()
+    for text, weight in zip(texts, weights, strict=True):
+        shape = text[:_LONGEST].translate(_CLASSES)
+        total[shape] += weight
+        shared[shape] += 1
+    found = _frequent(total, shared)
+    if 2 * total[found] < sum(weights):
+        runs = {shape: re.sub(r"([9Aax#])\1+", r"\1*", shape) for shape in total}
+        total, shared = _renamed(total, runs), _renamed(shared, runs)
+        found = _frequent(total, shared)
+    return found if len(found) <= _LONGEST_SHAPE else found[:_LONGEST_SHAPE] + "…"
+
+
+def _frequent(total: Counter[str], shared: Counter[str]) -> str:
+    """Return the most frequent of the shapes that enough values share; an empty text if there is none."""
+    return next((shape for shape, _ in total.most_common() if shared[shape] >= _SHARED), "")
+
+
+def _renamed(counts: Counter[str], names: dict[str, str]) -> Counter[str]:
+    made = Counter[str]()
+    for shape, count in counts.items():
+        made[names[shape]] += count
+    return made
 
 
 # --- forms of personal data ------------------------------------------------------------------------

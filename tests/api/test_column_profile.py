@@ -102,13 +102,13 @@ def test_the_time_is_bounded():
     # pandas needs minutes to count the lists of such a column, since all of them have one hash value.
     frame["lists"] = pd.Series([[n] for n in range(count)], dtype=object)
     frame["categories"] = pd.Categorical(frame["text"])
-    begin = time.perf_counter()
+    begin = time.process_time()
     profile_frame(frame)
-    assert time.perf_counter() - begin < 15
+    assert time.process_time() - begin < 15
     wide = pd.concat([frame[["objects"]].head(50_000).add_suffix(str(n)) for n in range(200)], axis=1)
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert profile_frame(wide).examined == 10_000
-    assert time.perf_counter() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 # Shapes.
