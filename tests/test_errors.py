@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import traceback
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -140,6 +141,10 @@ IN_CELLS = {
     "kmsdata.read_parquet('no.parquet')": "FileNotFoundError: [Errno 2] there is no file",
     "enc.kms.to_parquet('no/such.parquet')": "FileNotFoundError: [Errno 2]",
     "kmsdata.encrypt_parquet('here.parquet', 'here.parquet', 'city')": "ValueError: the target",
+    "enc['name'].mean()": "TypeError: ",
+    "enc['name'] == 'x'": "TypeError: ",
+    "enc.groupby('name').size()": "TypeError: ",
+    "enc['name'].astype(float)": "TypeError: ",
     "kmsdata.inspect(5)": "TypeError: inspect() takes",
     "kmsdata.TencentKMS('no region')": "ValueError: region=",
     "kmsdata.new_data_key('nonsense')": "FormatError: ",
@@ -156,7 +161,6 @@ def test_a_cell_shows_one_block(ran, enc, tmp_path, monkeypatch, code):
     assert second.strip().endswith(f"line 2: {code}")
     assert third.strip() == "(%tb shows the traceback)"
     rest = ran("%tb")
-    assert rest.count("site-packages") == 0
     assert "kmsdata/" in rest
     assert len(rest.splitlines()) > 10
     assert PLAINTEXT not in first + rest
@@ -233,3 +237,22 @@ def test_a_kms_call_can_be_interrupted(enc):
         with pytest.raises(KeyboardInterrupt, match="while waiting for the KMS call ListKeyDetail"):
             kms.list_keys()
         timer.join()
+
+
+# Where a builtin exception is raised, it is caught in kmsdata too, or is the error of a bug.
+INTERNAL = {
+    "ciphers.cells", "ciphers.gcm", "ciphers.legacy_ecb", "ciphers.batches", "ciphers.siv",
+    "codec.tagged_objects", "codec.time_zones", "keys.local.keystore_file", "keys.tencent.transport",
+    "notebook.sealed_message", "parquet.column_chunks", "parquet.footer",
+}  # fmt: skip
+
+
+def test_every_error_about_a_call_is_one_block():
+    root = Path(kmsdata.__file__).parent
+    raised = re.compile(r"\b(?:raise|return) ((?:Key|Type|Value|Import|FileNotFound|FileExists)Error)\(")
+    found = set()
+    for path in root.rglob("*.py"):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        if not name.startswith(("cli.", "emulator.")) and raised.search(path.read_text()):
+            found.add(name)
+    assert found == INTERNAL

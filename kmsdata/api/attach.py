@@ -188,8 +188,21 @@ def _arrow(series: pd.Series[Any]) -> pa.Array | pa.ChunkedArray | None:
     """Return a column as Arrow data, also one of nulls of any type; None if there are other values."""
     if bool(series.isna().all()):
         return pa.nulls(len(series), pa.large_binary())
+    if any(isinstance(value, dict) for value in series.dropna()[:1]):
+        series = series.map(_without_dict)
     values = arrow_values(series)
-    return None if values is None else validated(values, str(series.name))
+    if values is None:
+        return None
+    values = validated(values, str(series.name))
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        # What str() makes of pd.NA: pandas 2 in astype(str), every pandas in map(str).
+        values = pc.if_else(pc.equal(values, str(pd.NA)), pa.scalar(None, values.type), values)
+    return values
+
+
+def _without_dict(value: Any) -> Any:
+    """Return the text of a cell that pandas wrote to JSON from a column of objects (`df.T.to_json()`)."""
+    return value["cell"] if isinstance(value, dict) and [*value] == ["cell"] else value
 
 
 def _cells(

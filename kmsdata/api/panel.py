@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from kmsdata.api.inspection import inspect
 from kmsdata.display.inspection import Inspection
+from kmsdata.display.ipython import variable_name
 from kmsdata.display.panel import Panel
 from kmsdata.display.report import MOST_SHOWN
 from kmsdata.display.tables import Call, Fact
@@ -28,12 +31,15 @@ _DETERMINISTIC = "equal values stay equal: join, group, find"
 
 def frame_panel(frame: pd.DataFrame) -> Panel:
     """Return the panel of a frame. No KMS call is made, and nothing is decrypted or verified."""
+    df = variable_name(frame) or "df"
     try:
-        found = inspect(frame)
+        found = _inspected(frame)
         records = _records(frame)
     except FormatError as error:
-        attach = Call("df.kms.attach(original)", "restore headers: original is a file or frame that has them")
-        return Panel(f"frame: {error}", calls=[attach])
+        attach = Call(
+            f"{df}.kms.attach(original)", "restore headers: original is a file or frame that has them"
+        )
+        return Panel("frame: headers are missing or damaged", [Fact("problem", str(error))], calls=[attach])
     rows = _rows(found)
     title = (
         f"frame: {_count(found.rows, 'row')}, {len(rows)} of {_count(len(found.columns), 'column')} encrypted"
@@ -43,35 +49,44 @@ def frame_panel(frame: pd.DataFrame) -> Panel:
     named = ", ".join(plain[:_MOST_NAMES]) + (f" and {hidden:,} more" if hidden > 0 else "")
     facts = [Fact("plain", named)] if plain else []
     if not rows:
-        return Panel(title, [*facts, _session()], calls=_to_encrypt(frame))
+        return Panel(title, [*facts, _session()], calls=_to_encrypt(frame, df), notes=found.notes)
     known = [access(record) for record in records[:_MOST_KEYS]]
     searched = next((column.name for column in found.columns if column.domain is not None), None)
-    calls = _to_open(known, "df")
+    calls = _to_open(known, df)
     if searched in frame.columns and _any_opens(known):
-        calls.append(Call(f"df.kms.isin({searched!r}, values)", "find rows without decrypting them"))
-    calls.append(Call("df.kms.to_parquet('data.parquet')", "save with the wrapped data key"))
+        calls.append(Call(f"{df}.kms.isin({searched!r}, values)", "find rows without decrypting them"))
+    calls.append(Call(f"{df}.kms.to_parquet('data.parquet')", "save with the wrapped data key"))
     if _any_opens(known):
-        calls.append(Call("kmsdata.verify(df)", "authenticate every cell"))
-    return Panel(title, [*facts, *_keys(records, known)], rows[:MOST_SHOWN], calls, _notes(found))
+        calls.append(Call(f"kmsdata.verify({df})", "authenticate every cell"))
+    return Panel(title, [*facts, *_keys(records, known, df)], rows[:MOST_SHOWN], calls, _notes(found, df))
 
 
 def series_panel(series: pd.Series[Any]) -> Panel:
     """Return the panel of a series. No KMS call is made, and nothing is decrypted or verified."""
     title = "series" if series.name is None else f"series {series.name!r}"
+    name = variable_name(series) or "series"
     try:
-        found = inspect(series)
+        found = _inspected(series)
         records = _records(series.to_frame())
     except FormatError as error:
-        return Panel(f"{title}: {error}")
+        return Panel(f"{title}: its header is missing or damaged", [Fact("problem", str(error))])
     rows = _rows(found)
     title = f"{title}: {_count(found.rows, 'row')}, {'encrypted' if rows else 'not encrypted'}"
     if not rows:
-        return Panel(title, [_session()], calls=_to_encrypt_series(series))
+        return Panel(title, [_session()], calls=_to_encrypt_series(series, name), notes=found.notes)
     known = [access(record) for record in records[:_MOST_KEYS]]
-    calls = _to_open(known, "series")
+    calls = _to_open(known, name)
     if any(column.domain is not None for column in found.columns) and _any_opens(known):
-        calls.append(Call("series.kms.isin(values)", "find rows without decrypting them"))
-    return Panel(title, _keys(records, known), rows, calls, _notes(found))
+        calls.append(Call(f"{name}.kms.isin(values)", "find rows without decrypting them"))
+    return Panel(title, _keys(records, known, name), rows, calls, _notes(found, name))
+
+
+def _inspected(data: pd.DataFrame | pd.Series[Any]) -> Inspection:
+    """Inspect data, with its warnings as notes, which are part of the panel."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = inspect(data)
+    return replace(found, notes=(*found.notes, *(str(one.message) for one in caught)))
 
 
 def _count(number: int, what: str) -> str:
@@ -98,13 +113,13 @@ def _rows(found: Inspection) -> list[dict[str, str]]:
     ]
 
 
-def _notes(found: Inspection) -> list[str]:
+def _notes(found: Inspection, name: str) -> list[str]:
     hidden = len([column for column in found.columns if column.state != "plain"]) - MOST_SHOWN
-    more = [f"{hidden:,} more encrypted columns: kmsdata.inspect(df) lists all."] if hidden > 0 else []
+    more = [f"{hidden:,} more encrypted columns: kmsdata.inspect({name}) lists all."] if hidden > 0 else []
     return [*more, *found.notes]
 
 
-def _keys(records: list[DataKeyRecord], known: list[Access]) -> list[Fact]:
+def _keys(records: list[DataKeyRecord], known: list[Access], name: str) -> list[Fact]:
     facts = []
     for record, one in zip(records, known, strict=False):
         opened = " or ".join(wrap.key for wrap in record.wraps)
@@ -113,7 +128,7 @@ def _keys(records: list[DataKeyRecord], known: list[Access]) -> list[Fact]:
         facts.append(Fact("data key", f"{record.commitment.hex()[:8]}, opened by {opened}{context}"))
         facts.append(Fact("this session", one.why, one.state))
     if (hidden := len(records) - len(known)) > 0:
-        facts.append(Fact("data keys", f"{hidden:,} more: kmsdata.inspect(df) lists all"))
+        facts.append(Fact("data keys", f"{hidden:,} more: kmsdata.inspect({name}) lists all"))
     return facts
 
 
@@ -153,23 +168,25 @@ def _key_argument() -> str:
         return ", key='local://demo'"
 
 
-def _to_encrypt(frame: pd.DataFrame) -> list[Call]:
-    labels = [label for label in frame.columns if isinstance(label, str)]
-    texts = [label for label in labels if pd.api.types.is_string_dtype(frame[label].dtype)]
+def _to_encrypt(frame: pd.DataFrame, df: str) -> list[Call]:
+    types = {label: dtype for label, dtype in frame.dtypes.items() if isinstance(label, str)}
+    labels = [label for label in types if list(frame.columns).count(label) == 1]
+    texts = [label for label in labels if pd.api.types.is_string_dtype(types[label])]
     if not (names := texts or labels):
         return []
     name, key = names[0], _key_argument()
     return [
-        Call(f"df.kms.encrypt({name!r}{key})", _RANDOMISED),
-        Call(f"df.kms.encrypt(deterministic={name!r}{key})", _DETERMINISTIC),
+        Call(f"{df}.kms.pick()", "choose columns in a notebook"),
+        Call(f"{df}.kms.encrypt({name!r}{key})", _RANDOMISED),
+        Call(f"{df}.kms.encrypt(deterministic={name!r}{key})", _DETERMINISTIC),
     ]
 
 
-def _to_encrypt_series(series: pd.Series[Any]) -> list[Call]:
+def _to_encrypt_series(series: pd.Series[Any], name: str) -> list[Call]:
     if not isinstance(series.name, str):
-        return [Call("series.rename('name')", "needed first: the key is derived from the name")]
+        return [Call(f"{name}.rename('name')", "needed first: the key is derived from the name")]
     key = _key_argument()
     return [
-        Call(f"series.kms.encrypt({key.removeprefix(', ')})", _RANDOMISED),
-        Call(f"series.kms.encrypt(deterministic=True{key})", _DETERMINISTIC),
+        Call(f"{name}.kms.encrypt({key.removeprefix(', ')})", _RANDOMISED),
+        Call(f"{name}.kms.encrypt(deterministic=True{key})", _DETERMINISTIC),
     ]

@@ -14,6 +14,9 @@ from kmsdata.errors import printable
 __all__ = ["KeyList", "Notice", "Panel", "shows_panel"]
 
 
+_SHORTENED = {"id": 8, "created": len("2026-01-31")}  # characters that the table shows
+
+
 @dataclass(frozen=True, repr=False)
 class Panel:
     """A panel: `str` is its text."""
@@ -87,7 +90,7 @@ def shows_panel(cls: _ClassT) -> _ClassT:
 class KeyList(list[dict[str, str]]):
     """The keys of a provider: a list of dicts that displays as a table.
 
-    A copy by `copy`, `pickle` or a slice is a plain list.
+    The table shortens ids and times. A copy by `copy`, `pickle` or a slice is a plain list.
 
     Args:
         keys: each with ``key`` and ``state``.
@@ -102,7 +105,11 @@ class KeyList(list[dict[str, str]]):
         return list, (list(self),)
 
     def _panel(self) -> Panel:
-        return Panel(f"{len(self):,} {'key' if len(self) == 1 else 'keys'} in {self._where}", rows=self)
+        rows = [{name: text[: _SHORTENED.get(name)] for name, text in key.items()} for key in self]
+        calls = [] if self else [Call("provider.create_key('name')", "create one")]
+        return Panel(
+            f"{len(self):,} {'key' if len(self) == 1 else 'keys'} in {self._where}", rows=rows, calls=calls
+        )
 
     def __repr__(self) -> str:
         return str(self._panel())

@@ -144,7 +144,7 @@ def as_html(
         return f'<{tag} style="{style}">{content}</{tag.split()[0]}>'
 
     def wide(content: str) -> str:
-        style = "text-align:left;vertical-align:top;padding:3px 10px;max-width:44em;overflow-wrap:break-word"
+        style = "text-align:left;vertical-align:top;padding:3px 10px;max-width:60em;overflow-wrap:break-word"
         return f'<td style="{style}">{content}</td>'
 
     def pill(state: str, text: str) -> str:
@@ -178,7 +178,7 @@ def as_html(
         said = [
             (
                 escaped(fact.label),
-                (pill(fact.state, fact.state) + " " if fact.state else "") + escaped(fact.text),
+                (pill(fact.state, fact.state) + ": " if fact.state else "") + escaped(fact.text),
             )
             for fact in facts
         ]

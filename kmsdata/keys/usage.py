@@ -38,11 +38,11 @@ class Usage(NamedTuple):
         return Panel(
             f"{self.calls:,} KMS {'call' if self.calls == 1 else 'calls'} of this process so far",
             [
-                Fact("generate_data_key", f"{self.generate_data_key:,} data keys generated"),
-                Fact("unwrap", f"{self.unwrap:,} data keys unwrapped"),
-                Fact("wrap", f"{self.wrap:,} data keys wrapped by another master key"),
-                Fact("cached", f"{self.cached:,} data keys found in the cache, without a KMS call"),
-                Fact("retried", f"{self.retried:,} requests sent again, not included"),
+                Fact("data keys generated", f"{self.generate_data_key:,}"),
+                Fact("data keys unwrapped", f"{self.unwrap:,}"),
+                Fact("wrapped by another key", f"{self.wrap:,}"),
+                Fact("found in the cache", f"{self.cached:,} (no KMS call)"),
+                Fact("requests sent again", f"{self.retried:,} (not counted above)"),
             ],
         )
 

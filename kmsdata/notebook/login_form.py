@@ -19,7 +19,7 @@ import anywidget
 import traitlets
 
 from kmsdata.display.ipython import cell_number, in_marimo, show_bundle, thread_class
-from kmsdata.errors import CredentialsError, KeyAccessError, KmsDataError
+from kmsdata.errors import CallerTypeError, CredentialsError, KeyAccessError, KmsDataError
 from kmsdata.keys.data_key import KeyProvider
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.local.keystore import LocalKeystore
@@ -106,7 +106,7 @@ class LoginForm(anywidget.AnyWidget):
         return f"<kmsdata.login: {state}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("the login form cannot be pickled: what is typed into it stays in this process")
+        raise CallerTypeError("the login form cannot be pickled: what is typed into it stays in this process")
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle, metadata = super()._repr_mimebundle_() or ({}, {})
