@@ -33,9 +33,9 @@ const labeledExpand = async (suite, key, label, info, size) =>
  * Return the encapsulated key (65 bytes) followed by the ciphertext and its tag (16 bytes).
  *
  * publicKey: the recipient's, 65 bytes, uncompressed. info, message: bytes.
- * ephemeral: a key pair for tests against published vectors; by default a new one.
+ * ephemeral, additionalData: for tests against published vectors; by default a new key pair, and none.
  */
-async function sealMessage(publicKey, info, message, ephemeral) {
+async function sealMessage(publicKey, info, message, { ephemeral, additionalData = new Uint8Array(0) } = {}) {
   const recipient = await crypto.subtle.importKey("raw", publicKey, HPKE_CURVE, false, []);
   const pair = ephemeral ?? (await crypto.subtle.generateKey(HPKE_CURVE, false, ["deriveBits"]));
   const encapsulated = new Uint8Array(await crypto.subtle.exportKey("raw", pair.publicKey));
@@ -55,6 +55,6 @@ async function sealMessage(publicKey, info, message, ephemeral) {
   const key = await labeledExpand(HPKE_SUITE, schedule, "key", context, 32);
   const nonce = await labeledExpand(HPKE_SUITE, schedule, "base_nonce", context, 12);
   const aes = await crypto.subtle.importKey("raw", key, "AES-GCM", false, ["encrypt"]);
-  const sealed = await crypto.subtle.encrypt({ name: "AES-GCM", iv: nonce }, aes, message);
+  const sealed = await crypto.subtle.encrypt({ name: "AES-GCM", iv: nonce, additionalData }, aes, message);
   return joined(encapsulated, new Uint8Array(sealed));
 }
