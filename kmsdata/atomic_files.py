@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from kmsdata.errors import CallerFileNotFoundError
+
 try:
     import fcntl
 except ImportError:  # on Windows, where `sweep` removes nothing
@@ -130,7 +132,7 @@ def _beside(target: Path, mode: int, made: list[Path]) -> int:
         except OSError as error:  # name the target: the caller does not know the temporary file
             made.clear()
             if error.errno == errno.ENOENT:
-                raise FileNotFoundError(errno.ENOENT, NO_FOLDER, str(target.parent)) from None
+                raise CallerFileNotFoundError(errno.ENOENT, NO_FOLDER, str(target.parent)) from None
             raise OSError(error.errno, error.strerror, str(target)) from None
         if claim(handle):
             return handle

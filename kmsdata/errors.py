@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import linecache
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import Any, Self, TypeVar
 
 __all__ = [
+    "CallerError",
+    "CallerFileExistsError",
+    "CallerFileNotFoundError",
+    "CallerImportError",
+    "CallerKeyError",
+    "CallerTypeError",
+    "CallerValueError",
     "CredentialsError",
     "FormatError",
+    "Interrupted",
     "KeyAccessError",
     "KeyNotFoundError",
     "KeyServiceError",
@@ -17,6 +27,7 @@ __all__ = [
     "TamperedError",
     "UnsupportedTypeError",
     "WrongKeyError",
+    "did_you_mean",
     "located",
     "printable",
 ]
@@ -28,8 +39,8 @@ ErrorT = TypeVar("ErrorT", bound="KmsDataError")
 class KmsDataError(Exception):
     """Base class of all errors of kmsdata: a message, and its facts as attributes.
 
-    A notebook shows one short block: the message, and the line of the notebook cell. ``%tb Verbose`` (or
-    ``Plain``) then shows the traceback; after ``%xmode Verbose`` every error shows it.
+    A notebook shows one short block: the message, and the line of the notebook cell. ``%tb`` then shows the
+    traceback; after ``%xmode Verbose`` (or ``Plain``) every error shows it.
 
     Example:
         >>> from kmsdata.errors import TamperedError
@@ -52,20 +63,82 @@ class KmsDataError(Exception):
         return self
 
     def _render_traceback_(self) -> list[str]:
-        """Return the lines that IPython shows instead of a traceback, unless the user chose a mode."""
-        ipython = sys.modules.get("IPython")
-        shell = ipython.get_ipython() if ipython is not None else None
-        if shell is None:
-            return traceback.format_exception(self)
-        usual = getattr(shell, "InteractiveTB", None)
-        if usual is not None and usual.mode not in ("Context", "Minimal"):
-            return list(usual.structured_traceback(type(self), self, self.__traceback__))
-        line = _line_of_cell(self, shell)
-        return [
-            f"\x1b[31m{type(self).__name__}\x1b[39m: {self}",
-            *([f"  at {line}"] if line else []),
-            "  (%tb Verbose shows the traceback)",
-        ]
+        return _one_block(self)
+
+
+class CallerError(BaseException):
+    """Base class of Python's own exceptions, where they are about the call and not a bug.
+
+    A notebook shows them in one short block, as it shows a `KmsDataError`. The subclasses are for ``raise``
+    statements. To users they are Python's: tracebacks show the names of Python's classes, and pickles have
+    objects of these.
+
+    Example:
+        >>> error = CallerKeyError("no column 'nmae': did you mean 'name'?")
+        >>> isinstance(error, KeyError), type(error).__name__, str(error)
+        (True, 'KeyError', "no column 'nmae': did you mean 'name'?")
+    """
+
+    def __init_subclass__(cls) -> None:
+        cls.__name__ = cls.__qualname__ = cls.__bases__[1].__name__
+        cls.__module__ = "builtins"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self).__bases__[1], *super().__reduce__()[1:])
+
+    def _render_traceback_(self) -> list[str]:
+        return _one_block(self)
+
+
+class CallerKeyError(CallerError, KeyError):
+    """A KeyError whose text is the message, not its repr."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class CallerTypeError(CallerError, TypeError):
+    """A TypeError about an argument, or about an operation that encrypted columns do not have."""
+
+
+class CallerValueError(CallerError, ValueError):
+    """A ValueError about an argument."""
+
+
+class CallerImportError(CallerError, ImportError):
+    """An ImportError about a package to install."""
+
+
+class CallerFileExistsError(CallerError, FileExistsError):
+    """A FileExistsError about a path that was passed in."""
+
+
+class CallerFileNotFoundError(CallerError, FileNotFoundError):
+    """A FileNotFoundError about a path that was passed in."""
+
+
+class Interrupted(CallerError, KeyboardInterrupt):  # noqa: N818 - as Python names it
+    """A KeyboardInterrupt that says what was interrupted."""
+
+
+def _one_block(error: BaseException) -> list[str]:
+    """Return the lines that IPython shows instead of a traceback."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None:
+        return traceback.format_exception(error)
+    usual = getattr(shell, "InteractiveTB", None)
+    # IPython calls this while it handles the error, and %tb later: that is the request for the rest.
+    handled = sys.exc_info()[1] is error
+    if usual is not None and not (handled and usual.mode in ("Context", "Minimal")):
+        return list(usual.structured_traceback(type(error), error, error.__traceback__))
+    line = _line_of_cell(error, shell)
+    message = printable(str(error), "\n")
+    return [
+        f"\x1b[31m{type(error).__name__}\x1b[39m: {message}",
+        *([f"  at {line}"] if line else []),
+        "  (%tb shows the traceback)",
+    ]
 
 
 def _line_of_cell(error: BaseException, shell: Any) -> str | None:
@@ -199,3 +272,20 @@ def printable(text: str, kept: str = "") -> str:
         letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def did_you_mean(name: object, known: Iterable[object], cutoff: float = 0.6) -> str:
+    """Return a question with the most similar of the known names, or an empty text.
+
+    Args:
+        name: the name that is not known.
+        known: the names that are; those that are not text are left out.
+        cutoff: how similar it must be, as in `difflib.get_close_matches`; upper and lower case are equal.
+
+    Example:
+        >>> did_you_mean("SSN", ["name", "ssn"]), did_you_mean("x", ["name"])
+        (": did you mean 'ssn'?", '')
+    """
+    folded = {text.casefold(): text for text in known if isinstance(text, str)}
+    close = difflib.get_close_matches(str(name).casefold(), folded, 1, cutoff)
+    return f": did you mean {folded[close[0]]!r}?" if close else ""

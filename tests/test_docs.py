@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 MODULES = ["kmsdata", *(module.name for module in pkgutil.walk_packages(kmsdata.__path__, "kmsdata."))]
-NEED_IPYWIDGETS = {f"kmsdata.notebook.{name}" for name in ("form_layout", "login_form", "password_field")}
+NEED_IPYWIDGETS = {f"kmsdata.notebook.{name}" for name in ("column_picker", "login_form")}
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ BEYOND = {
     "keys.session": {"keys.local", "keys.tencent"},  # it makes the built-in providers
     "keys.unwrap": {"codec.types"},  # a header's type is checked before its key is used
 }
-IN_FUNCTIONS = {"api": {"notebook"}}  # imports that are allowed inside functions only
+IN_FUNCTIONS = {"api": {"notebook"}}  # imports that are allowed inside functions, and for types, only
 EVERYWHERE = {"errors", "lazy_property"}
 ANYTHING = {"", "cli"}  # the front door; and the command line, which uses it as a user does
 
@@ -79,13 +79,14 @@ def package_of(name):
 
 
 def imports(path):
-    """Every module that a file imports, and whether inside a function."""
+    """Every module that a file imports, and whether inside a function or for type checkers only."""
     tree = ast.parse(path.read_text())
     inside = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for node in ast.walk(function)
+        for block in ast.walk(tree)
+        if isinstance(block, (ast.FunctionDef, ast.AsyncFunctionDef))
+        or (isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
+        for node in ast.walk(block)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

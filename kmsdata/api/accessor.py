@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import pandas as pd
 
 from kmsdata.api.attach import attach
 from kmsdata.api.inspection import inspect
+from kmsdata.api.panel import frame_panel, series_panel
+from kmsdata.api.pick import pick
 from kmsdata.api.rewrap import rewrap_frame
 from kmsdata.display.inspection import Inspection
+from kmsdata.errors import CallerTypeError, CallerValueError
 from kmsdata.frames.arguments import Chooser, Columns, chosen_names, column_names, matching_names
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns
 from kmsdata.frames.frame import decrypt_frame, encrypt_frame
@@ -20,15 +23,45 @@ from kmsdata.keys.session import Key
 from kmsdata.parquet.read import FilePath
 from kmsdata.parquet.write import write_parquet
 
+if TYPE_CHECKING:
+    from kmsdata.notebook.column_picker import ColumnPicker
+
 __all__ = ["FrameAccessor", "SeriesAccessor"]
 
 
 @pd.api.extensions.register_dataframe_accessor("kms")
 class FrameAccessor:
-    """Encrypt, decrypt, search and save the columns of a frame: ``df.kms``."""
+    """Encrypt, decrypt, search and save the columns of a frame: ``df.kms``.
+
+    Alone, it shows a panel: what is encrypted, under which keys, whether this session can open them (as far
+    as that is known without a KMS call), and which calls make sense next.
+
+    Example:
+        >>> import pandas as pd, kmsdata
+        >>> df = pd.DataFrame({"age": [36, 41], "city": ["Ulm", "Bonn"]})
+        >>> df.kms.encrypt("age", key="local://demo").kms  # doctest: +ELLIPSIS
+        frame: 2 rows, 1 of 2 columns encrypted
+        <BLANKLINE>
+             column  state      how         type
+        [x]  age     encrypted  randomised  int64
+        <BLANKLINE>
+        plain         city
+        data key      ..., opened by local://demo
+        this session  [x] can be opened: local://demo is in ...keystore.json
+        <BLANKLINE>
+        df.kms.decrypt()                   return the original values
+        df.kms.to_parquet('data.parquet')  save with the wrapped data key
+        kmsdata.verify(df)                 authenticate every cell
+    """
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self._frame = frame
+
+    def __repr__(self) -> str:
+        return str(frame_panel(self._frame))
+
+    def _repr_html_(self) -> str:
+        return frame_panel(self._frame)._repr_html_()
 
     def encrypt(
         self,
@@ -84,7 +117,7 @@ class FrameAccessor:
         names = self._frame.columns
         if regex is not None:
             if callable(columns) or column_names(columns):
-                raise ValueError("columns and regex= were both passed. Pass one of them")
+                raise CallerValueError("columns and regex= were both passed. Pass one of them")
             columns = matching_names(names, regex)
         return encrypt_frame(
             self._frame,
@@ -140,6 +173,33 @@ class FrameAccessor:
         return decrypt_frame(
             self._frame, columns, key=key, context=context, on_denied=on_denied, progress=progress
         )
+
+    def pick(self, *, key: Key | Encrypted | None = None) -> ColumnPicker:
+        """Show the columns in a notebook, and encrypt those that the user chooses.
+
+        The table shows for each column its dtype, nulls, distinct values, a shape such as ``999-99-9999``,
+        and warnings; never a value. Each column stays plain or is encrypted, randomised or deterministic.
+        Below is the call of `encrypt` that does the same. The button makes it; then the encrypted frame is
+        ``picked.result``, if ``picked`` is what this method returned. Distinct values, shapes and warnings of
+        large frames are from a sample of at most 100,000 rows, and the table says so.
+
+        Args:
+            key: as in `encrypt`.
+
+        Returns:
+            The picker. ``picked.result`` is an error until the button was pressed.
+
+        Raises:
+            ImportError: anywidget is not installed: ``pip install "kmsdata[notebook]"``.
+            FormatError: ``key`` is not a key URI.
+
+        Example:
+            >>> import pandas as pd, kmsdata
+            >>> df = pd.DataFrame({"ssn": ["078-05-1120", None], "city": ["Lewiston", "Buffalo"]})
+            >>> picked = df.kms.pick(key="local://demo")  # doctest: +SKIP
+            >>> picked.result  # later, after the button was pressed  # doctest: +SKIP
+        """
+        return pick(self._frame, self.encrypt, key)
 
     def attach(
         self,
@@ -301,10 +361,16 @@ class FrameAccessor:
 
 @pd.api.extensions.register_series_accessor("kms")
 class SeriesAccessor:
-    """Encrypt and decrypt one column: ``series.kms``."""
+    """Encrypt and decrypt one column: ``series.kms``. Alone, it shows a panel, as ``df.kms`` does."""
 
     def __init__(self, series: pd.Series[Any]) -> None:
         self._series = series
+
+    def __repr__(self) -> str:
+        return str(series_panel(self._series))
+
+    def _repr_html_(self) -> str:
+        return series_panel(self._series)._repr_html_()
 
     def encrypt(
         self,
@@ -324,7 +390,7 @@ class SeriesAccessor:
         """
         name = self._series.name
         if not isinstance(name, str):
-            raise TypeError(
+            raise CallerTypeError(
                 "the series needs a name that is text: its key is derived from the name. Call series.rename()"
             )
         frame = encrypt_frame(

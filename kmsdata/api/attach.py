@@ -12,7 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kmsdata.errors import FormatError, located
+from kmsdata.errors import (
+    CallerKeyError,
+    CallerTypeError,
+    CallerValueError,
+    FormatError,
+    did_you_mean,
+    located,
+)
 from kmsdata.frames.arguments import Columns, column_names, refuse_repeated, require
 from kmsdata.frames.arrow_storage import (
     cells_in,
@@ -83,7 +90,7 @@ def attach(
         return _to_frame(data, _originals(like, None if names is None else set(names.values())), names)
     if not isinstance(data, pa.Table):
         if not hasattr(data, "__arrow_c_stream__"):
-            raise TypeError(f"attach() takes a frame or an Arrow table, not {type(data).__name__}")
+            raise CallerTypeError(f"attach() takes a frame or an Arrow table, not {type(data).__name__}")
         table = pa.table(data)
     table = with_arrow_types(table)
     names = _chosen(columns, table.column_names)
@@ -104,7 +111,7 @@ def _chosen(columns: Columns | Mapping[str, str] | None, labels: list[Any]) -> d
         return None
     names = dict(columns) if isinstance(columns, Mapping) else {name: name for name in column_names(columns)}
     if not names:
-        raise ValueError("columns= names no column. Name those to attach headers to, or leave it out")
+        raise CallerValueError("columns= names no column. Name those to attach headers to, or leave it out")
     for name in names:
         require(labels, name)
         refuse_repeated(labels, name)
@@ -157,7 +164,7 @@ def _to_table(table: pa.Table, originals: Mapping[str, _Original], names: dict[s
 
 def _nothing(originals: Mapping[str, _Original]) -> ValueError:
     listed = ", ".join(map(repr, [*originals][:10]))
-    return ValueError(
+    return CallerValueError(
         f"the columns that the original has encrypted ({listed}) contain no cells here, or are missing. For "
         "renamed columns, pass columns={name here: name there}"
     )
@@ -170,8 +177,9 @@ def _there(label: Any, names: dict[str, str] | None, originals: Mapping[str, _Or
     if label not in names:
         return None
     if names[label] not in originals:
-        raise KeyError(
-            f"like has no encrypted column {names[label]!r}: it has {', '.join(map(repr, [*originals][:10]))}"
+        raise CallerKeyError(
+            f"like has no encrypted column {names[label]!r}"
+            + (did_you_mean(names[label], originals) or f": it has {', '.join(map(repr, [*originals][:10]))}")
         )
     return originals[names[label]]
 
@@ -180,8 +188,21 @@ def _arrow(series: pd.Series[Any]) -> pa.Array | pa.ChunkedArray | None:
     """Return a column as Arrow data, also one of nulls of any type; None if there are other values."""
     if bool(series.isna().all()):
         return pa.nulls(len(series), pa.large_binary())
+    if any(isinstance(value, dict) for value in series.dropna()[:1]):
+        series = series.map(_without_dict)
     values = arrow_values(series)
-    return None if values is None else validated(values, str(series.name))
+    if values is None:
+        return None
+    values = validated(values, str(series.name))
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        # What str() makes of pd.NA: pandas 2 in astype(str), every pandas in map(str).
+        values = pc.if_else(pc.equal(values, str(pd.NA)), pa.scalar(None, values.type), values)
+    return values
+
+
+def _without_dict(value: Any) -> Any:
+    """Return the text of a cell that pandas wrote to JSON from a column of objects (`df.T.to_json()`)."""
+    return value["cell"] if isinstance(value, dict) and [*value] == ["cell"] else value
 
 
 def _cells(

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from kmsdata.codec import label
 from kmsdata.display.inspection import ColumnReport, DataKeyReport, Inspection
-from kmsdata.errors import FormatError
+from kmsdata.errors import CallerTypeError, FormatError
 from kmsdata.frames.arrow_storage import validated
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import (
@@ -65,7 +65,7 @@ def inspect(x: Encrypted | Readable, *, filesystem: Any = None) -> Inspection:
         return _frame(x.to_frame(), "series")
     if isinstance(x, pd.DataFrame):
         return _frame(x, "frame")
-    raise TypeError("inspect() takes a frame, a series, an Arrow table, a path, or an open file")
+    raise CallerTypeError("inspect() takes a frame, a series, an Arrow table, a path, or an open file")
 
 
 def _frame(frame: pd.DataFrame, what: str) -> Inspection:

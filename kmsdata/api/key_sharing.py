@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from kmsdata.errors import CallerKeyError, did_you_mean
 from kmsdata.frames.arguments import Columns
 from kmsdata.frames.encrypted_columns import Encrypted, check_names, headers_of, parsed_headers
 from kmsdata.frames.key_argument import data_key_for, resolve_key, the_data_key
@@ -88,11 +89,13 @@ def export_keyset(source: Encrypted | FilePath, column: str, *, key: Key | Encry
         >>> import pandas as pd, kmsdata
         >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
         >>> kmsdata.export_keyset(enc, "age")
-        <Keyset>
+        <Keyset of 1 AES-256-GCM key>
     """
     headers = _headers(source, column)
     if column not in headers:
-        raise KeyError(f"no encrypted column {column!r}")
+        known = _headers(source)
+        there = f": the encrypted columns are {', '.join(map(repr, [*known][:10]))}" if known else ""
+        raise CallerKeyError(f"no encrypted column {column!r}{did_you_mean(column, known) or there}")
     header = headers[column]
     keys = open_keys([(column, header)], resolve_key(key), None)
     if isinstance(source, (str, os.PathLike)):

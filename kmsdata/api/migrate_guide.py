@@ -10,7 +10,7 @@ import pandas as pd
 
 from kmsdata.ciphers import legacy_ecb as ecb
 from kmsdata.ciphers.cells import Cells
-from kmsdata.errors import FormatError, KeyServiceError
+from kmsdata.errors import CallerTypeError, CallerValueError, FormatError, KeyServiceError
 from kmsdata.frames.column import ROWS_NAMED
 from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.frame import encrypt_frame
@@ -65,21 +65,23 @@ def migrate_guide_column(
     """
     if not isinstance(series, pd.Series):
         columns = ", ".join(map(repr, series.columns[:10])) if isinstance(series, pd.DataFrame) else ""
-        raise TypeError(
+        raise CallerTypeError(
             f"migrate_guide_column takes one column (a Series) with the guide's cells (base64 text), not a "
             f"{type(series).__name__}."
             + (f" Pass df[name], where name is one of {columns}" if columns else " Pass df[name]")
         )
     if not isinstance(wrapped, str):
-        raise TypeError(
+        raise CallerTypeError(
             "wrapped= takes the wrapped data key that the guide stores (CiphertextBlob), as text, not "
             f"{type(wrapped).__name__}"
         )
     uri = key or session_key()
     if uri is None:
-        raise ValueError("no key: the session has none. Pass key=, the master key that wrapped the data key")
+        raise CallerValueError(
+            "no key: the session has none. Pass key=, the master key that wrapped the data key"
+        )
     if encrypt is not None and not isinstance(series.name, str):
-        raise TypeError(
+        raise CallerTypeError(
             "the series needs a name that is text: its new key is derived from the name. Call series.rename()"
         )
     rows, bad = _decoded(series)

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kmsdata.display.file_reports import RewrapReport
+from kmsdata.errors import CallerTypeError, CallerValueError
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import encrypted_columns, with_headers
 from kmsdata.keys.envelope import DataKeyRecord, Header
@@ -114,7 +115,7 @@ def rewrap(
     """
     change = Change(key, source=source, add=add, retire=retire, dry_run=dry_run)
     if dry_run and not is_path(x):
-        raise ValueError("dry_run=True is for paths: frames and tables are never changed in place")
+        raise CallerValueError("dry_run=True is for paths: frames and tables are never changed in place")
     if isinstance(x, pd.DataFrame):
         return rewrap_frame(x, change)
     if isinstance(x, pa.Table):
@@ -122,8 +123,8 @@ def rewrap(
     if is_path(x):
         return rewrap_path(cast("Paths", x), change, filesystem, progress)
     if is_file_object(x):
-        raise TypeError("rewrap() replaces files: write the file object to a file and pass its path")
-    raise TypeError("rewrap() takes a path, a frame, or an Arrow table")
+        raise CallerTypeError("rewrap() replaces files: write the file object to a file and pass its path")
+    raise CallerTypeError("rewrap() takes a path, a frame, or an Arrow table")
 
 
 def rewrap_frame(frame: pd.DataFrame, change: Change) -> pd.DataFrame:
@@ -144,7 +145,7 @@ def rewrap_table(table: pa.Table, change: Change) -> pa.Table:
     schema_with(table.schema, look)
     top = [field for field in table.schema if isinstance(field.type, EncryptedType)]
     if any(copy.nested for copy in copies):
-        raise TypeError(
+        raise CallerTypeError(
             "the table has cells inside of lists, structs or maps: rewrap changes those in files only. "
             "Write the table to a Parquet file and rewrap that"
         )
@@ -162,7 +163,7 @@ def rewrap_table(table: pa.Table, change: Change) -> pa.Table:
 def _records(headers: Sequence[tuple[str, Header]], change: Change) -> dict[bytes, DataKeyRecord]:
     """Return the records that change, of data in memory."""
     if not headers:
-        raise ValueError("no column is encrypted: there is no wrapped key to exchange")
+        raise CallerValueError("no column is encrypted: there is no wrapped key to exchange")
     changed = change(headers)
     if changed.other and not changed.records and not changed.already:
         raise not_meant(headers)

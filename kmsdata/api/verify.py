@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kmsdata.display.verification import Verification
-from kmsdata.errors import FormatError
+from kmsdata.errors import CallerTypeError, FormatError
 from kmsdata.frames.arguments import Columns, required_names
 from kmsdata.frames.dtype import EncryptedArray, EncryptedType
 from kmsdata.frames.encrypted_columns import (
@@ -98,7 +98,7 @@ def verify(
         labels = [*map(str, frame.columns), *map(str, frame.index.names)]
         what = "series" if isinstance(x, pd.Series) else "frame"
         return verify_cells(what, len(frame), places, labels, findings, progress)
-    raise TypeError("verify() takes a frame, a series, an Arrow table, a path, or an open file")
+    raise CallerTypeError("verify() takes a frame, a series, an Arrow table, a path, or an open file")
 
 
 def _fail_lost(findings: Findings, names: Iterable[Hashable]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import re
 import signal
 import sys
@@ -14,6 +13,7 @@ from types import FrameType
 import kmsdata
 from kmsdata.atomic_files import NO_FOLDER
 from kmsdata.cli.output import clean, show_warning
+from kmsdata.errors import CallerKeyError, CallerTypeError, CallerValueError
 
 __all__ = ["Refusal", "explain", "guarded_call", "in_options"]
 
@@ -87,8 +87,8 @@ def in_options(message: str) -> str:
 def guarded_call() -> Iterator[None]:
     """Guard a call of the library: report bad input in one sentence, and clean up after a signal.
 
-    A bug keeps its traceback. KeyError, TypeError and ValueError may be either: they are about the input if a
-    ``raise`` statement of kmsdata raised them; otherwise they are a bug.
+    A bug keeps its traceback. KeyError, TypeError and ValueError may be either: they are about the input if
+    they are a `CallerError`; otherwise they are a bug.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -103,21 +103,8 @@ def guarded_call() -> Iterator[None]:
             yield
     except kmsdata.KmsDataError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
-        if not _raised_here(error):
-            raise
+    except (CallerKeyError, CallerTypeError, CallerValueError) as error:
         raise Refusal(in_options(str(error.args[0]))) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Return whether a ``raise`` statement of kmsdata raised this error."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None or not str(last.tb_frame.f_globals.get("__name__")).startswith("kmsdata."):
-        return False
-    # The last instruction tells `raise KeyError(...)` from a lookup that fails, such as `{}["column"]`.
-    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kmsdata.display.report import MOST_SHOWN, Report
-from kmsdata.display.tables import in_files, size
-from kmsdata.errors import printable
+from kmsdata.display.tables import Fact, in_files, size
 
 __all__ = ["RewrapReport", "StreamReport"]
 
@@ -109,11 +108,15 @@ class StreamReport(Report):
     @property
     def _title(self) -> str:
         would = "would write about" if self.dry_run else "wrote"
-        calls = "1 KMS call" if self.kms_calls == 1 else f"{self.kms_calls} KMS calls"
-        return printable(
-            f"{would} {self.rows:,} rows{in_files(self.files)}, {size(self.bytes)}, to {self.target}; "
-            f"columns {', '.join(self.columns)}; {calls}"
-        )
+        return f"{would} {self.rows:,} rows{in_files(self.files)}, {size(self.bytes)}, to {self.target}"
 
-    def _items(self) -> list[str]:
+    def _facts(self) -> list[Fact]:
+        most = "at most " if self.dry_run else ""
+        shown, hidden = self.columns[:MOST_SHOWN], len(self.columns) - MOST_SHOWN
+        return [
+            Fact("columns", ", ".join(shown) + (f" and {hidden:,} more" if hidden > 0 else "")),
+            Fact("KMS calls", f"{most}{self.kms_calls:,}"),
+        ]
+
+    def _notes(self) -> list[str]:
         return list(self.notes)

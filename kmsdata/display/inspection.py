@@ -42,6 +42,13 @@ class ColumnReport:
     nulls: int | None = None
     data_keys: tuple[str, ...] = ()
 
+    @property
+    def state(self) -> str:
+        """``encrypted``, ``plain`` or, in a dataset, ``partly plain``."""
+        if self.encrypted:
+            return "encrypted"
+        return "plain" if self.algorithm is None else "partly plain"
+
 
 @dataclass(frozen=True)
 class DataKeyReport:
@@ -102,7 +109,7 @@ class Inspection(Report):
         return [
             {
                 "column": column.name,
-                "state": _state(column),
+                "state": column.state,
                 "type": column.type,
                 "algorithm": column.algorithm or "",
                 "domain": column.domain or "",
@@ -137,12 +144,6 @@ class Inspection(Report):
         more = [_EQUAL] if any(column.domain is not None for column in self.columns) else []
         more += [_NOT_JOINED] if len(self.data_keys) > 1 else []
         return [*self.notes, *more, _UNVERIFIED]
-
-
-def _state(column: ColumnReport) -> str:
-    if column.encrypted:
-        return "encrypted"
-    return "plain" if column.algorithm is None else "partly plain"
 
 
 def _pairs(context: Mapping[str, str]) -> str:

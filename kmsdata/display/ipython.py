@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import Any
 
-__all__ = ["cell_number", "in_marimo", "in_notebook", "in_voila", "show", "show_bundle", "takes_input"]
+__all__ = [
+    "cell_number",
+    "in_marimo",
+    "in_notebook",
+    "in_voila",
+    "show",
+    "show_bundle",
+    "takes_input",
+    "thread_class",
+    "variable_name",
+]
 
 
 def _shell() -> Any:
@@ -71,3 +82,22 @@ def show_bundle(bundle: dict[str, Any]) -> None:
     from IPython.display import display
 
     display(bundle, raw=True)  # type: ignore[no-untyped-call]
+
+
+def thread_class() -> type[threading.Thread]:
+    """Return the class of threads that may update a widget."""
+    if in_marimo():
+        import marimo
+
+        thread: type[threading.Thread] = marimo.Thread
+        return thread
+    return threading.Thread
+
+
+def variable_name(thing: object) -> str | None:
+    """Return a name that the user's notebook or script has for an object; None if there is none.
+
+    Names that begin with an underscore are left out: IPython makes some of them for each output.
+    """
+    names = dict(vars(sys.modules["__main__"])) if "__main__" in sys.modules else {}
+    return next((name for name, value in names.items() if value is thing and name[0] != "_"), None)

@@ -13,6 +13,7 @@ import time
 from typing import Any, Self
 
 from kmsdata.display.ipython import in_notebook, show
+from kmsdata.errors import Interrupted
 
 __all__ = ["Progress"]
 
@@ -60,16 +61,20 @@ class Progress:
             self._clock.start()
         return self
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if self._clock is None:
-            return
-        self._over.set()
-        self._clock.join()
-        self._state = "done" if error is None else "stopped"
-        if error is None:
-            self._total = self._done  # the total of CSV files was an estimate
-        if self._shown or not self._patience:
-            self._show()
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        if self._clock is not None:
+            self._over.set()
+            self._clock.join()
+            self._state = "done" if error is None else "stopped"
+            if error is None:
+                self._total = self._done  # the total of CSV files was an estimate
+            if self._shown or not self._patience:
+                self._show()
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            where = f"{self._part:.0%} of {self._total:,} {self._unit}"
+            error.__traceback__ = None  # the frames of the work contain keys and plaintext
+            del trace
+            raise Interrupted(f"{self._title} was stopped at {where}") from None
 
     @property
     def done(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from kmsdata.display.tables import as_html, as_text, escaped
+from kmsdata.display.tables import Fact, as_html, as_text, escaped
 from kmsdata.errors import printable
 
 __all__ = ["MOST_SHOWN", "Report"]
@@ -21,7 +21,7 @@ class Report(ABC):
     """A result that displays as text in a terminal and as HTML in a notebook, and converts to JSON.
 
     A subclass is a frozen dataclass. Its fields are the JSON document. It defines a title, and optionally
-    table rows, items and notes.
+    table rows, facts, items and notes.
     """
 
     _indent: ClassVar[int | None] = 1  # indentation of the JSON document; None: one line
@@ -60,6 +60,10 @@ class Report(ABC):
         """Return the rows of the HTML table, which has room for more words."""
         return self._rows()
 
+    def _facts(self) -> list[Fact]:
+        """Return labelled texts."""
+        return []
+
     def _items(self) -> list[str]:
         """Return the sentences to list below the table."""
         return []
@@ -77,14 +81,21 @@ class Report(ABC):
         return []
 
     def __str__(self) -> str:
-        rows = self._rows()
-        if rows is None:  # no table to align, so long lines are not folded
+        rows, facts = self._rows(), self._facts()
+        if rows is None and not facts:  # nothing to align, so long lines are not folded
             return printable("\n  ".join([self._title, *self._items()]), "\n")
-        items = self._text_items()
-        return as_text(self._title, rows, [*([""] if items else []), *items, "", *self._notes()])
+        return as_text(
+            self._title, facts=facts, rows=rows or (), items=self._text_items(), notes=self._notes()
+        )
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
-        return as_html(self._title, self._html_rows() or [], self._html_items(), self._notes())
+        return as_html(
+            self._title,
+            facts=self._facts(),
+            rows=self._html_rows() or (),
+            items=self._html_items(),
+            notes=self._notes(),
+        )

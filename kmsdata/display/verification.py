@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +55,9 @@ class ColumnCheck:
 
     Attributes:
         name: its label.
-        state: ``authentic``: every cell is; ``failed``: a check failed; ``not verified``: the key was
-            refused, so the cells could not be checked.
+        state: ``authentic``: every cell is; ``failed``: a check failed; ``not encrypted``, ``missing``: it
+            must be encrypted, but is not, or is not there; ``not verified``: the key was refused, so the
+            cells could not be checked.
         algorithm: ``AES-256-GCM``, ``AES-256-SIV``, or None without a header.
         cells: number of cells that are authentic.
         nulls: number of nulls. An original null cannot be distinguished from a cell that was set to null.
@@ -119,12 +121,14 @@ class Verification(Report):
 
     @property
     def _title(self) -> str:
-        good = sum(column.state == "authentic" for column in self.columns)
         verdict = {0: "authentic", 1: "COULD NOT BE CHECKED: keys were refused", 3: "FAILED"}
-        return (
-            f"{self.what}: {verdict[self.exit_status]}; {self.rows:,} rows{in_files(self.files)}, {good} of "
-            f"{len(self.columns)} encrypted columns authentic"
-        )
+        title = f"{self.what}: {verdict[self.exit_status]}; {self.rows:,} rows{in_files(self.files)}"
+        if not self.columns:
+            return f"{title}, nothing is encrypted"
+        counts = Counter(column.state for column in self.columns)
+        good = counts.pop("authentic", 0)
+        others = "".join(f", {count:,} {state}" for state, count in counts.items())
+        return f"{title}, {good} of {len(self.columns)} columns authentic{others}"
 
     def _rows(self) -> list[dict[str, str]]:
         return [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
+from kmsdata.errors import CallerKeyError, CallerTypeError, CallerValueError, did_you_mean
 from kmsdata.keys.envelope import has_lone_surrogate
 
 __all__ = [
@@ -36,7 +36,9 @@ def column_names(columns: Columns) -> list[str]:
     if isinstance(columns, str):
         return [columns]
     if isinstance(columns, (bytes, bytearray, memoryview)) or not isinstance(columns, Iterable):
-        raise TypeError(f"columns must be a name or a list of names (text), not {type(columns).__name__}")
+        raise CallerTypeError(
+            f"columns must be a name or a list of names (text), not {type(columns).__name__}"
+        )
     return list(columns)
 
 
@@ -50,7 +52,9 @@ def chosen_names(labels: Iterable[Hashable], columns: Columns | Chooser, argumen
         return columns
     names = [label for label in labels if isinstance(label, str) and columns(label)]
     if not names:
-        raise ValueError(f"{argument} is a function that chooses no column. Nothing would be encrypted by it")
+        raise CallerValueError(
+            f"{argument} is a function that chooses no column. Nothing would be encrypted by it"
+        )
     return names
 
 
@@ -61,16 +65,16 @@ def matching_names(labels: Iterable[Hashable], regex: str) -> list[str]:
         ValueError: it is not a regular expression, or no label matches.
     """
     if not isinstance(regex, str):
-        raise TypeError(f"regex= takes text, not {type(regex).__name__}")
+        raise CallerTypeError(f"regex= takes text, not {type(regex).__name__}")
     try:
         pattern = re.compile(regex)
     except re.error as error:
-        raise ValueError(f"regex= is not a regular expression: {error}") from None
+        raise CallerValueError(f"regex= is not a regular expression: {error}") from None
     every = [label for label in labels if isinstance(label, str)]
     names = [label for label in every if pattern.search(label)]
     if not names:
         there = ", ".join(map(repr, every[:10])) + (", ..." if len(every) > 10 else "")
-        raise ValueError(f"regex={regex!r} matches no column: the columns are {there}")
+        raise CallerValueError(f"regex={regex!r} matches no column: the columns are {there}")
     return names
 
 
@@ -84,7 +88,9 @@ def required_names(encrypted: Columns | None) -> list[str]:
         return []
     names = column_names(encrypted)
     if not names:
-        raise ValueError("encrypted= names no column. Name those that must be encrypted, or leave it out")
+        raise CallerValueError(
+            "encrypted= names no column. Name those that must be encrypted, or leave it out"
+        )
     return names
 
 
@@ -102,38 +108,41 @@ def chosen_columns(
     chosen: dict[str, str | None] = dict.fromkeys(names)
     chosen.update({name: name for name in exact})
     if not chosen:
-        raise ValueError("no column to encrypt was named. Pass columns or deterministic=")
+        raise CallerValueError("no column to encrypt was named. Pass columns or deterministic=")
     for name in chosen:
         if not isinstance(name, str):
-            raise TypeError(
+            raise CallerTypeError(
                 f"a column label must be text to be encrypted, not {type(name).__name__}. Rename the column "
                 "first, e.g. df.rename(columns=str)"
             )
         if name not in every and name in levels:
-            raise ValueError(
+            raise CallerValueError(
                 f"{name!r} is a level of the index, which cannot be encrypted. Call reset_index() first"
             )
         require(every, name)
         refuse_repeated(every, name)
         if has_lone_surrogate(name):
-            raise ValueError(
+            raise CallerValueError(
                 "a column label contains a lone surrogate, which is not valid Unicode. Rename it first"
             )
     if isinstance(domain, str):
         if len(exact) != 1:
-            raise ValueError(
+            raise CallerValueError(
                 "a single domain needs a single deterministic column. For several, pass domain={column: text}"
             )
         domain = {exact[0]: domain}
     if domain is not None and not isinstance(domain, Mapping):
-        raise TypeError(
+        raise CallerTypeError(
             f"domain= must be a text, or a mapping of column to text, not {type(domain).__name__}"
         )
     for name, text in (domain or {}).items():
         if chosen.get(name) is None:
-            raise ValueError(f"domain= names {name!r}, which is not one of the deterministic columns")
+            raise CallerValueError(
+                f"domain= names {name!r}, which is not one of the deterministic columns"
+                + did_you_mean(name, [other for other, own in chosen.items() if own is not None])
+            )
         if not isinstance(text, str):
-            raise TypeError(f"the domain of {name!r} must be text")
+            raise CallerTypeError(f"the domain of {name!r} must be text")
         chosen[name] = text
     return chosen
 
@@ -142,20 +151,19 @@ def require(labels: Iterable[Hashable], name: Hashable) -> None:
     """Raise KeyError, with the most similar name, if there is no such label."""
     every = list(labels)
     if name not in every:
-        close = difflib.get_close_matches(str(name), [label for label in every if isinstance(label, str)], 1)
         there = f": the columns are {', '.join(map(repr, every[:10]))}" + (", ..." if len(every) > 10 else "")
-        raise KeyError(f"no column {name!r}" + (f": did you mean {close[0]!r}?" if close else there))
+        raise CallerKeyError(f"no column {name!r}" + (did_you_mean(name, every) or there))
 
 
 def refuse_repeated(labels: Iterable[Hashable], name: Hashable, where: str = "") -> None:
     """Raise ValueError, beginning with ``where``, if several columns have this name."""
     if (count := list(labels).count(name)) > 1:
-        raise ValueError(f"{where}{count} columns are named {name!r}. Give them distinct names")
+        raise CallerValueError(f"{where}{count} columns are named {name!r}. Give them distinct names")
 
 
 def refuse_encrypted(name: str, encrypted: bool) -> None:
     """Raise ValueError if the column of this name is already encrypted."""
     if encrypted:
-        raise ValueError(
+        raise CallerValueError(
             f"column {name!r} is already encrypted. Decrypt it first, or leave it out of this call"
         )

@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
 
+import numpy as np
 import pandas as pd
 from pandas.api.extensions import ExtensionDtype
 
 from kmsdata.ciphers import gcm, siv
+from kmsdata.errors import CallerTypeError
 from kmsdata.keys.envelope import Header, base64_bytes, base64_text
 
 __all__ = [
@@ -28,14 +31,23 @@ __all__ = [
     "check_comparable",
     "encryptions",
     "fits",
+    "in_whole_frame",
     "is_null",
     "refuse_foreign_meeting",
+    "refuse_plot",
+    "text_for_caller",
     "warn_caller",
     "warn_of_mixing",
+    "way_without",
+    "whole_text",
     "within",
 ]
 
 MARK = "enc:"
+# These make tables for people by str() of each value and have no other hook. pandas (2.2 and 3.1) uses
+# `printing` for the values of columns of objects, such as those of `df.T`.
+TABLES = ("pandas.io.formats.printing", "pandas.io.formats.style_render", "great_tables", "tabulate")
+NDFRAMES = (pd.DataFrame, pd.Series)
 SHORTEST = min(siv.OVERHEAD, gcm.OVERHEAD)  # bytes of a cell whose plaintext is empty
 
 
@@ -62,8 +74,9 @@ class CellDtype(Protocol):
 class Cell:
     """One encrypted value: its bytes, and the dtype that describes how to decrypt them.
 
-    Equality and hash use the bytes. ``str()`` is the whole ciphertext as text (``enc:`` and base64),
-    ``repr()`` a short fingerprint, ``bytes()`` the bytes.
+    Equality and hash use the bytes. ``bytes()`` are the bytes, ``repr()`` is a short fingerprint, ``str()``
+    the whole ciphertext as text (``enc:`` and base64), so that no export loses data. Only in tables for
+    people (of pandas, Styler, great_tables and tabulate) ``str()`` is the fingerprint too.
     """
 
     __slots__ = ("_data", "dtype")
@@ -76,7 +89,7 @@ class Cell:
         return self._data
 
     def __len__(self) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             "the length of a cell is not that of its value. Decrypt it first (df.kms.decrypt()); "
             "len(bytes(cell)) is the size of the ciphertext"
         )
@@ -95,24 +108,62 @@ class Cell:
         return self._data < other._data if isinstance(other, Cell) else NotImplemented
 
     def __str__(self) -> str:
-        return MARK + base64_text(self._data)
+        return text_for_caller()(self)
 
     def __repr__(self) -> str:
         # A fingerprint: equal cells look equal, and every terminal can show hexadecimal digits.
         return "enc#" + hashlib.blake2b(self._data, digest_size=4).hexdigest()
 
+    def _refuse(self, _: object = None) -> NoReturn:
+        # matplotlib compares the values of a histogram so.
+        raise CallerTypeError(
+            f"the cells of {self.dtype.called} have no order. Decrypt the column first (df.kms.decrypt())"
+        )
+
+    __le__ = __ge__ = _refuse
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Cell, (self._data, self.dtype)
 
+    def _marimo_serialize_(self) -> str:
+        """Return what marimo's table shows: it asks for this name, otherwise it would show the slots."""
+        return repr(self)
+
     def __conform__(self, protocol: type) -> str | None:
         """Return the text that sqlite3 stores: it asks for it by this name (PEP 246), so `to_sql` works."""
-        return (
-            str(self) if f"{protocol.__module__}.{protocol.__name__}" == "sqlite3.PrepareProtocol" else None
-        )
+        asked = f"{protocol.__module__}.{protocol.__name__}"
+        return whole_text(self) if asked == "sqlite3.PrepareProtocol" else None
 
     def toDict(self) -> dict[str, str]:  # noqa: N802 - pandas' JSON writer asks for this name
         """Return what pandas writes to JSON for a cell in an object column; encrypted columns become text."""
-        return {"cell": str(self)}
+        return {"cell": whole_text(self)}
+
+
+def whole_text(cell: Cell) -> str:
+    """Return the whole ciphertext as text: ``enc:`` and base64."""
+    return MARK + base64_text(bytes(cell))
+
+
+def _latex_text(cell: Cell) -> str:
+    return repr(cell).replace("#", r"\#")  # LaTeX does not compile with a bare #
+
+
+def text_for_caller() -> Callable[[Cell], str]:
+    """Return the function that makes text of cells for this caller: short for tables that people read.
+
+    Only for callers that are known: an unknown one may write the text to a file, and the short form cannot be
+    decrypted. pandas and Jinja may be in between; Jinja's compiled templates have no module name.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        package = module.partition(".")[0]
+        if module in TABLES or package in TABLES:
+            return _latex_text if module.startswith("pandas.") and "latex" in frame.f_code.co_name else repr
+        if package not in ("pandas", "jinja2", "kmsdata", ""):
+            break
+        frame = frame.f_back
+    return whole_text
 
 
 def fits(inner: CellDtype, outer: CellDtype) -> bool:
@@ -137,9 +188,9 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
     """
     if isinstance(value, Cell):
         if not fits(value.dtype, dtype):
-            raise TypeError(
-                f"a cell does not fit into this column of {dtype.name}, where it could not be decrypted: it "
-                "has another data key, name, domain or type"
+            raise CallerTypeError(
+                f"a cell does not fit into {dtype.called}, where it could not be decrypted: it has another "
+                "data key, name, domain or type"
             )
         return bytes(value)
     if is_null(value):
@@ -147,19 +198,21 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
     if exported and isinstance(value, (bytes, bytearray, memoryview)):
         raw = bytes(value)
         if len(raw) < SHORTEST or raw[0] != 1:  # 1: Tink's version; decryption checks the rest
-            raise TypeError(
-                "a value of bytes is not a cell: it is too short, or does not begin with 0x01. A column of "
-                f"{dtype.name} takes cells and nulls only"
+            raise CallerTypeError(
+                "a value of bytes is not a cell: it is too short, or does not begin with 0x01. "
+                f"{dtype.called} takes cells and nulls only"
             )
         return raw
     if exported and isinstance(value, str) and value.startswith(MARK):
         data = base64_bytes(value[len(MARK) :], any_spelling=True)
         if data is None:
-            raise TypeError(f"a text begins with {MARK!r} but is not a cell: it was changed or truncated")
+            raise CallerTypeError(
+                f"a text begins with {MARK!r} but is not a cell: it was changed or truncated"
+            )
         return data
-    raise TypeError(
-        f"a column of {dtype.name} takes cells and nulls only, not {type(value).__name__}. Encrypt the "
-        "values first, under the same data key (series.kms.encrypt(key=df))"
+    raise CallerTypeError(
+        f"{dtype.called} takes cells and nulls only, not {type(value).__name__}. Encrypt the values first, "
+        "under the same data key (series.kms.encrypt(key=df)), or decrypt the column (df.kms.decrypt())"
     )
 
 
@@ -178,7 +231,7 @@ def check_comparable(left: CellDtype, right: CellDtype) -> None:
         why = "different data keys. Encrypt both under one data key (key= a DataKey, or the other frame)"
     else:
         why = "another domain, kind or algorithm. Encrypt both with deterministic= and one domain="
-    raise TypeError(
+    raise CallerTypeError(
         f"{left.called} and {right.called} cannot be compared or joined, no values would match: they have "
         f"{why}"
     )
@@ -196,6 +249,54 @@ def within(*functions: str) -> FrameType | None:
     return None
 
 
+def in_whole_frame(method: str) -> bool:
+    """Return whether pandas applies this method to all columns of a frame, not to one that was named."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("pandas", "kmsdata", "numpy"):
+            return False
+        if frame.f_code.co_name == method and isinstance(owner := frame.f_locals.get("self"), NDFRAMES):
+            return isinstance(owner, pd.DataFrame)
+        frame = frame.f_back
+    return False
+
+
+def way_without() -> str:
+    """Return how to leave encrypted columns out, as the end of an error, if a frame's method was called."""
+    frame: FrameType | None = sys._getframe(2)
+    found = ""
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("pandas", "kmsdata"):
+            break
+        if isinstance(frame.f_locals.get("self"), pd.DataFrame) and not frame.f_code.co_name.startswith("_"):
+            found = f", or leave it out (df.drop(columns=df.kms.encrypted).{frame.f_code.co_name}())"
+        frame = frame.f_back
+    return found
+
+
+def refuse_plot() -> None:
+    """Raise TypeError if pandas is to plot an encrypted column that was named, or nothing else.
+
+    pandas (2.2 and 3.1) leaves columns without numbers out, and then finds nothing to plot or no column.
+    """
+    frame = within("hist_frame", "boxplot", "_compute_plot_data")
+    data = None if frame is None else frame.f_locals.get("data")
+    if frame is None or not isinstance(data, pd.DataFrame):
+        return
+    plot, column = (frame.f_locals.get(name) for name in ("self", "column"))
+    named = [getattr(plot, "x", None), getattr(plot, "y", None)]  # of a scatter plot
+    named += list(column) if isinstance(column, (list, tuple, np.ndarray, pd.Index)) else [column]
+    cells = {label: dtype for label, dtype in data.dtypes.items() if dtype.type is Cell}
+    numbers = any(dtype.kind in "biufcmM" for dtype in data.dtypes if dtype.type is not Cell)
+    for label, dtype in cells.items():
+        if label in named or not numbers:
+            raise CallerTypeError(
+                f"column {label!r} is {dtype.name} and cannot be plotted. Decrypt it first "
+                f"(df.kms.decrypt({label!r}))"
+            )
+
+
 def refuse_foreign_meeting() -> None:
     """Raise TypeError if pandas joins cells with plain values, or with cells of another key.
 
@@ -209,7 +310,7 @@ def refuse_foreign_meeting() -> None:
     (left, plain), (right, other) = (encryptions(frame.f_locals.get(name)) for name in names)
     if (left and other) or (right and plain):
         dtype = next(iter(left or right))
-        raise TypeError(
+        raise CallerTypeError(
             f"{dtype.called} cannot be joined with plain values: none would match. Encrypt both sides "
             "under one data key (key= the other frame), or decrypt it first (df.kms.decrypt())"
         )
@@ -231,7 +332,7 @@ def encryptions(values: Any) -> tuple[set[CellDtype], bool]:
 def warn_caller(message: str) -> None:
     """Warn, with the line that called pandas or kmsdata as the location."""
     level, frame = 1, sys._getframe()
-    while frame.f_globals.get("__name__", "").partition(".")[0] in ("kmsdata", "pandas"):
+    while frame.f_globals.get("__name__", "").partition(".")[0] in ("kmsdata", "numpy", "pandas"):
         if frame.f_back is None:
             break
         level, frame = level + 1, frame.f_back

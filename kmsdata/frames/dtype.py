@@ -23,7 +23,7 @@ from pandas.api.indexers import check_array_indexer
 
 from kmsdata import codec
 from kmsdata.ciphers import gcm, siv
-from kmsdata.errors import FormatError, UnsupportedTypeError, printable
+from kmsdata.errors import CallerTypeError, CallerValueError, FormatError, UnsupportedTypeError, printable
 from kmsdata.frames.arrow_storage import (
     binary,
     chunks,
@@ -40,9 +40,15 @@ from kmsdata.frames.cell import (
     check_comparable,
     encryptions,
     fits,
+    in_whole_frame,
     is_null,
     refuse_foreign_meeting,
+    refuse_plot,
+    text_for_caller,
+    warn_caller,
     warn_of_mixing,
+    way_without,
+    whole_text,
     within,
 )
 from kmsdata.keys.envelope import ColumnHeader, Header, canonical
@@ -62,9 +68,7 @@ class EncryptedDtype(ExtensionDtype):
     """
 
     type = Cell
-    kind = "O"
     na_value = pd.NA
-    _is_numeric = False
     _is_boolean = False
 
     def __init__(self, header: Header | str) -> None:
@@ -87,6 +91,22 @@ class EncryptedDtype(ExtensionDtype):
     def deterministic(self) -> bool:
         """Whether equal values have equal cells."""
         return self.parsed is not None and self.parsed.deterministic
+
+    @property
+    def kind(self) -> Literal["O", "m"]:
+        """``O``, as for columns of objects; ``m`` where pandas describes a whole frame."""
+        # DataFrame.describe() (pandas 2.2 and 3.1) chooses the statistics by it, of every column. As "m", a
+        # randomised column gets a count and nulls: "unique" and "top" would be about the ciphertext.
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "select_describe_func" and not self.deterministic:
+            describer = caller.f_back.f_locals.get("self") if caller.f_back else None
+            return "m" if isinstance(getattr(describer, "obj", None), pd.DataFrame) else "O"
+        return "O"
+
+    @property
+    def _is_numeric(self) -> bool:
+        refuse_plot()
+        return False
 
     @property
     def name(self) -> str:  # type: ignore[override]  # the stubs know only dtypes without parameters
@@ -147,8 +167,8 @@ class EncryptedDtype(ExtensionDtype):
     def construct_from_string(cls, string: str) -> NoReturn:
         """Raise TypeError: the name of the dtype does not contain the header."""
         if not isinstance(string, str):
-            raise TypeError(f"'construct_from_string' expects a string, got {builtins.type(string)}")
-        raise TypeError(
+            raise CallerTypeError(f"'construct_from_string' expects a string, got {builtins.type(string)}")
+        raise CallerTypeError(
             f"Cannot construct a '{cls.__name__}' from '{string}': a name does not contain the header. Use "
             "the dtype of an encrypted column"
         )
@@ -263,11 +283,15 @@ class EncryptedArray(ExtensionArray):
         if dtype is None:
             union = {cast(EncryptedDtype, cell.dtype): None for cell in cells if isinstance(cell, Cell)}
             if not union:
-                raise TypeError("the dtype of these cells is unknown: there are only nulls. Pass dtype=")
+                raise CallerTypeError(
+                    "the dtype of these cells is unknown: there are only nulls. Pass dtype="
+                )
             first, *others = union
             common = first._get_common_dtype([first, *others])
             if not isinstance(common, EncryptedDtype):
-                raise TypeError("these cells cannot be in one column: they have several types under one key")
+                raise CallerTypeError(
+                    "these cells cannot be in one column: they have several types under one key"
+                )
             dtype = common
         return cls._of(binary([bytes_of(cell, dtype, exported=True) for cell in cells]), dtype)
 
@@ -278,7 +302,7 @@ class EncryptedArray(ExtensionArray):
         # pandas calls this for the results of map, combine and apply. Results that are not cells must not
         # become a column of cells: text that a caller made from cells must stay text.
         if not any(isinstance(scalar, Cell) for scalar in scalars):
-            raise TypeError("there are no cells among these values")
+            raise CallerTypeError("there are no cells among these values")
         return cls._of(binary([bytes_of(scalar, dtype) for scalar in scalars]), dtype)
 
     @classmethod
@@ -334,15 +358,17 @@ class EncryptedArray(ExtensionArray):
         # The cells are never changed in place: this array gets a new storage, and arrays that share the old
         # one keep it.
         if self._readonly:
-            raise ValueError("Cannot modify read-only array")
+            raise CallerValueError("Cannot modify read-only array")
         key = check_array_indexer(self, key)
         positions = np.arange(len(self))[key]
         scalar = np.ndim(positions) == 0
+        if not isinstance(value, Cell) and self._left_null(positions):
+            return
         new = self._coerced(
             [value] if isinstance(value, Cell) or not pd.api.types.is_list_like(value) else value
         )
         if len(new) != 1 and (scalar or len(new) != len(positions)):
-            raise ValueError("the number of values differs from the number of rows")
+            raise CallerValueError("the number of values differs from the number of rows")
         source = np.arange(len(self))
         source[key] = len(self) + (0 if len(new) == 1 else np.arange(len(new)))
         both = concatenated([self._storage, new._storage])
@@ -369,7 +395,7 @@ class EncryptedArray(ExtensionArray):
             return type(self)._of(self._storage.take(pa.array(indices % max(len(self), 1))), self._dtype)
         if len(indices) and (indices.min() < -1 or indices.max() >= len(self)):
             if indices.min() < -1:
-                raise ValueError("Invalid value in 'indices': below -1")
+                raise CallerValueError("Invalid value in 'indices': below -1")
             raise IndexError("out of bounds value in 'indices'")
         missing = indices == -1
         if is_null(fill_value):
@@ -380,6 +406,29 @@ class EncryptedArray(ExtensionArray):
     def copy(self) -> Self:
         """Return a copy. The cells are shared: they are never changed in place."""
         return type(self)._of(self._storage, self._dtype)
+
+    def _left_null(self, positions: npt.NDArray[np.intp]) -> bool:
+        """Warn and return True if pandas fills the nulls of a whole frame: fillna(0) or replace(nan, 0)."""
+        caller = within("fillna", "putmask_inplace")
+        if caller is None or not self.isna()[positions].all():
+            return False
+        if caller.f_code.co_name == "putmask_inplace" and in_whole_frame("replace"):
+            self._warn_of_replace()
+            return True
+        if in_whole_frame("fillna"):
+            many = f"{len(positions):,} null{'s' * (len(positions) > 1)}"
+            warn_caller(
+                f"fillna left {many} in {self._dtype.called}, which takes cells only. Fill values before "
+                "encrypting, or decrypt first (df.kms.decrypt())"
+            )
+            return True
+        return False
+
+    def _warn_of_replace(self) -> None:
+        warn_caller(
+            f"{self._dtype.called} is unchanged: no value can be found in ciphertext. Call replace before "
+            "encrypting, or decrypt first (df.kms.decrypt())"
+        )
 
     @classmethod
     def _concat_same_type(cls, to_concat: Sequence[Self]) -> Self:
@@ -400,10 +449,10 @@ class EncryptedArray(ExtensionArray):
             self._check_fits(dtype)
             return type(self)._of(self._storage, dtype)
         if isinstance(dtype, pd.StringDtype) or (isinstance(dtype, np.dtype) and dtype.kind == "U"):
-            texts = np.array([None if cell is pd.NA else str(cell) for cell in self], object)
-            if isinstance(dtype, pd.StringDtype):
-                return pd.array(texts, dtype=dtype)
-            return np.array([str(cell) for cell in self], object)
+            text = text_for_caller()
+            null = None if isinstance(dtype, pd.StringDtype) else str(pd.NA)
+            texts = np.array([null if cell is pd.NA else text(cell) for cell in self], object)
+            return pd.array(texts, dtype=dtype) if isinstance(dtype, pd.StringDtype) else texts
         if dtype == np.dtype(object):
             # pandas (2.2 and 3.1) converts an index to objects to look up labels in it. With randomised cells
             # it would never find one.
@@ -411,18 +460,26 @@ class EncryptedArray(ExtensionArray):
                 self._check_factorizable()
             warn_of_mixing()
             return self.__array__()
-        raise TypeError(
+        raise CallerTypeError(
             f"{self._dtype.called} cannot be converted to {dtype}. Decrypt it first (df.kms.decrypt())"
         )
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
-            raise TypeError(f"{self._dtype.called} contains no numbers. Decrypt it first (df.kms.decrypt())")
+            raise CallerTypeError(
+                f"{self._dtype.called} contains no numbers. Decrypt it first (df.kms.decrypt())"
+            )
         if copy is False:
-            raise ValueError("an array of cells is always a copy: copy=False is not possible")
+            raise CallerValueError("an array of cells is always a copy: copy=False is not possible")
         refuse_foreign_meeting()
-        if within("ranker"):  # DataFrame.rank converts to objects, and would rank the ciphertext
+        # These convert to objects: rank would rank the ciphertext, and replace would find no text.
+        caller = within("ranker", "replace_regex")
+        if caller and caller.f_code.co_name == "ranker":
             self._refuse_order()
+        if caller and not in_whole_frame("replace"):
+            self._refuse_values()
+        if caller:
+            self._warn_of_replace()
         if sys._getframe(1).f_globals.get("__name__") == "pandas.io.json._json":
             return self._values_for_json()  # pandas 2 calls __array__ instead for the JSON of a series
         out = np.empty(len(self), object)
@@ -450,13 +507,13 @@ class EncryptedArray(ExtensionArray):
                 # the schema has; for any other caller the header would be lost.
                 caller = sys._getframe(1)
                 if caller.f_globals.get("__name__") != "pyarrow.pandas_compat":
-                    raise TypeError(
+                    raise CallerTypeError(
                         f"{self._dtype.name} as {type} would lose its header. Leave the type out, or use "
                         "the bytes in series.array.storage"
                     )
                 wanted = getattr(caller.f_locals.get("field"), "type", None)
             if isinstance(wanted, EncryptedType) and wanted.dtype != self._dtype:
-                raise TypeError(
+                raise CallerTypeError(
                     "this column has another header than the schema, and with the schema's header its cells "
                     "could not be decrypted. Encrypt both under one data key (key=df), or write two files"
                 )
@@ -480,7 +537,7 @@ class EncryptedArray(ExtensionArray):
         return lambda cell: "<NA>" if cell is pd.NA else repr(cell)
 
     def _values_for_json(self) -> npt.NDArray[Any]:
-        return np.array([None if cell is pd.NA else str(cell) for cell in self], object)
+        return np.array([None if cell is pd.NA else whole_text(cell) for cell in self], object)
 
     # Equality, if the column is deterministic. No order, no arithmetic.
 
@@ -497,15 +554,15 @@ class EncryptedArray(ExtensionArray):
             return NotImplemented
         if isinstance(other, EncryptedArray):
             if len(other) != len(self):
-                raise ValueError("Lengths must match to compare")
+                raise CallerValueError("Lengths must match to compare")
             cells = other
         elif isinstance(other, Cell) or other is pd.NA:
             cells = self._coerced([other], compare=True)
+        elif within("mask_missing") and in_whole_frame("replace"):
+            self._warn_of_replace()
+            return np.zeros(len(self), bool)
         else:
-            raise TypeError(
-                f"{self._dtype.called} can be compared with cells of the same column only, not with values: "
-                f"{self._way_to_values}"
-            )
+            self._refuse_values()
         if cells.dtype != self._dtype:
             check_comparable(self._dtype, cells.dtype)
         left, right = (array._storage.cast(pa.large_binary()) for array in (self, cells))
@@ -516,21 +573,27 @@ class EncryptedArray(ExtensionArray):
         values = pc.fill_null(result, False).to_numpy(zero_copy_only=False)
         return pd.arrays.BooleanArray(values.copy(), mask.copy())
 
+    def _refuse_values(self) -> NoReturn:
+        raise CallerTypeError(
+            f"{self._dtype.called} can be compared with cells of the same column only, not with values: "
+            f"{self._way_to_values}"
+        )
+
     def _refuse_operator(self, other: object = None) -> Any:
         if isinstance(other, (pd.Series, pd.Index, pd.DataFrame)):
             return NotImplemented  # pandas unboxes them and calls again
         return self._refuse_order()
 
     def _refuse_order(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             f"{self._dtype.called} has no order and no arithmetic: ciphertext reveals nothing about the size "
             "of its value. Decrypt it first (df.kms.decrypt())"
         )
 
     def _refuse_operation(self, name: str) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             f"cannot perform {name}: {self._dtype.called} does not support {name} operations. Decrypt it "
-            "first (df.kms.decrypt())"
+            f"first (df.kms.decrypt()){way_without()}"
         )
 
     __lt__ = __le__ = __gt__ = __ge__ = _refuse_operator
@@ -539,7 +602,12 @@ class EncryptedArray(ExtensionArray):
     __pow__ = __rpow__ = __divmod__ = __rdivmod__ = _refuse_operator
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse_operator
     __invert__ = __neg__ = __abs__ = __pos__ = _refuse_operator
-    searchsorted = _rank = _quantile = _groupby_quantile = _values_for_argsort = _refuse_order
+    searchsorted = _rank = _groupby_quantile = _values_for_argsort = _refuse_order
+
+    def _quantile(self, qs: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.float64]:
+        if within("describe_numeric_1d"):  # see EncryptedDtype.kind
+            return np.full(len(qs), np.nan)
+        return self._refuse_order()
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if any(isinstance(item, (pd.Series, pd.Index, pd.DataFrame)) for item in inputs):
@@ -570,6 +638,8 @@ class EncryptedArray(ExtensionArray):
     def _reduce(self, name: str, *, skipna: bool = True, keepdims: bool = False, **kwargs: object) -> Any:
         if name == "count":
             return len(self) - self._storage.null_count
+        if within("describe_numeric_1d"):  # see EncryptedDtype.kind
+            return np.nan
         return self._refuse_operation(name)
 
     def _accumulate(self, name: str, *, skipna: bool = True, **kwargs: object) -> NoReturn:
@@ -593,13 +663,13 @@ class EncryptedArray(ExtensionArray):
         header = self._dtype.header
         if not header.deterministic:
             several = len(header.columns) > 1 and all(item.deterministic for item in header.columns)
-            raise TypeError(
+            raise CallerTypeError(
                 f"{self._dtype.called} contains cells under {len(header.columns)} keys, so equal values have "
                 "different cells. Decrypt it first (df.kms.decrypt())"
                 if several
                 else f"{self._dtype.called} is randomised: equal values have different cells, so it cannot "
                 "be grouped, joined or made unique. Encrypt it with deterministic=[column], or decrypt it "
-                "first (df.kms.decrypt())"
+                f"first (df.kms.decrypt()){way_without()}"
             )
 
     def factorize(self, use_na_sentinel: bool = True) -> tuple[npt.NDArray[np.intp], Self]:
@@ -654,7 +724,7 @@ class EncryptedArray(ExtensionArray):
     def _cells_only(self, values: Any, operation: str) -> set[CellDtype]:
         dtypes, plain = encryptions(values)
         if plain:
-            raise TypeError(
+            raise CallerTypeError(
                 f"{operation} on {self._dtype.called} takes cells of the same column, not values: "
                 f"{self._way_to_values}"
             )
@@ -686,8 +756,8 @@ class EncryptedArray(ExtensionArray):
 
     def _check_fits(self, dtype: EncryptedDtype) -> None:
         if not fits(self._dtype, dtype):
-            raise TypeError(
-                f"these cells do not fit into a column of {dtype.name}, where they could not be decrypted: "
+            raise CallerTypeError(
+                f"these cells do not fit into {dtype.called}, where they could not be decrypted: "
                 "they have another data key, name, domain or type"
             )
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from kmsdata.errors import FormatError, located
+from kmsdata.errors import CallerTypeError, CallerValueError, FormatError, located
 from kmsdata.frames.arguments import (
     Columns,
     column_names,
@@ -188,7 +188,7 @@ def in_extension_dtype(frame: pd.DataFrame) -> pd.DataFrame:
             headers = [array.dtype.parsed for _, array in item.parts]
             objects = [one for header in headers if header is not None for one in header.columns]
             alike = item.others is None or len({one.identity for one in objects}) < len(objects)
-            raise TypeError(
+            raise CallerTypeError(
                 f"column {item.name!r} mixes cells of several encrypted columns, or cells and plain values, "
                 "so it has no single header. Decrypt it first"
                 + (
@@ -346,7 +346,7 @@ def check_new_names(chosen: Mapping[str, str | None], headers: Mapping[Any, Head
     label, (deterministic, given), other = found
     what = "domain" if deterministic else "name"
     advice = "Pass a domain= that is not the label of another column" if deterministic else "Rename one"
-    raise ValueError(
+    raise CallerValueError(
         f"column {label!r} would have the {what} {given!r}, and column {other!r} the {what} {label!r}: they "
         f"could not be decrypted together, since they would look exchanged. {advice}"
     )
@@ -386,7 +386,7 @@ def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Hea
     if isinstance(data, pa.Table):
         return table_headers(data, wanted)
     if not isinstance(data, (pd.DataFrame, pd.Series)):
-        raise TypeError(
+        raise CallerTypeError(
             f"encrypted data must be a frame, a series, an Arrow table, or the path of a Parquet file, not "
             f"{type(data).__name__}"
         )
@@ -396,7 +396,7 @@ def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Hea
         if wanted is not None and item.name not in wanted:
             continue
         if len(item.headers) != 1 or str(item.name) in out:
-            raise ValueError(
+            raise CallerValueError(
                 f"{item.name!r} contains cells of several columns. Name one column of the original frame"
             )
         (out[str(item.name)],) = item.headers

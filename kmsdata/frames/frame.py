@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import pandas as pd
 
 from kmsdata.display.progress import Progress
+from kmsdata.errors import CallerValueError
 from kmsdata.frames.arguments import (
     Columns,
     chosen_columns,
@@ -80,7 +81,7 @@ def decrypt_frame(
 ) -> pd.DataFrame:
     """Decrypt columns of a frame; see `kmsdata.api.accessor.FrameAccessor.decrypt`."""
     if on_denied not in ("raise", "keep"):
-        raise ValueError("on_denied= must be 'raise' or 'keep'")
+        raise CallerValueError("on_denied= must be 'raise' or 'keep'")
     every = encrypted_columns(frame)
     # The labels of a row or a transposed frame are not names of columns: so only whole columns, whose cells
     # are all of one column, are checked against the names that they were encrypted under.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import pyarrow as pa
 
+from kmsdata.errors import CallerValueError
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
     headers_of,
@@ -49,12 +50,12 @@ def the_data_key(
         for item in header.columns:
             used.setdefault(item.data_key, []).append(name)
     if not used:
-        raise ValueError("nothing in the data is encrypted, so it has no data key")
+        raise CallerValueError("nothing in the data is encrypted, so it has no data key")
     if len(used) > 1:
         listed = "; ".join(
             f"{commitment.hex()[:8]} for {', '.join(names)}" for commitment, names in used.items()
         )
-        raise ValueError(
+        raise CallerValueError(
             f"the data is encrypted under {len(used)} data keys ({listed}). Pass one column of it"
         )
     (data_key,) = open_keys(list(headers.items()), resolve_key(key), context).values()

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from kmsdata import codec
 from kmsdata.ciphers import siv
 from kmsdata.ciphers.cells import Bools
+from kmsdata.errors import CallerTypeError
 from kmsdata.frames.arrow_storage import binary, concatenated, to_storage
 from kmsdata.frames.cell import Cell, is_null
 from kmsdata.frames.column import check_key_ids
@@ -97,13 +98,13 @@ def _check_fit(looked_for: Iterable[tuple[Literals, bool]]) -> None:
     """
     parts = [part for part, cells in looked_for if cells or not part.anything]
     if parts and all(part.misfit for part in parts):
-        raise TypeError(parts[0].misfit)
+        raise CallerTypeError(parts[0].misfit)
 
 
 def require_deterministic(header: Header, column: str) -> None:
     """Raise TypeError if the column is randomised."""
     if not all(item.deterministic for item in header.columns):
-        raise TypeError(
+        raise CallerTypeError(
             f"column {column!r} is randomised: equal values have different cells, so it cannot be searched. "
             f"Encrypt it with deterministic=[{column!r}], or decrypt it first"
         )
@@ -117,7 +118,7 @@ def isin(
     for header in place.headers:
         require_deterministic(header, column)
     if place.others is not None and not pd.isna(place.others[~_covered(place.parts, len(frame))]).all():
-        raise TypeError(f"column {column!r} contains plain values as well as cells. Decrypt it first")
+        raise CallerTypeError(f"column {column!r} contains plain values as well as cells. Decrypt it first")
     keys = open_keys([(column, header) for header in place.headers], resolve_key(key), None)
     wanted = [literals(header, keys, values, column) for header in place.headers]
     _check_fit((part, not array.isna().all()) for part, (_, array) in zip(wanted, place.parts, strict=True))
@@ -144,7 +145,7 @@ def _listed(values: Any, column: str) -> tuple[list[Any], bool]:
     if isinstance(dtype, EncryptedDtype | EncryptedType):
         raise _cells(column)
     if isinstance(values, pd.DataFrame | pa.Table):
-        raise TypeError("the values to find must be one value or a list of values, not a table")
+        raise CallerTypeError("the values to find must be one value or a list of values, not a table")
     if isinstance(values, pa.Scalar):
         every = [values.as_py()]
     elif isinstance(values, pa.Array | pa.ChunkedArray):
@@ -162,4 +163,4 @@ def _listed(values: Any, column: str) -> tuple[list[Any], bool]:
 
 
 def _cells(column: str) -> TypeError:
-    return TypeError(f"these are cells, not values. Use df[{column!r}].isin(...) to compare cells")
+    return CallerTypeError(f"these are cells, not values. Use df[{column!r}].isin(...) to compare cells")

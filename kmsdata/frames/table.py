@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kmsdata.errors import FormatError
+from kmsdata.errors import CallerTypeError, FormatError
 from kmsdata.frames.arguments import (
     Columns,
     chosen_columns,
@@ -215,7 +215,7 @@ def _check_required(table: pa.Table, chosen: Collection[str], encrypted: Columns
 
 def _require_table(table: object, function: str, frames: str) -> None:
     if not isinstance(table, pa.Table):
-        raise TypeError(
+        raise CallerTypeError(
             f"{function}() takes an Arrow table, not {type(table).__name__}. For a frame, use {frames}"
         )
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from kmsdata.display.progress import Progress
 from kmsdata.display.verification import ColumnCheck, Failure, Verification
-from kmsdata.errors import FormatError, KeyServiceError, KmsDataError
+from kmsdata.errors import FormatError, KeyServiceError, KmsDataError, did_you_mean
 from kmsdata.frames.column import ROWS_NAMED, bad_cells
 from kmsdata.frames.dtype import EncryptedArray
 from kmsdata.frames.encrypted_columns import check_names
@@ -21,6 +21,7 @@ from kmsdata.keys.unwrap import DataKeys
 
 BATCH = 1 << 18  # cells that are authenticated together
 NO_HEADER = "it must be encrypted, but has no kmsdata header"
+NOT_ENCRYPTED, MISSING = "not encrypted", "missing"  # states of a column that must be encrypted
 
 
 @dataclass
@@ -31,6 +32,14 @@ class _Counts:
     bad: int = 0
     failed: bool = False
     denied: bool = False
+    absent: str = ""
+
+    @property
+    def state(self) -> str:
+        """The most serious finding."""
+        if self.failed:
+            return "failed"
+        return self.absent or ("not verified" if self.denied else "authentic")
 
 
 @dataclass
@@ -56,15 +65,18 @@ class Findings:
         *,
         file: str | None = None,
         denied: bool = False,
+        absent: str = "",
         **at: Any,
     ) -> None:
-        """Record a failed check."""
+        """Record a failed check; ``absent`` is the state of a column that must be encrypted and is not."""
         # The report already shows file and column: remove the prefixes that `located` put before the message.
         what = what.removeprefix(f"{file}: ").removeprefix(f"column {column!r}: ")
         self.failures.append(Failure(what, file, column, **at))
         if column is not None:
             counts = self.column(column)
-            counts.failed, counts.denied = counts.failed or not denied, counts.denied or denied
+            counts.absent = counts.absent or absent
+            counts.failed = counts.failed or not (denied or absent)
+            counts.denied = counts.denied or denied
 
     def open(self, header: Header, column: str, file: str | None) -> Mapping[bytes, DataKey] | None:
         """Unwrap the keys of a column and authenticate its header; on failure record it and return None."""
@@ -106,7 +118,7 @@ class Findings:
         checks = [
             ColumnCheck(
                 name,
-                "failed" if c.failed else "not verified" if c.denied else "authentic",
+                c.state,
                 c.algorithm,
                 c.cells,
                 c.nulls,
@@ -152,9 +164,12 @@ def verify_cells(
     """
     headers: dict[str, Header] = {}
     for name in findings.wanted:
-        if name not in columns:
+        if name not in columns and name in labels:
+            findings.fail(NO_HEADER, name, absent=NOT_ENCRYPTED)
+        elif name not in columns:
+            question = did_you_mean(name, columns)
             findings.fail(
-                NO_HEADER if name in labels else "it must be encrypted, but there is no such column", name
+                f"it must be encrypted, but there is no such column{question}", name, absent=MISSING
             )
     with Progress("verify", rows * len(columns), "cells", progress) as bar:
         for name, parts in columns.items():

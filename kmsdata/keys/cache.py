@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from kmsdata.errors import KmsDataError
+from kmsdata.errors import CallerValueError, KmsDataError
 from kmsdata.keys.data_key import DataKey, Secret
 from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.usage import count
@@ -120,7 +120,7 @@ class KeyCache(Secret):
     ) -> None:
         for limit in (age, uses, number, reuse_age, reuse_cells):
             if limit is not None and not limit >= 0:
-                raise ValueError("a limit of the KeyCache is negative: limits must be 0 or more")
+                raise CallerValueError("a limit of the KeyCache is negative: limits must be 0 or more")
         self.age, self.uses, self.number = age, uses, number
         self.reuse_age, self.reuse_cells = reuse_age, 1 << 32 if reuse_cells is None else reuse_cells
         # A forked process has only one thread, so work that other threads had begun would never end there.
@@ -137,6 +137,16 @@ class KeyCache(Secret):
     def unwrapped(self, by: Hashable, load: Callable[[], DataKey | None]) -> DataKey | None:
         """Return the key that was unwrapped for ``by``, or what ``load`` returns; None is not cached."""
         return self._get(("unwrapped", by), self.age, self.uses, 1, load) if self.age else load()
+
+    def _has(self, by: Hashable) -> bool:
+        """Return whether the key that was unwrapped for ``by`` is cached. This is not counted as a use."""
+        with self._lock:
+            entry = self._entries.get(("unwrapped", by))
+            return (
+                entry is not None
+                and time.monotonic() < entry.end
+                and (self.uses is None or entry.used < self.uses)
+            )
 
     def generated(self, by: Hashable, cells: int, make: Callable[[], DataKey]) -> DataKey:
         """Return a data key that may encrypt this many cells: the one shared for ``by``, or a new one."""

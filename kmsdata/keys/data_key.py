@@ -25,6 +25,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from kmsdata.display.panel import Panel, shows_panel
+from kmsdata.display.tables import Call, Fact
+from kmsdata.errors import CallerTypeError, CallerValueError
 from kmsdata.keys.envelope import ColumnHeader, DataKeyRecord, Wrap
 from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.key_uri import parse_key
@@ -49,7 +52,7 @@ class Secret:
         return f"<{type(self).__name__}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             f"a {type(self).__name__} cannot be pickled: it is secret. Pass the encrypted data, "
             "and let the other process unwrap its data key"
         )
@@ -120,6 +123,7 @@ class _CellCounts:
 _cell_counts = _CellCounts()
 
 
+@shows_panel
 class DataKey(Secret):
     """A plaintext data key with its wrapped keys, as returned by a KMS's GenerateDataKey.
 
@@ -146,10 +150,10 @@ class DataKey(Secret):
         self._secret = Hidden(bytes(secret))
         size, secret = len(secret), b""  # from here on, no frame of an error contains it
         if size != 32:
-            raise ValueError(f"the data key has {size} bytes: it must have 32 bytes (AES_256)")
+            raise CallerValueError(f"the data key has {size} bytes: it must have 32 bytes (AES_256)")
         self.wraps = tuple(dict.fromkeys(wraps))
         if not self.wraps:
-            raise ValueError(
+            raise CallerValueError(
                 "no wrapped key was given: without one, the data key could never be unwrapped again"
             )
         for wrap in self.wraps:
@@ -218,7 +222,7 @@ class DataKey(Secret):
                 section 8.3).
         """
         if _cell_counts.add(self.commitment, name, cells) > _MOST_CELLS:
-            raise ValueError(
+            raise CallerValueError(
                 f"column {name!r}: more than 2^32 cells under one data key. Encrypt with a new data key"
             )
 
@@ -233,6 +237,21 @@ class DataKey(Secret):
     def __repr__(self) -> str:
         keys = ", ".join(wrap.key for wrap in self.wraps)
         return f"<DataKey {self.commitment.hex()[:8]} under {keys}>"
+
+    def _panel(self) -> Panel:
+        context = ", ".join(f"{name}={text}" for name, text in self.context)
+        return Panel(
+            f"data key {self.commitment.hex()[:8]}",
+            [
+                *(Fact("opened by", wrap.key) for wrap in self.wraps),
+                *([Fact("context", context)] if context else []),
+            ],
+            calls=[
+                Call("df.kms.encrypt(columns, key=data_key)", "encrypt frames that can be joined"),
+                Call("df.kms.decrypt(key=data_key)", "decrypt without a KMS call"),
+            ],
+            notes=["The key itself is never displayed or pickled."],
+        )
 
 
 @runtime_checkable

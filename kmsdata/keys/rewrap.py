@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kmsdata.errors import KeyServiceError, KmsDataError, WrongKeyError
+from kmsdata.errors import CallerTypeError, CallerValueError, KeyServiceError, KmsDataError, WrongKeyError
 from kmsdata.keys.cache import Flights
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import DataKeyRecord, Header, Wrap, merged_records
@@ -71,12 +71,12 @@ class Change:
         dry_run: bool = False,
     ) -> None:
         if (key is None) == (retire is None) or (retire is not None and add):
-            raise ValueError(
+            raise CallerValueError(
                 "rewrap() takes either the new master key, or retire= with the key to remove. Both together "
                 "take two steps: rewrap(x, new, add=True), later rewrap(x, retire=old)"
             )
         if key is not None and not isinstance(key, str):
-            raise TypeError("rewrap() takes the URI of one master key, such as 'local://demo'")
+            raise CallerTypeError("rewrap() takes the URI of one master key, such as 'local://demo'")
         # A tuple: it is read again for each file, and a generator would be used up after the first one.
         self._source = source if source is None or isinstance(source, str) else tuple(source)
         self._operation = Operation(self._source, "source=")
@@ -163,7 +163,7 @@ class Change:
             found = tuple(wrap for wrap in others if allowed(parse_key(wrap.key)))
         elif len(others) > 1:
             named = ", ".join(wrap.key for wrap in others)
-            raise ValueError(
+            raise CallerValueError(
                 f"the data key is under several master keys, {named}. Pass the one to replace (source=), or "
                 "add=True"
             )
@@ -257,7 +257,7 @@ class Change:
 
 def _check_rest(rest: Sequence[Wrap], going: Sequence[Wrap]) -> None:
     if not rest:
-        raise ValueError(
+        raise CallerValueError(
             f"the data key is under {going[0].key} alone: without it, the data could never be decrypted "
             "again. Add another master key first (add=True)"
         )

@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from kmsdata.errors import CredentialsError, FormatError, KeyNotFoundError
+from kmsdata.errors import CallerTypeError, CallerValueError, CredentialsError, FormatError, KeyNotFoundError
 from kmsdata.keys.cache import KeyCache, forget_keys
 from kmsdata.keys.data_key import DataKey, KeyProvider
 from kmsdata.keys.envelope import DataKeyRecord, Wrap
@@ -25,12 +25,14 @@ from kmsdata.keys.tencent.client import TencentKMS
 from kmsdata.keys.usage import count
 
 __all__ = [
+    "Access",
     "Key",
     "forget",
     "from_cache",
     "hold",
     "in_use",
     "key_list",
+    "known_access",
     "new_data_key",
     "pairs",
     "provider_of",
@@ -102,7 +104,7 @@ def use(key_or_provider: str | KeyProvider | KeyCache) -> None:
     """
     global _process
     if _begins_with_block(sys._getframe().f_back):
-        raise TypeError(
+        raise CallerTypeError(
             "kmsdata.use() is a statement: it sets the default of the whole process, also for other threads. "
             "Write 'with kmsdata.using(...):' for a block. Nothing was changed"
         )
@@ -183,7 +185,7 @@ def _change(caller: str, key_or_provider: object) -> _State:
         return _State(cache=key_or_provider)
     if isinstance(key_or_provider, KeyProvider):
         return _State(providers=(key_or_provider,))
-    raise TypeError(
+    raise CallerTypeError(
         f"{caller}() takes a key URI such as 'local://demo', a KeyCache, or a provider with scheme, "
         "generate_data_key, unwrap and wrap"
     )
@@ -322,12 +324,12 @@ def new_data_key(
     given = pairs(context)
     if isinstance(key, DataKey):
         if context is not None and tuple(sorted(given.items())) != key.context:
-            raise ValueError("this data key was generated with another context. Leave context= out")
+            raise CallerValueError("this data key was generated with another context. Leave context= out")
         return key
     uris = _uris(key)
     if not uris:
         _require_answer()
-        raise ValueError(
+        raise CallerValueError(
             "no key was given. Pass key='local://demo' (or tencent-kms://...), call "
             "kmsdata.use('local://demo'), or set KMSDATA_KEY"
         )
@@ -371,6 +373,44 @@ def from_cache(provider: KeyProvider, by: Hashable, load: Callable[[], DataKey |
     return _cache_in_force().unwrapped((_held_by(provider), by), load)
 
 
+class Access(NamedTuple):
+    """Whether this session can unwrap a data key, as far as it is known without a KMS call.
+
+    Attributes:
+        state: ``"can be opened"``, ``"cannot be opened"``, or ``"not known"``: the KMS decides.
+        why: the reason.
+        key: the URI that ``key=`` must name, if the session does not allow it otherwise.
+        region: the region to sign in to, if no credentials were looked for so far.
+    """
+
+    state: str
+    why: str
+    key: str = ""
+    region: str = ""
+
+
+def known_access(wrap: Wrap, context: tuple[tuple[str, str], ...]) -> Access:
+    """Return whether a wrapped key can be unwrapped here. Makes no KMS call.
+
+    Raises:
+        KmsDataError: it cannot: no provider, a login form that is not answered, a local key that is missing.
+    """
+    provider = provider_of(wrap.key)
+    if isinstance(provider, LocalKeystore):
+        return Access(*provider._access(wrap.wrapped, wrap.key))
+    if not isinstance(provider, TencentKMS):
+        return Access("not known", f"the provider of {provider.scheme}:// keys decides when it is called")
+    if (account := provider._account_so_far) is None:
+        return Access(
+            "not known",
+            "KMS decides when it is called; no credentials were looked for so far",
+            region=provider.region,
+        )
+    if _cache_in_force()._has((_held_by(provider), (wrap, context))):
+        return Access("can be opened", "its data key is in the cache, so no KMS call is needed")
+    return Access("not known", f"KMS decides when it is called, for {account} in {provider.region}")
+
+
 def _cache_in_force() -> KeyCache:
     return _current().cache or _cache
 
@@ -380,9 +420,9 @@ def pairs(context: object) -> dict[str, str]:
     if context is None:
         return {}
     if not isinstance(context, Mapping):
-        raise TypeError(f"context= takes a mapping of text to text, not {type(context).__name__}")
+        raise CallerTypeError(f"context= takes a mapping of text to text, not {type(context).__name__}")
     if not all(isinstance(part, str) for pair in context.items() for part in pair):
-        raise TypeError("context= takes a mapping of text to text: a name or a value in it is not text")
+        raise CallerTypeError("context= takes a mapping of text to text: a name or a value in it is not text")
     return dict(context)
 
 
@@ -391,7 +431,7 @@ def key_list(key: str | Iterable[str]) -> list[str]:
     if isinstance(key, str):
         return [key]
     if isinstance(key, (bytes, bytearray, memoryview, Mapping)) or not isinstance(key, Iterable):
-        raise TypeError(
+        raise CallerTypeError(
             "key= takes the URI of a master key, such as 'local://demo', several URIs, a DataKey, or "
             f"encrypted data whose data key to use, not {type(key).__name__}"
         )
@@ -404,7 +444,7 @@ def _uris(key: str | Iterable[str] | None) -> list[str]:
         return [] if session is None else [session]
     uris = key_list(key)
     if not uris:
-        raise ValueError("key= is an empty list. Name at least one key, or leave it out")
+        raise CallerValueError("key= is an empty list. Name at least one key, or leave it out")
     for uri in uris:
         parse_key(uri)
     return uris

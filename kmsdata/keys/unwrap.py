@@ -25,10 +25,20 @@ from kmsdata.errors import (
 from kmsdata.keys.data_key import DataKey, KeyProvider
 from kmsdata.keys.envelope import DataKeyRecord, Header, Wrap, merged_records
 from kmsdata.keys.key_uri import KeyURI, parse_key
-from kmsdata.keys.session import Key, from_cache, key_list, pairs, provider_of, resolved, session_key
+from kmsdata.keys.session import (
+    Access,
+    Key,
+    from_cache,
+    key_list,
+    known_access,
+    pairs,
+    provider_of,
+    resolved,
+    session_key,
+)
 from kmsdata.keys.usage import count
 
-__all__ = ["DataKeys", "Operation", "authenticate", "limits", "open_keys", "unwrap", "unwrap_by"]
+__all__ = ["DataKeys", "Operation", "access", "authenticate", "limits", "open_keys", "unwrap", "unwrap_by"]
 
 # Failed unwraps after which an operation makes no further ones: enough for files under many keys that are
 # denied, and few enough that a header cannot cause thousands of KMS calls.
@@ -193,6 +203,25 @@ def unwrap(record: DataKeyRecord, key: Key | None = None, operation: Operation |
             key=record.wraps[0].key,
         )
     raise WrongKeyError(_not_allowed(record, key, operation.argument), key=record.wraps[0].key, allowed=False)
+
+
+_ACCESS = ("can be opened", "not known", "cannot be opened")
+
+
+def access(record: DataKeyRecord) -> Access:
+    """Return whether this session can unwrap a data key, as far as it is known without a KMS call."""
+    found = [_known_access(record, wrap) for wrap in record.wraps]
+    return min(found, key=lambda one: _ACCESS.index(one.state))
+
+
+def _known_access(record: DataKeyRecord, wrap: Wrap) -> Access:
+    try:
+        if limits(None)(parse_key(wrap.key)):
+            return known_access(wrap, record.context)
+        why = f"the session's key is {session_key()}. key= allows a key of another provider or region"
+    except KmsDataError as error:
+        return Access("cannot be opened", str(error))
+    return Access("cannot be opened", why, key=wrap.key)
 
 
 def _not_allowed(record: DataKeyRecord, key: str | Iterable[str] | None, argument: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kmsdata.display.panel import Panel, shows_panel
+from kmsdata.display.tables import Fact
 from kmsdata.keys.fork_lock import Lock
 
 __all__ = ["Usage", "count", "usage"]
 
 
+@shows_panel
 class Usage(NamedTuple):
     """KMS calls of this process so far.
 
@@ -30,6 +33,21 @@ class Usage(NamedTuple):
     def calls(self) -> int:
         """The number of KMS calls in total."""
         return self.generate_data_key + self.unwrap + self.wrap
+
+    def _panel(self) -> Panel:
+        return Panel(
+            f"{self.calls:,} KMS {'call' if self.calls == 1 else 'calls'} of this process so far",
+            [
+                Fact("data keys generated", f"{self.generate_data_key:,}"),
+                Fact("data keys unwrapped", f"{self.unwrap:,}"),
+                Fact("wrapped by another key", f"{self.wrap:,}"),
+                Fact("found in the cache", f"{self.cached:,} (no KMS call)"),
+                Fact("requests sent again", f"{self.retried:,} (not counted above)"),
+            ],
+        )
+
+    def __str__(self) -> str:
+        return str(self._panel())
 
 
 _lock = Lock()

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kmsdata.errors import CallerValueError
+
 __all__ = ["GEO", "SPARK", "restored", "without_columns"]
 
 SPARK = b"org.apache.spark.sql.parquet.row.metadata"
@@ -144,7 +146,7 @@ def _geo_without(text: str, name: str) -> tuple[str | None, dict[str, Any] | Non
         rest = text[: start + 1] + ",".join(parts[:at] + parts[at + 1 :]) + text[end - 1 :]
         return (_geo_primary(rest, left[0]) if document.get("primary_column") == name else rest), part
     except (ValueError, RecursionError, IndexError, TypeError, AttributeError):
-        raise ValueError(
+        raise CallerValueError(
             "the entry 'geo' of the file's metadata is not as GeoParquet prescribes, and may contain values "
             f"of column {name!r}, unencrypted. Write the file without it first"
         ) from None

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kmsdata.errors import CallerValueError
+
 __all__ = ["metadata_texts", "refuse_statistics", "refuse_values_in_metadata"]
 
 _SHORTEST_TEXT = 5  # characters: shorter values are found in metadata by chance
@@ -69,7 +71,7 @@ def refuse_values_in_metadata(values: Any, texts: pa.Array, name: str, where: st
         # Arrow cannot convert some types to text: their values are not found as text.
         with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
             if _contains(texts, leaf):
-                raise ValueError(
+                raise CallerValueError(
                     f"{where} contains values of column {name!r}, unencrypted. Remove them first (see "
                     "df.attrs, Table.replace_schema_metadata)"
                 )
@@ -88,7 +90,7 @@ def refuse_statistics(entries: Iterable[bytes], columns: dict[str, int | None], 
             described = set(_described(document))
             for name, number in columns.items():
                 if name in described or str(number) in described:
-                    raise ValueError(
+                    raise CallerValueError(
                         f"{where} contains statistics of column {name!r}, which are values, unencrypted. "
                         "Remove them first (see Table.replace_schema_metadata)"
                     )

@@ -10,7 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 from kmsdata.display.ipython import in_marimo, in_notebook, in_voila, takes_input
-from kmsdata.errors import CredentialsError
+from kmsdata.errors import CallerImportError, CallerValueError, CredentialsError
 from kmsdata.keys.data_key import Secret
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.session import forget, session_key, use
@@ -75,7 +75,9 @@ def login(
             found = _account(TencentKMS("ap-guangzhou", endpoint=endpoint))
         if form or (form is None and _form_possible()):
             if not _installed():
-                raise ImportError('kmsdata.login(form=True) needs anywidget: pip install "kmsdata[notebook]"')
+                raise CallerImportError(
+                    'kmsdata.login(form=True) needs anywidget: pip install "kmsdata[notebook]"'
+                )
             from kmsdata.notebook.login_form import LoginForm
 
             login_form = LoginForm(region=region, key=key, endpoint=endpoint, found=found)
@@ -102,7 +104,7 @@ def _region(region: str | None, key: str | None) -> str | None:
     if key is not None:
         scheme, place, _ = parse_key(key)
         if scheme != "tencent-kms" or region not in (None, place):
-            raise ValueError(
+            raise CallerValueError(
                 f"key= {key} is not a key of Tencent Cloud KMS in {region or 'any region'}: pass a URI like "
                 "tencent-kms://<region>/<KeyId or alias>"
             )
@@ -148,7 +150,9 @@ def _can_ask() -> bool:
 
 def _no_user(found: str | None) -> NoReturn:
     if found is not None:
-        raise ValueError("no region: pass region=, such as region='ap-guangzhou', or set TENCENTCLOUD_REGION")
+        raise CallerValueError(
+            "no region: pass region=, such as region='ap-guangzhou', or set TENCENTCLOUD_REGION"
+        )
     raise CredentialsError(
         "no Tencent Cloud credentials, and no user to ask for them: set TENCENTCLOUD_SECRET_ID, "
         "TENCENTCLOUD_SECRET_KEY and TENCENTCLOUD_REGION (and TENCENTCLOUD_SECURITY_TOKEN for temporary "

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import anywidget
 import traitlets
 
-from kmsdata.display.ipython import cell_number, in_marimo, show_bundle
-from kmsdata.errors import CredentialsError, KeyAccessError, KmsDataError
+from kmsdata.display.ipython import cell_number, in_marimo, show_bundle, thread_class
+from kmsdata.errors import CallerTypeError, CredentialsError, KeyAccessError, KmsDataError
 from kmsdata.keys.data_key import KeyProvider
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.local.keystore import LocalKeystore
@@ -106,7 +106,7 @@ class LoginForm(anywidget.AnyWidget):
         return f"<kmsdata.login: {state}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("the login form cannot be pickled: what is typed into it stays in this process")
+        raise CallerTypeError("the login form cannot be pickled: what is typed into it stays in this process")
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle, metadata = super()._repr_mimebundle_() or ({}, {})
@@ -225,7 +225,7 @@ class LoginForm(anywidget.AnyWidget):
     def _start(self, said: str, step: Callable[..., None], *arguments: object) -> None:
         """Run a step in a thread: the kernel does not wait for it, and no block of `using` applies."""
         self._say("busy", said)
-        self._worker = _thread()(
+        self._worker = thread_class()(
             target=self._carry_out, args=(step, *arguments), name="kmsdata-login", daemon=True
         )
         self._worker.start()
@@ -423,15 +423,6 @@ class LoginForm(anywidget.AnyWidget):
 
 
 _signed_in: list[LoginForm] = []  # the form that signed in last: the session is one for each process
-
-
-def _thread() -> type[threading.Thread]:
-    """Return the class of threads that may update a widget."""
-    marimo = sys.modules.get("marimo")
-    if marimo is not None and marimo.running_in_notebook():
-        thread: type[threading.Thread] = marimo.Thread
-        return thread
-    return threading.Thread
 
 
 def _account(kms: TencentKMS) -> str:

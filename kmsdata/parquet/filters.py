@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kmsdata.codec.null_arrays import null_rows
-from kmsdata.errors import FormatError
+from kmsdata.errors import CallerTypeError, CallerValueError, FormatError
 from kmsdata.frames.arrow_storage import binary, fitted, plain_binary
 from kmsdata.frames.column import check_key_ids
 from kmsdata.frames.dtype import EncryptedType
@@ -82,7 +82,7 @@ class FileSearch:
             wrong = [part for part in parts if part.misfit]
             if len(wrong) == len(parts):
                 if not all(part.anything for part in parts):
-                    raise TypeError(next(part.misfit for part in parts if not part.anything))
+                    raise CallerTypeError(next(part.misfit for part in parts if not part.anything))
                 self._doubtful[column] = str(parts[0].misfit)
 
     def rows(
@@ -199,7 +199,7 @@ class FileSearch:
                 cells = plain_binary(file.to_table(schema=_stored(schema), columns=[name])[name])
                 check_key_ids(headers[name], self._keys, cells, name)
             if name in self._doubtful and pc.any(answers[f"\0cell {name}"]).as_py():
-                raise TypeError(self._doubtful[name])
+                raise CallerTypeError(self._doubtful[name])
 
     def _searched(self, headers: Mapping[str, Header]) -> list[str]:
         return [name for name in headers if name in self.columns]
@@ -228,19 +228,21 @@ def filter_terms(filters: Any) -> list[list[Term]]:
     """Return filters as lists of terms (column, operator, value); all terms of one list must be true."""
     groups = [filters] if filters and isinstance(filters[0], tuple) else list(filters)
     if not groups or not all(groups) or any(len(term) != 3 for group in groups for term in group):
-        raise ValueError("filters must be a list of terms (column, operator, value), or a list of such lists")
+        raise CallerValueError(
+            "filters must be a list of terms (column, operator, value), or a list of such lists"
+        )
     return [[tuple(term) for term in group] for group in groups]
 
 
 def _check_term(column: str, sign: str, value: Any) -> None:
     if sign in ("in", "not in"):
         if not pd.api.types.is_list_like(value):
-            raise TypeError(f"column {column!r}: {sign!r} needs a list of values")
+            raise CallerTypeError(f"column {column!r}: {sign!r} needs a list of values")
     elif sign in ("=", "==", "!="):
         if pd.api.types.is_list_like(value):
-            raise TypeError(f"column {column!r}: {sign!r} takes one value. Use 'in' for several values")
+            raise CallerTypeError(f"column {column!r}: {sign!r} takes one value. Use 'in' for several values")
     elif sign in ("<", "<=", ">", ">="):
-        raise TypeError(
+        raise CallerTypeError(
             f"column {column!r} is encrypted, and ciphertext has no order. Filter it by ==, !=, in or "
             "not in, or decrypt first and then filter"
         )

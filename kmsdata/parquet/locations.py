@@ -23,7 +23,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kmsdata.atomic_files import NO_FOLDER, claim, give, naming, temporary_name, whole_file
-from kmsdata.errors import FormatError, printable
+from kmsdata.errors import (
+    CallerFileExistsError,
+    CallerFileNotFoundError,
+    CallerImportError,
+    CallerTypeError,
+    CallerValueError,
+    FormatError,
+    printable,
+)
 from kmsdata.keys.data_key import random_bytes
 
 __all__ = [
@@ -104,7 +112,7 @@ class Place:
     def of(cls, path: FilePath, filesystem: Any = None) -> Place:
         """Return the place of a path or URL; the filesystem may be one of pyarrow or fsspec."""
         if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(
+            raise CallerTypeError(
                 f"this takes a path, not {type(path).__name__}"
                 + (". Write the file object to a file and pass its path" if is_file_object(path) else "")
             )
@@ -116,7 +124,7 @@ class Place:
             filesystem, text = pafs.LocalFileSystem(), str(Path(text).expanduser())
         elif not isinstance(filesystem, pafs.FileSystem):
             if not hasattr(filesystem, "_strip_protocol"):
-                raise TypeError(
+                raise CallerTypeError(
                     f"filesystem= takes a filesystem of pyarrow or fsspec, not {type(filesystem).__name__}"
                 )
             text = filesystem._strip_protocol(text)
@@ -204,12 +212,12 @@ def _from_url(url: str) -> tuple[Any, str]:
 
             filesystem, path = fsspec.core.url_to_fs(url, **_S3FS.get(protocol, {}))
         except ImportError:
-            raise ImportError(
+            raise CallerImportError(
                 f"{printable(protocol)}:// needs packages that are not installed. "
                 f"Install them with: pip install {packages}"
             ) from None
         except ValueError as error:  # fsspec does not know the protocol
-            raise ValueError(
+            raise CallerValueError(
                 f"{error}. Install the fsspec package for this protocol"
                 f"{f' (pip install {packages})' if protocol in _PACKAGES else ''}, or pass filesystem="
             ) from None
@@ -290,12 +298,14 @@ class _FileObject(pafs.FileSystemHandler):  # type: ignore[misc]
 def _of_file_object(file: Any, filesystem: Any) -> Place:
     """Return a place with the content of a file object, which is read from its beginning."""
     if filesystem is not None:
-        raise TypeError("filesystem= is for paths: leave it out for a file object")
+        raise CallerTypeError("filesystem= is for paths: leave it out for a file object")
     if not hasattr(file, "seekable") or file.seekable():
         file.seek(0)
     content = file.read()
     if not isinstance(content, bytes):
-        raise TypeError("the file object returns text: open it in binary mode, such as open(path, 'rb')")
+        raise CallerTypeError(
+            "the file object returns text: open it in binary mode, such as open(path, 'rb')"
+        )
     return Place(pafs.PyFileSystem(_FileObject(content)), _file_name(file))
 
 
@@ -378,7 +388,7 @@ def files_at(
     if bad and refused is None:
         raise bad[min(bad)]
     if not found and not bad:
-        raise FileNotFoundError(errno.ENOENT, "there is no file", str(place))
+        raise CallerFileNotFoundError(errno.ENOENT, "there is no file", str(place))
     if refused is not None:
         refused |= bad
     if skipped is not None:
@@ -424,14 +434,16 @@ def sources_at(
         start = Place.of(path, filesystem)
         return [start], *files_at(start, skipped=skipped)
     if not is_path(path):
-        raise TypeError(
+        raise CallerTypeError(
             "the source is a file object: write it to a file and pass its path"
             if is_file_object(path)
             else "the source must be a path, or a list of paths that is not empty"
         )
     starts = [Place.of(one, filesystem) for one in path]
     if not all(start.filesystem.equals(starts[0].filesystem) for start in starts):
-        raise ValueError("the paths of a list must be on one filesystem. Call the function once for each")
+        raise CallerValueError(
+            "the paths of a list must be on one filesystem. Call the function once for each"
+        )
     found = {file.path: file for start in starts for file in files_at(start, skipped=skipped)[0].values()}
     inside = [_parts(path)[:-1] if file.root is None else _parts(file.root) for path, file in found.items()]
     shared = len(_parts(posixpath.commonpath(map("/".join, inside))))
@@ -483,7 +495,7 @@ def dataset_files(
         others: list[str] = []
         files, single = files_at(place, sidecars=sidecars, refused=bad, skipped=others)
     except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, error.strerror, paths_text(path)) from None
+        raise CallerFileNotFoundError(error.errno, error.strerror, paths_text(path)) from None
     if single:
         return {given: place}, True
     parts = given.rstrip("/").split("/")
@@ -791,7 +803,9 @@ def _staged(target: Path, mode: int) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     exists = target.exists()
     if exists and not target.is_dir():
-        raise FileExistsError(errno.EEXIST, "this path exists already, and is not a folder", str(target))
+        raise CallerFileExistsError(
+            errno.EEXIST, "this path exists already, and is not a folder", str(target)
+        )
     made: list[tuple[Path, int | None]] = []
     try:
         staging = _staging(target.parent, target, made, exists=exists)
@@ -813,7 +827,7 @@ def _staged(target: Path, mode: int) -> Iterator[Path]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise OSError(error.errno, error.strerror, str(target)) from None
-                raise FileExistsError(
+                raise CallerFileExistsError(
                     errno.EEXIST,
                     "another process created it while this one was writing. Nothing was written here",
                     str(target),
@@ -844,7 +858,7 @@ def _staging(
             if exists:
                 return _staging(target, target, made)
             if error.errno == errno.ENOENT:
-                raise FileNotFoundError(errno.ENOENT, NO_FOLDER, str(parent)) from None
+                raise CallerFileNotFoundError(errno.ENOENT, NO_FOLDER, str(parent)) from None
             # Name the target, which the caller knows, not the temporary folder.
             raise OSError(error.errno, error.strerror, str(target)) from None
         handle = made[-1][1]

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
-from kmsdata.errors import FormatError, KmsDataError
+from kmsdata.errors import CallerTypeError, FormatError, KmsDataError
 from kmsdata.frames.arguments import Columns, column_names, require, required_names
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.frames.encrypted_columns import (
@@ -85,7 +85,7 @@ def read_parquet(
         True
     """
     if not isinstance(decrypt, bool):
-        raise TypeError(
+        raise CallerTypeError(
             "decrypt= must be True or False. To decrypt some columns: "
             "kmsdata.read_parquet(path).kms.decrypt(columns)"
         )
@@ -195,10 +195,11 @@ def _read(
     except pa.ArrowInvalid as error:
         # Arrow's error for a missing column ("No match for FieldRef") lists the whole schema. Raise the usual
         # KeyError instead.
-        if columns is None or "FieldRef" not in str(error):
+        if "FieldRef" not in str(error):
             raise
+        terms = [] if filters is None or isinstance(filters, ds.Expression) else filter_terms(filters)
         for file in files.values():
-            for name in columns:
+            for name in (*(columns or ()), *(term[0] for group in terms for term in group)):
                 require([*file.schema.names, *(field.name for field in file.partition)], name)
         raise
 
@@ -294,7 +295,7 @@ def _on_cells(filters: Any, encrypted: set[str]) -> bool:
     else:
         return bool({term[0] for group in filter_terms(filters) for term in group} & encrypted)
     if used:
-        raise TypeError(
+        raise CallerTypeError(
             f"column {min(used)!r} is encrypted, and an Arrow expression cannot be evaluated on ciphertext. "
             "Pass filters as a list, such as [(column, '==', value)], or decrypt first and then filter"
         )

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from kmsdata.atomic_files import sweep
 from kmsdata.display.file_reports import RewrapReport
 from kmsdata.display.progress import Progress
-from kmsdata.errors import FormatError, KmsDataError, located
+from kmsdata.errors import CallerValueError, FormatError, KmsDataError, located
 from kmsdata.frames.encrypted_columns import check_names
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.rewrap import Change, not_meant
@@ -195,7 +195,7 @@ def _prepare(path: str, folder: Place, *, dry_run: bool) -> None:
         *parents, name = relative.split("/")
         if name == "_delta_log" and not any(parent.startswith((".", "_")) for parent in parents):
             table = "/".join([path.rstrip("/"), *parents])
-            raise ValueError(
+            raise CallerValueError(
                 f"{table} is a Delta table: its log records the size of each file, and readers rely on that. "
                 "Rewrap a copy of the files, or write a new table"
             )
@@ -230,7 +230,7 @@ def _edited(footer: Footer, plan: _Plan, path: str) -> tuple[bytes, _Done]:
     except KmsDataError as error:
         raise located(error, path, path=path) from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise CallerValueError(f"{path}: {error}") from None
     return data, done
 
 

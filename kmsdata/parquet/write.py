@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from kmsdata.atomic_files import sweep
 from kmsdata.codec.null_arrays import null_rows
+from kmsdata.errors import CallerFileExistsError, CallerTypeError, CallerValueError
 from kmsdata.frames.arguments import Columns, column_names, refuse_repeated, require, required_names
 from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EncryptedType
@@ -58,7 +59,7 @@ def write_parquet(
 ) -> None:
     """See `kmsdata.api.accessor.FrameAccessor.to_parquet`."""
     if engine not in ("pyarrow", "auto"):
-        raise ValueError(
+        raise CallerValueError(
             f"engine={engine!r} cannot write encrypted columns: only pyarrow keeps their type, which holds "
             "the wrapped data key. Leave engine= out"
         )
@@ -95,11 +96,13 @@ def _write_to_object(
 ) -> None:
     """Write to an open file, all at once: nothing is written if the table cannot be."""
     if not hasattr(file, "write"):
-        raise TypeError(f"to_parquet() takes a path or an open file, not {type(file).__name__}")
+        raise CallerTypeError(f"to_parquet() takes a path or an open file, not {type(file).__name__}")
     if isinstance(file, io.TextIOBase):
-        raise TypeError("the file is open for text: open it in binary mode, such as open(path, 'wb')")
+        raise CallerTypeError("the file is open for text: open it in binary mode, such as open(path, 'wb')")
     if folders or filesystem is not None:
-        raise TypeError("partition_cols= and filesystem= are for paths: leave them out for an open file")
+        raise CallerTypeError(
+            "partition_cols= and filesystem= are for paths: leave them out for an open file"
+        )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **settings_for(table.schema, options))
     file.write(sink.getvalue())
@@ -112,18 +115,20 @@ def _check_folders(frame: pd.DataFrame, names: list[str]) -> None:
         require(labels, name)
         refuse_repeated(labels, name)
         if name in [item.name for item in encrypted_columns(frame)]:
-            raise ValueError(
+            raise CallerValueError(
                 f"partition_cols= names {name!r}, which is encrypted: its cells would be names of folders. "
                 "Name plain columns"
             )
     if names and not set(labels) - set(names):
-        raise ValueError("partition_cols= names every column, so the files would have none. Leave one out")
+        raise CallerValueError(
+            "partition_cols= names every column, so the files would have none. Leave one out"
+        )
 
 
 def _write_folders(table: pa.Table, names: list[str], place: Place, options: dict[str, Any]) -> None:
     """Write one file in a folder for each combination of values, as `pyarrow.parquet.write_to_dataset`."""
     if place.kind == pafs.FileType.File or (place.kind == pafs.FileType.Directory and _has_files(place)):
-        raise FileExistsError(
+        raise CallerFileExistsError(
             errno.EEXIST, "the target of partition_cols= must be a folder without files", str(place)
         )
     keys = [_folder_names(table.column(name), name) for name in names]
@@ -151,11 +156,11 @@ def _folder_names(values: pa.ChunkedArray, name: str) -> list[str]:
     try:
         texts = values.cast(pa.string()).to_pylist()
     except pa.ArrowException:
-        raise TypeError(
+        raise CallerTypeError(
             f"partition_cols= names {name!r}, whose values ({values.type}) cannot be names of folders"
         ) from None
     if None in texts:  # pyarrow cannot read folders of text in which some are null
-        raise ValueError(
+        raise CallerValueError(
             f"partition_cols= names {name!r}, which contains nulls: they cannot be read back. Fill them "
             "first (df.fillna)"
         )
@@ -181,7 +186,7 @@ def _check_encrypted(frame: pd.DataFrame, names: list[str]) -> None:
     if not found and (lost := columns_without_header(frame, [])):
         raise lost_header(lost[0])
     if not found:
-        raise ValueError(
+        raise CallerValueError(
             "nothing in this frame is encrypted. Write the frame that df.kms.encrypt() returned: it does not "
             "change df. A file without encrypted columns is written with df.to_parquet()"
         )
@@ -190,11 +195,11 @@ def _check_encrypted(frame: pd.DataFrame, names: list[str]) -> None:
 def _check_options(options: Mapping[str, Any]) -> None:
     """Refuse options that would make a file impossible to decrypt."""
     if not options.get("store_schema", True):
-        raise ValueError(
+        raise CallerValueError(
             "store_schema=False would omit the headers: the file could never be decrypted. Do not pass it"
         )
     if options.get("flavor") == "spark":
-        raise ValueError(
+        raise CallerValueError(
             "flavor='spark' renames columns, but an encrypted column is bound to its name. Rename the "
             "columns before encrypting, and do not pass flavor"
         )

@@ -180,13 +180,17 @@ def test_what_must_be_encrypted(frame, enc, path, tmp_path):
     for x in (enc, path, pa.Table.from_pandas(enc)):
         found = kmsdata.verify(x, encrypted=["age", "city", "town"])
         assert {column.name: column.state for column in found.columns} == {
-            "city": "failed",
-            "town": "failed",
+            "city": "not encrypted",
+            "town": "missing",
             "name": "authentic",
             "age": "authentic",
             "email": "authentic",
         }
         assert not found.ok
+        assert found.exit_status == 3
+        assert "3 of 5 columns authentic, 1 not encrypted, 1 missing" in str(found)
+        assert "[!]  city    not encrypted" in str(found)
+        assert "× not encrypted<" in found._repr_html_()
     enc.to_parquet(tmp_path / "set", partition_cols=["city"])
     assert not kmsdata.verify(tmp_path / "set", encrypted="city").ok
     frame.to_parquet(tmp_path / "set" / "city=Ulm" / "stripped.parquet")

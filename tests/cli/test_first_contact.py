@@ -279,7 +279,7 @@ def test_an_endpoint_of_this_machine_without_scheme():
 
 def test_a_new_key_is_compared_with_the_others(capsys):
     kmsdata.LocalKeystore().create_key("payrol")
-    assert "There was already local://payroll." in capsys.readouterr().err
+    assert "similar keys  local://payroll\n" in capsys.readouterr().err
 
 
 @pytest.mark.newest
@@ -308,7 +308,8 @@ def test_the_last_state_of_a_progress_bar_has_the_real_total(capsys):
         ("Ada,078-05-1120\nBo,219-09-9999\n", "it has 2 fields, none of this name"),
         ("Ada;078-05-1120\nBo;219-09-9999\n", "pass --delimiter ';'"),
         ("078-05-1120\n219-09-9999\n", "it has 1 field, none of this name"),
-        ("name,SSN\nAda,078\n", "it has 2 fields, none of this name"),
+        ("name,SSN\nAda,078\n", "did you mean 'SSN'?"),
+        ("name,social\nAda,078\n", "it has 2 fields, none of this name"),
         ("name,ssn_\nAda,078\n", "did you mean 'ssn_'?"),
     ],
 )

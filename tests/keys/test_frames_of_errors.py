@@ -201,9 +201,9 @@ def full(*_):
     raise OSError(28, "No space left on device")
 
 
-def local_calls(store):
+def local_calls(store, key_id="00" * 16):
     """Every call of a keystore, as far as it can fail."""
-    wrapped = base64.b64encode(bytes(76)).decode()
+    wrapped = base64.b64encode(bytes.fromhex(key_id) + bytes(60)).decode()
     yield "generate", lambda: store.generate_data_key("local://demo", {})
     yield "wrap", lambda: store.wrap(DATA_KEY, "local://demo", {})
     yield "unwrap", lambda: store.unwrap(wrapped, "local://demo", {})
@@ -271,6 +271,7 @@ def test_local_passphrases(keystore, monkeypatch, passphrase):
     with monkeypatch.context() as patch:
         patch.setattr(keystore_file, "random_bytes", known)
         kmsdata.LocalKeystore(passphrase=PASSPHRASE).create_key("demo", quiet=True)
+    key_id = kmsdata.LocalKeystore().describe_key("local://demo")["id"]
     monkeypatch.setattr(local, "random_bytes", lambda size: DATA_KEY[:size])
     given = {"wrong": f"{PASSPHRASE}!", None: None, "surrogate": f"{PASSPHRASE}\udcff"}.get(
         passphrase, PASSPHRASE
@@ -293,7 +294,7 @@ def test_local_passphrases(keystore, monkeypatch, passphrase):
             monkeypatch.setenv("KMSDATA_PASSPHRASE", given)
         store = kmsdata.LocalKeystore(passphrase=None if from_environment else given)
         kmsdata.use(store)
-        for name, call in local_calls(store):
+        for name, call in local_calls(store, key_id):
             if name not in ("list", "describe"):
                 fails(call, *errors)
 

@@ -150,7 +150,7 @@ def test_making_a_key_says_where_it_lies_once(keystore, capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count(str(keystore)) == 1
-    assert "Back up this file" in said.err
+    assert "copy this file: without it, the data" in said.err
 
 
 def test_keys_are_never_overwritten_and_unwrapping_makes_none(keystore):
@@ -691,3 +691,5 @@ def test_interactive_is_a_terminal_or_a_notebook(monkeypatch, stdin, stderr, ker
     assert local._interactive() is made
     monkeypatch.setattr("sys.stdin", None)
     assert local._interactive() is kernel
+    monkeypatch.setattr(local, "in_marimo", lambda: True)
+    assert local._interactive()

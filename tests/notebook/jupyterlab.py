@@ -50,6 +50,21 @@ def free_port():
         return free.getsockname()[1]
 
 
+def write_notebook(path, *cells):
+    """Write a notebook; return its path."""
+    written = [
+        {
+            "cell_type": "code", "id": f"cell-{number}", "metadata": {}, "outputs": [],
+            "execution_count": None, "source": source,
+        }
+        for number, source in enumerate(cells)
+    ]  # fmt: skip
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    document = {"cells": written, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(document))
+    return path
+
+
 class Server:
     """A process that serves pages at a port and writes its output to a file; all its files are in one folder.
 
@@ -110,21 +125,6 @@ class Server:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 
-    def notebook(self, name, *cells):
-        """Write a notebook; return its path."""
-        path = self.root / f"{name}.ipynb"
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        written = [
-            {
-                "cell_type": "code", "id": f"cell-{number}", "metadata": {}, "outputs": [],
-                "execution_count": None, "source": source,
-            }
-            for number, source in enumerate(cells)
-        ]  # fmt: skip
-        document = {"cells": written, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-        path.write_text(json.dumps(document))
-        return path
-
 
 class Lab(Server):
     """A JupyterLab server.
@@ -173,7 +173,51 @@ class Lab(Server):
         path.write_text(text)
 
 
-class Notebook:
+class Page:
+    """A page with forms: the methods take those of one cell, or of all cells where only one has a form."""
+
+    def __init__(self, page):
+        self.page = page
+
+    def cell(self, number):
+        """Return the cell's part of the page."""
+        return self.page.locator(".jp-Cell").nth(number)
+
+    def field(self, name, cell=None):
+        place = self.page if cell is None else self.cell(cell)
+        return place.get_by_label(name, exact=True)
+
+    def button(self, name, cell=None):
+        place = self.page if cell is None else self.cell(cell)
+        return place.get_by_role("button", name=name, exact=True)
+
+    def status(self, text, cell=None):
+        """Wait until the form shows this text."""
+        place = self.page if cell is None else self.cell(cell)
+        place.locator(".kmsdata-status", has_text=text).wait_for()
+
+    def type(self, name, text, cell=None):
+        field = self.field(name, cell)
+        field.wait_for()  # a hidden field takes no focus, and keys would be commands of JupyterLab
+        field.press_sequentially(text)
+        assert field.input_value().endswith(text), f"{name} did not get all that was typed"
+
+    def paste(self, name, text, cell=None):
+        """Replace the text of a field as by pasting."""
+        field = self.field(name, cell)
+        field.wait_for()
+        field.select_text()
+        self.page.keyboard.insert_text(text)
+        assert field.input_value() == text, f"{name} did not get all that was pasted"
+
+    def choose(self, name, label, cell=None):
+        self.field(name, cell).select_option(label=label)
+
+    def picture(self, name):
+        self.page.screenshot(path=ARTEFACTS / f"{name}.png")
+
+
+class Notebook(Page):
     """A notebook that is open in the browser.
 
     Args:
@@ -184,7 +228,8 @@ class Notebook:
     """
 
     def __init__(self, page, lab, path, host="127.0.0.1"):
-        self.page, self.path = page, path
+        super().__init__(page)
+        self.path = path
         page.goto(f"http://{host}:{lab.port}/lab/tree/{path.name}?token={TOKEN}&reset")
         page.wait_for_function("window.jupyterapp !== undefined", timeout=90_000)
         self.evaluate(_READY, 90)
@@ -242,42 +287,6 @@ class Notebook:
         """Return all text below the cells."""
         return self.page.locator(".jp-Cell-outputArea").all_inner_texts()
 
-    # Forms: those of one cell, or of all where there is only one.
-
-    def cell(self, number):
-        """Return the cell's part of the page."""
-        return self.page.locator(".jp-Cell").nth(number)
-
-    def field(self, name, cell=None):
-        place = self.page if cell is None else self.cell(cell)
-        return place.get_by_label(name, exact=True)
-
-    def button(self, name, cell=None):
-        place = self.page if cell is None else self.cell(cell)
-        return place.get_by_role("button", name=name, exact=True)
-
-    def status(self, text, cell=None):
-        """Wait until the form shows this text."""
-        place = self.page if cell is None else self.cell(cell)
-        place.locator(".kmsdata-status", has_text=text).wait_for()
-
-    def type(self, name, text, cell=None):
-        field = self.field(name, cell)
-        field.wait_for()  # a hidden field takes no focus, and keys would be commands of JupyterLab
-        field.press_sequentially(text)
-        assert field.input_value().endswith(text), f"{name} did not get all that was typed"
-
-    def paste(self, name, text, cell=None):
-        """Replace the text of a field as by pasting."""
-        field = self.field(name, cell)
-        field.wait_for()
-        field.select_text()
-        self.page.keyboard.insert_text(text)
-        assert field.input_value() == text, f"{name} did not get all that was pasted"
-
-    def choose(self, name, label, cell=None):
-        self.field(name, cell).select_option(label=label.replace(" ", "\xa0"))  # as ipywidgets writes them
-
     # Files.
 
     def save(self):
@@ -285,17 +294,19 @@ class Notebook:
         self.command("docmanager:save")
 
     def autosave(self):
-        """Add a cell, and wait until JupyterLab has saved it by itself."""
+        """Switch autosave on, add a cell, and wait until JupyterLab has saved it by itself."""
         added = f"autosaved {time.monotonic_ns()}"
         self.page.evaluate(
             "source => window.jupyterapp.shell.currentWidget.content.model.sharedModel"
             ".addCell({cell_type: 'raw', source})",
             added,
         )
+        self.command("docmanager:toggle-autosave")
         end = time.monotonic() + 90
         while added not in self.saved():
             assert time.monotonic() < end, "JupyterLab did not save by itself"
             time.sleep(0.05)
+        self.command("docmanager:toggle-autosave")
 
     def saved(self):
         """Return the text of the file, as soon as the server has written all of it."""
@@ -311,6 +322,3 @@ class Notebook:
     def theme(self, name):
         self.command("apputils:change-theme", f"{{theme: '{name}'}}")
         self.page.wait_for_function(f"document.body.dataset.jpThemeName === '{name}'")
-
-    def picture(self, name):
-        self.page.screenshot(path=ARTEFACTS / f"{name}.png")

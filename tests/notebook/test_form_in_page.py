@@ -28,11 +28,13 @@ Object.assign(window, { sealMessage });
 # What anywidget gives to a widget: a model, whose messages wait in a queue for the test.
 MODEL = """
 const handlers = {};
-const state = { view: window.firstView };
+const state = { view: window.firstView, ...window.firstState };
 window.outbox = [];
 window.whole ??= { comm: {}, comm_live: true };
 const model = {
   get: (name) => state[name],
+  set: (name, value) => { state[name] = value; tell(`change:${name}`); },
+  save_changes: () => {},
   on: (name, call) => (handlers[name] ??= new Set()).add(call),
   off: (name, call) => handlers[name]?.delete(call),
   send: (content, _, buffers) => {
@@ -448,7 +450,7 @@ def test_contrast(page, form, keys, theme, step):
     form._show()
     shown = FormPage(page, form, theme=variables, background=background)
     shown.exchange()
-    name = re.sub(r"\\W+", "-", theme)
+    name = re.sub(r"\W+", "-", theme)
     page.screenshot(path=ARTEFACTS / f"form-{step}-{name}.png")
     found = page.evaluate(CONTRAST)
     assert len(found["text"]) >= 2

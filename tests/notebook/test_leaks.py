@@ -11,7 +11,7 @@ import time
 import pytest
 
 from kmsdata.emulator import Fault
-from tests.notebook.jupyterlab import Notebook
+from tests.notebook.jupyterlab import OTHER_HOST, Notebook, write_notebook
 from tests.notebook.secret_search import Search, made
 
 pytestmark = [pytest.mark.newest, pytest.mark.browser]
@@ -24,7 +24,7 @@ LATER = {"SecretKey": "SecretKey, typed later", "Session token": "Session token,
 def settings(state, **more):
     return {
         "@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": state},
-        "@jupyterlab/docmanager-extension:plugin": {"autosaveInterval": 1},
+        "@jupyterlab/docmanager-extension:plugin": {"autosave": False, "autosaveInterval": 1},
         **more,
     }
 
@@ -45,9 +45,9 @@ class Case:
         self.lab, self.name = lab, name
         self.secrets = {}
         self.naive, self.literal = made(f"{name}, naive"), made(f"{name}, literal")
-        self.copies = []
-        self.path = lab.notebook(
-            name,
+        self.copies = {}  # whether the state of widgets can be in it, by name
+        self.path = write_notebook(
+            lab.root / f"{name}.ipynb",
             f"import kmsdata\n{login}",
             "import ipywidgets\nnaive = ipywidgets.Password(description='Naive')\nnaive",
             f"literal = '{self.literal}'",
@@ -71,25 +71,32 @@ class Case:
         self.notebook.page.keyboard.press("Tab")
 
     def type_later(self):
-        """Type other secrets, where the form still takes them, and press Connect; clear the naive widget."""
+        """Type other secrets and press Connect, as far as the form lets, which notices at any moment."""
         for label, secret in LATER.items():
             field = self.notebook.field(label)
             if field.count() and field.is_enabled():
-                self.notebook.paste(label, self.secret(secret))
+                field.focus()
+                self.notebook.page.keyboard.insert_text(self.secret(secret))
         button = self.notebook.button("Connect")
         if button.count() and button.is_enabled():
-            button.click()
+            button.dispatch_event("click")
 
-    def keep(self, save=Notebook.save):
-        """Save the notebook and keep a copy of it, since the next save could clean it."""
+    def keep(self, save=Notebook.save, *, with_widgets=True):
+        """Save the notebook and keep a copy of it, since the next save could clean it.
+
+        with_widgets=False: JupyterLab has dropped all widgets, so their state cannot be in it.
+        """
         save(self.notebook)
         copy = self.path.with_name(f"{self.name}-{len(self.copies) + 1}.ipynb")
         copy.write_text(self.notebook.saved())
-        self.copies.append(copy.stem)
+        self.copies[copy.stem] = with_widgets
 
 
 def search(lab, cases, state, others=()):
-    """Search all files for what was typed: nothing of the forms may be there, the control must."""
+    """Search all files for what was typed: nothing of the forms may be there, the control must.
+
+    Return the files by text.
+    """
     every = [f"{case.name}.ipynb" for case in cases]
     every += [f"{copy}.ipynb" for case in cases for copy in case.copies]
     for kind in ("html", "markdown", "python"):
@@ -105,12 +112,13 @@ def search(lab, cases, state, others=()):
             assert {f"work/{name}.{suffix}" for suffix in ("ipynb", "html", "md", "py")} <= literal
         assert any("history.sqlite" in file for file in literal)
         assert "server.log" in naive
-        saved = {f"work/{copy}.{suffix}" for copy in case.copies for suffix in ("ipynb", "html")}
-        saved.add(f"work/.ipynb_checkpoints/{case.name}-checkpoint.ipynb")
-        assert naive & saved == (saved if state else set()), f"the control of {case.name}"
+        kinds = ("ipynb", "html")
+        copies = {f"work/{copy}.{kind}" for copy, widgets in case.copies.items() if widgets for kind in kinds}
+        assert copies & naive == (copies if state else set()), f"the control of {case.name}"
     for folder in ("profile", *others):
         assert any((lab.home / folder).rglob("*"))
     assert not leaks
+    return files
 
 
 def connected(case, emulator, token=True):
@@ -162,8 +170,36 @@ def test_kernel_idle(start, emulator, keys, state):
         submitted.keep()
     submitted.keep(Notebook.autosave)
 
+    # Two forms, of two regions: one is left filled in, the other is submitted.
+    two = Case(lab, page, "two-forms", login, login.replace("guangzhou", "shanghai"))
+    connected(two, emulator)
+    two.notebook.run_all()
+    two.type_naive()
+    for field in FIELDS:
+        two.notebook.type(field, two.secret(f"{field} of the first form"), cell=0)
+    two.keep()
+    two.type(cell=3)
+    two.keep()
+    two.notebook.button("Connect", cell=3).click()
+    two.notebook.status("Connected to Tencent Cloud KMS in Shanghai", cell=3)
+    two.keep(Notebook.autosave)
+    two.notebook.paste("Session token", two.secret("Session token of the first form, later"), cell=0)
+    two.keep()
+
+    # A page over plain http, from another host than the user's: what is typed travels unencrypted.
+    plain = Case(lab, page, "plain-http", login, host=OTHER_HOST)
+    connected(plain, emulator)
+    plain.notebook.run_all()
+    page.get_by_text("This page is not encrypted").wait_for()
+    plain.type_naive()
+    plain.type()
+    plain.keep()
+    plain.notebook.button("Connect").click()
+    plain.notebook.status("Connected to")
+    plain.keep(Notebook.autosave)
+
     start.close()
-    search(lab, [typed, submitted], state)
+    search(lab, [typed, submitted, two, plain], state)
 
 
 BUSY = """
@@ -220,7 +256,7 @@ def test_kernel_gone(start, emulator, keys, state):
     number = "import os, pathlib\npathlib.Path('{name}').write_text(str(os.getpid()))"
 
     cases = []
-    for name in ("shut-down", "restarted", "dead", "reopened"):
+    for name in ("shut-down", "restarted", "dead"):
         case = Case(lab, page, name, login, number.format(name=name))
         cases.append(case)
         case.notebook.run_all()
@@ -231,38 +267,91 @@ def test_kernel_gone(start, emulator, keys, state):
             case.notebook.shut_down_kernel()
         elif name == "restarted":
             case.notebook.restart_kernel()
-        elif name == "dead":
-            os.kill(int((lab.root / name).read_text()), signal.SIGKILL)
-            case.notebook.wait_for_kernel("dead")
         else:
-            case.notebook = Notebook(page, lab, case.path)
-        case.keep()
+            os.kill(int((lab.root / name).read_text()), signal.SIGKILL)
+            case.notebook.wait_for_kernel("disconnected")
+        widgets = name != "restarted"  # JupyterLab drops them then
+        case.type_later()
         case.type_naive()
-        case.type_later()
-        case.keep()
-        case.keep(Notebook.autosave)
+        case.keep(with_widgets=widgets)
+        case.notebook.status("Run the cell again")
+        case.keep(Notebook.autosave, with_widgets=widgets)
+        disabled(case)
 
-    # Opened without a kernel, by the user who ran it (JupyterLab trusts it) and by another one (it does not).
+    # Opened again: with its kernel; without it, by the user who ran it (trusted); and by another user. When
+    # JupyterLab saves, it leaves out widgets that it restored from the file.
+    case = Case(lab, page, "reopened", login)
+    cases.append(case)
+    connected(case, emulator)
+    case.notebook.run_all()
+    case.type_naive()
+    case.type()
+    case.keep()
+    case.notebook = Notebook(page, lab, case.path)
+    case.type_naive()
+    case.type()
+    case.keep()
+    case.notebook.button("Connect").click()
+    case.notebook.status("Connected to")
+    case.keep(Notebook.autosave)
+    case.notebook.shut_down_kernel()
+    case.keep()
+    closed = case.notebook.saved()
     for trusted in (True, False):
-        case.notebook.shut_down_kernel()
-        if not trusted:
-            text = case.path.read_text().replace("literal = ", "changed = ")
-            case.path.write_text(text)
+        case.path.write_text(closed if trusted else closed.replace("literal = ", "changed = "))
         case.notebook = Notebook(page, lab, case.path)
-        print(
-            "TRUSTED",
-            trusted,
-            page.locator(".jp-Notebook-TrustedStatus, .jp-StatusItem-trust").count(),
-            case.notebook.field("Naive").count(),
-            case.notebook.outputs(),
-        )
-        case.notebook.picture(f"reopened-{trusted}-{state}")
-        case.keep()
-        if case.notebook.field("Naive").count():
+        if trusted and state:
+            case.notebook.status("Run the cell again")
+            disabled(case)
             case.type_naive()
-        case.type_later()
-        case.keep()
-        case.keep(Notebook.autosave)
+        elif not trusted:
+            page.get_by_text("run this cell to use the sign-in form").wait_for()
+        case.keep(with_widgets=False)
+        case.keep(Notebook.autosave, with_widgets=False)
+        case.notebook.shut_down_kernel()
 
     start.close()
     search(lab, cases, state)
+
+
+def disabled(case):
+    """Check that nothing more can be typed into the form, and that nothing typed is left in the page."""
+    form = case.notebook.page.locator(".kms-login")
+    assert form.locator("input, select, button").count() > 10
+    assert form.locator(":is(input, select, button):enabled").count() == 0
+    assert set(form.locator("input[type=password]").evaluate_all("all => all.map(one => one.value)")) == {""}
+
+
+@STATE_IS_SAVED
+def test_second_browser(start, browser, emulator, keys, state):
+    lab, page = start(settings(state), debug=True, collaboration=True)
+    login = f"kmsdata.login(endpoint='{emulator.url}', region='ap-guangzhou')"
+    case = Case(lab, page, "shared", login)
+    connected(case, emulator)
+    case.notebook.run_all()
+    other_page = browser(lab.home / "profile-2")
+    other = Notebook(other_page, lab, case.path)
+
+    case.type_naive()
+    case.type()
+    case.keep()
+    other.field("SecretKey").wait_for()
+    assert [other.field(name).input_value() for name in FIELDS] == ["", "", ""]
+    other.paste("SecretKey", case.secret("SecretKey in the second browser"))
+    other.save()
+    case.keep()
+    case.notebook.button("Connect").click()
+    case.notebook.status("Connected to")
+    other.status("Connected to")
+    case.keep()
+    other.button("Sign in again").click()
+    case.notebook.field("SecretId").wait_for()
+    other.paste("SecretKey", case.secret("SecretKey in the second browser, later"))
+    case.keep()
+
+    start.close()
+    files = search(lab, [case], state, ["profile-2"])
+    # The file in which jupyter-collaboration keeps every change of a notebook.
+    changes = [name for name in files[case.literal] if name.endswith(".jupyter_ystore.db")]
+    assert changes
+    assert set(changes) & files[case.naive] == (set(changes) if state else set())

@@ -14,14 +14,11 @@ from typing import NoReturn
 
 import platformdirs
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kmsdata.display.ipython import in_notebook
-from kmsdata.errors import (
-    KeyAccessError,
-    KeyNotFoundError,
-    KeyServiceError,
-)
+from kmsdata.display.ipython import in_marimo, in_notebook
+from kmsdata.display.panel import KeyList, Notice
+from kmsdata.display.tables import Fact
+from kmsdata.errors import CallerTypeError, KeyAccessError, KeyNotFoundError, KeyServiceError
 from kmsdata.keys.data_key import DataKey, Hidden, random_bytes
 from kmsdata.keys.envelope import Wrap, base64_bytes, base64_text, canonical
 from kmsdata.keys.key_uri import parse_key
@@ -64,9 +61,9 @@ class LocalKeystore:
         secret, is_text = hidden_text(passphrase), passphrase is None or isinstance(passphrase, str)
         del passphrase  # so that no frame of an error shows it
         if not is_text:
-            raise TypeError("passphrase= takes text")
+            raise CallerTypeError("passphrase= takes text")
         if create not in (None, True, False):
-            raise TypeError(f"create= takes True, False or None, not {type(create).__name__}")
+            raise CallerTypeError(f"create= takes True, False or None, not {type(create).__name__}")
         self._create = create
         default = Path(platformdirs.user_data_dir("kmsdata", appauthor=False)) / "keystore.json"
         self.path = Path(path or os.environ.get("KMSDATA_KEYSTORE") or default).expanduser()
@@ -76,7 +73,7 @@ class LocalKeystore:
         return f"<LocalKeystore {getattr(self, '_file', '')}>"  # in the frames of an error of __init__
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             "a LocalKeystore cannot be pickled: it may have a passphrase. Open it by its path in the other "
             "process"
         )
@@ -129,21 +126,10 @@ class LocalKeystore:
             KeyNotFoundError: there is no master key of that name, or it is a different key.
             KeyAccessError: the wrapped key or its context was changed.
         """
-        raw = base64_bytes(wrapped) or b""
-        key_id, cipher = self._master(key, "unwrap", raw[:16])
-        if len(raw) != 16 + 12 + 32 + 16:
-            refuse(KeyAccessError, f"{key}: the wrapped key is malformed", "InvalidCiphertext", key, "unwrap")
-        if raw[:16] != key_id:
-            refuse(
-                KeyNotFoundError,
-                f"{key} in {self._file} is another key than the one that wrapped this data key (same name, "
-                "other id). Use the keystore with which the data was encrypted, or its backup",
-                "OtherKey",
-                key,
-                "unwrap",
-            )
+        raw, store, number = self._wrapped_by(wrapped, key)
+        cipher = self._file.cipher(store, self._name(key, "unwrap"), number)
         try:
-            return cipher.decrypt(raw[16:28], raw[28:], _associated(key, key_id, context))
+            return cipher.decrypt(raw[16:28], raw[28:], _associated(key, raw[:16], context))
         except InvalidTag:
             refuse(
                 KeyAccessError,
@@ -152,6 +138,34 @@ class LocalKeystore:
                 key,
                 "unwrap",
             )
+
+    def _access(self, wrapped: str, key: str) -> tuple[str, str]:
+        """Return a state and the reason: whether `unwrap` will find the key. Never asks for a passphrase.
+
+        Raises:
+            KmsDataError: the key is not there, disabled or another one, or the file cannot be read.
+        """
+        _, store, _ = self._wrapped_by(wrapped, key)
+        if store.kdf is not None and not self._file.has_passphrase:
+            return "not known", f"{key} is in {self._file}, which has a passphrase that was not given so far"
+        return "can be opened", f"{key} is in {self._file}"
+
+    def _wrapped_by(self, wrapped: str, key: str) -> tuple[bytes, Store, int]:
+        """Return the bytes of a wrapped key, the store, and which version of the master key wrapped it."""
+        raw = base64_bytes(wrapped) or b""
+        store, number = self._version(key, "unwrap", raw[:16])
+        if len(raw) != 16 + 12 + 32 + 16:
+            refuse(KeyAccessError, f"{key}: the wrapped key is malformed", "InvalidCiphertext", key, "unwrap")
+        if raw[:16] != store.ids(self._name(key, "unwrap"))[number]:
+            refuse(
+                KeyNotFoundError,
+                f"{key} in {self._file} is another key than the one that wrapped this data key (same name, "
+                "other id). Use the keystore with which the data was encrypted, or its backup",
+                "OtherKey",
+                key,
+                "unwrap",
+            )
+        return raw, store, number
 
     def ensure_key(self, key: str) -> None:
         """Create a master key that does not exist, if ``create`` allows it; otherwise raise.
@@ -172,12 +186,14 @@ class LocalKeystore:
     # The operations of `kmsdata keys`.
 
     def create_key(self, name: str, *, exist_ok: bool = False, quiet: bool = False) -> str:
-        """Create a master key. Prints to standard error where it is stored, unless quiet.
+        """Create a master key. A notice says where it is stored, unless quiet.
+
+        The notice is an output of the cell in a notebook; elsewhere it is printed to standard error.
 
         Args:
             name: 1 to 64 characters: A-Z, a-z, 0-9 or ``_.-``.
             exist_ok: if the key exists, keep it instead of raising. Keys are never overwritten.
-            quiet: print nothing.
+            quiet: show no notice.
 
         Returns:
             The key's URI.
@@ -191,17 +207,8 @@ class LocalKeystore:
         if not made and not exist_ok:
             refuse(KeyServiceError, f"{uri} already exists in {self._file}", "KeyExists", uri, "create_key")
         if made and not quiet:
-            guard = "" if sealed else ", unencrypted: only file permissions protect it"
             others = [other for other in self._file.read("create_key").keys if other != name]
-            close = difflib.get_close_matches(name, others, n=2)
-            similar = f" There was already {' and '.join(f'local://{other}' for other in close)}."
-            print(
-                f"kmsdata: created the key {uri} in {self._file}{guard}.{similar if close else ''}\n"
-                "         Back up this file: without it, the data that the key encrypts is lost.\n"
-                f"         If the name is wrong, encrypt again with the right key, and run "
-                f"'kmsdata keys disable {uri}'.",
-                file=sys.stderr,
-            )
+            _created(uri, str(self._file), sealed=sealed, others=others).show()
         return uri
 
     def describe_key(self, key: str) -> dict[str, str]:
@@ -241,7 +248,8 @@ class LocalKeystore:
     def list_keys(self) -> list[dict[str, str]]:
         """List the keys by name: ``key`` (URI), ``id`` (hex), ``state``, ``created`` (UTC), ``rotation``."""
         store = self._file.read("list_keys")
-        return [self._about(store, name) for name in sorted(store.keys)]
+        guard = "with a passphrase" if store.kdf is not None else "unencrypted"
+        return KeyList((self._about(store, name) for name in sorted(store.keys)), f"{self._file}, {guard}")
 
     def _about(self, store: Store, name: str) -> dict[str, str]:
         entry = store.keys[name]
@@ -262,8 +270,8 @@ class LocalKeystore:
             refuse(KeyNotFoundError, f"{key} is not a key of a local keystore", "OtherScheme", key, operation)
         return uri.name
 
-    def _master(self, key: str, operation: str, wanted: bytes = b"") -> tuple[bytes, AESGCM]:
-        """Return the id of a master key, and its cipher, which does not show the key.
+    def _version(self, key: str, operation: str, wanted: bytes = b"") -> tuple[Store, int]:
+        """Return the store, and the number of a version of a master key, which is there and enabled.
 
         The version with the id ``wanted``, if there is one; otherwise the newest.
         """
@@ -278,12 +286,12 @@ class LocalKeystore:
                 key,
                 operation,
             )
-        versions = store.ids(name)
-        number = next((at for at, key_id in enumerate(versions) if key_id == wanted), 0)
-        return versions[number], self._file.cipher(store, name, number)
+        return store, next((at for at, key_id in enumerate(store.ids(name)) if key_id == wanted), 0)
 
     def _wrapped(self, secret: Hidden, key: str, context: Mapping[str, str]) -> str:
-        key_id, cipher = self._master(key, "wrap")
+        store, number = self._version(key, "wrap")
+        name = self._name(key, "wrap")
+        key_id, cipher = store.ids(name)[number], self._file.cipher(store, name, number)
         iv, associated = random_bytes(12), _associated(key, key_id, context)
         return base64_text(key_id + iv + cipher.encrypt(iv, secret.reveal(), associated))
 
@@ -309,7 +317,20 @@ class LocalKeystore:
 def _interactive() -> bool:
     """Return whether a user sees the notice that a key was created: not in cron jobs, CI and pipes."""
     streams = (sys.stdin, sys.stderr)
-    return in_notebook() or all(stream is not None and stream.isatty() for stream in streams)
+    return in_notebook() or in_marimo() or all(stream is not None and stream.isatty() for stream in streams)
+
+
+def _created(uri: str, file: str, *, sealed: bool, others: list[str]) -> Notice:
+    """Return the notice that a key was created, with the names of the other keys of the file."""
+    guard = "with a passphrase" if sealed else "unencrypted: only file permissions protect it"
+    facts = [
+        Fact("stored in", f"{file}, {guard}"),
+        Fact("backup", "copy this file: without it, the data that the key encrypts is lost"),
+        Fact("wrong name?", f"encrypt again with the right key, and run: kmsdata keys disable {uri}"),
+    ]
+    if close := difflib.get_close_matches(uri.removeprefix("local://"), others, n=2):
+        facts.insert(0, Fact("similar keys", ", ".join(f"local://{other}" for other in close)))
+    return Notice(f"kmsdata: created the key {uri}", facts)
 
 
 def _associated(key: str, key_id: bytes, context: Mapping[str, str]) -> bytes:

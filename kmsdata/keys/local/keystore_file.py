@@ -125,6 +125,11 @@ class KeystoreFile(Secret):
     def __str__(self) -> str:
         return printable(str(self.path))
 
+    @property
+    def has_passphrase(self) -> bool:
+        """Whether a passphrase was given; otherwise the next use of a key asks for it."""
+        return bool(self._passphrase or self._derived or os.environ.get(_VARIABLE))
+
     def read(self, operation: str) -> Store:
         """Read and check the file; the store is empty if there is none.
 

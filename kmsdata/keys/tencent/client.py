@@ -9,7 +9,14 @@ from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Self
 
-from kmsdata.errors import KeyAccessError, KeyNotFoundError, KeyServiceError
+from kmsdata.display.panel import KeyList
+from kmsdata.errors import (
+    CallerTypeError,
+    CallerValueError,
+    KeyAccessError,
+    KeyNotFoundError,
+    KeyServiceError,
+)
 from kmsdata.keys.data_key import DataKey, Hidden
 from kmsdata.keys.envelope import Wrap, base64_bytes, base64_text, canonical
 from kmsdata.keys.fork_lock import Lock
@@ -74,14 +81,14 @@ class TencentKMS:
         # From here on, no frame of an error shows the SecretKey.
         given, credential = held(credential), None
         if given is False:
-            raise TypeError(
+            raise CallerTypeError(
                 "credential= takes (SecretId, SecretKey), (SecretId, SecretKey, token), or a credential of "
                 "the official SDK"
             )
         if not isinstance(region, str) or not _REGION.fullmatch(region):
-            raise ValueError("region= must be the name of a region, such as 'ap-guangzhou'")
+            raise CallerValueError("region= must be the name of a region, such as 'ap-guangzhou'")
         if not timeout > 0 or retries < 0:
-            raise ValueError("timeout= must be more than 0 seconds, and retries= 0 or more")
+            raise CallerValueError("timeout= must be more than 0 seconds, and retries= 0 or more")
         self.region = region
         where = Endpoint.parse(
             endpoint or os.environ.get("KMSDATA_TENCENT_ENDPOINT") or "kms.tencentcloudapi.com"
@@ -99,7 +106,7 @@ class TencentKMS:
         return f"<TencentKMS {self.region} at {self.endpoint}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
+        raise CallerTypeError(
             "a TencentKMS cannot be pickled: it has credentials. Create one in the other process, from its "
             "own environment, profile or role"
         )
@@ -127,6 +134,12 @@ class TencentKMS:
     def identity(self) -> bytes:
         """Identifies the credential: caches keep unwrapped keys separately for each."""
         return self._credentials.identity
+
+    @property
+    def _account_so_far(self) -> str | None:
+        """The credentials in use, for display; None if none were looked for so far. Never looks for them."""
+        source = self._credentials.source
+        return None if source is None else f"{self._credentials.masked_so_far} ({source})"
 
     # The three calls of a KeyProvider.
 
@@ -226,7 +239,7 @@ class TencentKMS:
 
     def list_keys(self) -> list[dict[str, str]]:
         """List the keys of the region: ``key`` (URI), ``alias``, ``state``, ``created`` and ``rotation``."""
-        return [self._about(item) for item in self._details("")]
+        return KeyList(map(self._about, self._details("")), f"{self.region} at {self.endpoint}")
 
     def describe_key(self, key: str) -> dict[str, str]:
         """Describe one key, by KeyId or alias, as `list_keys` does."""
@@ -252,7 +265,7 @@ class TencentKMS:
     def enable_rotation(self, key: str, days: int = 365) -> None:
         """Rotate a key automatically, every 7 to 365 days."""
         if not 7 <= days <= 365:
-            raise ValueError("the days between rotations must be 7 to 365")
+            raise CallerValueError("the days between rotations must be 7 to 365")
         self._manage("EnableKeyRotation", key, RotateDays=days)
 
     def disable_rotation(self, key: str) -> None:

@@ -208,6 +208,11 @@ class Credentials(Secret):
         self.ready()
         return _masked(self._current)
 
+    @property
+    def masked_so_far(self) -> str:
+        """The same of the credentials that were found already, which may have expired."""
+        return _masked(self._current)
+
     def _find(self) -> tuple[_Pair, str]:
         found = self._base()
         if os.environ.get(_ROLE) and found[1] not in ("TKE OIDC", _PASSED):

@@ -22,7 +22,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from kmsdata.errors import CredentialsError, KeyAccessError, KeyNotFoundError, KeyServiceError
+from kmsdata.errors import (
+    CallerImportError,
+    CallerValueError,
+    CredentialsError,
+    Interrupted,
+    KeyAccessError,
+    KeyNotFoundError,
+    KeyServiceError,
+)
 from kmsdata.keys.data_key import Hidden, Secret, random_bytes
 from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.tencent.error_messages import is_fault, meaning, retryable
@@ -68,17 +76,17 @@ class Endpoint(NamedTuple):
         plain = parts.scheme in ("http", "https") and parts.path in ("", "/")
         plain = plain and "?" not in text and "#" not in text
         if not plain or parts.netloc.lower() != host or not _HOST.fullmatch(name.lower()):
-            raise ValueError(
+            raise CallerValueError(
                 "endpoint= must be a host, such as 'kms.ap-guangzhou.tencentcloudapi.com', or a URL without "
                 "a path, such as 'http://127.0.0.1:8080'"
             )
         if "://" not in text and _is_loopback(name.lower()):
-            raise ValueError(
+            raise CallerValueError(
                 f"endpoint= {host} is this machine, and https would be used for it. Write http://{host} for "
                 f"an emulator, or https://{host}"
             )
         if parts.scheme == "http" and not _is_loopback(name.lower()):
-            raise ValueError(
+            raise CallerValueError(
                 f"endpoint= {parts.scheme}://{host} would send keys unencrypted: http is allowed for "
                 "loopback only. Use https"
             )
@@ -104,7 +112,7 @@ def require_sdk() -> None:
         import requests  # noqa: F401
         import tencentcloud.common.common_client  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise CallerImportError(
             f'tencent-kms:// keys need the official SDK, which is not installed: pip install "{_SDK}"'
         ) from error
 
@@ -233,12 +241,12 @@ class Service(Secret):
                 time.sleep(pause)
                 count("retried")
                 retried = True
-            answer = (
-                apart(
-                    lambda: _send(client, request, self._signer is not None), max(0.0, end - time.monotonic())
-                )
-                or Answer()
-            )  # an answer after the deadline is dropped
+            left = max(0.0, end - time.monotonic())
+            try:
+                late = Answer()  # an answer after the deadline is dropped
+                answer = apart(lambda: _send(client, request, self._signer is not None), left) or late
+            except KeyboardInterrupt:
+                raise Interrupted(f"while waiting for the KMS call {request.action}") from None
             if answer.code is None:
                 return answer
             if not retryable(answer.code, answer.detail, repeatable):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kmsdata.codec.null_arrays import null_rows
-from kmsdata.errors import FormatError, UnsupportedTypeError
+from kmsdata.errors import CallerValueError, FormatError, UnsupportedTypeError
 from kmsdata.lazy_property import lazy_property
 from kmsdata.parquet.bulk.csv_reader import is_csv
 from kmsdata.parquet.column_chunks import PART
@@ -189,7 +189,7 @@ def column_batches(parquet: OpenParquet, group: int, name: str) -> Iterator[Any]
             return
         # pyarrow selects by path: "a.b" means a column of this name, and the field b of a column a as well.
         if batch.schema.names != [name]:
-            raise ValueError(
+            raise CallerValueError(
                 f"{parquet.path}: {name!r} is the name of a column and of a part of another column. Rename "
                 "one of them first"
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from kmsdata.errors import FormatError
+from kmsdata.errors import CallerKeyError, CallerValueError, FormatError, did_you_mean
 from kmsdata.parquet.locations import Place, open_file
 
 __all__ = ["CsvFormat", "CsvLayout", "Types", "csv_batches", "csv_layout", "is_csv", "missing_column"]
@@ -47,14 +46,14 @@ class CsvFormat:
 
     def __post_init__(self) -> None:
         if len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\r\n\0':
-            raise ValueError(
+            raise CallerValueError(
                 "delimiter= must be one ASCII character that is no quote and no line break, such as ';' or "
                 "a tab"
             )
         try:
             codecs.lookup(self.encoding)
         except LookupError:
-            raise ValueError(
+            raise CallerValueError(
                 f"encoding={self.encoding!r} is not an encoding of Python. Pass one such as 'utf-8', "
                 "'gb18030' or 'cp1252'"
             ) from None
@@ -136,13 +135,13 @@ def missing_column(said: str, names: list[str], name: str, csv: CsvFormat) -> Ke
         counts = {mark: names[0].count(mark) for mark in ",;|\t" if mark != csv.delimiter}
         mark = max(counts, key=lambda mark: counts[mark])
         if counts[mark]:
-            return KeyError(
+            return CallerKeyError(
                 f"{said}. The first line contains no {csv.delimiter!r}, but {mark!r}: pass delimiter={mark!r}"
             )
-    if close := difflib.get_close_matches(name, names, 1, 0.8):
-        return KeyError(f"{said}: did you mean {close[0]!r}?")
+    if question := did_you_mean(name, names, 0.8):
+        return CallerKeyError(f"{said}{question}")
     fields = "1 field" if len(names) == 1 else f"{len(names):,} fields"
-    return KeyError(
+    return CallerKeyError(
         f"{said}. The first line must be the names of the columns: it has {fields}, none of this name"
     )
 
@@ -263,7 +262,7 @@ def _arrow_type(kind: str | pa.DataType, name: str) -> pa.DataType:
     try:
         return pa.type_for_alias(kind)
     except ValueError:
-        raise ValueError(
+        raise CallerValueError(
             f"types= says {kind!r} for {name!r}, which is not an Arrow type. Use a name such as 'string', "
             "'int64' or 'date32', or a pyarrow type"
         ) from None

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kmsdata.display.file_reports import StreamReport
-from kmsdata.errors import FormatError, printable
+from kmsdata.errors import CallerFileExistsError, CallerValueError, FormatError, printable
 from kmsdata.frames.arguments import Columns, chosen_columns, column_names, refuse_repeated, require
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import Encrypted, check_names, check_new_names, lost_header
@@ -203,7 +203,7 @@ def plan_encryption(
     domains = chosen_columns(names, columns, deterministic, domain, [])
     for name in domains:
         if name in folders:
-            raise ValueError(
+            raise CallerValueError(
                 f"column {name!r} names the folders of the dataset ({name}=...): its values would stay "
                 "unencrypted in the paths. Write the dataset without it in partition_cols first"
             )
@@ -262,9 +262,9 @@ def _locations(
         end = end / _target_name(next(iter(found)))
     for file in found.values():
         if end.holds(file) or file.holds(end):
-            raise ValueError(f"the target {end} is or contains the source. Choose another target")
+            raise CallerValueError(f"the target {end} is or contains the source. Choose another target")
     if not single and any(start.holds(end) for start in starts):
-        raise ValueError(f"the target {end} is inside the source. Choose another target")
+        raise CallerValueError(f"the target {end} is inside the source. Choose another target")
     if single:
         _check_target_file(end, overwrite)
         return {end.path.rpartition("/")[2]: starts[0]}, end, single, ()
@@ -280,9 +280,9 @@ def _target_name(name: str) -> str:
 def _check_target_file(target: Place, overwrite: bool) -> None:
     kind = target.kind
     if is_csv(target.path):
-        raise ValueError(f"the target {target} would be a Parquet file. Name it .parquet, not .csv")
+        raise CallerValueError(f"the target {target} would be a Parquet file. Name it .parquet, not .csv")
     if kind != pafs.FileType.NotFound and not overwrite:
-        raise FileExistsError(
+        raise CallerFileExistsError(
             errno.EEXIST, "the file exists already (overwrite=True replaces it)", str(target)
         )
 
@@ -290,13 +290,13 @@ def _check_target_file(target: Place, overwrite: bool) -> None:
 def _check_target_folder(target: Place, names: list[str], overwrite: bool) -> None:
     kind = target.kind
     if len(set(names)) < len(names):
-        raise ValueError(
+        raise CallerValueError(
             "a CSV file and a Parquet file of the same name would be written to one file. Rename one of them"
         )
     if kind == pafs.FileType.NotFound:
         return
     if kind == pafs.FileType.File:
-        raise FileExistsError(
+        raise CallerFileExistsError(
             errno.EEXIST, "several files need a folder as the target, but this is a file", str(target)
         )
     try:
@@ -311,7 +311,7 @@ def _check_target_folder(target: Place, names: list[str], overwrite: bool) -> No
             else f"the folder contains files that would not be replaced, such as {min(others)}, and readers "
             "would treat them as part of the dataset"
         )
-        raise FileExistsError(errno.EEXIST, why, str(target))
+        raise CallerFileExistsError(errno.EEXIST, why, str(target))
 
 
 def _read_files(sources: Mapping[str, Place], types: Types | None, csv: CsvFormat) -> list[FilePlan]:
@@ -364,11 +364,11 @@ def _check_plain(file: FilePlan, columns: Mapping[str, Any]) -> None:
     index = index_columns(file.schema.metadata)
     for name in columns:
         if name in file.headers:
-            raise ValueError(
+            raise CallerValueError(
                 f"{file.path}: column {name!r} is encrypted already. Decrypt it first, or leave it out"
             )
         if name in index:
-            raise ValueError(
+            raise CallerValueError(
                 f"{file.path}: column {name!r} is the pandas index, which is not encrypted. Call "
                 "df.reset_index() and write the file again first"
             )

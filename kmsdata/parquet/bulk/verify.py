@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from kmsdata.display.progress import Progress
 from kmsdata.display.verification import Verification
-from kmsdata.errors import FormatError, TamperedError
+from kmsdata.errors import FormatError, TamperedError, did_you_mean
 from kmsdata.frames.arrow_storage import plain_binary, validated
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import check_names, lost_header
-from kmsdata.frames.verify import NO_HEADER, Findings
+from kmsdata.frames.verify import MISSING, NO_HEADER, NOT_ENCRYPTED, Findings
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.bulk.column_batches import OpenParquet, column_batches, open_parquet
@@ -67,7 +67,14 @@ def _file(name: str, parquet: OpenParquet, findings: Findings, bar: Progress) ->
     malformed = {failure.column for failure in findings.failures[before:]}
     for column in findings.wanted:
         if column not in headers and column not in malformed:
-            findings.fail(NO_HEADER if column in schema.names else _NOT_THERE, column, file=name)
+            there = column in schema.names
+            question = "" if there else did_you_mean(column, headers)
+            findings.fail(
+                NO_HEADER if there else f"{_NOT_THERE}{question}",
+                column,
+                file=name,
+                absent=NOT_ENCRYPTED if there else MISSING,
+            )
     if not headers and len(findings.failures) == before:
         findings.fail("nothing in it is encrypted: the file has no kmsdata header", file=name)
     _compare(name, schema, metadata, headers, findings)
