@@ -281,6 +281,8 @@ def _compact(row: Any) -> Any:
     # Serialising a slice of a view type writes the text of the whole column (pyarrow 26).
     try:
         small = pa.array(row.to_pylist(), row.type)
+        # Below a null, pyarrow (26) makes codes of an empty dictionary where the code must not be null.
+        small.validate(full=True)
     except (pa.ArrowException, ValueError, TypeError, KeyError):
         return row
     return small if small.equals(row) else row

@@ -232,3 +232,13 @@ def columns(draw, depth=4):
 def test_any_type_comes_back(tmp_path_factory, column):
     note(pa.schema([("c", column.type)]).to_string())
     through(column, tmp_path_factory.mktemp("any"))
+
+
+def test_a_null_struct_with_a_dictionary_that_takes_no_nulls_beside_a_view():
+    field = pa.field("code", pa.dictionary(pa.int32(), pa.string()), nullable=False)
+    codes = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array(["a"]))
+    structs = pa.StructArray.from_arrays([codes], fields=[field], mask=pa.array([True]))
+    lists = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), structs)
+    rows = pa.StructArray.from_arrays([pa.array(["b"], pa.string_view()), lists], ["view", "list"])
+    table = pa.table({"c": rows})
+    assert kmsdata.decrypt_table(kmsdata.encrypt_table(table, "c", key=KEY)).equals(table)
