@@ -64,6 +64,13 @@ def test_it_is_stored_without_what_it_showed(path):
     assert stored["metadata"] == {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_code_comes_in_small_cells(path):
+    code = [cell["source"] for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert len(code[0]) <= 10
+    assert max(map(len, code)) <= 16
+
+
 def source(name):
     """Return the text of all cells of a notebook."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]

@@ -84,7 +84,11 @@ def test_a_notebook_reads_well(start, path):
 
 
 def test_the_picture_of_the_form(start):
-    """Make the picture that tutorial 02 shows. To replace it: cp artefacts/login_form.png notebooks/."""
+    """Make the picture that tutorial 02 shows.
+
+    To replace it, run this on a machine with a Chinese font, look at it, and copy it:
+    ``cp artefacts/login_form.png notebooks/``.
+    """
     lab, page = start()
     path = lab.notebook("form", "import kmsdata\nkmsdata.login(region='ap-guangzhou')")
     notebook = Notebook(page, lab, path)
