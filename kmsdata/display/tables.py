@@ -74,7 +74,7 @@ def as_text(
     calls: Sequence[Call] = (),
     notes: Sequence[str] = (),
 ) -> str:
-    """Return all parts as text that fits the terminal. Long texts are folded, never cut.
+    """Return all parts as text. Below the title it fits the terminal: long texts are folded, never cut.
 
     Each row is a mapping of texts by heading; all rows have the same headings. A heading without text in any
     row is left out.
@@ -112,7 +112,7 @@ def as_text(
         (fact.label, f"{_marks(fact.state)[0]} {fact.state}: {fact.text}" if fact.state else fact.text)
         for fact in facts
     ]
-    parts: list[Table | Text] = [clean(title)]
+    parts: list[Table | Text] = []
     parts += [Text(), table] if rows else []
     parts += [Text(), pairs(said)] if said else []
     parts += [Text(), *map(clean, items)] if items else []
@@ -122,7 +122,9 @@ def as_text(
     width = max(shutil.get_terminal_size((120, 24)).columns, 40)
     # In a notebook rich would display the table in the cell instead of writing it to the file.
     out = Console(file=text, width=width, color_system=None, force_jupyter=False, markup=False)
-    out.print(*parts, sep="\n")
+    out.print(clean(title), soft_wrap=True)  # it may contain a path, which can be copied if it is one line
+    if parts:
+        out.print(*parts, sep="\n")
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

@@ -268,7 +268,11 @@ def test_objects_alone_are_panels_and_in_containers_one_line(enc):
     for thing, first, inside in (
         (key, f"data key {key.commitment.hex()[:8]}", repr(key)),
         (keyset, "Tink keyset of one column", "<Keyset of 1 AES-256-SIV key>"),
-        (kmsdata.usage(), f"{kmsdata.usage().calls} KMS calls of this process so far", repr(kmsdata.usage())),
+        (
+            kmsdata.usage(),
+            f"{kmsdata.usage().calls:,} KMS calls of this process so far",
+            repr(kmsdata.usage()),
+        ),
     ):
         assert "\n" not in repr(thing)
         assert pretty(thing).splitlines()[0] == first
