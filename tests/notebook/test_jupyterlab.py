@@ -1,5 +1,7 @@
 """The form in a real JupyterLab and browser: its display, and how it waits."""
 
+import contextlib
+import sqlite3
 import threading
 
 import pytest
@@ -95,3 +97,26 @@ def test_await_holds_up_the_run(start, emulator, keys):
     notebook.button("Use this key").click()
     notebook.finish()
     assert notebook.outputs()[1].strip() == f"<TencentKMS {REGION} at {emulator.url}> [1]"
+
+
+def test_the_browser_does_not_offer_to_save(start, emulator, keys):
+    lab, page = start()
+    path = write_notebook(lab.root / "save.ipynb", f"import kmsdata\n{login(emulator).splitlines()[1]}")
+    notebook = Notebook(page, lab, path)
+    notebook.run_all()
+    notebook.choose("Region", "Guangzhou 广州 (ap-guangzhou)")
+    for key, said in (
+        ("not-the-SecretKey", "the SecretKey does not belong"),
+        (emulator.secret_key, "Connected to"),
+    ):
+        notebook.type("SecretId", emulator.secret_id)
+        notebook.type("SecretKey", key)
+        page.keyboard.press("Enter")
+        notebook.status(said)
+    page.reload()  # the form has vanished, which is a sign that a password was accepted
+    page.wait_for_timeout(1000)
+    start.close()
+    # Chromium counts the offers that the user did not take, with what it takes for the user's name.
+    with contextlib.closing(sqlite3.connect(lab.home / "profile" / "Default" / "Login Data")) as saved:
+        assert saved.execute("SELECT username_value, dismissal_count FROM stats").fetchall() == []
+        assert saved.execute("SELECT username_value FROM logins").fetchall() == []
