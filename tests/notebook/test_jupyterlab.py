@@ -18,6 +18,19 @@ def login(emulator):
     return f"import kmsdata, pandas as pd\nkmsdata.login(endpoint='{emulator.url}')"
 
 
+def pictures(notebook, name):
+    """Take pictures in light and dark, and of a narrow window."""
+    for theme in ("Dark", "Light"):
+        notebook.theme(f"JupyterLab {theme}")
+        notebook.page.wait_for_timeout(300)  # until its style sheets are loaded
+        notebook.picture(f"lab-{name}-{theme.lower()}")
+    size = notebook.page.viewport_size
+    notebook.page.set_viewport_size({**size, "width": 900})
+    notebook.page.wait_for_timeout(200)
+    notebook.picture(f"lab-{name}-900px")
+    notebook.page.set_viewport_size(size)
+
+
 def test_the_form(start, emulator, keys):
     lab, page = start()
     path = write_notebook(
@@ -37,7 +50,7 @@ def test_the_form(start, emulator, keys):
         "  (%tb Verbose shows the traceback)",
     ]
     assert rest == ""
-    notebook.picture("form-empty")
+    pictures(notebook, "empty")
     # Fields and labels are aligned.
     boxes = [
         notebook.field(name).bounding_box() for name in ("SecretId", "SecretKey", "Session token", "Region")
@@ -49,34 +62,36 @@ def test_the_form(start, emulator, keys):
     notebook.choose("Region", "Guangzhou 广州 (ap-guangzhou)")
     notebook.button("Connect").click()
     notebook.status("the SecretKey does not belong to the SecretId")
-    notebook.picture("form-error")
+    pictures(notebook, "refused")
 
     looked_at = threading.Event()
     emulator.fail(Fault.change(TotalCount=lambda total: total if looked_at.wait(60) else 0))
     notebook.type("SecretKey", emulator.secret_key)
     notebook.page.keyboard.press("Enter")
     notebook.status("Connecting to")
-    notebook.picture("form-connecting")
+    pictures(notebook, "connecting")
     looked_at.set()
     notebook.status("Connected to Tencent Cloud KMS in Guangzhou 广州 (ap-guangzhou)")
     options = notebook.field("Key").locator("option").all_inner_texts()
     assert options == ["payroll", "research-2026", "old · Disabled: cannot be used", "another …"]
-    notebook.picture("form-connected")
+    pictures(notebook, "keys")
     notebook.button("Use this key").click()
     page.locator(".kms-done", has_text="payroll").wait_for()
     notebook.run_all()  # nothing has to be typed again
     assert notebook.outputs()[1:] == ["", "decrypted [1, 2]\n"]
-    notebook.picture("form-chosen")
-    notebook.theme("JupyterLab Dark")
-    notebook.picture("form-dark-chosen")
+    pictures(notebook, "done")
     notebook.button("change").click()
     notebook.status("Enter an API key")
     notebook.button("Connect").click()
     notebook.status("Enter the SecretId")
-    notebook.picture("form-dark-error")
+    pictures(notebook, "incomplete")
     notebook.button("Local keystore").click()
     notebook.field("Passphrase").wait_for()
-    notebook.picture("form-dark-local")
+    pictures(notebook, "local")
+    notebook.shut_down_kernel()
+    notebook.field("Passphrase").focus()
+    notebook.status("Run the cell again")
+    pictures(notebook, "gone")
 
 
 def test_await_holds_up_the_run(start, emulator, keys):
