@@ -6,8 +6,11 @@ of rows and hundreds of columns.
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 import re
 import unicodedata
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +36,10 @@ _LONGEST = 64  # characters of a value that its shape is made of
 _LONGEST_SHAPE = 24
 _SHARED = 5  # a shape that fewer distinct values have could reveal one of them: "yes" and "no" differ in it
 _FEW = 100  # distinct values
+_COUNTED = {  # types of objects whose values are counted
+    str, bytes, bool, int, float, decimal.Decimal, uuid.UUID, dt.date, dt.time, dt.datetime, dt.timedelta,
+    pd.Timestamp, pd.Timedelta, type(None), type(pd.NA), type(pd.NaT),
+}  # fmt: skip
 _MOST = 0.8  # share of values that must have a form, such as that of an e-mail address
 
 
@@ -126,12 +133,15 @@ def _profile_column(
 
 def _counts(values: pd.Series[Any]) -> pd.Series[int] | None:
     """Return how often each value occurs, the most frequent first; None if that cannot be counted."""
+    # Of other objects the hash may fail or be slow: pandas 3 counts lists, for which it has one hash value.
+    if values.dtype == np.dtype(object) and not set(map(type, values.to_numpy())) <= _COUNTED:
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             counts = values.value_counts()
         return counts[counts > 0]  # unused categories have 0
-    except Exception:  # noqa: BLE001 - objects may raise anything when they are hashed or compared
+    except Exception:  # noqa: BLE001 - extension arrays of other software, and lists of Arrow
         return None
 
 
@@ -170,7 +180,7 @@ def _refusals(name: Any, values: pd.Series[Any], labels: int) -> dict[Choice, st
         reason = "its label contains a lone surrogate, which is not valid Unicode. Rename it"
     if reason is not None:
         return {"randomised": reason, "deterministic": reason}
-    some = values.iloc[:: max(1, len(values) // _PACKED)]
+    some = _packed(values)
     found: dict[Choice, str] = {}
     for choice in CHOICES[1:]:
         try:
@@ -179,6 +189,13 @@ def _refusals(name: Any, values: pd.Series[Any], labels: int) -> dict[Choice, st
         except UnsupportedTypeError as error:
             found[choice] = _without_name(error, name)
     return found
+
+
+def _packed(values: pd.Series[Any]) -> pd.Series[Any]:
+    """Return some of the values, enough to find out whether and how they are packed."""
+    some = values.iloc[:: max(1, len(values) // _PACKED)]
+    # A list of a million categories would be packed each time.
+    return some.cat.remove_unused_categories() if isinstance(some.dtype, pd.CategoricalDtype) else some
 
 
 def _without_name(error: UnsupportedTypeError, name: str) -> str:
@@ -210,7 +227,7 @@ def _frequencies(counts: pd.Series[int], values: pd.Series[Any], refused: dict[C
 
 def _lengths(values: pd.Series[Any]) -> int:
     """Return the number of different lengths of plain cells in a part of the rows."""
-    some = values.iloc[:: max(1, len(values) // _PACKED)]
+    some = _packed(values)
     try:
         cells = codec.pack(codec.describe(some, column=""), some, column="")
     except UnsupportedTypeError:
@@ -249,18 +266,29 @@ _CLASSES = _Classes()
 
 def _shape(texts: Sequence[str], weights: Sequence[int]) -> str:
     """Return the most frequent shape; runs of one class are written as one if lengths differ too much."""
-    exact = [text[:_LONGEST].translate(_CLASSES) for text in texts]
-    runs = [re.sub(r"([9Aax#])\1+", r"\1*", shape) for shape in exact]
-    for shapes, least in ((exact, 0.5), (runs, 0.0)):
-        shared = Counter[str](shapes)
-        total = Counter[str]()
-        for shape, weight in zip(shapes, weights, strict=True):
-            total[shape] += weight
-        frequent = [shape for shape, _ in total.most_common() if shared[shape] >= _SHARED]
-        if frequent and total[frequent[0]] >= least * sum(weights):
-            shape = frequent[0]
-            return shape if len(shape) <= _LONGEST_SHAPE else shape[:_LONGEST_SHAPE] + "…"
-    return ""
+    total, shared = Counter[str](), Counter[str]()
+    for text, weight in zip(texts, weights, strict=True):
+        shape = text[:_LONGEST].translate(_CLASSES)
+        total[shape] += weight
+        shared[shape] += 1
+    found = _frequent(total, shared)
+    if 2 * total[found] < sum(weights):
+        runs = {shape: re.sub(r"([9Aax#])\1+", r"\1*", shape) for shape in total}
+        total, shared = _renamed(total, runs), _renamed(shared, runs)
+        found = _frequent(total, shared)
+    return found if len(found) <= _LONGEST_SHAPE else found[:_LONGEST_SHAPE] + "…"
+
+
+def _frequent(total: Counter[str], shared: Counter[str]) -> str:
+    """Return the most frequent of the shapes that enough values share; an empty text if there is none."""
+    return next((shape for shape, _ in total.most_common() if shared[shape] >= _SHARED), "")
+
+
+def _renamed(counts: Counter[str], names: dict[str, str]) -> Counter[str]:
+    made = Counter[str]()
+    for shape, count in counts.items():
+        made[names[shape]] += count
+    return made
 
 
 # --- forms of personal data ------------------------------------------------------------------------

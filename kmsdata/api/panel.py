@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -170,7 +171,8 @@ def _key_argument() -> str:
 
 def _to_encrypt(frame: pd.DataFrame, df: str) -> list[Call]:
     types = {label: dtype for label, dtype in frame.dtypes.items() if isinstance(label, str)}
-    labels = [label for label in types if list(frame.columns).count(label) == 1]
+    counts = Counter(frame.columns)
+    labels = [label for label in types if counts[label] == 1]
     texts = [label for label in labels if pd.api.types.is_string_dtype(types[label])]
     if not (names := texts or labels):
         return []

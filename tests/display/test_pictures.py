@@ -4,6 +4,7 @@ The pictures are in the folder artefacts/.
 """
 
 import html
+import json
 import os
 import re
 import shutil
@@ -126,7 +127,7 @@ def without_styles(pages, theme):
     )
     return (
         f"<style>body {{ background: {page}; color: {text}; font-family: 'Liberation Sans', Arial }}"
-        f"code {{ font-family: 'Liberation Mono', monospace }}</style>{body}"
+        f"code {{ font-family: 'Liberation Mono', monospace }}</style><body class=bare>{body}</body>"
     )
 
 
@@ -150,7 +151,7 @@ MEASURE = """() => {
   while (walker.nextNode()) {
     const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
     if (!text || !element.checkVisibility() || ['STYLE', 'SCRIPT'].includes(element.tagName)) continue;
-    if (!element.closest('.jp-OutputArea-output, body > div, body > p')) continue;
+    if (!element.closest('.jp-RenderedHTML, body.bare')) continue;
     const back = behind(element), front = over(parse(getComputedStyle(element).color), back);
     const [low, high] = [light(back), light(front)].sort((a, b) => a - b);
     found.push([text, (high + 0.05) / (low + 0.05)]);
@@ -219,3 +220,38 @@ def test_the_plain_font_has_the_marks(browser):
     assert set(fonts[:-1]) == {"Liberation Sans"}
     assert fonts[-1] == "DejaVu Sans"  # it has no check mark: proves the test
     context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_in_a_notebook_that_is_reopened_and_not_trusted(browser, shown, theme, tmp_path):
+    from tests.notebook.jupyterlab import Lab, Notebook, write_notebook
+
+    lab = Lab(
+        tmp_path / "lab",
+        {"@jupyterlab/apputils-extension:themes": {"theme": f"JupyterLab {theme.title()}"}},
+    )
+    try:
+        lab.wait()
+        path = write_notebook(lab.root / "saved.ipynb", *(f"# {name}" for name in shown))
+        document = json.loads(path.read_text())
+        for cell, page in zip(document["cells"], shown.values(), strict=True):
+            data = {"text/html": page, "text/plain": ""}
+            cell["outputs"] = [{"output_type": "display_data", "data": data, "metadata": {}}]
+        path.write_text(json.dumps(document))
+        context = browser.new_context(viewport={"width": 1280, "height": 8000})
+        page = context.new_page()
+        Notebook(page, lab, path)
+        page.get_by_text("38% of 8 rows").wait_for()
+        page.screenshot(path=ARTEFACTS / f"panels-not-trusted-{theme}.png")
+        contrasts = page.evaluate(MEASURE)
+        assert len(contrasts) > 300
+        assert [(text, ratio) for text, ratio in contrasts if ratio < 4.5] == []
+        pills = page.get_by_text("● encrypted", exact=True)
+        colours = pills.first.evaluate(
+            "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+        )
+        assert colours == ["rgb(11, 79, 38)", "rgb(215, 240, 221)"]
+        context.close()
+    finally:
+        lab.close()

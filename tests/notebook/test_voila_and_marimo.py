@@ -39,8 +39,8 @@ def _():
 @app.cell
 def _(kmsdata, later):
     import pandas as pd
-    if later.value:
-        print("decrypted", pd.DataFrame({{"a": [1, 2]}}).kms.encrypt("a").kms.decrypt()["a"].tolist())
+    encrypted = pd.DataFrame({{"a": [1, 2]}}).kms.encrypt("a") if later.value else None
+    f"decrypted {{encrypted.kms.decrypt()['a'].tolist()}}" if later.value else ""
 """
 VOILA = (
     "import kmsdata\nkmsdata.login(endpoint={endpoint!r})",
@@ -93,6 +93,9 @@ def test_the_form(serve, tmp_path, emulator, keys, front_end):
     else:
         (work / "app.py").write_text(MARIMO.format(endpoint=emulator.url))
         command = front_end.split()[1]
+        config = tmp_path / "home" / ".config" / "marimo" / "marimo.toml"
+        config.parent.mkdir(parents=True)
+        config.write_text("[runtime]\nauto_instantiate = true\n")  # the editor runs the cells, as `run` does
         arguments = [
             "--log-level=DEBUG",
             "--yes",
@@ -103,9 +106,6 @@ def test_the_form(serve, tmp_path, emulator, keys, front_end):
             "--port={port}",
         ]
         server, page = serve(["-m", "marimo", *arguments], "/health", "/")
-        if command == "edit":
-            page.page.get_by_test_id("run-button").first.wait_for()
-            page.page.keyboard.press("Control+Shift+r")
     page.field("SecretId").wait_for()
     page.picture(f"{front_end.replace(' ', '-')}-form")
     page.type("SecretId", secrets["SecretId"])
@@ -123,5 +123,5 @@ def test_the_form(serve, tmp_path, emulator, keys, front_end):
     page.picture(f"{front_end.replace(' ', '-')}-done")
     serve.close()
     files = Search([*secrets.values(), naive]).files(server.home)
-    print(dict(files))
+    assert "server.log" in files[naive]  # the control
     assert not {name for name, secret in secrets.items() if files[secret]}

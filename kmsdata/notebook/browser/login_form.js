@@ -65,8 +65,10 @@ function render({ model, el }) {
   const field = (name) => root.querySelector(`#${prefix}-${name}`);
   const [ask, keys, done, status] = [".kms-ask", ".kms-keys", ".kms-done", ".kmsdata-status"].map(one);
   for (const input of root.querySelectorAll("input")) {
-    // Password managers and the browser must not keep or fill in what is typed here.
-    for (const [name, text] of [["autocomplete", "off"], ["spellcheck", "false"], ["data-1p-ignore", ""],
+    // Password managers and the browser must not keep or fill in what is typed here. For a password, Chromium
+    // ignores "off" and offers to save it; what is declared as a code for one use, it does not save.
+    const once = input.type === "password" ? "one-time-code" : "off";
+    for (const [name, text] of [["autocomplete", once], ["spellcheck", "false"], ["data-1p-ignore", ""],
       ["data-lpignore", "true"], ["autocapitalize", "off"]]) input.setAttribute(name, text);
   }
 
