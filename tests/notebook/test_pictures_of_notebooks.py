@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from tests.notebook.jupyterlab import ARTEFACTS, ROOT, Notebook
+from tests.notebook.jupyterlab import ARTEFACTS, ROOT, Notebook, write_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MADE_BY_RUNS = shutil.ignore_patterns("*.parquet", "*.csv", ".*", "tutorial-keys")
@@ -90,7 +90,8 @@ def test_the_picture_of_the_form(start):
     ``cp artefacts/login_form.png notebooks/``.
     """
     lab, page = start()
-    path = lab.notebook("form", "import kmsdata\nkmsdata.login(region='ap-guangzhou')")
+    path = lab.root / "form.ipynb"
+    write_notebook(path, "import kmsdata\nkmsdata.login(region='ap-guangzhou')")
     notebook = Notebook(page, lab, path)
     notebook.command("application:toggle-left-area")
     page.set_viewport_size({"width": 900, "height": 900})
