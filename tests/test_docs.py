@@ -19,12 +19,12 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 MODULES = ["kmsdata", *(module.name for module in pkgutil.walk_packages(kmsdata.__path__, "kmsdata."))]
-NEED_IPYWIDGETS = {f"kmsdata.notebook.{name}" for name in ("column_picker", "login_form")}
+NEED_NOTEBOOK = {f"kmsdata.notebook.{name}" for name in ("column_picker", "login_form", "sealed_message")}
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.newest] if name in NEED_IPYWIDGETS else []) for name in MODULES],
+    [pytest.param(name, marks=[pytest.mark.newest] if name in NEED_NOTEBOOK else []) for name in MODULES],
 )
 def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
