@@ -2,10 +2,9 @@
 
 import re
 
-import nbformat
 import pytest
 
-from tests.notebook.jupyterlab import ARTEFACTS, Notebook, Server
+from tests.notebook.jupyterlab import ARTEFACTS, Notebook, Server, write_notebook
 
 pytestmark = [pytest.mark.newest, pytest.mark.browser]
 
@@ -94,7 +93,9 @@ def run(notebook, cell, *, wait=True):
 def test_by_keyboard_only(start):
     lab, page = start({"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True}})
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    path = lab.notebook("pick", PEOPLE, "print(picked.result.kms.encrypted)", "print(pressed)")
+    path = write_notebook(
+        lab.root / "pick.ipynb", PEOPLE, "print(picked.result.kms.encrypted)", "print(pressed)"
+    )
     notebook = Notebook(page, lab, path)
     notebook.run_all()
     picker = Picker(notebook)
@@ -183,7 +184,9 @@ def test_states_of_the_kernel(start, comms):
     })  # fmt: skip
     source = PEOPLE.replace('kmsdata.use("local://demo")\n', "")
     source = source.replace("encrypt(deterministic", "encrypt(key='local://demo', deterministic")
-    path = lab.notebook("states", source, "import time\nkmsdata.use('local://demo')\ntime.sleep(6)")
+    path = write_notebook(
+        lab.root / "states.ipynb", source, "import time\nkmsdata.use('local://demo')\ntime.sleep(6)"
+    )
     notebook = Notebook(page, lab, path)
     run(notebook, 0)
     picker = Picker(notebook)
@@ -223,7 +226,7 @@ def test_states_of_the_kernel(start, comms):
 def test_without_a_kernel_and_the_state_of_widgets(start):
     """JupyterLab itself then says only "model not found"; exports show the table without choices."""
     lab, page = start()
-    path = lab.notebook("again", PEOPLE)
+    path = write_notebook(lab.root / "again.ipynb", PEOPLE)
     notebook = Notebook(page, lab, path)
     notebook.run_all()
     Picker(notebook)
@@ -259,9 +262,7 @@ def test_other_front_ends(tmp_path, browser, front_end):
     work = tmp_path / "home" / "work"
     work.mkdir(parents=True)
     (work / "pick.py").write_text(MARIMO.format(cell=PEOPLE.strip().replace("\n", "\n    ")))
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    cells = [nbformat.v4.new_code_cell(PEOPLE)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "pick.ipynb")
+    write_notebook(work / "pick.ipynb", PEOPLE)
     server = Server(tmp_path / "home", arguments, "/")
     try:
         server.wait()
