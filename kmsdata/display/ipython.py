@@ -100,4 +100,5 @@ def variable_name(thing: object) -> str | None:
     Names that begin with an underscore are left out: IPython makes some of them for each output.
     """
     names = dict(vars(sys.modules["__main__"])) if "__main__" in sys.modules else {}
-    return next((name for name, value in names.items() if value is thing and name[0] != "_"), None)
+    found = [str(name) for name, value in names.items() if value is thing]
+    return next((name for name in found if name.isidentifier() and not name.startswith("_")), None)

@@ -87,7 +87,8 @@ def test_no_result_before_the_button_is_pressed(frame):
 
 def test_the_names_of_the_variables_are_in_the_call(frame, monkeypatch):
     main = sys.modules["__main__"]
-    monkeypatch.setattr(main, "people", frame, raising=False)
+    for name in ("", "_", "two words", "people"):  # the first ones cannot be in a call, or are IPython's
+        monkeypatch.setitem(vars(main), name, frame)
     picked = frame.kms.pick(key=KEY)
     assert (picked.view["frame"], picked.view["key"]) == ("people", f"key='{KEY}'")
     monkeypatch.setattr(main, "chosen", picked, raising=False)

@@ -2,7 +2,6 @@
 
 import re
 
-import nbformat
 import pytest
 
 from tests.notebook.jupyterlab import ARTEFACTS, Notebook, Server, write_notebook
@@ -263,9 +262,7 @@ def test_other_front_ends(tmp_path, browser, front_end):
     work = tmp_path / "home" / "work"
     work.mkdir(parents=True)
     (work / "pick.py").write_text(MARIMO.format(cell=PEOPLE.strip().replace("\n", "\n    ")))
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    cells = [nbformat.v4.new_code_cell(PEOPLE)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "pick.ipynb")
+    write_notebook(work / "pick.ipynb", PEOPLE)
     server = Server(tmp_path / "home", arguments, "/")
     try:
         server.wait()
