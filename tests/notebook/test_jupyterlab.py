@@ -47,7 +47,7 @@ def test_the_form(start, emulator, keys):
     assert stopped.splitlines() == [
         "CredentialsError: not signed in yet: fill in the form above, then run again from here",
         "  at In[2], line 1: frame = pd.DataFrame({'a': [1, 2]}).kms.encrypt('a')",
-        "  (%tb Verbose shows the traceback)",
+        "  (%tb shows the traceback)",
     ]
     assert rest == ""
     pictures(notebook, "empty")
