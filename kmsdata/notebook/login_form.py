@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import anywidget
 import traitlets
 
-from kmsdata.display.ipython import cell_number, in_marimo, show_bundle, thread_class
+from kmsdata.display.ipython import cell_number, in_marimo, in_notebook, show_bundle, thread_class
 from kmsdata.errors import CallerTypeError, CredentialsError, KeyAccessError, KmsDataError
 from kmsdata.keys.data_key import KeyProvider
 from kmsdata.keys.key_uri import parse_key
@@ -127,7 +127,7 @@ class LoginForm(anywidget.AnyWidget):
             marimo.output.append(self)
             return
         cell = cell_number()
-        if cell is None or cell != self._cell:
+        if in_notebook() and (cell is None or cell != self._cell):
             show_bundle(self._repr_mimebundle_()[0])
         self._cell = cell
 

@@ -214,6 +214,18 @@ def test_what_was_typed_is_cleared_and_travels_once_and_sealed(shown, emulator, 
     assert emulator.calls["ListKeyDetail"] == 1
 
 
+def test_the_second_click_of_a_double_click_presses_no_other_button(shown, emulator, keys):
+    shown.field("SecretId").fill(emulator.secret_id)
+    shown.field("SecretKey").fill(emulator.secret_key)
+    shown.button("Connect").click()
+    shown.until("Connected to")
+    shown.button("Use this key").dispatch_event("click", {"detail": 2})
+    shown.exchange()
+    assert shown.sent("choose") == []
+    shown.button("Use this key").dispatch_event("click", {"detail": 1})
+    shown.until("payroll · ")
+
+
 def test_plain_http_is_said_and_works(page, form, emulator, keys):
     shown = FormPage(page, form, address=PLAIN)
     assert page.evaluate("isSecureContext") is False

@@ -198,6 +198,12 @@ function render({ model, el }) {
     [service, quiet, said] = [other, true, ""];
     update();
   });
+  // The second click of a double click belongs to the button that was there at the first.
+  root.addEventListener("click", (event) => {
+    if (event.detail < 2 || !event.target.closest("button")) return;
+    event.preventDefault();
+    event.stopPropagation();
+  }, true);
   root.addEventListener("change", update);
   root.addEventListener("focusin", () => link.ping());
   root.addEventListener("keydown", (event) => {
