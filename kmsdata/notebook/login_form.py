@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Generator
 from typing import Any, NoReturn
 
@@ -19,7 +21,7 @@ import anywidget
 import traitlets
 
 from kmsdata.display.ipython import cell_number, in_marimo, in_notebook, show_bundle, thread_class
-from kmsdata.errors import CallerTypeError, CredentialsError, KeyAccessError, KmsDataError
+from kmsdata.errors import CallerTypeError, CredentialsError, KeyAccessError, KmsDataError, printable
 from kmsdata.keys.data_key import KeyProvider
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.local.keystore import LocalKeystore
@@ -33,6 +35,16 @@ __all__ = ["LoginForm"]
 
 _UNANSWERED = "not signed in yet: fill in the form above, then run again from here"
 _API_KEY = "Enter an API key of your account (in the console: Access Management, API Keys)."
+_REPLACED = "Another form of this kernel was opened later, and is used."
+_MOST_TEXT = 600  # characters of a message, which may come from a service
+_MOST_KEYS = 500  # listed keys; others by their name
+_REPLACED = "Another form of this kernel was opened later, and is used."
+_NO_NAME = (
+    "There is no key with that name in {region}. Choose one from the list, or create it: in the console, or "
+    "with kms.create_key(name) after 'Continue without' (kms is what await kmsdata.login() returns)."
+)
+_MOST_TEXT = 600  # characters of a message: texts of a service can be long
+_MOST_KEYS = 500  # keys in the list; others can be chosen by their name
 _KEYSTORE = "Master keys in a local file: for trials, and where there is no KMS."
 
 
@@ -72,10 +84,10 @@ class LoginForm(anywidget.AnyWidget):
     ) -> None:
         self.provider: KeyProvider | None = None
         self._found, self._key = found, key
-        self._region, self._endpoint = (
-            region or "",
-            endpoint or os.environ.get("KMSDATA_TENCENT_ENDPOINT", ""),
-        )
+        # Where this form signs in to. What is typed is kept when it has worked: before, a SecretKey could be
+        # in the wrong field, and would be saved with the widget's state.
+        self._region = region or ""
+        self._endpoint = endpoint or os.environ.get("KMSDATA_TENCENT_ENDPOINT", "")
         self._service = "tencent"
         self._recipient, self._typed = Recipient(), Typed()
         self._step = "ask"  # ask, keys, done, replaced
@@ -86,13 +98,15 @@ class LoginForm(anywidget.AnyWidget):
         self._chosen: str | None = None  # in the list of keys
         self._line = ""  # what the folded form says
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self._lock = threading.RLock()
+        self._began = self._signed_in = 0  # the order in which forms connect and sign in
         self._worker: threading.Thread | None = None
         self._cell: object = None  # the cell that it was last shown in
         super().__init__()
         self.on_msg(self._receive)
-        if not self._continue():
-            self._ask()
+        with _lock:
+            _forms.add(self)
+            if not self._continue():
+                self._ask()
 
     # Display.
 
@@ -158,9 +172,11 @@ class LoginForm(anywidget.AnyWidget):
                 if name in self._typed
             },
             "keys": [
-                {"uri": about["key"], "name": _name(about), "state": about["state"]} for about in self._keys
+                {"uri": about["key"], "name": _shown(_name(about), 80), "state": _shown(about["state"], 40)}
+                for about in self._keys[:_MOST_KEYS]
             ],
             "key": self._chosen,
+            "keep": self._line != "",  # a key was in use before
             "key_hint": "a new one, such as demo" if local else "KeyId, or alias",
             "line": self._line,
         }
@@ -169,7 +185,7 @@ class LoginForm(anywidget.AnyWidget):
         return f"Choose a region. Without a SecretId, {self._found} is used." if self._found else _API_KEY
 
     def _say(self, kind: str, text: str, *, focus: str = "") -> None:
-        self._status, self._focus = (kind, text), focus
+        self._status, self._focus = (kind, _shown(text, _MOST_TEXT)), focus
         self._show()
 
     # Await.
@@ -190,14 +206,15 @@ class LoginForm(anywidget.AnyWidget):
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        with self._lock:
-            if self._step == "done":
+        with _lock:
+            if self._step in ("done", "replaced"):
                 future.set_result(None)
             else:
                 self._waiting.append((loop, future))
         await future
-        if self.provider is None:  # "change" was pressed in the meantime
-            raise CredentialsError(_UNANSWERED, provider="tencent-kms", operation="login", code="NotAnswered")
+        if self.provider is None:  # "Sign in again" was pressed in the meantime, or another form was opened
+            text = _REPLACED if self._step == "replaced" else _UNANSWERED
+            raise CredentialsError(text, provider="tencent-kms", operation="login", code="NotAnswered")
         return self.provider
 
     # Messages of the page. Jupyter does not show errors of a handler in the cell, so the form shows them.
@@ -206,18 +223,22 @@ class LoginForm(anywidget.AnyWidget):
         """Handle a message, in any thread: with ipykernel's subshells, while a cell runs."""
         if not isinstance(content, dict):
             return
-        kind = content.get("type")
-        with self._lock:
+        kind, buffer = content.get("type"), b""
+        with contextlib.suppress(TypeError, ValueError, IndexError):
+            buffer = bytes(memoryview((buffers or [])[0]))
+        message = buffer, content.get("sealed") is not False
+        with _lock:
             if self._status[0] == "busy":
                 pass
             elif kind == "connect" and self._step == "ask":
-                message = bytes(buffers[0]) if buffers else b""
-                self._start("Connecting …", self._connect, message, content.get("sealed") is not False)
+                self._start("Connecting …", self._connect, *message)
             elif kind == "choose" and self._step == "keys":
-                self._start("Looking up the key …", self._choose, content.get("key"))
+                self._start("Looking up the key …", self._choose, *message)
             elif kind == "continue" and self._step == "keys":
-                self._settle()
-            elif kind == "again" and self._step != "ask":
+                self._settle(_mine(self.provider, self._keys))
+            elif kind == "change" and self._step == "done":
+                self._start("Looking up the keys …", self._change)
+            elif kind in ("again", "change") and self._step != "ask":
                 self._ask()
         # An answer names the page that asked: several windows can show this form.
         self.send({"type": "answer", "link": content.get("link"), "number": content.get("number")})
@@ -228,67 +249,86 @@ class LoginForm(anywidget.AnyWidget):
         self._worker = thread_class()(
             target=self._carry_out, args=(step, *arguments), name="kmsdata-login", daemon=True
         )
-        self._worker.start()
+        try:
+            self._worker.start()
+        except RuntimeError:
+            self._say("bad", "this process cannot start another thread: end some work, and try again")
 
     def _carry_out(self, step: Callable[..., None], *arguments: object) -> None:
         try:
             step(*arguments)
         except (KmsDataError, ImportError, ValueError) as error:
             self._say("bad", str(error))
-        except Exception as error:  # noqa: BLE001 - its text may contain secrets
+        except BaseException as error:  # noqa: BLE001 - its text may contain secrets
             self._say("bad", f"this failed ({type(error).__name__}): try again")
 
     # Steps.
 
     def _ask(self) -> None:
         """Reset the form: calls that need a key raise an error until it is filled in."""
-        for form in list(_signed_in):
-            if form is not self:
-                form._replace()
-        _signed_in.clear()
-        self.provider, self._step, self._keys, self._repeat = None, "ask", [], False
+        self._replace_others()
+        self.provider, self._step, self._keys, self._repeat, self._line = None, "ask", [], False, ""
         self._typed.clear()
+        self._recipient = Recipient()  # a message that was recorded before opens nothing
         forget()
         hold(_UNANSWERED)
         self._say("ask", self._hint())
 
     def _continue(self) -> bool:
         """Take over from the form that signed in last, so that running all cells again asks nothing again."""
-        last = next(iter(_signed_in), None)
-        if last is None or last.provider is None or not in_use(last.provider):
-            return False
-        if _elsewhere(last.provider, self._region, self._endpoint):
-            return False
-        self._service, self._region, self._endpoint = last._service, last._region, last._endpoint
-        self.provider, self._keys = last.provider, last._keys
-        if self._key is not None:
-            use(self._key)
-        last._replace()
-        self._connected()
-        return True
+        found = [form for form in _forms if form is not self and form._step in ("keys", "done")]
+        for last in sorted(found, key=lambda form: -form._signed_in):
+            if last.provider is None or not in_use(last.provider):
+                continue
+            if _elsewhere(last.provider, self._region, self._endpoint):
+                continue
+            self._service, self._region, self._endpoint = last._service, last._region, last._endpoint
+            self.provider, self._keys, self._signed_in = last.provider, last._keys, last._signed_in
+            if self._key is not None:
+                use(self._key)
+            self._replace_others()
+            self._connected()
+            return True
+        return False
+
+    def _replace_others(self) -> None:
+        """Fold the other forms for the same region and endpoint: of them, the last one decides."""
+        for form in list(_forms):
+            if form is self or form._step == "replaced" or form._endpoint != self._endpoint:
+                continue
+            if form._region == self._region or not form._region or not self._region:
+                form._replace()
 
     def _replace(self) -> None:
-        """Fold the form: another one decides."""
-        self._step, self._line = "replaced", "Another form of this kernel was opened later, and is used."
-        self._show()
+        with _lock:
+            self._step, self._line = "replaced", _REPLACED
+            self._typed.clear()
+        self._say("ask", _REPLACED)
+        self._release()
 
     def _connect(self, message: bytes, sealed: bool) -> None:
+        with _lock:
+            self._began = next(_order)
         fields = self._recipient.receive(message, self._typed, sealed=sealed)
         self._service = "local" if fields.get("service") == "local" else "tencent"
         if self._service == "local":
             self._open_keystore()
         else:
-            self._region, self._endpoint = fields.get("region", ""), fields.get("endpoint", "")
-            self._connect_to_tencent()
+            self._connect_to_tencent(fields.get("region", ""), fields.get("endpoint", ""))
 
-    def _connect_to_tencent(self) -> None:
+    def _connect_to_tencent(self, region: str, endpoint: str) -> None:
         pair = {"secret_id": "the SecretId", "secret_key": "the SecretKey"}
         missing = [name for name in pair if name not in self._typed]
         found = self._found is not None and len(missing) == 2
         wanted = [] if found else missing
-        if wanted or not self._region:
-            names = [*(pair[name] for name in wanted), *([] if self._region else ["the region"])]
-            self._say("bad", f"Enter {' and '.join(names)}.", focus=[*wanted, "region"][0])
+        if wanted or not region:
+            names = [*(pair[name] for name in wanted), *([] if region else ["the region"])]
+            text = ", ".join(names[:-1]) + (" and " if names[1:] else "") + names[-1]
+            self._say("bad", f"Enter {text}.", focus=[*wanted, "region"][0])
+            return
+        if endpoint and not any(mark in endpoint for mark in ".:"):
+            # Not repeated: it may be a secret in the wrong field.
+            self._say("bad", "Enter an endpoint such as kms.tencentcloudapi.com, or none.", focus="endpoint")
             return
         pasted = {**pair, "token": "the session token"}
         wrong = [name for name in pasted if not self._typed.plausible(name)]
@@ -300,9 +340,7 @@ class LoginForm(anywidget.AnyWidget):
                 focus=wrong[0],
             )
             return
-        kms = TencentKMS(
-            self._region, credential=None if found else self._credential(), endpoint=self._endpoint or None
-        )
+        kms = TencentKMS(region, credential=None if found else self._credential(), endpoint=endpoint or None)
         self._say("busy", f"Connecting to {kms.endpoint} …")
         try:
             keys, note = kms.list_keys(), ""
@@ -313,7 +351,7 @@ class LoginForm(anywidget.AnyWidget):
                 "bad", str(error), focus="secret_id" if "SecretId" in (error.code or "") else "secret_key"
             )
             return
-        self._use(kms, keys, note)
+        self._use(kms, keys, note, region, endpoint)
 
     def _credential(self) -> tuple[str, str, str | None]:
         return (
@@ -345,50 +383,78 @@ class LoginForm(anywidget.AnyWidget):
             store.check_passphrase()
             self._use(store, keys)
 
-    def _use(self, provider: KeyProvider, keys: list[dict[str, str]], note: str = "") -> None:
-        forget()
-        use(provider)
-        if self._key is not None:
-            use(self._key)
-        self._typed.clear()
-        self.provider, self._keys, self._repeat = provider, keys, False
+    def _use(self, provider: KeyProvider, keys: list[dict[str, str]], note: str = "", *place: str) -> None:
+        with _lock:
+            same = [form for form in _forms if form is not self and form._signed_in > self._began]
+            if self._step == "replaced" or any(_replaces(provider, form.provider) for form in same):
+                # While this one connected, the user has turned to another form.
+                self._replace()
+                return
+            forget()
+            use(provider)
+            if self._key is not None:
+                use(self._key)
+            self._typed.clear()
+            self.provider, self._keys, self._repeat = provider, keys, False
+            self._signed_in = next(_order)
+            if place:
+                self._region, self._endpoint = place
+            for form in list(_forms):
+                if form is not self and form.provider is not None and not in_use(form.provider):
+                    form._replace()
         self._connected(note)
+
+    def _change(self) -> None:
+        """Offer the keys again, as they are now."""
+        if isinstance(self.provider, (TencentKMS, LocalKeystore)):
+            with contextlib.suppress(KeyAccessError):  # no permission to list keys: by name then
+                self._keys = self.provider.list_keys()
+        self._offer()
 
     def _connected(self, note: str = "") -> None:
         """Show the keys, or fold if the session has one of this provider."""
         if self.provider is None:
             return
-        _signed_in[:] = [self]
-        mine, usable = (
-            _mine(self.provider, self._keys),
-            [k["key"] for k in self._keys if k["state"] == "Enabled"],
-        )
-        self._chosen = mine or (usable[0] if usable else None)
+        mine = _mine(self.provider, self._keys)
         if mine is not None:
             self._settle(mine)
-            return
-        number = (
-            "no keys" if not self._keys else "1 key" if len(self._keys) == 1 else f"{len(self._keys)} keys"
-        )
-        self._step = "keys"
-        self._say("good", f"Connected to {_place(self.provider)}{note}; {number}. Which one is the default?")
+        else:
+            self._offer(f"Connected to {_place(self.provider)}{note}; ")
 
-    def _choose(self, key: object) -> None:
+    def _offer(self, before: str = "") -> None:
+        """Show the keys, of which the user chooses the default one."""
+        usable = [about["key"] for about in self._keys if about["state"] == "Enabled"]
+        self._chosen = _mine(self.provider, self._keys) or (usable[0] if usable else None)
+        self._step = "keys"
+        number = len(self._keys)
+        listed = "no keys" if not number else "1 key" if number == 1 else f"{number:,} keys"
+        if number > _MOST_KEYS:
+            listed += f" (the first {_MOST_KEYS} are listed; enter the name of another)"
+        self._say("good", f"{before}{listed}. Which one is the default?")
+
+    def _choose(self, message: bytes, sealed: bool) -> None:
         provider = self.provider
+        fields = self._recipient.receive(message, Typed(), sealed=sealed)
         if provider is None:
             return
-        uri = key.strip() if isinstance(key, str) else ""
-        if not uri:
+        if not (typed := fields.get("key", "")):
             self._say("bad", "Enter the name of a key, or choose one from the list.", focus="name")
             return
-        if "://" not in uri:
-            place = f"{provider.region}/" if isinstance(provider, TencentKMS) else ""
-            uri = f"{provider.scheme}://{place}{uri}"
-        parse_key(uri)
-        if isinstance(provider, TencentKMS):
-            uri = provider.resolve(uri)
-        elif not uri.startswith(f"{provider.scheme}://"):
-            self._say("bad", f"{uri} is not a key of {provider!r}", focus="name")
+        region = provider.region if isinstance(provider, TencentKMS) else ""
+        uri = typed if "://" in typed else f"{provider.scheme}://{region}{'/' * bool(region)}{typed}"
+        try:
+            parse_key(uri)
+            if isinstance(provider, TencentKMS):
+                uri = provider.resolve(uri)
+        except KmsDataError as error:
+            text = str(error)
+            if getattr(error, "code", None) == "AliasNotFound":
+                text = _NO_NAME.format(region=region)
+            # A name that was typed is not repeated: it may be a secret in the wrong field.
+            self._say("bad", text.replace(typed, "…"), focus="name")
+            return
+        if not uri.startswith(f"{provider.scheme}://"):
+            self._say("bad", f"This is not a key of {provider!r}.", focus="name")
             return
         state = next((about["state"] for about in self._keys if about["key"] == uri), "Enabled")
         if state != "Enabled":
@@ -412,17 +478,34 @@ class LoginForm(anywidget.AnyWidget):
             key += f" · {_place(self.provider)}"
         elif isinstance(self.provider, TencentKMS):  # its URI contains the region
             key += f" · {_account(self.provider)}{_host(self.provider)}"
-        with self._lock:
-            self._step, self._line = "done", key
-            waiting, self._waiting = self._waiting, []
+        with _lock:
+            self._step, self._line = "done", _shown(key, _MOST_TEXT)
         self._say("good", f"Signed in. Your key: {key}")
+        self._release()
+
+    def _release(self) -> None:
+        with _lock:
+            waiting, self._waiting = self._waiting, []
         for loop, future in waiting:
             # A future may only be set in the thread of its loop.
             with contextlib.suppress(RuntimeError):  # the loop is closed, and its waiting cell is gone
                 loop.call_soon_threadsafe(_finish, future)
 
 
-_signed_in: list[LoginForm] = []  # the form that signed in last: the session is one for each process
+_forms: weakref.WeakSet[LoginForm] = weakref.WeakSet()  # all of this kernel
+_lock = threading.RLock()  # of all forms: one of them decides which others to fold
+_order = itertools.count(1)
+
+
+def _replaces(provider: KeyProvider, other: KeyProvider | None) -> bool:
+    """Return whether the session would use the provider instead of the other one, for the same keys."""
+    region, elsewhere = (getattr(one, "region", None) for one in (provider, other))
+    return other is not None and (provider.scheme, region) == (other.scheme, elsewhere)
+
+
+def _shown(text: str, most: int) -> str:
+    """Return a text from a service as the page shows it: bounded, and without control characters."""
+    return printable(text if len(text) <= most else f"{text[:most]}…")
 
 
 def _account(kms: TencentKMS) -> str:
@@ -461,10 +544,10 @@ def _finish(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _mine(provider: KeyProvider, keys: list[dict[str, str]]) -> str | None:
+def _mine(provider: KeyProvider | None, keys: list[dict[str, str]]) -> str | None:
     """Return the session's key if it belongs to this provider and account; otherwise None."""
     uri = session_key()
-    if uri is None:
+    if uri is None or provider is None:
         return None
     scheme, place, name = parse_key(uri)
     if (scheme, place) != (provider.scheme, getattr(provider, "region", None)):

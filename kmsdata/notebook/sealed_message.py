@@ -22,7 +22,7 @@ INFO = "kmsdata login form, version 1"
 """The ``info`` of HPKE: it separates this use of the key pair from any other."""
 
 SECRETS = ("secret_id", "secret_key", "token", "passphrase", "repeated")
-_TEXTS = ("service", "region", "endpoint")
+_TEXTS = ("service", "region", "endpoint", "key")
 _MOST = 32_768  # bytes of a message; a session token has up to 4,096 characters
 _SUITE = hpke.Suite(hpke.KEM.P256, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256, SP 800-186, 3.2.1.3
@@ -52,8 +52,9 @@ class Typed(Secret):
         return self.text(name).isascii() and self.text(name).isprintable()
 
     def mask(self, name: str) -> str:
-        """Return the first and last four characters of a long secret, otherwise ""."""
-        return f"{self.text(name)[:4]}…{self.text(name)[-4:]}" if len(self.text(name)) > 16 else ""
+        """Return the first and last four characters of a SecretId; "" of a text that is none."""
+        text = self.text(name)  # a SecretKey in the wrong field shows nothing
+        return f"{text[:4]}…{text[-4:]}" if len(text) > 16 and text.startswith("AKID") else ""
 
     def put(self, name: str, secret: Hidden) -> None:
         """Replace a secret, without the blanks around it; blanks alone remove it."""

@@ -6,12 +6,14 @@ The test carries the messages between both, so that it decides when the kernel a
 import base64
 import json
 import re
+import weakref
 from pathlib import Path
 
 import pytest
 
 import kmsdata
 from kmsdata.keys import session
+from kmsdata.keys.data_key import Hidden
 from tests.notebook.jupyterlab import ARTEFACTS, CHROMIUM
 
 pytestmark = [pytest.mark.newest, pytest.mark.browser]
@@ -118,7 +120,7 @@ class FormPage:
 def form(emulator, monkeypatch):
     from kmsdata.notebook import login_form
 
-    monkeypatch.setattr(login_form, "_signed_in", [])
+    monkeypatch.setattr(login_form, "_forms", weakref.WeakSet())
     return login_form.LoginForm(region=REGION, endpoint=emulator.url)
 
 
@@ -191,8 +193,36 @@ def test_by_keyboard_alone(shown, emulator, keys):
     assert session.session_key() == keys[1]
     assert shown.page.evaluate("() => document.activeElement.textContent") == "change"
     keyboard.press("Enter")
+    shown.until("Keep the key")
+    assert shown.focused() == "key"
+    shown.button("Sign in again").focus()
+    keyboard.press("Enter")
     shown.until("Enter an API key")
     assert shown.focused() == "secret_id"
+
+
+def test_the_focus_is_not_taken_from_what_the_user_does_meanwhile(shown, emulator, keys):
+    shown.page.evaluate("() => document.body.append(document.createElement('textarea'))")
+    shown.field("SecretId").fill(emulator.secret_id)
+    shown.field("SecretKey").fill(emulator.secret_key)
+    shown.button("Connect").click()
+    shown.page.locator("textarea").click()
+    shown.page.keyboard.type("abc")
+    shown.until("Which one is the default?")
+    shown.page.keyboard.type("def")
+    assert shown.page.locator("textarea").input_value() == "abcdef"
+
+
+def test_what_was_typed_in_another_window_is_cleared_too(shown, emulator, keys):
+    shown.field("SecretKey").fill("typed in the second window")
+    shown.form._typed.put("secret_id", Hidden(emulator.secret_id.encode()))
+    shown.form._typed.put("secret_key", Hidden(emulator.secret_key.encode()))
+    shown.form._connect_to_tencent(REGION, emulator.url)  # as by the first one
+    shown.until("Which one is the default?")
+    assert (
+        shown.page.locator("input[type=password]").evaluate_all("all => all.map((one) => one.value)")
+        == [""] * 5
+    )
 
 
 def test_what_was_typed_is_cleared_and_travels_once_and_sealed(shown, emulator, keys):
@@ -278,6 +308,7 @@ def test_a_kernel_that_does_not_answer_and_then_does(shown):
     shown.exchange()  # a cell that ran for long has ended
     assert "does not answer" not in shown.shown()
     assert shown.button("Connect").is_enabled()
+    assert "What you had typed was cleared" in shown.shown()
     assert len(shown.sent("ping")) == 2  # one at the start; it does not keep the kernel busy
 
 

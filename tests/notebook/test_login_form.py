@@ -7,8 +7,10 @@ import io
 import json
 import pickle
 import sys
+import threading
 import time
 import types
+import weakref
 from pathlib import Path
 
 import pandas as pd
@@ -44,7 +46,7 @@ def nothing_around(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(credentials, "_METADATA", "http://127.0.0.1:9/")
     monkeypatch.setattr(service, "_PAUSE", 0.01)
-    monkeypatch.setattr(widgets, "_signed_in", [])
+    monkeypatch.setattr(widgets, "_forms", weakref.WeakSet())
 
 
 @pytest.fixture
@@ -100,10 +102,13 @@ class Page:
         return self.end()
 
     def start(self, service="tencent", **typed):
-        message = json.dumps({"service": service, **self.fields, **typed}).encode()
+        self.send_fields("connect", {"service": service, **self.fields, **typed})
+
+    def send_fields(self, kind, fields):
+        message = json.dumps(fields).encode()
         if self.secure:
             message = sealed(message, self.form.view["public_key"])
-        self.send({"type": "connect", "sealed": self.secure}, message)
+        self.send({"type": kind, "sealed": self.secure}, message)
 
     def end(self):
         if self.form._worker is not None:
@@ -113,7 +118,7 @@ class Page:
         return self.status
 
     def choose(self, key):
-        self.send({"type": "choose", "key": key})
+        self.send_fields("choose", {"key": key})
         return self.end()
 
     @property
@@ -280,10 +285,11 @@ def test_a_disabled_key_is_refused_also_by_its_name(page, emulator, keys):
 
 def test_a_key_by_its_name(page, emulator, keys):
     page.connect(**pair(emulator))
-    for nothing in ("", "  ", None, 7):
+    for nothing in ("", "  "):
         assert "Enter the name of a key" in page.choose(nothing)
-    assert "no key with that alias" in page.choose("missing")
-    assert "not a key of" in page.choose("local://demo") or "no provider" in page.status
+    assert "There is no key with that name in ap-guangzhou" in page.choose("missing")
+    assert "kms.create_key(name)" in page.status
+    assert "not a key" in page.choose("local://demo")
     assert keys[0] in page.choose(" payroll ")
     assert session.session_key() == keys[0]
 
@@ -342,6 +348,7 @@ def test_what_goes_wrong_is_said_and_the_form_stays_usable(form, page, emulator,
         kmsdata.new_data_key(keys[0])
     masked = f"{emulator.secret_id[:4]}…{emulator.secret_id[-4:]}"
     assert form.view["received"] == ({} if fault is None else {"secret_id": masked, "secret_key": ""})
+    assert form.view["endpoint"] == emulator.url  # not what was typed
     # Correct only what was wrong, and try again.
     emulator.listen()
     emulator.heal()
@@ -370,6 +377,33 @@ def test_an_unexpected_error_is_said_without_its_text(form, page, emulator, monk
     assert page.step == "ask"
 
 
+@pytest.mark.parametrize("error", [SystemExit(SECRET), KeyboardInterrupt(SECRET), MemoryError()])
+def test_no_error_leaves_the_form_busy(form, page, emulator, monkeypatch, error):
+    def fail(kms):
+        raise error
+
+    monkeypatch.setattr(kmsdata.TencentKMS, "list_keys", fail)
+    assert page.connect(**pair(emulator)) == f"this failed ({type(error).__name__}): try again"
+
+
+def test_long_and_odd_texts_of_the_service(form, page, emulator, keys, sent):
+    name = "\u202e" + "x" * 1_000_000
+    bad = {"KeyMetadatas": lambda found: [{**found[0], "Alias": name}]}
+    emulator.fail(Fault.change(**bad, TotalCount=1), action="ListKeyDetail")
+    page.connect(**pair(emulator))
+    assert len(json.dumps(form.view)) < 20_000
+    assert "\u202e" not in repr(form.view["keys"])
+
+
+def test_many_keys_are_not_all_sent(form, page, emulator, monkeypatch):
+    about = {"alias": "name", "state": "Enabled"}
+    many = [{"key": f"tencent-kms://ap-guangzhou/{at}", **about} for at in range(20_000)]
+    monkeypatch.setattr(kmsdata.TencentKMS, "list_keys", lambda _: many)
+    status = page.connect(**pair(emulator))
+    assert "20,000 keys (the first 500 are listed; enter the name of another)" in status
+    assert len(form.view["keys"]) == 500
+
+
 def test_a_slow_service_holds_up_nobody_and_is_asked_once(form, page, emulator, keys):
     emulator.fail(Fault.latency(1.0))
     began = time.monotonic()
@@ -392,9 +426,10 @@ def test_a_slow_service_holds_up_nobody_and_is_asked_once(form, page, emulator, 
     "content",
     [None, [], "ping", {}, {"type": "connect"}, {"type": ["connect"]}, {"type": "choose", "key": "x"}],
 )
-def test_messages_that_make_no_sense_change_nothing(form, content):
+@pytest.mark.parametrize("buffers", [[], None, ["text"], [7], [memoryview(b"x"), b"y"]])
+def test_messages_that_make_no_sense_change_nothing(form, content, buffers):
     before = form.view
-    form._handle_custom_msg(content, [])
+    form._handle_custom_msg(content, buffers)
     if form._worker is not None:
         form._worker.join(20)
     assert (form.view["step"], form.provider) == ("ask", None)
@@ -543,14 +578,59 @@ def test_await_in_a_kernel_that_cannot(form, monkeypatch):
     assert caught.value.code == "CannotWait"
 
 
-def test_change_asks_again(form, page, emulator, keys):
+def test_change_offers_the_keys_and_to_sign_in_again(form, page, emulator, keys):
     page.connect(**pair(emulator))
     page.choose(keys[0])
+    later = form.provider.create_key("later")
+    page.send({"type": "change"})
+    assert page.end() == "3 keys. Which one is the default?"
+    assert (page.step, form.view["key"], form.view["keep"]) == ("keys", keys[0], True)
+    kmsdata.new_data_key()  # the session stays signed in
+    page.send({"type": "continue"})
+    assert (page.step, session.session_key()) == ("done", keys[0])
+    page.send({"type": "change"})
+    page.end()
+    page.choose(later)
+    assert session.session_key() == later
+    page.send({"type": "change"})
+    page.end()
     page.send({"type": "again"})
     assert page.step == "ask"
     with pytest.raises(CredentialsError, match="fill in the form above"):
         kmsdata.new_data_key(keys[0])
     assert "Enter the SecretId and the SecretKey." in page.connect()
+
+
+def test_a_recorded_message_opens_nothing_later(page, emulator, keys):
+    message = json.dumps({"service": "tencent", **page.fields, **pair(emulator)}).encode()
+    message = sealed(message, page.form.view["public_key"])
+    page.send({"type": "connect", "sealed": True}, message)
+    assert "Connected to" in page.end()
+    page.send({"type": "again"})
+    page.send({"type": "connect", "sealed": True}, message)
+    assert "arrived damaged" in page.end()
+
+
+def test_a_secret_in_the_wrong_field_is_not_repeated(form, page, emulator, keys, sent):
+    wrong = [
+        {"secret_id": SECRET, "secret_key": emulator.secret_id},
+        {"region": SECRET},
+        {"endpoint": SECRET},
+        {"endpoint": f"https://user:{SECRET}@example.com"},
+    ]
+    for fields in wrong:
+        assert "Connected" not in page.connect(**pair(emulator) | fields)
+        form._typed.clear()
+    page.connect(**pair(emulator))
+    for typed in (SECRET, f"tencent-kms://ap-guangzhou/{SECRET}", f"local://{SECRET}", f"x://{SECRET}"):
+        page.choose(typed)
+    parts = {SECRET[:6], SECRET[-6:], SECRET[:6].lower(), SECRET[-6:].lower()}
+    assert [part for part in parts if part in everything(form) + repr(sent)] == []
+
+
+def test_the_first_account_without_keys_says_how_to_make_one(page, emulator):
+    assert "no keys. Which one is the default?" in page.connect(**pair(emulator))
+    assert "create it: in the console, or with kms.create_key(name)" in page.choose("payroll")
 
 
 def test_the_key_of_another_account_is_not_kept(page, emulator, keys):
@@ -575,6 +655,7 @@ def notebook(monkeypatch):
     """Pretend that this is a notebook; record what it displays."""
     displayed = []
     monkeypatch.setattr(sign_in, "in_notebook", lambda: True)
+    monkeypatch.setattr(widgets, "in_notebook", lambda: True)
     monkeypatch.setattr(sign_in, "takes_input", lambda: True)
     monkeypatch.setattr("IPython.display.display", lambda bundle, **_: displayed.append(bundle))
     return displayed
@@ -609,17 +690,74 @@ def test_each_login_is_a_form_of_its_own(notebook, emulator, keys):
         second = kmsdata.login(region="ap-nanjing", endpoint=other.url)
         assert (first.view["region"], first.view["endpoint"]) == (REGION, emulator.url)
         assert (second.view["region"], second.view["endpoint"]) == ("ap-nanjing", other.url)
-        assert first.view["step"] == "replaced"
         assert first.view["public_key"] != second.view["public_key"]
         with pytest.raises(CredentialsError, match="fill in the form above"):
             kmsdata.new_data_key()
         assert "Connected" in Page(second).connect(**pair(other))
-    # "change" in the first one signs in there, and replaces the second.
-    Page(first).send({"type": "again"})
+        # Both regions can be used now.
+        assert first.view["step"] == "done"
+        kmsdata.new_data_key(keys[0])
+        kmsdata.new_data_key(second.provider.create_key("payroll"))
+
+
+def test_of_forms_for_one_place_the_last_one_decides(notebook, emulator, keys):
+    first = kmsdata.login(region=REGION, endpoint=emulator.url)
+    second = kmsdata.login(endpoint=emulator.url)
+    assert (first.view["step"], second.view["step"]) == ("replaced", "ask")
+    assert first.view["line"] == "Another form of this kernel was opened later, and is used."
+    Page(first).start(**pair(emulator))  # a click that was on its way
+    assert first._worker is None
+    Page(first).send({"type": "change"})
     assert (first.view["step"], second.view["step"]) == ("ask", "replaced")
     Page(first).connect(**pair(emulator))
-    assert first.view["step"] == "done"
+    Page(first).choose(keys[0])
+    assert (first.view["step"], second.view["step"]) == ("done", "replaced")
     kmsdata.new_data_key()
+
+
+def test_who_waits_for_a_form_that_is_replaced_is_told(notebook, emulator):
+    async def cell():
+        first = kmsdata.login(region=REGION, endpoint=emulator.url)
+        waiting = asyncio.ensure_future(_awaited(first))
+        await asyncio.sleep(0)
+        kmsdata.login(region=REGION, endpoint=emulator.url)
+        with pytest.raises(CredentialsError, match="Another form of this kernel was opened later"):
+            await asyncio.wait_for(waiting, 10)
+        with pytest.raises(CredentialsError, match="Another form"):
+            await first
+
+    asyncio.run(cell())
+
+
+@pytest.mark.parametrize("second_region", [REGION, None])
+def test_a_form_that_connects_late_changes_nothing(notebook, emulator, keys, second_region):
+    emulator.add_account("AKIDother0123456789", SECRET, uin="100000000002")
+    go_on = threading.Event()
+    emulator.fail(Fault.change(TotalCount=lambda total: total if go_on.wait(20) else 0))
+    first = kmsdata.login(region=REGION, endpoint=emulator.url)
+    Page(first).start(**pair(emulator))
+    # The cell runs again, or another one: the form that is shown now decides.
+    second = kmsdata.login(region=second_region, endpoint=emulator.url)
+    go_on.set()
+    Page(first).end()
+    assert (first.view["step"], second.view["step"]) == ("replaced", "ask")
+    with pytest.raises(CredentialsError, match="fill in the form above"):
+        kmsdata.new_data_key(keys[0])
+    page = Page(second)
+    page.connect(region=REGION, secret_id="AKIDother0123456789", secret_key=SECRET)
+    assert page.step == "keys"
+
+
+def test_an_account_that_signs_in_for_the_same_region_replaces_the_other(notebook, emulator, keys):
+    emulator.add_account("AKIDother0123456789", SECRET, uin="100000000002")
+    first = kmsdata.login(region=REGION, endpoint=emulator.url)
+    second = kmsdata.login(region="ap-nanjing", endpoint=emulator.url)
+    Page(first).connect(**pair(emulator))
+    Page(first).choose(keys[0])
+    # In the second form, the user chooses the region of the first one.
+    Page(second).connect(region=REGION, secret_id="AKIDother0123456789", secret_key=SECRET)
+    assert first.view["step"] == "replaced"
+    assert session.in_use(second.provider)
 
 
 def test_login_with_what_there_is_shows_no_form(notebook, emulator, keys, monkeypatch, capsys):

@@ -10,6 +10,8 @@ const GONE =
 const OPEN =
   "This page is not encrypted (plain http), so what you type here reaches the server of the notebook unencrypted.";
 
+const LOST = "What you had typed was cleared, because the kernel did not answer. Type it again.";
+
 const FORM = `
 <form class="kms-ask" autocomplete="off" novalidate>
   <div class="kms-head"><b>Sign in to a key service</b>
@@ -49,7 +51,7 @@ const FORM = `
     <button type="button" data-send="again">Sign in again</button></div>
   </div>
 </form>
-<div class="kms-done"><span class="kms-line"></span> <button type="button" data-send="again">change</button></div>`;
+<div class="kms-done"><span class="kms-line"></span> <button type="button" data-send="change">change</button></div>`;
 
 const HINTS = { secret_id: "AKID…", token: "only for temporary credentials", passphrase: "empty if the file has none" };
 
@@ -78,6 +80,7 @@ function render({ model, el }) {
   let pending = null; // number of the message that was sent and has no answer yet
   let said = ""; // what went wrong in the page itself
   let moveFocus = false;
+  let lost = false; // what was typed was cleared, because the kernel did not answer
 
   function choices(select, pairs, chosen) {
     select.replaceChildren(...pairs.map(([value, label, disabled]) => {
@@ -137,10 +140,15 @@ function render({ model, el }) {
     one(".kms-open").hidden = window.isSecureContext;
     one(".kms-open").textContent = window.isSecureContext ? "" : OPEN;
     for (const part of root.querySelectorAll("input, select, button")) part.disabled = gone || waiting;
-    if (gone) for (const name of SECRETS) field(name).value = "";
+    if (gone || now.step !== "ask") {
+      lost ||= gone && SECRETS.some((name) => field(name).value);
+      for (const name of SECRETS) field(name).value = ""; // also in another window of this form
+    }
+    if (now.step !== "ask" || waiting) lost = false;
+    one("[data-send=continue]").textContent = now.keep ? "Keep the key" : "Continue without";
 
     const [kind, text] = gone ? ["bad", GONE] : link.state === "busy" && !now.busy ? ["busy", BUSY]
-      : said ? ["bad", said] : quiet ? ["ask", now.hints[service]] : now.status;
+      : said ? ["bad", said] : lost && link.state === "there" ? ["bad", LOST] : quiet ? ["ask", now.hints[service]] : now.status;
     status.hidden = !done.hidden && now.step !== "replaced" && kind === "good";
     status.dataset.kind = kind;
     const [mark, line] = status.children;
@@ -153,7 +161,10 @@ function render({ model, el }) {
       moveFocus = false;
       const target = now.step === "keys" ? (now.keys.length ? field("key") : field("name"))
         : now.step === "ask" ? field(now.focus || (service === "local" ? "passphrase" : "secret_id")) : one(".kms-done button");
-      (target?.offsetParent ? target : one("button:enabled"))?.focus();
+      // Not if the user has gone on to write in a cell meanwhile.
+      const active = root.getRootNode().activeElement;
+      if (!active || active === document.body || active.contains(root) || root.contains(active))
+        (target?.offsetParent ? target : one("button:enabled"))?.focus();
     }
   }
 
@@ -189,7 +200,7 @@ function render({ model, el }) {
   keys.addEventListener("submit", (event) => {
     event.preventDefault();
     const chosen = field("key").value;
-    send({ type: "choose", key: chosen && chosen !== OTHER ? chosen : field("name").value });
+    send({ type: "choose" }, { key: chosen && chosen !== OTHER ? chosen : field("name").value });
   });
   root.addEventListener("click", (event) => {
     const { service: other, send: type } = event.target.dataset ?? {};
