@@ -81,6 +81,8 @@ def test_the_form(start, emulator, keys):
     assert notebook.outputs()[1:] == ["", "decrypted [1, 2]\n"]
     pictures(notebook, "done")
     notebook.button("change").click()
+    notebook.status("Which one is the default?")
+    notebook.button("Sign in again").click()
     notebook.status("Enter an API key")
     notebook.button("Connect").click()
     notebook.status("Enter the SecretId")
