@@ -109,7 +109,7 @@ class Progress:
         text = f"{self._part:.0%} of {self._total:,} {self._unit}, {seconds:.0f} s, {_short(rate)}/s"
         if self._state:
             return f"{text}, {self._state}"
-        return f"{text}, {(self._total - self._done) / rate:.0f} s left" if rate else text
+        return f"{text}, {max(self._total - self._done, 0) / rate:.0f} s left" if rate else text
 
     @property
     def _part(self) -> float:

@@ -7,6 +7,8 @@ function of pandas is calling.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import hashlib
 import sys
 import warnings
@@ -44,6 +46,8 @@ __all__ = [
 ]
 
 MARK = "enc:"
+_XML = "pandas.io.formats.xml"
+_VALUES = (str, bytes, int, float, complex, decimal.Decimal, datetime.date, datetime.timedelta, np.generic)
 # These make tables for people by str() of each value and have no other hook. pandas (2.2 and 3.1) uses
 # `printing` for the values of columns of objects, such as those of `df.T`.
 TABLES = ("pandas.io.formats.printing", "pandas.io.formats.style_render", "great_tables", "tabulate")
@@ -98,7 +102,15 @@ class Cell:
         return True  # without this, Python would call __len__
 
     def __eq__(self, other: object) -> bool:
-        return self._data == other._data if isinstance(other, Cell) else NotImplemented
+        if isinstance(other, Cell):
+            return self._data == other._data
+        # False would say that the value is another one. pandas' XML writer (2.2 and 3.1) looks for "".
+        if isinstance(other, _VALUES) and sys._getframe(1).f_globals.get("__name__") != _XML:
+            raise CallerTypeError(
+                f"a cell of {self.dtype.called} cannot be compared with a value. Find rows with "
+                "df.kms.isin(column, values), or decrypt first (df.kms.decrypt())"
+            )
+        return NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._data)

@@ -83,6 +83,11 @@ REFUSED = {
     "cut": lambda f: pd.cut(f["a"], 2),
     "clip": lambda f: f["a"].clip(0, 1),
     "fillna": lambda f: f["a"].fillna(0),
+    "one value": lambda f: f["r"].iloc[0] == "p",
+    "map a comparison": lambda f: f["t"].map(lambda value: value != "u"),
+    "apply a comparison": lambda f: f.apply(lambda row: row["a"] == 1, axis=1),
+    "numpy": lambda f: f["a"].to_numpy(object) == 1,
+    "in a list": lambda f: "p" in list(f["r"]),
 }
 
 
