@@ -362,7 +362,7 @@ class EncryptedArray(ExtensionArray):
         key = check_array_indexer(self, key)
         positions = np.arange(len(self))[key]
         scalar = np.ndim(positions) == 0
-        if not isinstance(value, Cell) and self._left_null(positions):
+        if self._left_null(positions, value):
             return
         new = self._coerced(
             [value] if isinstance(value, Cell) or not pd.api.types.is_list_like(value) else value
@@ -407,24 +407,29 @@ class EncryptedArray(ExtensionArray):
         """Return a copy. The cells are shared: they are never changed in place."""
         return type(self)._of(self._storage, self._dtype)
 
-    def _left_null(self, positions: npt.NDArray[np.intp]) -> bool:
-        """Warn and return True if pandas fills the nulls of a whole frame: fillna(0) or replace(nan, 0)."""
+    def _left_null(self, positions: npt.NDArray[np.intp], value: Any) -> bool:
+        """Warn and return True if a whole frame's nulls get plain values: fillna(0) or replace(nan, 0)."""
         caller = within("fillna", "putmask_inplace")
-        if caller is None or not self.isna()[positions].all():
+        if caller is None or not encryptions(value)[1] or not self.isna()[positions].all():
             return False
-        if caller.f_code.co_name == "putmask_inplace" and in_whole_frame("replace"):
-            self._warn_of_replace()
-            return True
-        if in_whole_frame("fillna"):
-            many = f"{len(positions):,} null{'s' * (len(positions) > 1)}"
-            warn_caller(
-                f"fillna left {many} in {self._dtype.called}, which takes cells only. Fill values before "
-                "encrypting, or decrypt first (df.kms.decrypt())"
-            )
-            return True
-        return False
+        method = "fillna" if caller.f_code.co_name == "fillna" else "replace"
+        if not in_whole_frame(method):
+            return False
+        many = f"{len(positions):,} null{'s' * (len(positions) > 1)}"
+        warn_caller(
+            f"{method} left {many} in {self._dtype.called}, which takes cells only. Fill values before "
+            "encrypting, or decrypt first (df.kms.decrypt())"
+        )
+        return True
 
     def _warn_of_replace(self) -> None:
+        # For a list, pandas (2.2 and 3.1) looks for one value after the other: only the first one warns.
+        if several := within("replace_list"):
+            pairs = several.f_locals.get("pairs", ())
+            first = next((pair for pair in pairs if not is_null(pair[0])), None)
+            current = within("<genexpr>")
+            if first and (current is None or current.f_locals.get("s") is not first):
+                return
         warn_caller(
             f"{self._dtype.called} is unchanged: no value can be found in ciphertext. Call replace before "
             "encrypting, or decrypt first (df.kms.decrypt())"
