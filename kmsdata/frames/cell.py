@@ -76,7 +76,8 @@ class Cell:
 
     Equality and hash use the bytes. ``bytes()`` are the bytes, ``repr()`` is a short fingerprint, ``str()``
     the whole ciphertext as text (``enc:`` and base64), so that no export loses data. Only in tables for
-    people (of pandas, Styler, great_tables and tabulate) ``str()`` is the fingerprint too.
+    people (of pandas, Styler, great_tables and tabulate) ``str()`` is the fingerprint too, except in the
+    separated values that Styler and tabulate make.
     """
 
     __slots__ = ("_data", "dtype")
@@ -159,11 +160,30 @@ def text_for_caller() -> Callable[[Cell], str]:
         module = frame.f_globals.get("__name__", "")
         package = module.partition(".")[0]
         if module in TABLES or package in TABLES:
+            if _separates_values(frame):
+                break
             return _latex_text if module.startswith("pandas.") and "latex" in frame.f_code.co_name else repr
         if package not in ("pandas", "jinja2", "kmsdata", ""):
             break
         frame = frame.f_back
     return whole_text
+
+
+def _separates_values(frame: FrameType | None) -> bool:
+    """Return whether Styler or tabulate makes values with separators, such as CSV, which programs read."""
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("pandas", "jinja2", "tabulate", ""):
+            break
+        if frame.f_code.co_name == "_render_string":
+            return bool(frame.f_locals.get("kwargs", {}).get("delimiter", " ") != " ")
+        if frame.f_code.co_name == package == "tabulate":
+            form = frame.f_locals.get("tablefmt")
+            row = getattr(form, "datarow", None)  # of a format that the caller made
+            begin, separator = getattr(row, "begin", ""), getattr(row, "sep", "")
+            return form == "tsv" or bool(not begin and separator.strip(" "))
+        frame = frame.f_back
+    return False
 
 
 def fits(inner: CellDtype, outer: CellDtype) -> bool:
