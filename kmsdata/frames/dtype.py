@@ -473,6 +473,7 @@ class EncryptedArray(ExtensionArray):
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
             raise CallerTypeError(
                 f"{self._dtype.called} contains no numbers. Decrypt it first (df.kms.decrypt())"
+                f"{way_without()}"
             )
         if copy is False:
             raise CallerValueError("an array of cells is always a copy: copy=False is not possible")
@@ -592,7 +593,7 @@ class EncryptedArray(ExtensionArray):
     def _refuse_order(self, *_: object, **__: object) -> NoReturn:
         raise CallerTypeError(
             f"{self._dtype.called} has no order and no arithmetic: ciphertext reveals nothing about the size "
-            "of its value. Decrypt it first (df.kms.decrypt())"
+            f"of its value. Decrypt it first (df.kms.decrypt()){way_without()}"
         )
 
     def _refuse_operation(self, name: str) -> NoReturn:

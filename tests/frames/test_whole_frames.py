@@ -177,10 +177,59 @@ def test_errors_say_how_to_leave_encrypted_columns_out(operation, enc):
     numbers = enc.drop(columns="group")
     with pytest.raises(TypeError, match=r"encrypted\[.* '(city|name)'.*df\.kms\.decrypt\(\)") as caught:
         WITHOUT[operation](numbers)
-    assert f"or leave it out (df.drop(columns=df.kms.encrypted).{operation}())" in str(caught.value)
+    assert f"or leave it out (df.drop(columns=df.kms.encrypted).{operation}()" in str(caught.value)
     WITHOUT[operation](numbers.drop(columns=numbers.kms.encrypted))
     with pytest.raises(TypeError) as caught:
         WITHOUT[operation](enc["name"])
+    assert "leave it out" not in str(caught.value)
+
+
+NUMERIC_ONLY = {
+    "corr": lambda f, **more: f.corr(**more),
+    "cov": lambda f, **more: f.cov(**more),
+    "rank": lambda f, **more: f.rank(**more),
+    "sum": lambda f, **more: f.sum(**more),
+    "mode": lambda f, **more: f.mode(**more),
+    "idxmax": lambda f, **more: f.idxmax(**more),
+    "quantile": lambda f, **more: f.quantile(**more),
+    "agg": lambda f, **more: f.agg("mean", **more),
+    "groupby sum": lambda f, **more: f.groupby("group").sum(**more),
+    "groupby corr": lambda f, **more: f.groupby("group").corr(**more),
+    "groupby agg": lambda f, **more: f.groupby("group").agg("mean", **more),
+}
+
+
+@pytest.mark.parametrize("operation", NUMERIC_ONLY)
+def test_errors_name_numeric_only_where_it_helps(operation, enc):
+    enc["group"] = enc["id"] % 2
+    with pytest.raises(TypeError, match=r"or leave it out \(.*numeric_only=True\)$"):
+        NUMERIC_ONLY[operation](enc)
+    NUMERIC_ONLY[operation](enc, numeric_only=True)
+    with pytest.raises(TypeError) as caught:
+        enc.groupby("group").rank()  # does not have it
+    assert "numeric_only" not in str(caught.value)
+
+
+NAMED = {  # leaving the column out is not what the caller wants, or not possible
+    "set_index": lambda f: f.set_index(["name", "id"]),
+    "merge": lambda f: f.merge(f, on="name"),
+    "join": lambda f: f[["id", "name"]].set_index("name").join(f.set_index("name")["pay"][1:]),
+    "reindex": lambda f: f.set_index("name").reindex(f["name"][1:]),
+    "groupby": lambda f: f.groupby("name").sum(numeric_only=True),
+    "pivot_table": lambda f: f.pivot_table(index="name", values="pay"),
+    "pivot_table of it": lambda f: f.pivot_table(index="group", values="age"),
+    "drop_duplicates": lambda f: f.drop_duplicates("name"),
+    "duplicated": lambda f: f.duplicated(["name"]),
+    "value_counts": lambda f: f.value_counts("name"),
+    "agg": lambda f: f.agg({"name": "max"}),
+    "sort_values": lambda f: f.sort_values("name"),
+}
+
+
+@pytest.mark.parametrize("operation", NAMED)
+def test_errors_about_a_named_column_do_not_advise_to_leave_it_out(operation, enc):
+    with pytest.raises(TypeError, match=r"df\.kms\.decrypt\(\)") as caught:
+        NAMED[operation](enc)
     assert "leave it out" not in str(caught.value)
 
 
