@@ -422,6 +422,15 @@ class EncryptedArray(ExtensionArray):
         )
         return True
 
+    def _refuse_filled_rows(self) -> None:
+        """Raise TypeError if fillna(0, axis=1) makes objects of these cells, to fill their nulls."""
+        local = frame.f_locals if (frame := within("fillna")) else {}
+        if local.get("axis") == 1 and self.isna().any() and encryptions(local.get("value"))[1]:
+            raise CallerTypeError(
+                f"fillna(axis=1) would put plain values among the cells of {self._dtype.called}. Call it "
+                "without axis=1, which fills the other columns, or decrypt first (df.kms.decrypt())"
+            )
+
     def _warn_of_replace(self) -> None:
         # For a list, pandas (2.2 and 3.1) looks for one value after the other: only the first one warns.
         if several := within("replace_list"):
@@ -464,10 +473,22 @@ class EncryptedArray(ExtensionArray):
             if within("_get_engine_target") and within("get_indexer", "get_indexer_non_unique"):
                 self._check_factorizable()
             warn_of_mixing()
+            self._refuse_filled_rows()
             return self.__array__()
         raise CallerTypeError(
             f"{self._dtype.called} cannot be converted to {dtype}. Decrypt it first (df.kms.decrypt())"
         )
+
+    def map(self, mapper: Any, na_action: Literal["ignore"] | None = None) -> Any:
+        """Return the results of a function of the cells; warn if they are cells and plain values."""
+        result = super().map(mapper, na_action=na_action)
+        cells, plain = encryptions(result)
+        if cells and plain:
+            warn_caller(
+                f"map made cells and plain values of {self._dtype.called}: no Parquet file can store the "
+                "result, and CSV stores both. Return cells only, or decrypt first (df.kms.decrypt())"
+            )
+        return result
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
