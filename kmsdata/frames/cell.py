@@ -12,13 +12,14 @@ import decimal
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
 
 import numpy as np
 import pandas as pd
 from pandas.api.extensions import ExtensionDtype
+from pandas.api.typing import DataFrameGroupBy
 
 from kmsdata.ciphers import gcm, siv
 from kmsdata.errors import CallerTypeError
@@ -52,6 +53,11 @@ _VALUES = (str, bytes, int, float, complex, decimal.Decimal, datetime.date, date
 # `printing` for the values of columns of objects, such as those of `df.T`.
 TABLES = ("pandas.io.formats.printing", "pandas.io.formats.style_render", "great_tables", "tabulate")
 NDFRAMES = (pd.DataFrame, pd.Series)
+# Methods of a frame that use every column, besides those that take numeric_only=.
+EVERY_COLUMN = (
+    *("aggregate", "all", "any", "clip", "cummax", "cummin", "cumprod", "cumsum", "diff"),
+    *("drop_duplicates", "duplicated", "interpolate", "nunique", "pct_change", "value_counts"),
+)
 SHORTEST = min(siv.OVERHEAD, gcm.OVERHEAD)  # bytes of a cell whose plaintext is empty
 
 
@@ -80,7 +86,8 @@ class Cell:
 
     Equality and hash use the bytes. ``bytes()`` are the bytes, ``repr()`` is a short fingerprint, ``str()``
     the whole ciphertext as text (``enc:`` and base64), so that no export loses data. Only in tables for
-    people (of pandas, Styler, great_tables and tabulate) ``str()`` is the fingerprint too.
+    people (of pandas, Styler, great_tables and tabulate) ``str()`` is the fingerprint too, except in the
+    separated values that Styler and tabulate make.
     """
 
     __slots__ = ("_data", "dtype")
@@ -171,11 +178,30 @@ def text_for_caller() -> Callable[[Cell], str]:
         module = frame.f_globals.get("__name__", "")
         package = module.partition(".")[0]
         if module in TABLES or package in TABLES:
+            if _separates_values(frame):
+                break
             return _latex_text if module.startswith("pandas.") and "latex" in frame.f_code.co_name else repr
         if package not in ("pandas", "jinja2", "kmsdata", ""):
             break
         frame = frame.f_back
     return whole_text
+
+
+def _separates_values(frame: FrameType | None) -> bool:
+    """Return whether Styler or tabulate makes values with separators, such as CSV, which programs read."""
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("pandas", "jinja2", "tabulate", ""):
+            break
+        if frame.f_code.co_name == "_render_string":
+            return bool(frame.f_locals.get("kwargs", {}).get("delimiter", " ") != " ")
+        if frame.f_code.co_name == package == "tabulate":
+            form = frame.f_locals.get("tablefmt")
+            row = getattr(form, "datarow", None)  # of a format that the caller made
+            begin, separator = getattr(row, "begin", ""), getattr(row, "sep", "")
+            return form == "tsv" or bool(not begin and separator.strip(" "))
+        frame = frame.f_back
+    return False
 
 
 def fits(inner: CellDtype, outer: CellDtype) -> bool:
@@ -275,16 +301,37 @@ def in_whole_frame(method: str) -> bool:
 
 
 def way_without() -> str:
-    """Return how to leave encrypted columns out, as the end of an error, if a frame's method was called."""
+    """Return how to leave encrypted columns out, as the end of an error, if a method used every column."""
     frame: FrameType | None = sys._getframe(2)
-    found = ""
+    found, of_key = "", False
     while frame is not None:
         if frame.f_globals.get("__name__", "").partition(".")[0] not in ("pandas", "kmsdata"):
             break
-        if isinstance(frame.f_locals.get("self"), pd.DataFrame) and not frame.f_code.co_name.startswith("_"):
-            found = f", or leave it out (df.drop(columns=df.kms.encrypted).{frame.f_code.co_name}())"
+        code, local = frame.f_code, frame.f_locals
+        owner, method = local.get("self"), code.co_name
+        public = not method.startswith(("_", "<"))
+        numbers = public and "numeric_only" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        of_key = of_key or method == "_codes_and_uniques"  # the column to group by
+        if isinstance(owner, pd.DataFrame) and (numbers or method in EVERY_COLUMN):
+            way = f"df.drop(columns=df.kms.encrypted).{method}()"
+            way += ", or with numeric_only=True" if numbers else ""
+            if _names_columns(local, owner):
+                found = ""
+            elif not found or method != "aggregate":  # it calls a method such as mean, which is found
+                found = f", or leave it out ({way})"
+        elif isinstance(owner, pd.DataFrame) and public:
+            found = ""  # such as merge, which uses the columns that the caller named
+        elif isinstance(owner, DataFrameGroupBy) and numbers and not of_key:
+            found = ", or leave it out (numeric_only=True)"
         frame = frame.f_back
     return found
+
+
+def _names_columns(arguments: Mapping[str, Any], frame: pd.DataFrame) -> bool:
+    """Return whether these arguments of a frame's method name columns. pandas makes all columns of None."""
+    subset = arguments.get("subset")
+    every = subset is None or (pd.api.types.is_list_like(subset) and len(subset) == len(frame.columns))
+    return not every or isinstance(arguments.get("func"), dict)
 
 
 def refuse_plot() -> None:

@@ -362,7 +362,7 @@ class EncryptedArray(ExtensionArray):
         key = check_array_indexer(self, key)
         positions = np.arange(len(self))[key]
         scalar = np.ndim(positions) == 0
-        if not isinstance(value, Cell) and self._left_null(positions):
+        if self._left_null(positions, value):
             return
         new = self._coerced(
             [value] if isinstance(value, Cell) or not pd.api.types.is_list_like(value) else value
@@ -407,24 +407,38 @@ class EncryptedArray(ExtensionArray):
         """Return a copy. The cells are shared: they are never changed in place."""
         return type(self)._of(self._storage, self._dtype)
 
-    def _left_null(self, positions: npt.NDArray[np.intp]) -> bool:
-        """Warn and return True if pandas fills the nulls of a whole frame: fillna(0) or replace(nan, 0)."""
+    def _left_null(self, positions: npt.NDArray[np.intp], value: Any) -> bool:
+        """Warn and return True if a whole frame's nulls get plain values: fillna(0) or replace(nan, 0)."""
         caller = within("fillna", "putmask_inplace")
-        if caller is None or not self.isna()[positions].all():
+        if caller is None or not encryptions(value)[1] or not self.isna()[positions].all():
             return False
-        if caller.f_code.co_name == "putmask_inplace" and in_whole_frame("replace"):
-            self._warn_of_replace()
-            return True
-        if in_whole_frame("fillna"):
-            many = f"{len(positions):,} null{'s' * (len(positions) > 1)}"
-            warn_caller(
-                f"fillna left {many} in {self._dtype.called}, which takes cells only. Fill values before "
-                "encrypting, or decrypt first (df.kms.decrypt())"
+        method = "fillna" if caller.f_code.co_name == "fillna" else "replace"
+        if not in_whole_frame(method):
+            return False
+        many = f"{len(positions):,} null{'s' * (len(positions) > 1)}"
+        warn_caller(
+            f"{method} left {many} in {self._dtype.called}, which takes cells only. Fill values before "
+            "encrypting, or decrypt first (df.kms.decrypt())"
+        )
+        return True
+
+    def _refuse_filled_rows(self) -> None:
+        """Raise TypeError if fillna(0, axis=1) makes objects of these cells, to fill their nulls."""
+        local = frame.f_locals if (frame := within("fillna")) else {}
+        if local.get("axis") == 1 and self.isna().any() and encryptions(local.get("value"))[1]:
+            raise CallerTypeError(
+                f"fillna(axis=1) would put plain values among the cells of {self._dtype.called}. Call it "
+                "without axis=1, which fills the other columns, or decrypt first (df.kms.decrypt())"
             )
-            return True
-        return False
 
     def _warn_of_replace(self) -> None:
+        # For a list, pandas (2.2 and 3.1) looks for one value after the other: only the first one warns.
+        if several := within("replace_list"):
+            pairs = several.f_locals.get("pairs", ())
+            first = next((pair for pair in pairs if not is_null(pair[0])), None)
+            current = within("<genexpr>")
+            if first and (current is None or current.f_locals.get("s") is not first):
+                return
         warn_caller(
             f"{self._dtype.called} is unchanged: no value can be found in ciphertext. Call replace before "
             "encrypting, or decrypt first (df.kms.decrypt())"
@@ -459,15 +473,28 @@ class EncryptedArray(ExtensionArray):
             if within("_get_engine_target") and within("get_indexer", "get_indexer_non_unique"):
                 self._check_factorizable()
             warn_of_mixing()
+            self._refuse_filled_rows()
             return self.__array__()
         raise CallerTypeError(
             f"{self._dtype.called} cannot be converted to {dtype}. Decrypt it first (df.kms.decrypt())"
         )
 
+    def map(self, mapper: Any, na_action: Literal["ignore"] | None = None) -> Any:
+        """Return the results of a function of the cells; warn if they are cells and plain values."""
+        result = super().map(mapper, na_action=na_action)
+        cells, plain = encryptions(result)
+        if cells and plain:
+            warn_caller(
+                f"map made cells and plain values of {self._dtype.called}: no Parquet file can store the "
+                "result, and CSV stores both. Return cells only, or decrypt first (df.kms.decrypt())"
+            )
+        return result
+
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if dtype is not None and np.dtype(dtype) != np.dtype(object):
             raise CallerTypeError(
                 f"{self._dtype.called} contains no numbers. Decrypt it first (df.kms.decrypt())"
+                f"{way_without()}"
             )
         if copy is False:
             raise CallerValueError("an array of cells is always a copy: copy=False is not possible")
@@ -587,7 +614,7 @@ class EncryptedArray(ExtensionArray):
     def _refuse_order(self, *_: object, **__: object) -> NoReturn:
         raise CallerTypeError(
             f"{self._dtype.called} has no order and no arithmetic: ciphertext reveals nothing about the size "
-            "of its value. Decrypt it first (df.kms.decrypt())"
+            f"of its value. Decrypt it first (df.kms.decrypt()){way_without()}"
         )
 
     def _refuse_operation(self, name: str) -> NoReturn:

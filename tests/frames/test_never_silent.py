@@ -136,6 +136,38 @@ def test_concat_with_plain_rows_warns_once_for_each_column(df, enc):
         pd.concat([enc, df.add_prefix("other_")], axis=1)
 
 
+MIXING = {
+    "map": lambda f: f["a"].map(lambda cell: 0 if cell is pd.NA else cell),
+    "map of a frame": lambda f: f[["a"]].map(lambda cell: 0 if cell is pd.NA else cell),
+    "apply": lambda f: f["a"].apply(lambda cell: 0 if cell is pd.NA else cell),
+    "index": lambda f: f.set_index("t").index.map(lambda cell, first=f["t"][1]: 0 if cell == first else cell),
+}
+
+
+@pytest.mark.parametrize("mix", MIXING)
+def test_map_to_cells_and_plain_values_warns(mix, enc):
+    with pytest.warns(UserWarning, match=r"map made cells and plain values of .*'(a|t)'") as said:
+        MIXING[mix](enc)
+    assert [warning.filename for warning in said] == [__file__]
+
+
+def test_map_to_cells_or_to_plain_values_does_not_warn(enc):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert enc["a"].map(lambda cell: cell).tolist() == enc["a"].tolist()
+        assert enc["a"].map(bool, na_action="ignore").tolist() == [True, True, pd.NA]
+        assert enc["a"].map(lambda cell: [cell]).str.len().tolist() == [1, 1, 1]
+
+
+def test_fillna_along_rows_is_refused_where_it_would_mix(df, enc):
+    for fill in (lambda: enc.fillna(0, axis=1), lambda: enc.fillna("x", axis="columns")):
+        with pytest.raises(TypeError, match=r"fillna\(axis=1\).*'a'.*without axis=1"):
+            fill()
+    assert enc.drop(columns="a").assign(n=[1, None, 2]).fillna(0, axis=1)["n"].tolist() == [1, 0, 2]
+    assert enc.fillna(enc["a"][0], axis=1)["a"].tolist()[2] == enc["a"][0]
+    assert enc.T.fillna(0).shape == (3, 3)
+
+
 # Text that is not authenticated.
 
 

@@ -222,6 +222,50 @@ NEWEST = {
 }
 
 
+def separated(text, separator):
+    return pd.read_csv(io.StringIO(text), sep=rf"\s*{separator}\s*", engine="python", na_values="<NA>")
+
+
+def tabulated(frame, tablefmt):
+    from tabulate import tabulate
+
+    return tabulate(frame, headers="keys", tablefmt=tablefmt, showindex=False)
+
+
+def comma_format():
+    from tabulate import simple_separated_format
+
+    return simple_separated_format(",")
+
+
+SEPARATED = {
+    "Styler": lambda f: separated(f.style.hide().to_string(delimiter=","), ","),
+    "Styler with tabs": lambda f: separated(f.style.hide().to_string(delimiter="\t"), "\t"),
+    "to_markdown": lambda f: separated(f.to_markdown(tablefmt="tsv", index=False), "\t"),
+    "tabulate": lambda f: separated(tabulated(f, "tsv"), "\t"),
+    "tabulate of objects": lambda f: separated(tabulated(f.astype(object), "tsv"), "\t"),
+    "tabulate with commas": lambda f: separated(tabulated(f, comma_format()), ","),
+}
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("table", SEPARATED)
+def test_separated_values_are_for_programs(table, df, enc):
+    check_recovered(SEPARATED[table](enc), df, enc)
+
+
+@pytest.mark.newest
+def test_cells_of_labels_are_whole_in_separated_values(enc):
+    labelled = enc[["id", "city"]].dropna().set_index("city")
+    for text in (
+        labelled.style.to_string(delimiter=","),
+        labelled.T.style.to_string(delimiter=","),
+        labelled.to_markdown(tablefmt="tsv"),
+        labelled.T.to_markdown(tablefmt="tsv"),
+    ):
+        assert (text.count("enc:"), "enc#" in text) == (3, False)
+
+
 def check_recovered(back, df, enc):
     opened = (back if back.kms.encrypted else back.kms.attach(enc)).kms.decrypt().reset_index(drop=True)
     for name in SECRET:

@@ -177,10 +177,59 @@ def test_errors_say_how_to_leave_encrypted_columns_out(operation, enc):
     numbers = enc.drop(columns="group")
     with pytest.raises(TypeError, match=r"encrypted\[.* '(city|name)'.*df\.kms\.decrypt\(\)") as caught:
         WITHOUT[operation](numbers)
-    assert f"or leave it out (df.drop(columns=df.kms.encrypted).{operation}())" in str(caught.value)
+    assert f"or leave it out (df.drop(columns=df.kms.encrypted).{operation}()" in str(caught.value)
     WITHOUT[operation](numbers.drop(columns=numbers.kms.encrypted))
     with pytest.raises(TypeError) as caught:
         WITHOUT[operation](enc["name"])
+    assert "leave it out" not in str(caught.value)
+
+
+NUMERIC_ONLY = {
+    "corr": lambda f, **more: f.corr(**more),
+    "cov": lambda f, **more: f.cov(**more),
+    "rank": lambda f, **more: f.rank(**more),
+    "sum": lambda f, **more: f.sum(**more),
+    "mode": lambda f, **more: f.mode(**more),
+    "idxmax": lambda f, **more: f.idxmax(**more),
+    "quantile": lambda f, **more: f.quantile(**more),
+    "agg": lambda f, **more: f.agg("mean", **more),
+    "groupby sum": lambda f, **more: f.groupby("group").sum(**more),
+    "groupby corr": lambda f, **more: f.groupby("group").corr(**more),
+    "groupby agg": lambda f, **more: f.groupby("group").agg("mean", **more),
+}
+
+
+@pytest.mark.parametrize("operation", NUMERIC_ONLY)
+def test_errors_name_numeric_only_where_it_helps(operation, enc):
+    enc["group"] = enc["id"] % 2
+    with pytest.raises(TypeError, match=r"or leave it out \(.*numeric_only=True\)$"):
+        NUMERIC_ONLY[operation](enc)
+    NUMERIC_ONLY[operation](enc, numeric_only=True)
+    with pytest.raises(TypeError) as caught:
+        enc.groupby("group").rank()  # does not have it
+    assert "numeric_only" not in str(caught.value)
+
+
+NAMED = {  # leaving the column out is not what the caller wants, or not possible
+    "set_index": lambda f: f.set_index(["name", "id"]),
+    "merge": lambda f: f.merge(f, on="name"),
+    "join": lambda f: f[["id", "name"]].set_index("name").join(f.set_index("name")["pay"][1:]),
+    "reindex": lambda f: f.set_index("name").reindex(f["name"][1:]),
+    "groupby": lambda f: f.groupby("name").sum(numeric_only=True),
+    "pivot_table": lambda f: f.pivot_table(index="name", values="pay"),
+    "pivot_table of it": lambda f: f.pivot_table(index="group", values="age"),
+    "drop_duplicates": lambda f: f.drop_duplicates("name"),
+    "duplicated": lambda f: f.duplicated(["name"]),
+    "value_counts": lambda f: f.value_counts("name"),
+    "agg": lambda f: f.agg({"name": "max"}),
+    "sort_values": lambda f: f.sort_values("name"),
+}
+
+
+@pytest.mark.parametrize("operation", NAMED)
+def test_errors_about_a_named_column_do_not_advise_to_leave_it_out(operation, enc):
+    with pytest.raises(TypeError, match=r"df\.kms\.decrypt\(\)") as caught:
+        NAMED[operation](enc)
     assert "leave it out" not in str(caught.value)
 
 
@@ -230,12 +279,36 @@ def test_fillna_without_nulls_or_by_name(df, enc):
             fill()
 
 
+def test_fillna_with_cells_fills_them(df, enc):
+    more = df[SECRET].fillna("more").kms.encrypt(["name", "age"], deterministic="city", key=enc)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in (more, more.astype(object)):
+            for fill in (
+                lambda f, other=other: f.fillna(other),
+                lambda f, other=other: in_place(f, lambda g: g.fillna(other, inplace=True)),
+            ):
+                result = fill(enc)
+                assert result["name"].dtype == enc["name"].dtype
+                tm.assert_frame_equal(result.kms.decrypt()[SECRET], df[SECRET].fillna("more"))
+        # No cells in the other frame, and nulls only.
+        assert enc.fillna(enc[["id"]]).equals(enc)
+    foreign = df[SECRET].fillna("more").kms.encrypt(["name", "age"], deterministic="city", key=KEY)
+    with pytest.raises(TypeError, match=r"'(city|name)', where it could not|do not fit into .*'(city|name)'"):
+        enc.fillna(foreign)
+    with pytest.warns(UserWarning, match="fillna left .* which takes cells only"):
+        assert enc.fillna(df[SECRET].fillna("more"))[SECRET].equals(enc[SECRET])
+
+
 REPLACEMENTS = {
     "text": (lambda f: f.replace("a", "z"), "group", list("zzbbzbzb")),
     "a number": (lambda f: f.replace(10, 0), "id", [0, *range(11, 18)]),
     "a list": (lambda f: f.replace([10, 11], 0), "id", [0, 0, *range(12, 18)]),
     "two lists": (lambda f: f.replace([10, 11], [1, 2]), "id", [1, 2, *range(12, 18)]),
     "a dict": (lambda f: f.replace({10: 0}), "id", [0, *range(11, 18)]),
+    "a dict of two": (lambda f: f.replace({10: 0, 11: 0}), "id", [0, 0, *range(12, 18)]),
+    "two texts": (lambda f: f.replace(["a", "b"], ["z", "y"]), "group", list("zzyyzyzy")),
+    "two patterns": (lambda f: f.replace(["^a", "^b"], "z", regex=True), "group", list("zzzzzzzz")),
     "null": (lambda f: f.replace(np.nan, 0), "pay", [1.5, 2, 0, 4, 5, 6, 7, 8]),
     "a pattern": (lambda f: f.replace("^a", "z", regex=True), "group", list("zzbbzbzb")),
     "in place": (lambda f: in_place(f, lambda g: g.replace(10, 0, inplace=True)), "id", [0, *range(11, 18)]),
@@ -246,14 +319,29 @@ REPLACEMENTS = {
 @pytest.mark.parametrize("replace", REPLACEMENTS)
 def test_replace_in_a_frame_leaves_encrypted_columns_and_warns(replace, enc):
     change, column, expected = REPLACEMENTS[replace]
-    with pytest.warns(UserWarning, match="is unchanged: no value can be found in ciphertext") as said:
+    message = "replace left . null" if replace == "null" else "is unchanged: no value can be found in ciph"
+    with pytest.warns(UserWarning, match=message) as said:
         result = change(enc)
     assert result[column].tolist() == expected
     assert result[SECRET].equals(enc[SECRET])
     left = {"city", "name"} if replace == "null" else set(SECRET)
-    ours = [one for one in said if "ciphertext" in str(one.message)]
+    ours = [one for one in said if re.search(message, str(one.message))]
     assert {name for name in SECRET if any(f"{name!r}" in str(one.message) for one in ours)} == left
+    assert len(ours) == len(left)
     assert {one.filename for one in ours} == {__file__}
+
+
+@pytest.mark.filterwarnings("ignore:Downcasting behavior:FutureWarning")  # of pandas 2
+def test_replace_of_nulls_and_values_says_both(enc):
+    with pytest.warns(UserWarning, match="is unchanged|left") as said:
+        result = enc[["id", "city"]].replace([np.nan, 10], 0)
+    assert result["id"].tolist() == [0, *range(11, 18)]
+    assert result["city"].equals(enc["city"])
+    said = sorted(str(one.message) for one in said if "'city'" in str(one.message))
+    assert [text.partition(",")[0].partition(":")[0] for text in said] == [
+        f"{enc['city'].dtype.called} is unchanged",
+        f"replace left 2 nulls in {enc['city'].dtype.called}",
+    ]
 
 
 def test_replace_of_named_columns(enc, df):
