@@ -7,6 +7,7 @@ function of pandas is calling.
 
 from __future__ import annotations
 
+import decimal
 import hashlib
 import sys
 import warnings
@@ -33,6 +34,7 @@ __all__ = [
     "fits",
     "in_whole_frame",
     "is_null",
+    "nulls_of",
     "refuse_foreign_meeting",
     "refuse_plot",
     "text_for_caller",
@@ -214,6 +216,13 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
         f"{dtype.called} takes cells and nulls only, not {type(value).__name__}. Encrypt the values first, "
         "under the same data key (series.kms.encrypt(key=df)), or decrypt the column (df.kms.decrypt())"
     )
+
+
+def nulls_of(values: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return which values are null, as `pandas.isna`, which fails for ``Decimal("sNaN")``: it compares them."""
+    with decimal.localcontext() as context:
+        context.traps[decimal.InvalidOperation] = False
+        return np.asarray(pd.isna(values), np.bool_)
 
 
 def is_null(value: Any) -> bool:
