@@ -219,7 +219,7 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
 
 
 def nulls_of(values: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return which values are null, as `pandas.isna`, which fails for ``Decimal("sNaN")``: it compares them."""
+    """Return which values are null. `pandas.isna` compares decimals, which fails for ``Decimal("sNaN")``."""
     with decimal.localcontext() as context:
         context.traps[decimal.InvalidOperation] = False
         return np.asarray(pd.isna(values), np.bool_)
