@@ -69,7 +69,7 @@ class KmsDataError(Exception):
 
 
 class _CallerErrorClass(type):
-    """The class of `CallerError` and its subclasses, so that `copyreg` can pickle them as Python's classes."""
+    """The class of `CallerError` and its subclasses, so that `copyreg` can pickle them as Python's."""
 
 
 class CallerError(BaseException, metaclass=_CallerErrorClass):

@@ -262,6 +262,33 @@ def test_an_interrupted_encryption_is_an_interrupt(enc, monkeypatch):
     assert caught.value.__suppress_context__
 
 
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.newest
+def test_other_long_work_that_is_interrupted_is_one_block_too(enc, tmp_path, monkeypatch):
+    path = tmp_path / "e.parquet"
+    enc.kms.to_parquet(path)
+    for target, title, call in (
+        ("kmsdata.parquet.write.pq.write_table", "to_parquet", lambda: enc.kms.to_parquet(path)),
+        ("kmsdata.parquet.read.dataset_headers", "read_parquet", lambda: kmsdata.read_parquet(path)),
+        ("kmsdata.api.pick.profile_frame", "pick", lambda: enc.kms.pick()),
+        ("kmsdata.api.panel.inspect", "df.kms", lambda: str(enc.kms)),
+        ("kmsdata.api.panel.inspect", "df.kms", lambda: enc.kms._repr_html_()),
+        ("kmsdata.api.panel.inspect", "series.kms", lambda: str(enc["name"].kms)),
+        ("kmsdata.api.panel.inspect", "series.kms", lambda: enc["name"].kms._repr_html_()),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, interrupted)
+            with pytest.raises(KeyboardInterrupt, match=f"^{title} was stopped$") as caught:
+                call()
+        assert caught.value.__context__.__traceback__ is None
+        assert caught.value.__suppress_context__
+    assert kmsdata.read_parquet(path).equals(enc)  # the file is the earlier one
+    assert {entry.name for entry in tmp_path.iterdir()} == {"e.parquet", "keystore"}
+
+
 @pytest.mark.newest
 def test_a_kms_call_can_be_interrupted(enc):
     with Emulator() as emulator:

@@ -203,7 +203,7 @@ class ColumnPicker(anywidget.AnyWidget):
                 daemon=True,
             )
             worker.start()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the button must work again
+        except BaseException as error:  # noqa: BLE001 - in every case, the button must work again
             self._say("bad", f"this could not start ({type(error).__name__}). Press Encrypt again.")
         else:
             self._worker = worker
