@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 import linecache
+import operator
 import sys
 import traceback
 from collections.abc import Iterable
@@ -66,7 +68,11 @@ class KmsDataError(Exception):
         return _one_block(self)
 
 
-class CallerError(BaseException):
+class _CallerErrorClass(type):
+    """The class of `CallerError` and its subclasses, so that `copyreg` can pickle them as Python's."""
+
+
+class CallerError(BaseException, metaclass=_CallerErrorClass):
     """Base class of Python's own exceptions, where they are about the call and not a bug.
 
     A notebook shows them in one short block, as it shows a `KmsDataError`. The subclasses are for ``raise``
@@ -90,11 +96,19 @@ class CallerError(BaseException):
         return _one_block(self)
 
 
+def _pickled_class(cls: _CallerErrorClass) -> Any:
+    # A class is otherwise pickled as its module and name, which here are those of another class.
+    return "CallerError" if cls is CallerError else (operator.getitem, (cls.__bases__[1:], 0))
+
+
+copyreg.pickle(_CallerErrorClass, _pickled_class)
+
+
 class CallerKeyError(CallerError, KeyError):
     """A KeyError whose text is the message, not its repr."""
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return str(self.args[0]) if len(self.args) == 1 else super().__str__()
 
 
 class CallerTypeError(CallerError, TypeError):
@@ -136,9 +150,31 @@ def _one_block(error: BaseException) -> list[str]:
     message = printable(str(error), "\n")
     return [
         f"\x1b[31m{type(error).__name__}\x1b[39m: {message}",
+        *_notes(error),
         *([f"  at {line}"] if line else []),
+        *_reason(error),
         "  (%tb shows the traceback)",
     ]
+
+
+def _notes(error: BaseException) -> list[str]:
+    """Return what the user added with ``add_note``."""
+    notes = getattr(error, "__notes__", None)
+    lines = [line for note in notes for line in str(note).split("\n")] if isinstance(notes, list) else []
+    return [f"  {printable(line)}" for line in lines]
+
+
+def _reason(error: BaseException) -> list[str]:
+    """Return a line on an exception of other software that led to this one: its class only.
+
+    Its text may contain values. The traceback shows it, as every exception that led to the error.
+    """
+    how, other = "caused by", error.__cause__
+    if other is None and not error.__suppress_context__:
+        how, other = "raised while handling", error.__context__
+    if other is None or isinstance(other, (KmsDataError, CallerError)):
+        return []
+    return [f"  {how} {printable(type(other).__name__)}"]
 
 
 def _line_of_cell(error: BaseException, shell: Any) -> str | None:

@@ -57,6 +57,19 @@ def test_every_error_about_a_call_is_one_of_python():
     assert str(pickle.loads(pickle.dumps(error))) == "[Errno 2] there is no file: 'x.parquet'"
 
 
+def test_the_classes_of_errors_are_pickled_as_those_of_python():
+    for own, public in CALLER_ERRORS.items():
+        for protocol in range(3, pickle.HIGHEST_PROTOCOL + 1):  # Python 2 had fewer classes
+            assert pickle.loads(pickle.dumps({"class": own}, protocol)) == {"class": public}
+    assert pickle.loads(pickle.dumps(errors.CallerError)) is errors.CallerError
+
+
+def test_errors_without_a_message():
+    for own, public in CALLER_ERRORS.items():
+        for arguments in ((), ("a", "b")):
+            assert str(own(*arguments)) == str(public(*arguments))
+
+
 def test_the_text_of_a_key_error_is_its_message(enc):
     with pytest.raises(KeyError) as caught:
         enc.kms.decrypt("nmae")
@@ -167,6 +180,30 @@ def test_a_cell_shows_one_block(ran, enc, tmp_path, monkeypatch, code):
 
 
 @pytest.mark.newest
+def test_a_block_shows_notes(ran, enc):
+    code = "try: enc.kms.decrypt('nmae')\nexcept KeyError as error: error.add_note(note); raise"
+    lines = ran(code, enc=enc, note="the table\n\x1b[2Jof May").splitlines()
+    assert lines[0] == "KeyError: no column 'nmae': did you mean 'name'?"
+    assert lines[1:3] == ["  the table", r"  \x1b[2Jof May"]
+    assert lines[3].startswith("  at ")
+
+
+@pytest.mark.newest
+def test_a_block_names_the_class_of_the_exception_that_led_to_it(ran, enc):
+    foreign, own = "try: {}[note]\nexcept KeyError: ", "try: enc.kms.decrypt('nmae')\nexcept KeyError as e: "
+    for code, shown in {
+        foreign + "enc.kms.decrypt('nmae')": "  raised while handling KeyError",
+        own + "raise e from OSError(note)": "  caused by OSError",
+        own + "\n  try: {}[note]\n  except KeyError: raise e from None": None,
+        own + "enc.kms.decrypt('nmae')": None,
+    }.items():
+        lines = ran(code, enc=enc, note=PLAINTEXT).splitlines()
+        assert lines[0] == "KeyError: no column 'nmae': did you mean 'name'?"
+        assert PLAINTEXT not in "\n".join(lines)
+        assert lines[2:-1] == ([] if shown is None else [shown])
+
+
+@pytest.mark.newest
 def test_the_mode_that_the_user_chose_decides(ran, enc):
     code = "enc.kms.decrypt('nmae')"
     assert "arguments.py" in ran(f"%xmode Verbose\n{code}", enc=enc)
@@ -223,6 +260,33 @@ def test_an_interrupted_encryption_is_an_interrupt(enc, monkeypatch):
         plain.kms.encrypt("name", key="local://demo")
     assert caught.value.__context__.__traceback__ is None  # its frames contain keys and plaintext
     assert caught.value.__suppress_context__
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.newest
+def test_other_long_work_that_is_interrupted_is_one_block_too(enc, tmp_path, monkeypatch):
+    path = tmp_path / "e.parquet"
+    enc.kms.to_parquet(path)
+    for target, title, call in (
+        ("kmsdata.parquet.write.pq.write_table", "to_parquet", lambda: enc.kms.to_parquet(path)),
+        ("kmsdata.parquet.read.dataset_headers", "read_parquet", lambda: kmsdata.read_parquet(path)),
+        ("kmsdata.api.pick.profile_frame", "pick", lambda: enc.kms.pick()),
+        ("kmsdata.api.panel.inspect", "df.kms", lambda: str(enc.kms)),
+        ("kmsdata.api.panel.inspect", "df.kms", lambda: enc.kms._repr_html_()),
+        ("kmsdata.api.panel.inspect", "series.kms", lambda: str(enc["name"].kms)),
+        ("kmsdata.api.panel.inspect", "series.kms", lambda: enc["name"].kms._repr_html_()),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, interrupted)
+            with pytest.raises(KeyboardInterrupt, match=f"^{title} was stopped$") as caught:
+                call()
+        assert caught.value.__context__.__traceback__ is None
+        assert caught.value.__suppress_context__
+    assert kmsdata.read_parquet(path).equals(enc)  # the file is the earlier one
+    assert {entry.name for entry in tmp_path.iterdir()} == {"e.parquet", "keystore"}
 
 
 @pytest.mark.newest

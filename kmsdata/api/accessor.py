@@ -13,6 +13,7 @@ from kmsdata.api.panel import frame_panel, series_panel
 from kmsdata.api.pick import pick
 from kmsdata.api.rewrap import rewrap_frame
 from kmsdata.display.inspection import Inspection
+from kmsdata.display.progress import Interruptible
 from kmsdata.errors import CallerTypeError, CallerValueError
 from kmsdata.frames.arguments import Chooser, Columns, chosen_names, column_names, matching_names
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns
@@ -58,10 +59,12 @@ class FrameAccessor:
         self._frame = frame
 
     def __repr__(self) -> str:
-        return str(frame_panel(self._frame))
+        with Interruptible("df.kms"):
+            return str(frame_panel(self._frame))
 
     def _repr_html_(self) -> str:
-        return frame_panel(self._frame)._repr_html_()
+        with Interruptible("df.kms"):
+            return frame_panel(self._frame)._repr_html_()
 
     def encrypt(
         self,
@@ -199,7 +202,8 @@ class FrameAccessor:
             >>> picked = df.kms.pick(key="local://demo")  # doctest: +SKIP
             >>> picked.result  # later, after the button was pressed  # doctest: +SKIP
         """
-        return pick(self._frame, self.encrypt, key)
+        with Interruptible("pick"):
+            return pick(self._frame, self.encrypt, key)
 
     def attach(
         self,
@@ -347,16 +351,17 @@ class FrameAccessor:
             >>> enc = pd.DataFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
             >>> enc.kms.to_parquet("ages.parquet")
         """
-        write_parquet(
-            self._frame,
-            path,
-            index=index,
-            filesystem=filesystem,
-            encrypted=encrypted,
-            partition_cols=partition_cols,
-            engine=engine,
-            **pyarrow_options,
-        )
+        with Interruptible("to_parquet"):
+            write_parquet(
+                self._frame,
+                path,
+                index=index,
+                filesystem=filesystem,
+                encrypted=encrypted,
+                partition_cols=partition_cols,
+                engine=engine,
+                **pyarrow_options,
+            )
 
 
 @pd.api.extensions.register_series_accessor("kms")
@@ -367,10 +372,12 @@ class SeriesAccessor:
         self._series = series
 
     def __repr__(self) -> str:
-        return str(series_panel(self._series))
+        with Interruptible("series.kms"):
+            return str(series_panel(self._series))
 
     def _repr_html_(self) -> str:
-        return series_panel(self._series)._repr_html_()
+        with Interruptible("series.kms"):
+            return series_panel(self._series)._repr_html_()
 
     def encrypt(
         self,

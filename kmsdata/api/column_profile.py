@@ -22,6 +22,7 @@ import pandas as pd
 from kmsdata import codec
 from kmsdata.display.column_profile import CHOICES, Choice, ColumnProfile, FrameProfile, Warned
 from kmsdata.errors import FormatError, UnsupportedTypeError
+from kmsdata.frames.cell import nulls_of
 from kmsdata.frames.encrypted_columns import EncryptedColumn, columns_without_header, encrypted_columns
 from kmsdata.keys.envelope import has_lone_surrogate
 
@@ -61,7 +62,7 @@ def profile_frame(frame: pd.DataFrame) -> FrameProfile:
     labels = Counter(frame.columns)
     columns = []
     for position, name in enumerate(frame.columns):
-        nulls = int(frame.iloc[:, position].isna().sum())
+        nulls = int(nulls_of(frame.iloc[:, position]).sum())
         dtype = str(frame.iloc[:, position].dtype)
         if position in encrypted:
             columns.append(_profile_encrypted(encrypted[position], dtype, nulls))

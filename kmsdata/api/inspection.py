@@ -12,6 +12,7 @@ from kmsdata.codec import label
 from kmsdata.display.inspection import ColumnReport, DataKeyReport, Inspection
 from kmsdata.errors import CallerTypeError, FormatError
 from kmsdata.frames.arrow_storage import validated
+from kmsdata.frames.cell import nulls_of
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
@@ -82,7 +83,7 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
         nulls = sum(int(array.isna().sum()) for _, array in item.parts)
         # A column of dtype object mixes cells with nulls and other values, so the parts hold no nulls.
         if item.others is not None:
-            nulls = int(pd.isna(item.others).sum())
+            nulls = int(nulls_of(item.others).sum())
             plain = len(frame) - nulls - sum(len(array) for _, array in item.parts)
             if plain:
                 notes.append(f"column {item.name!r} is not encrypted in {plain:,} of {len(frame):,} rows")
@@ -98,7 +99,7 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
                 False,
                 str(series.dtype),
                 int(series.memory_usage(index=False)),
-                nulls=int(series.isna().sum()),
+                nulls=int(nulls_of(series).sum()),
             )
     every = (*(columns[position] for position in sorted(columns)), *levels)
     size = sum(column.bytes for column in every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -32,7 +33,7 @@ _DETERMINISTIC = "equal values stay equal: join, group, find"
 
 def frame_panel(frame: pd.DataFrame) -> Panel:
     """Return the panel of a frame. No KMS call is made, and nothing is decrypted or verified."""
-    df = variable_name(frame) or "df"
+    df = variable_name(frame) or _placeholder("df")
     try:
         found = _inspected(frame)
         records = _records(frame)
@@ -65,7 +66,7 @@ def frame_panel(frame: pd.DataFrame) -> Panel:
 def series_panel(series: pd.Series[Any]) -> Panel:
     """Return the panel of a series. No KMS call is made, and nothing is decrypted or verified."""
     title = "series" if series.name is None else f"series {series.name!r}"
-    name = variable_name(series) or "series"
+    name = variable_name(series) or _placeholder("series")
     try:
         found = _inspected(series)
         records = _records(series.to_frame())
@@ -88,6 +89,11 @@ def _inspected(data: pd.DataFrame | pd.Series[Any]) -> Inspection:
         warnings.simplefilter("always")
         found = inspect(data)
     return replace(found, notes=(*found.notes, *(str(one.message) for one in caught)))
+
+
+def _placeholder(name: str) -> str:
+    """Return a name for the calls of a panel that is none of the user's other variables."""
+    return name if not hasattr(sys.modules.get("__main__"), name) else f"your_{name}"
 
 
 def _count(number: int, what: str) -> str:

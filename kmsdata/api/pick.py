@@ -13,7 +13,7 @@ import pyarrow as pa
 from kmsdata.api.column_profile import profile_frame
 from kmsdata.display.ipython import variable_name
 from kmsdata.errors import CallerImportError, FormatError, KmsDataError
-from kmsdata.frames.encrypted_columns import Encrypted
+from kmsdata.frames.encrypted_columns import Encrypted, encrypted_column
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.session import Key, key_list, session_key
@@ -27,6 +27,7 @@ _NO_KEY = (
     "There is no key yet. Call kmsdata.use('local://demo') or kmsdata.login() in another cell, or pass key= "
     "to pick(). Then press Encrypt."
 )
+_CHANGED = "Nothing was encrypted: the columns of the frame have changed since. Run the cell again."
 
 
 def pick(
@@ -55,10 +56,18 @@ def pick(
     # The button is pressed in another thread, perhaps after a block of kmsdata.using() has ended.
     context = contextvars.copy_context()
 
-    def call(columns: list[str], deterministic: list[str]) -> pd.DataFrame:
+    labels = frame.columns
+
+    def call(columns: list[str], deterministic: list[str]) -> tuple[pd.DataFrame, list[str]]:
+        # After a renaming in place, a label may be that of another column than the one that was chosen.
+        if not frame.columns.equals(labels):
+            raise KmsDataError(_CHANGED)
         if key is None and session_key() is None:
             raise KmsDataError(_NO_KEY)
-        return encrypt(columns, deterministic=deterministic, key=key, progress=False)
+        result = encrypt(columns, deterministic=deterministic, key=key, progress=False)
+        headers = encrypted_column(result, [*columns, *deterministic][0]).headers
+        wraps = [wrap for header in headers for record in header.records for wrap in record.wraps]
+        return result, [wrap.key for wrap in wraps]
 
     picker = ColumnPicker(
         profile_frame(frame),

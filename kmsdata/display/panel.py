@@ -15,11 +15,17 @@ __all__ = ["KeyList", "Notice", "Panel", "shows_panel"]
 
 
 _SHORTENED = {"id": 8, "created": len("2026-01-31")}  # characters that the table shows
+_LONGEST = 1000  # characters of a text: an error with its remedy has fewer
+
+
+def _bounded(text: str) -> str:
+    """Leave out the middle of a long text: labels, and what a service sends, may have any length."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
 @dataclass(frozen=True, repr=False)
 class Panel:
-    """A panel: `str` is its text."""
+    """A panel: `str` is its text. Control characters are escaped; very long texts lose their middle."""
 
     title: str
     facts: Sequence[Fact] = ()
@@ -28,12 +34,21 @@ class Panel:
     notes: Sequence[str] = ()
 
     def __str__(self) -> str:
-        return as_text(**vars(self))
+        return as_text(**self._shown())
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return as_html(**vars(self))
+        return as_html(**self._shown())
+
+    def _shown(self) -> dict[str, Any]:
+        return {
+            "title": _bounded(self.title),
+            "facts": [fact._replace(text=_bounded(fact.text)) for fact in self.facts],
+            "rows": [{heading: _bounded(text) for heading, text in row.items()} for row in self.rows],
+            "calls": [Call(_bounded(code), what) for code, what in self.calls],
+            "notes": list(map(_bounded, self.notes)),
+        }
 
 
 @dataclass(frozen=True, repr=False)

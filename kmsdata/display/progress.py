@@ -1,4 +1,4 @@
-"""A progress bar: HTML without JavaScript in a notebook, text in a terminal, nothing in a pipe."""
+"""Long work: how far it is (HTML without JavaScript, or text, or nothing in a pipe), and interrupts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,40 @@ from typing import Any, Self
 from kmsdata.display.ipython import in_notebook, show
 from kmsdata.errors import Interrupted
 
-__all__ = ["Progress"]
+__all__ = ["Interruptible", "Progress"]
 
 _PATIENCE = 1.0  # seconds before a bar appears: short work shows none
 _EVERY = 0.25  # seconds between two updates
 
 
-class Progress:
+class Interruptible:
+    """A context manager of work that a KeyboardInterrupt ends with one block, which says what was stopped.
+
+    Args:
+        title: the work, such as ``"read_parquet"``.
+
+    Example:
+        >>> with Interruptible("read_parquet"):
+        ...     pass
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            error.__traceback__ = None  # the frames of the work contain keys and plaintext
+            del trace
+            raise Interrupted(f"{self._title} was stopped{self._where()}") from None
+
+    def _where(self) -> str:
+        return ""
+
+
+class Progress(Interruptible):
     """A context manager that shows the progress of work.
 
     In a notebook it is one output, whose updates replace each other, so that a saved notebook contains only
@@ -40,7 +67,8 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, unit: str, wanted: bool | None = None) -> None:
-        self._title, self._total, self._unit = title, total, unit
+        super().__init__(title)
+        self._total, self._unit = total, unit
         self._notebook = in_notebook() and wanted is not False
         terminal = sys.stderr is not None and sys.stderr.isatty()
         self._terminal = not self._notebook and (wanted is True or (wanted is None and terminal))
@@ -61,7 +89,7 @@ class Progress:
             self._clock.start()
         return self
 
-    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._clock is not None:
             self._over.set()
             self._clock.join()
@@ -70,11 +98,13 @@ class Progress:
                 self._total = self._done  # the total of CSV files was an estimate
             if self._shown or not self._patience:
                 self._show()
-        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
-            where = f"{self._part:.0%} of {self._total:,} {self._unit}"
-            error.__traceback__ = None  # the frames of the work contain keys and plaintext
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
             del trace
-            raise Interrupted(f"{self._title} was stopped at {where}") from None
+
+    def _where(self) -> str:
+        return f" at {self._part:.0%} of {self._total:,} {self._unit}"
 
     @property
     def done(self) -> int:

@@ -146,7 +146,7 @@ def as_html(
         return f'<{tag} style="{style}">{content}</{tag.split()[0]}>'
 
     def wide(content: str) -> str:
-        style = "text-align:left;vertical-align:top;padding:3px 10px;max-width:60em;overflow-wrap:break-word"
+        style = "text-align:left;vertical-align:top;padding:3px 10px;max-width:60em;overflow-wrap:anywhere"
         return f'<td style="{style}">{content}</td>'
 
     def pill(state: str, text: str) -> str:

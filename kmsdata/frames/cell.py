@@ -36,6 +36,7 @@ __all__ = [
     "fits",
     "in_whole_frame",
     "is_null",
+    "nulls_of",
     "refuse_foreign_meeting",
     "refuse_plot",
     "text_for_caller",
@@ -252,6 +253,13 @@ def bytes_of(value: Any, dtype: CellDtype, *, exported: bool = False) -> bytes |
         f"{dtype.called} takes cells and nulls only, not {type(value).__name__}. Encrypt the values first, "
         "under the same data key (series.kms.encrypt(key=df)), or decrypt the column (df.kms.decrypt())"
     )
+
+
+def nulls_of(values: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return which values are null. `pandas.isna` compares decimals, which fails for ``Decimal("sNaN")``."""
+    with decimal.localcontext() as context:
+        context.traps[decimal.InvalidOperation] = False
+        return np.asarray(pd.isna(values), np.bool_)
 
 
 def is_null(value: Any) -> bool:

@@ -28,7 +28,7 @@ from kmsdata.frames.arrow_storage import (
     looks_like_cells,
     validated,
 )
-from kmsdata.frames.cell import Cell, warn_caller
+from kmsdata.frames.cell import Cell, nulls_of, warn_caller
 from kmsdata.frames.column import open_pandas, same_dtype
 from kmsdata.frames.dtype import EXTENSION_NAME, EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.keys.data_key import DataKey
@@ -275,7 +275,7 @@ def _cells_of_series(series: pd.Series[Any]) -> _Cells | None:
         return None
     rows = np.array([type(value) is Cell for value in values], np.bool_)
     dtypes = list(dict.fromkeys(cell.dtype for cell in values[rows]))
-    if len(dtypes) == 1 and pd.isna(values[~rows]).all():
+    if len(dtypes) == 1 and nulls_of(values[~rows]).all():
         return _Cells([(None, EncryptedArray._from_sequence(values, dtype=dtypes[0]))])
     arrays: list[tuple[np.ndarray[Any, Any] | None, EncryptedArray]] = []
     for one in dtypes:
@@ -539,7 +539,7 @@ def arrow_values(series: pd.Series[Any], *, only_if_cells: bool = False) -> pa.A
     if dtype != np.dtype(object):
         return None
     objects = series.to_numpy()
-    present = pd.notna(objects)
+    present = ~nulls_of(objects)
     first = objects[present.argmax()] if present.any() else None
     kind = pa.large_string() if isinstance(first, str) else pa.large_binary()
     try:

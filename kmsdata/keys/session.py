@@ -408,6 +408,7 @@ def known_access(wrap: Wrap, context: tuple[tuple[str, str], ...]) -> Access:
         )
     if _cache_in_force()._has((_held_by(provider), (wrap, context))):
         return Access("can be opened", "its data key is in the cache, so no KMS call is needed")
+    account = account.removesuffix(" (passed in)")
     return Access("not known", f"KMS decides when it is called, for {account} in {provider.region}")
 
 

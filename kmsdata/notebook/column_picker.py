@@ -7,7 +7,7 @@ message.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -37,7 +37,7 @@ class ColumnPicker(anywidget.AnyWidget):
     Args:
         profile: what to show of each column.
         encrypt: called with the labels of the randomised and of the deterministic columns; returns the
-            encrypted frame.
+            encrypted frame, and the URIs of the master keys that open what was encrypted.
         frame: the frame's name in the user's code.
         key: the argument ``key=...`` in the user's code; empty for the session's key.
         hint: what to say before the button is pressed.
@@ -57,7 +57,7 @@ class ColumnPicker(anywidget.AnyWidget):
     def __init__(
         self,
         profile: FrameProfile,
-        encrypt: Callable[[list[str], list[str]], pd.DataFrame],
+        encrypt: Callable[[list[str], list[str]], tuple[pd.DataFrame, Sequence[str]]],
         *,
         frame: str = "df",
         key: str = "",
@@ -194,31 +194,38 @@ class ColumnPicker(anywidget.AnyWidget):
         if not count:
             self._say("bad", "Choose at least one column.")
             return
-        self._say("busy", f"Encrypting {count} {'column' if count == 1 else 'columns'} …")
-        self._worker = thread_class()(
-            target=self._carry_out,
-            args=(chosen["randomised"], chosen["deterministic"]),
-            name="kmsdata-pick",
-            daemon=True,
-        )
-        self._worker.start()
+        try:
+            self._say("busy", f"Encrypting {count} {'column' if count == 1 else 'columns'} …")
+            worker = thread_class()(
+                target=self._carry_out,
+                args=(chosen["randomised"], chosen["deterministic"]),
+                name="kmsdata-pick",
+                daemon=True,
+            )
+            worker.start()
+        except BaseException as error:  # noqa: BLE001 - in every case, the button must work again
+            self._say("bad", f"this could not start ({type(error).__name__}). Press Encrypt again.")
+        else:
+            self._worker = worker
 
     def _carry_out(self, randomised: list[str], deterministic: list[str]) -> None:
         try:
-            result = self._encrypt(randomised, deterministic)
+            said = "good", self._encrypted(randomised, deterministic)
         except (KmsDataError, CallerError) as error:
-            self._say("bad", str(error))
-        except Exception as error:  # noqa: BLE001 - its text may contain values or secrets
-            self._say(
-                "bad", f"this failed ({type(error).__name__}). Run the call above in a cell to see where."
-            )
-        else:
-            self._result = result
-            count = len(randomised) + len(deterministic)
-            name = variable_name(self)
-            where = (
-                f"The encrypted frame is {name}.result."
-                if name
-                else "The encrypted frame is the picker's .result: write picked = df.kms.pick() to keep it."
-            )
-            self._say("good", f"{count} {'column' if count == 1 else 'columns'} encrypted. {where}")
+            said = "bad", str(error)
+        except BaseException as error:  # noqa: BLE001 - its text may contain values; SystemExit ends the thread
+            said = "bad", f"this failed ({type(error).__name__}). Run the call above in a cell to see where."
+        self._say(*said)
+
+    def _encrypted(self, randomised: list[str], deterministic: list[str]) -> str:
+        """Encrypt, keep the result, and say where it is and which keys open it."""
+        self._result, keys = self._encrypt(randomised, deterministic)
+        count = len(randomised) + len(deterministic)
+        name = variable_name(self)
+        where = (
+            f"The encrypted frame is {name}.result."
+            if name
+            else "The encrypted frame is the picker's .result: write picked = df.kms.pick() to keep it."
+        )
+        done = f"{count} {'column' if count == 1 else 'columns'} encrypted. {where}"
+        return f"{done} It is opened by {' or '.join(keys)}."

@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
+from kmsdata.display.progress import Interruptible
 from kmsdata.errors import CallerTypeError, FormatError, KmsDataError
 from kmsdata.frames.arguments import Columns, column_names, require, required_names
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
@@ -84,6 +85,20 @@ def read_parquet(
         >>> kmsdata.read_parquet("people.parquet", decrypt=True).equals(df)
         True
     """
+    with Interruptible("read_parquet"):
+        return _checked(path, columns, filters, filesystem, decrypt, encrypted, key)
+
+
+def _checked(
+    path: Readable,
+    columns: Columns | None,
+    filters: Any,
+    filesystem: Any,
+    decrypt: bool,
+    encrypted: Columns | None,
+    key: Key | Encrypted | None,
+) -> pd.DataFrame:
+    """Read, after the headers of all files were checked; see `read_parquet`."""
     if not isinstance(decrypt, bool):
         raise CallerTypeError(
             "decrypt= must be True or False. To decrypt some columns: "
@@ -98,7 +113,7 @@ def read_parquet(
     skipped: list[str] = []
     files = dataset_headers(path, filesystem, looked_at, skipped)
     for note in skipped_note(skipped):
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     on_cells = _on_cells(filters, {column for file in files.values() for column in file.headers})
     for name, file in files.items():
         check_names(file.headers, beside=file.beside, path=name)

@@ -61,6 +61,18 @@ def test_values_that_cannot_be_hashed():
     assert "secret" not in str(column)
 
 
+@pytest.mark.parametrize("value", ["sNaN", "NaN", "1E+500", "Infinity"])
+def test_decimals_that_cannot_be_compared_or_hashed(value):
+    """pandas' own isna() fails for a frame with one signaling NaN."""
+    odd = pd.Series([decimal.Decimal(value), *["x"] * 5], dtype=object)
+    frame = pd.DataFrame({"a": ["x", None, *"abcd"], "odd": odd})
+    a, odd_profile = profile_frame(frame).columns
+    assert (a.nulls, a.distinct) == (1, 5)
+    assert odd_profile.nulls == (value in ("sNaN", "NaN"))
+    for text in (str(frame.kms), str(frame["odd"].kms), frame.kms._repr_html_()):
+        assert "not encrypted" in text or "0 of 2 columns encrypted" in text
+
+
 def test_frames_without_columns_or_rows():
     empty = profile_frame(pd.DataFrame())
     assert (empty.rows, empty.columns) == (0, ())
@@ -109,6 +121,17 @@ def test_the_time_is_bounded():
     begin = time.process_time()
     assert profile_frame(wide).examined == 10_000
     assert time.process_time() - begin < 20
+
+
+def test_thousands_of_columns():
+    """Measured: 0.4 s for the panel, 1.3 s for the profile."""
+    frame = pd.DataFrame({f"c{n}": ["a", "b", None] for n in range(3000)})
+    begin = time.process_time()
+    assert "0 of 3,000 columns encrypted" in str(frame.kms)
+    assert time.process_time() - begin < 4
+    begin = time.process_time()
+    assert len(profile_frame(frame).columns) == 3000
+    assert time.process_time() - begin < 8
 
 
 # Shapes.

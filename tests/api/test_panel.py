@@ -316,6 +316,21 @@ def test_a_list_of_keys_shows_what_a_service_sends_as_text():
     assert "! PendingDelete" in keys._repr_html_()
 
 
+def test_long_texts_are_bounded():
+    name = "Zqj" + "\x1b[2J<b>" * 150_000 + "kvw"
+    keys = KeyList([{"key": "tencent-kms://x/y", "alias": name, "state": "Enabled"}], name)
+    frame = pd.DataFrame({name: ["a"]})
+    series = frame[name].kms.encrypt(key="local://demo")
+    for thing in (keys, frame.kms, series.kms, series.to_frame().kms):
+        for text in (str(thing), thing._repr_html_()):
+            assert len(text) < 40_000
+            assert all(character.isprintable() or character == "\n" for character in text)
+            assert "<b>" not in thing._repr_html_()
+            assert "Zqj" in text
+            assert "kvw" in text
+    assert keys[0]["alias"] == name  # for programs
+
+
 def test_usage_prints_as_aligned_text():
     kmsdata.new_data_key("local://demo")
     lines = str(kmsdata.usage()).splitlines()

@@ -92,7 +92,9 @@ def test_the_names_of_the_variables_are_in_the_call(frame, monkeypatch):
     picked = frame.kms.pick(key=KEY)
     assert (picked.view["frame"], picked.view["key"]) == ("people", f"key='{KEY}'")
     monkeypatch.setattr(main, "chosen", picked, raising=False)
-    assert press(picked, "randomised", *["plain"] * 3)[1].endswith("The encrypted frame is chosen.result.")
+    assert press(picked, "randomised", *["plain"] * 3)[1].endswith(
+        "The encrypted frame is chosen.result. It is opened by local://demo."
+    )
     assert frame.copy().kms.pick(key=KEY).view["frame"] == "df"
 
 
@@ -161,6 +163,18 @@ def test_the_key_of_a_block_is_used_after_it_ends(frame):
     assert picked.result.kms.inspect().data_keys[0].keys == ("local://of-the-block",)
 
 
+def test_the_status_names_the_key_that_was_used(frame):
+    kmsdata.use(KEY)
+    picked = frame.kms.pick()
+    kmsdata.use("local://later")
+    assert press(picked, "randomised", *["plain"] * 3)[1].endswith("It is opened by local://later.")
+    several = frame.kms.encrypt("mail", key=[KEY, "local://other"])
+    picked = several.kms.encrypt("name", key=KEY).kms.pick(key=several)
+    assert press(picked, "plain", "plain", "randomised", "plain")[1].endswith(
+        "It is opened by local://demo or local://other."
+    )
+
+
 # Failures.
 
 
@@ -202,11 +216,70 @@ def test_a_failure_leaves_no_result_of_other_choices(frame):
         picked.result  # noqa: B018
 
 
-def test_a_column_that_is_gone_is_named(frame):
+def renamed(frame):
+    frame.columns = ["mail", "name", "age", 7]
+
+
+def test_a_frame_whose_columns_changed_is_not_encrypted(frame):
+    for change in (renamed, lambda frame: frame.pop("name"), lambda frame: frame.insert(0, "new", 1)):
+        changed = frame.copy()
+        picked = changed.kms.pick(key=KEY)
+        change(changed)
+        before = kmsdata.usage().calls
+        kind, text = press(picked, "randomised", *["plain"] * 3)
+        assert (kind, kmsdata.usage().calls) == ("bad", before)
+        assert "the columns of the frame have changed since. Run the cell again." in text
+        with pytest.raises(KmsDataError, match="have changed since"):
+            picked.result  # noqa: B018
+    nulls = pd.DataFrame([[1, "x"]], columns=pd.Index([float("nan"), "a"], dtype=object))
+    assert press(nulls.kms.pick(key=KEY), "plain", "randomised")[0] == "good"
+
+
+def pressed_again(picked):
+    """Whether the button still works."""
+    return press(picked, "randomised", *["plain"] * 3)[0] == "good"
+
+
+def test_an_exit_ends_being_busy(frame):
+    provider = Provider(SystemExit("Zq3secret"))
+    kmsdata.use(provider)
+    picked = frame.kms.pick(key="mine://k")
+    assert press(picked, "randomised", *["plain"] * 3)[1].startswith("this failed (SystemExit).")
+    provider.error = None
+    assert pressed_again(picked)
+
+
+def test_a_thread_that_cannot_start_ends_being_busy(frame, monkeypatch):
+    class Refused(threading.Thread):
+        def start(self):
+            raise RuntimeError("can't start new thread")
+
     picked = frame.kms.pick(key=KEY)
-    del frame["name"]
-    kind, text = press(picked, "randomised", *["plain"] * 3)
-    assert (kind, text[:16]) == ("bad", "no column 'name'")
+    with monkeypatch.context() as patched:
+        patched.setattr("kmsdata.notebook.column_picker.thread_class", lambda: Refused)
+        kind, text = press(picked, "randomised", *["plain"] * 3)
+    assert (kind, text) == ("bad", "this could not start (RuntimeError). Press Encrypt again.")
+    assert not picked.view["busy"]
+    with pytest.raises(KmsDataError, match="could not start"):
+        picked.result  # noqa: B018
+    assert pressed_again(picked)
+
+
+@pytest.mark.parametrize("fails", ["busy", "good"])
+def test_a_page_that_cannot_be_told_ends_being_busy(frame, monkeypatch, fails):
+    """The comm of a page that was closed may fail."""
+    picked = frame.kms.pick(key=KEY)
+
+    def notified(change):
+        if change["new"]["status"][0] == fails:
+            raise RuntimeError("closed")
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    picked.observe(notified, "view")
+    press(picked, "randomised", *["plain"] * 3)
+    assert not picked.view["busy"]
+    picked.unobserve(notified, "view")
+    assert pressed_again(picked)
 
 
 def test_values_that_were_not_in_the_sample_are_an_error_that_names_the_column(frame, monkeypatch):
