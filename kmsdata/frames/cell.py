@@ -125,7 +125,10 @@ class Cell:
 
     def __lt__(self, other: Cell) -> bool:
         # Only for pandas, which sorts group keys. The order has no meaning; the array does not offer it.
-        return self._data < other._data if isinstance(other, Cell) else NotImplemented
+        return self._data < other._data if isinstance(other, Cell) else self._refuse()
+
+    def __gt__(self, other: Cell) -> bool:
+        return other < self if isinstance(other, Cell) else self._refuse()
 
     def __str__(self) -> str:
         return text_for_caller()(self)
