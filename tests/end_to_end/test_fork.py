@@ -50,6 +50,8 @@ for number in range(forks):
     _, status = os.waitpid(child, 0)
     assert status == 0, f"child {number} ended with {status}"
 over.set()
+for thread in threads:  # Python 3.11 aborts if it ends while a daemon thread is in Arrow's C++
+    thread.join()
 """
 
 
