@@ -36,7 +36,9 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("damaged") / "x.parquet"
     enc = frame()
     enc.attrs["source"] = "survey"
-    enc.kms.encrypt(["text", "n", "when"], deterministic=["city"], key=KEY).kms.to_parquet(path)
+    store = kmsdata.LocalKeystore(path.parent / "keystore" / "keystore.json", create=True)
+    with kmsdata.using(store):  # `keystore` is for single tests: without this, it would be the user's own
+        enc.kms.encrypt(["text", "n", "when"], deterministic=["city"], key=KEY).kms.to_parquet(path)
     return path.read_bytes()
 
 
