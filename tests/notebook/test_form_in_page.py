@@ -213,6 +213,16 @@ def test_the_focus_is_not_taken_from_what_the_user_does_meanwhile(shown, emulato
     assert shown.page.locator("textarea").input_value() == "abcdef"
 
 
+def test_a_form_that_was_replaced_says_so_once(shown, emulator):
+    type(shown.form)(region=REGION, endpoint=emulator.url)
+    shown.until("Another form of this kernel was opened later")
+    assert shown.shown().splitlines() == [
+        "Another form of this kernel was opened later, and is used.", "change",
+    ]  # fmt: skip
+    shown.button("change").click()
+    shown.until("Enter an API key")
+
+
 def test_what_was_typed_in_another_window_is_cleared_too(shown, emulator, keys):
     shown.field("SecretKey").fill("typed in the second window")
     shown.form._typed.put("secret_id", Hidden(emulator.secret_id.encode()))

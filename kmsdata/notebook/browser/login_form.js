@@ -149,7 +149,7 @@ function render({ model, el }) {
 
     const [kind, text] = gone ? ["bad", GONE] : link.state === "busy" && !now.busy ? ["busy", BUSY]
       : said ? ["bad", said] : lost && link.state === "there" ? ["bad", LOST] : quiet ? ["ask", now.hints[service]] : now.status;
-    status.hidden = !done.hidden && now.step !== "replaced" && kind === "good";
+    status.hidden = !done.hidden && link.state !== "busy" && (kind === "good" || now.step === "replaced");
     status.dataset.kind = kind;
     const [mark, line] = status.children;
     if (mark.textContent !== MARKS[kind]) mark.textContent = MARKS[kind];
