@@ -22,7 +22,7 @@ import traitlets
 
 from kmsdata.display.ipython import cell_number, in_marimo, in_notebook, show_bundle, thread_class
 from kmsdata.errors import CallerTypeError, CredentialsError, KeyAccessError, KmsDataError, printable
-from kmsdata.keys.data_key import KeyProvider
+from kmsdata.keys.data_key import Hidden, KeyProvider
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.local.keystore import LocalKeystore
 from kmsdata.keys.session import forget, hold, in_use, session_key, use
@@ -226,7 +226,11 @@ class LoginForm(anywidget.AnyWidget):
         kind, buffer = content.get("type"), b""
         with contextlib.suppress(TypeError, ValueError, IndexError):
             buffer = bytes(memoryview((buffers or [])[0]))
-        message = buffer, content.get("sealed") is not False
+        message = (
+            Hidden(buffer),
+            content.get("sealed") is not False,
+        )  # on a page of plain http, it is readable
+        del buffer
         with _lock:
             if self._status[0] == "busy":
                 pass
@@ -252,6 +256,7 @@ class LoginForm(anywidget.AnyWidget):
         try:
             self._worker.start()
         except RuntimeError:
+            self._worker = None  # a thread that never ran keeps its arguments
             self._say("bad", "this process cannot start another thread: end some work, and try again")
 
     def _carry_out(self, step: Callable[..., None], *arguments: object) -> None:
@@ -306,10 +311,10 @@ class LoginForm(anywidget.AnyWidget):
         self._say("ask", _REPLACED)
         self._release()
 
-    def _connect(self, message: bytes, sealed: bool) -> None:
+    def _connect(self, message: Hidden, sealed: bool) -> None:
         with _lock:
             self._began = next(_order)
-        fields = self._recipient.receive(message, self._typed, sealed=sealed)
+        fields = self._recipient.receive(message.reveal(), self._typed, sealed=sealed)
         self._service = "local" if fields.get("service") == "local" else "tencent"
         if self._service == "local":
             self._open_keystore()
@@ -432,9 +437,9 @@ class LoginForm(anywidget.AnyWidget):
             listed += f" (the first {_MOST_KEYS} are listed; enter the name of another)"
         self._say("good", f"{before}{listed}. Which one is the default?")
 
-    def _choose(self, message: bytes, sealed: bool) -> None:
+    def _choose(self, message: Hidden, sealed: bool) -> None:
         provider = self.provider
-        fields = self._recipient.receive(message, Typed(), sealed=sealed)
+        fields = self._recipient.receive(message.reveal(), Typed(), sealed=sealed)
         if provider is None:
             return
         if not (typed := fields.get("key", "")):

@@ -99,7 +99,8 @@ class Recipient(Secret):
         Raises:
             ValueError: the message is damaged, too long, or not for this form.
         """
-        fields = self._fields(message, sealed=sealed)
+        held, message = Hidden(message), b""  # no frame of the error shows what a page of plain http sent
+        fields = self._fields(held, sealed=sealed)
         if fields is None:  # raised here, so that no frame of the error contains the message's text
             raise ValueError("what was typed arrived damaged. Reload the page, and run the cell again")
         for name in SECRETS:
@@ -107,7 +108,8 @@ class Recipient(Secret):
                 typed.put(name, fields[name])
         return {name: fields[name].reveal().decode().strip() for name in _TEXTS if name in fields}
 
-    def _fields(self, message: bytes, *, sealed: bool) -> dict[str, Hidden] | None:
+    def _fields(self, held: Hidden, *, sealed: bool) -> dict[str, Hidden] | None:
+        message = held.reveal()
         if len(message) > _MOST:
             return None
         try:
