@@ -177,6 +177,7 @@ def test_files_keep_it_through_rewrap_and_decryption(keystore, tmp_path):
     assert pq.read_schema(plain).equals(pq.read_schema(source), check_metadata=True)
 
 
+@pytest.mark.engine("pyspark")
 @pytest.mark.newest
 @pytest.mark.slow
 def test_spark_reads_the_types_that_it_wrote(keystore, tmp_path, spark):
