@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
+from kmsdata.frames.metadata.documents import GEO, SPARK
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Wrap
-from kmsdata.metadata.documents import GEO, SPARK
 from kmsdata.parquet.bulk import file_schema
 from kmsdata.parquet.bulk.file_schema import decrypted_schema, encrypted_schema
 from kmsdata.parquet.bulk.original.entry import ORIGINAL, opened, seal

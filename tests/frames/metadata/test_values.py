@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
-from kmsdata.metadata.values import metadata_texts, refuse_statistics, refuse_values_in_metadata
+from kmsdata.frames.metadata.values import metadata_texts, refuse_statistics, refuse_values_in_metadata
 
 KEY = "local://demo"
 UTC = dt.UTC
