@@ -29,9 +29,9 @@ from kmsdata.errors import (
     UnsupportedTypeError,
     WrongKeyError,
 )
+from kmsdata.frames.arrow.table import decrypt_table, encrypt_table
 from kmsdata.frames.cell import Cell
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
-from kmsdata.frames.table import decrypt_table, encrypt_table
 from kmsdata.keys.cache import KeyCache
 from kmsdata.keys.data_key import DataKey, KeyProvider
 from kmsdata.keys.local.keystore import LocalKeystore

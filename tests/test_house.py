@@ -22,7 +22,8 @@ LAW = {
     "keys": {"atomic_files", "display"},
     "keys.local": {"atomic_files", "display"},
     "keys.tencent": {"atomic_files", "display"},
-    "frames": {"frames.metadata", "keys", "codec", "ciphers", "display"},
+    "frames": {"frames.arrow", "frames.metadata", "keys", "codec", "ciphers", "display"},
+    "frames.arrow": {"frames", "frames.metadata", "keys", "codec"},
     "frames.metadata": {"frames", "keys"},
     "parquet": {"frames.metadata", "frames", "keys", "codec", "display", "atomic_files"},
     "parquet.bulk": {
@@ -40,6 +41,7 @@ LAW = {
         "parquet",
         "parquet.bulk",
         "frames",
+        "frames.arrow",
         "frames.metadata",
         "keys",
         "codec",

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from kmsdata.errors import CallerTypeError, CallerValueError, FormatError, UnsupportedTypeError
 from kmsdata.frames.arguments import Columns, chosen_columns, column_names, refuse_encrypted, require
+from kmsdata.frames.arrow.table import decrypt_table, encrypt_table
 from kmsdata.frames.arrow_storage import validated
 from kmsdata.frames.column import blank_arrow, blank_pandas, encrypt_column, seal
 from kmsdata.frames.column import plan as plan_column
@@ -34,7 +35,6 @@ from kmsdata.frames.encrypted_columns import (
 )
 from kmsdata.frames.frame import decrypt_frame
 from kmsdata.frames.key_argument import data_key_for, the_data_key
-from kmsdata.frames.table import decrypt_table, encrypt_table
 from kmsdata.keys.data_key import DataKey, random_bytes
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.key_uri import parse_key

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pandas as pd
-import pyarrow as pa
 
 from kmsdata.api.column_profile import profile_frame
 from kmsdata.display.ipython import variable_name
 from kmsdata.errors import CallerImportError, FormatError, KmsDataError
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_column
+from kmsdata.frames.key_argument import is_encrypted_data
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.session import Key, key_list, session_key
@@ -45,10 +45,11 @@ def pick(
     from kmsdata.notebook.column_picker import ColumnPicker
 
     named = ""
-    if isinstance(key, (DataKey, pd.DataFrame, pd.Series, pa.Table)):
+    if isinstance(key, DataKey) or is_encrypted_data(key):
         named = f"key={variable_name(key) or 'key'}"
     elif key is not None:
-        uris = key_list(key)  # a list, since a generator would be used up when the button is first pressed
+        # A list: a generator would be used up when the button is first pressed.
+        uris = key_list(key)  # type: ignore[arg-type]
         for uri in uris:
             parse_key(uri)
         key = key if isinstance(key, str) else uris

@@ -29,10 +29,12 @@ __all__ = [
     "fitted",
     "from_storage",
     "is_bytes_or_text",
+    "is_count_of_cells",
     "is_plain_binary",
     "key_ids",
     "looks_like_cells",
     "plain_binary",
+    "seen_cells",
     "to_storage",
     "validated",
 ]
@@ -182,26 +184,40 @@ def looks_like_cells(chunks: Iterable[pa.Array], column: str | None = None) -> i
     Raises:
         FormatError: the first value has the form of a cell, but the column is malformed.
     """
+    count, ids = seen_cells(chunks, column) or (0, set())
+    return count if is_count_of_cells(count, ids) else 0
+
+
+def seen_cells(chunks: Iterable[pa.Array], column: str | None = None) -> tuple[int, set[int]] | None:
+    """Return the number of values that are not null, and their key ids; None if one has not a cell's form.
+
+    See `looks_like_cells` for the arguments and errors.
+    """
     count, ids = 0, set[int]()
     for chunk in chunks:
         if not is_bytes_or_text(chunk.type):
-            return 0
+            return None
         if not count:
             first = _first_value(chunk, column)
             if first is None:
                 continue
             if cells_in(first) is None:
-                return 0
+                return None
         validated(chunk, column)
         if pa.types.is_dictionary(chunk.type):  # expanded, a few bytes could be gigabytes
             distinct = chunk.dictionary.take(chunk.indices.unique().drop_null())
         else:
             distinct = chunk
         if (cells := cells_in(distinct)) is None:
-            return 0
+            return None
         count += len(chunk) - chunk.null_count
         ids |= key_ids(cells)
-    return count if count == 1 or 2 * len(ids) <= count else 0
+    return count, ids
+
+
+def is_count_of_cells(count: int, ids: set[int]) -> bool:
+    """Return whether values of the form of cells are cells: at most half as many key ids as values."""
+    return count == 1 or 2 * len(ids) <= count
 
 
 def is_plain_binary(kind: pa.DataType) -> bool:

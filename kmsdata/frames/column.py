@@ -26,7 +26,9 @@ from kmsdata.keys.data_key import CellKey, DataKey, random_bytes
 from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Header, base64_bytes, base64_text, canonical
 
 __all__ = [
+    "NOTHING_DECRYPTED",
     "ROWS_NAMED",
+    "arrow_type_of_every_part",
     "arrow_types",
     "bad_cells",
     "blank_arrow",
@@ -41,9 +43,17 @@ __all__ = [
     "seal",
 ]
 
+NOTHING_DECRYPTED = "Nothing of the column was decrypted"  # in the errors of cells
 ROWS_NAMED = 100  # an error lists at most this many rows; its count may be higher
 _MOST_CATEGORIES = 1 << 20
 _NO_LIST = b""  # a category list without entries
+_OBJECT_TYPES = {  # what Arrow makes of Python objects of one type, if there is one that is not null
+    "text": pa.string(),
+    "bytes": pa.binary(),
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "date": pa.date32(),
+}
 _T = TypeVar("_T")
 
 
@@ -294,6 +304,32 @@ def blank_arrow(header: Header, column: str) -> pa.Array | pa.ChunkedArray:
     )
 
 
+def arrow_type_of_every_part(header: Header, column: str) -> pa.DataType | None:
+    """Return the Arrow type that every part of a column has, or None: the one that it has without rows.
+
+    Raises:
+        UnsupportedTypeError: it depends on the values: parts may have several.
+    """
+    for item in header.columns:
+        codec.check(item.codec_type, item.kind)
+    _check_one_type(header.columns, column)
+    entry = header.columns[0].type.get("pandas", {})
+    if "object" in entry and (entry["object"] not in _OBJECT_TYPES or len(header.columns) > 1):
+        label = codec.label(header.columns[0].type)
+        raise UnsupportedTypeError(
+            f"column {column!r} ({label}): its Arrow type depends on all of its values, so it cannot be "
+            "decrypted batch by batch. Pass the data as a table (RecordBatchReader.read_all)",
+            column=column,
+            dtype=label,
+        )
+    if "object" in entry:
+        return _OBJECT_TYPES[entry["object"]]
+    kind = blank_arrow(header, column).type if "arrow" in header.columns[0].codec_type else None
+    if len(header.columns) > 1 and (kind is None or pa.types.is_dictionary(kind)):
+        raise _several(header.columns, "categories of several lists", column)
+    return None
+
+
 def check_one_arrow_type(header: Header, storage: pa.Array, column: str) -> None:
     """Check that the values of a column will have one Arrow type, so that a table or file can hold them.
 
@@ -523,7 +559,7 @@ def _tampered(column: str, rows: Ints) -> NoReturn:
     verb = "fails" if len(rows) == 1 else "fail"
     raise TamperedError(
         f"column {column!r}: {_some(rows)} {verb} authentication: changed, truncated, or moved here from "
-        "elsewhere. Nothing of the column was decrypted. Restore it from a copy",
+        f"elsewhere. {NOTHING_DECRYPTED}. Restore it from a copy",
         column=column,
         rows=tuple(rows[:ROWS_NAMED].tolist()),
         count=len(rows),
@@ -533,8 +569,7 @@ def _tampered(column: str, rows: Ints) -> NoReturn:
 def _wrong_key(column: str, rows: Ints) -> NoReturn:
     raise WrongKeyError(
         f"column {column!r}: {_some(rows)} with a key id that is not in the header: moved here from another "
-        "column or file, or changed in the first bytes. Nothing of the column was decrypted. Restore it from "
-        "a copy",
+        f"column or file, or changed in the first bytes. {NOTHING_DECRYPTED}. Restore it from a copy",
         column=column,
         rows=tuple(rows[:ROWS_NAMED].tolist()),
     )

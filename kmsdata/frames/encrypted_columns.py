@@ -21,11 +21,14 @@ from kmsdata.frames.arguments import (
     refuse_repeated,
     require,
 )
+from kmsdata.frames.arrow.sources import is_arrow, native, schema_of
 from kmsdata.frames.arrow_storage import (
     cells_in,
     is_bytes_or_text,
+    is_count_of_cells,
     is_plain_binary,
     looks_like_cells,
+    seen_cells,
     validated,
 )
 from kmsdata.frames.cell import Cell, nulls_of, warn_caller
@@ -37,6 +40,7 @@ from kmsdata.keys.envelope import ENTRY, Header, parse_file
 __all__ = [
     "Encrypted",
     "EncryptedColumn",
+    "HeaderSearch",
     "arrow_values",
     "check_names",
     "check_new_names",
@@ -60,6 +64,7 @@ __all__ = [
 ]
 
 Encrypted: TypeAlias = "pd.DataFrame | pd.Series[Any] | pa.Table"
+"""Encrypted data: also any other Arrow data, such as a reader or a frame of Polars."""
 
 
 def not_encrypted(frame: pd.DataFrame, name: str) -> FormatError:
@@ -72,6 +77,9 @@ def not_encrypted(frame: pd.DataFrame, name: str) -> FormatError:
     if any(item.level is not None for item in encrypted_columns(frame)):
         why = "it has no kmsdata header, but a level of the index has one. Name that level, or no column"
     return FormatError(f"column {name!r} is not encrypted: {why}", column=str(name))
+
+
+_TAKER = "this argument"  # for errors
 
 
 @dataclass(frozen=True)
@@ -383,8 +391,9 @@ def header_of(dtype: EncryptedDtype, column: Hashable) -> Header:
 def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Header]:
     """Return the headers of encrypted data, by column: of all columns, or of those that are named."""
     wanted = None if columns is None else column_names(columns)
-    if isinstance(data, pa.Table):
-        return table_headers(data, wanted)
+    data = native(data)
+    if is_arrow(data):
+        return table_headers(schema_of(data, _TAKER), wanted)
     if not isinstance(data, (pd.DataFrame, pd.Series)):
         raise CallerTypeError(
             f"encrypted data must be a frame, a series, an Arrow table, or the path of a Parquet file, not "
@@ -405,8 +414,9 @@ def headers_of(data: Encrypted, columns: Columns | None = None) -> dict[str, Hea
 
 def parsed_headers(data: Encrypted) -> dict[Any, Header]:
     """Return the headers of all whole columns, without those that are malformed."""
-    if isinstance(data, pa.Table):
-        types = {field.name: field.type for field in in_arrow_types(data.schema)}
+    data = native(data)
+    if is_arrow(data):
+        types = {field.name: field.type for field in in_arrow_types(schema_of(data, _TAKER))}
         dtypes = {name: t.dtype.parsed for name, t in types.items() if isinstance(t, EncryptedType)}
         return {name: header for name, header in dtypes.items() if header is not None}
     frame = data.to_frame() if isinstance(data, pd.Series) else data
@@ -414,10 +424,10 @@ def parsed_headers(data: Encrypted) -> dict[Any, Header]:
     return {name: header for name, header in whole.items() if header is not None}
 
 
-def table_headers(table: pa.Table, wanted: list[str] | None = None) -> dict[str, Header]:
-    """Return the headers of an Arrow table, by column: of all columns, or of those that are named."""
+def table_headers(schema: pa.Schema, wanted: list[str] | None = None) -> dict[str, Header]:
+    """Return the headers of an Arrow schema, by column: of all columns, or of those that are named."""
     headers = {}
-    for field in in_arrow_types(table.schema):
+    for field in in_arrow_types(schema):
         if isinstance(field.type, EncryptedType) and (wanted is None or field.name in wanted):
             headers[field.name] = header_of(field.type.dtype, field.name)
     return headers
@@ -492,15 +502,40 @@ def columns_without_header(frame: pd.DataFrame, known: Sequence[EncryptedColumn]
     return found
 
 
+class HeaderSearch:
+    """Looks for columns that look like cells without their header in the batches of a stream.
+
+    A column of few rows in each batch is judged by all batches since the last one with other values.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[str, int, set[int]]] = {}  # by position: name, values, their key ids
+
+    def add(self, table: pa.Table) -> list[str]:
+        """Return the columns that look like cells after this batch; see `columns_without_header`."""
+        found = []
+        for position, (name, values) in enumerate(zip(table.column_names, table.columns, strict=True)):
+            if (seen := seen_cells(values.chunks, name)) is None:
+                self._seen.pop(position, None)
+                continue
+            _, count, ids = self._seen.get(position, (name, 0, set()))
+            self._seen[position] = name, count + seen[0], ids | seen[1]
+            if count + seen[0] > 1 and is_count_of_cells(count + seen[0], ids | seen[1]):
+                found.append(name)
+        return found
+
+    def warn_of_single_values(self) -> None:
+        """Warn about columns with a single value, which has the form of a cell. Call it after all batches."""
+        for name, count, _ in self._seen.values():
+            if count == 1:
+                warn_of_single_value(name)
+
+
 def table_without_header(table: pa.Table) -> list[str]:
     """Return the columns of an Arrow table that look like cells without their header; see the above."""
-    found = []
-    for name, values in zip(table.column_names, table.columns, strict=True):
-        count = looks_like_cells(values.chunks, name)
-        if count == 1:
-            warn_of_single_value(name)
-        elif count:
-            found.append(name)
+    search = HeaderSearch()
+    found = search.add(table)
+    search.warn_of_single_values()
     return found
 
 

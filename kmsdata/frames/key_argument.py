@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
-import pyarrow as pa
 
 from kmsdata.errors import CallerValueError
+from kmsdata.frames.arrow.sources import is_arrow, native
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
     headers_of,
@@ -17,12 +17,17 @@ from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key, new_data_key
 from kmsdata.keys.unwrap import open_keys
 
-__all__ = ["data_key_for", "resolve_key", "the_data_key"]
+__all__ = ["data_key_for", "is_encrypted_data", "resolve_key", "the_data_key"]
 
 
 def resolve_key(key: Key | Encrypted | None) -> Key | None:
     """Replace encrypted data by its data key, which is unwrapped here; return other keys unchanged."""
-    return the_data_key(key) if isinstance(key, (pd.DataFrame, pd.Series, pa.Table)) else key
+    return the_data_key(key) if is_encrypted_data(key) else key  # type: ignore[return-value]
+
+
+def is_encrypted_data(key: object) -> bool:
+    """Return whether a key argument is data: a frame, a series, or any Arrow data."""
+    return isinstance(native(key), (pd.DataFrame, pd.Series)) or is_arrow(key)
 
 
 def data_key_for(

@@ -1,0 +1,1 @@
+"""Arrow data of any library, whole or as a stream of batches."""
