@@ -21,6 +21,15 @@ from kmsdata.errors import (
     located,
 )
 from kmsdata.frames.arguments import Columns, column_names, refuse_repeated, require
+from kmsdata.frames.arrow.sources import (
+    empty_table,
+    is_arrow,
+    native,
+    received,
+    tables_of,
+    wrapped_like,
+)
+from kmsdata.frames.arrow.streams import changed_stream
 from kmsdata.frames.arrow_storage import (
     cells_in,
     concatenated,
@@ -39,6 +48,7 @@ from kmsdata.frames.encrypted_columns import (
     with_arrow_types,
     with_index_levels,
 )
+from kmsdata.frames.key_argument import is_encrypted_data
 from kmsdata.keys.envelope import Header
 from kmsdata.parquet.headers import dataset_headers
 from kmsdata.parquet.read import FilePath
@@ -60,16 +70,16 @@ def attach(
     headers of one name in several of them are united. Columns that have a header are not changed.
 
     Args:
-        data: a frame, whose index levels count too; an Arrow table; or a dataframe with the method
-            ``__arrow_c_stream__`` (Polars, DuckDB), for which the result is an Arrow table. Its cells are
-            bytes, or text as in CSV (``enc:`` and base64).
-        like: what still has the headers: the path of a Parquet file or dataset, a frame, a series, an Arrow
-            table, or a list of them.
+        data: a frame, whose index levels count too; or Arrow data of any kind that `encrypt_table` takes. Its
+            cells are bytes, or text as in CSV (``enc:`` and base64).
+        like: what still has the headers: the path of a Parquet file or dataset, a frame, a series, Arrow data
+            (a reader is read to its end), or a list of them.
         columns: name or names of the columns to attach headers to; for renamed columns a mapping of the name
-            in ``data`` to the name in ``like``. None: every column of cells whose name ``like`` has.
+            in ``data`` to the name in ``like``. None: every column of cells whose name ``like`` has; of a
+            reader, every column of bytes or text of such a name, and other values in one are an error.
 
     Returns:
-        New data with the encrypted columns.
+        New data with the encrypted columns, of the same kinds as for `encrypt_table`.
 
     Raises:
         KeyError: no such column, in ``data`` or in ``like``.
@@ -84,17 +94,21 @@ def attach(
         >>> kmsdata.attach(pd.read_csv("ages.csv"), enc).kms.decrypt()["age"].tolist()
         [36, 41]
     """
-    table: Any = data
-    if isinstance(data, pd.DataFrame):
-        names = _chosen(columns, [*data.columns, *data.index.names])
-        return _to_frame(data, _originals(like, None if names is None else set(names.values())), names)
-    if not isinstance(data, pa.Table):
-        if not hasattr(data, "__arrow_c_stream__"):
-            raise CallerTypeError(f"attach() takes a frame or an Arrow table, not {type(data).__name__}")
-        table = pa.table(data)
-    table = with_arrow_types(table)
+    frame: Any = native(data)
+    if isinstance(frame, pd.DataFrame):
+        names = _chosen(columns, [*frame.columns, *frame.index.names])
+        attached = _to_frame(frame, _originals(like, None if names is None else set(names.values())), names)
+        return wrapped_like(data, attached)
+    if not is_arrow(frame):
+        raise CallerTypeError(f"attach() takes a frame or an Arrow table, not {type(data).__name__}")
+    source, give_back = received(data, "attach()", "df.kms.attach()")
+    streams = isinstance(source, pa.RecordBatchReader)
+    table = with_arrow_types(empty_table(source.schema) if streams else source)
     names = _chosen(columns, table.column_names)
-    return _to_table(table, _originals(like, None if names is None else set(names.values())), names)
+    originals = _originals(like, None if names is None else set(names.values()))
+    if streams:
+        return _to_reader(source, table.schema, originals, names)
+    return give_back(_to_table(table, originals, names))
 
 
 @dataclass
@@ -162,6 +176,54 @@ def _to_table(table: pa.Table, originals: Mapping[str, _Original], names: dict[s
     return table
 
 
+def _to_reader(
+    source: pa.RecordBatchReader,
+    schema: pa.Schema,
+    originals: Mapping[str, _Original],
+    names: dict[str, str] | None,
+) -> pa.RecordBatchReader:
+    """Attach headers to each batch of a stream; its schema, not its values, decides which columns get one."""
+    wanted: dict[int, _Original] = {}
+    for position, column in enumerate(schema):
+        there = None if isinstance(column.type, EncryptedType) else _there(column.name, names, originals)
+        if there is None:
+            continue
+        if not is_bytes_or_text(column.type) and not pa.types.is_null(column.type):
+            if names is not None:
+                raise _not_cells(column.name)
+            continue
+        wanted[position] = there
+        empty = pa.array([], EncryptedDtype(there.header)._storage_type)
+        kind = EncryptedArray(empty, EncryptedDtype(there.header)).__arrow_array__().type
+        schema = schema.set(position, column.with_type(kind))
+    if not any(isinstance(column.type, EncryptedType) for column in schema):
+        raise _nothing(originals)
+
+    def attached(batch: pa.Table, _: int) -> pa.Table:
+        arrays = with_arrow_types(batch).columns
+        for position, there in wanted.items():
+            name = schema.field(position).name
+            cells = _cells(name, validated(arrays[position], name), there, named=True)
+            arrays[position] = EncryptedArray(cells, schema.field(position).type.dtype).__arrow_array__()
+            if arrays[position].type != schema.field(position).type:
+                raise FormatError(
+                    f"column {name!r}: cells do not have the length that their type gives all of them: they "
+                    "were changed. Restore them from a copy",
+                    column=name,
+                )
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    return changed_stream(source, schema, attached)
+
+
+def _not_cells(label: Any) -> FormatError:
+    return FormatError(
+        f"column {label!r} does not contain cells: a value is neither bytes nor 'enc:' text of the form of a "
+        "cell. It was changed or decrypted, or is another column",
+        column=str(label),
+    )
+
+
 def _nothing(originals: Mapping[str, _Original]) -> ValueError:
     listed = ", ".join(map(repr, [*originals][:10]))
     return CallerValueError(
@@ -219,11 +281,7 @@ def _cells(
             cells = concatenated(found or [pa.array([], pa.large_binary())])
     if cells is None:
         if named:
-            raise FormatError(
-                f"column {label!r} does not contain cells: a value is neither bytes nor 'enc:' text of the "
-                "form of a cell. It was changed or decrypted, or is another column",
-                column=str(label),
-            )
+            raise _not_cells(label)
         if values is not None and (some := _like_cells(values)):
             # Left alone, the column would be decrypted neither with the others nor with an error.
             every = len(values) - values.null_count
@@ -265,7 +323,7 @@ def _originals(
     like: Encrypted | FilePath | Iterable[Encrypted | FilePath], wanted: set[str] | None
 ) -> dict[str, _Original]:
     """Read the headers of ``like`` by column, united, and the key ids of the cells."""
-    single = isinstance(like, (str, os.PathLike, pd.DataFrame, pd.Series, pa.Table))
+    single = isinstance(like, (str, os.PathLike)) or is_encrypted_data(like)
     sources: list[Any] = [like] if single else list(like)  # type: ignore[arg-type]
     originals: dict[str, _Original] = {}
     for source in sources:
@@ -292,10 +350,20 @@ def _headers(source: Any, wanted: set[str] | None) -> Iterable[tuple[str, Header
             for name, header in file.headers.items():
                 yield name, header, _ids_in_file(file.fragment, name, header, path)
         return
-    if isinstance(source, pa.Table):
-        source = with_arrow_types(source)
-        for name, header in headers_of(source).items():
-            yield name, header, _ids(plain_binary(source.column(name)))
+    source = native(source)
+    if is_arrow(source):
+        schema, tables = tables_of(source, "like")
+        empty = with_arrow_types(empty_table(schema))
+        columns = {name: header for name, header in headers_of(empty).items() if name in (wanted or [name])}
+        for name in columns:
+            refuse_repeated(empty.column_names, name, "like: ")
+        ids: dict[str, set[int]] = {name: set() for name in columns}
+        for table in tables:
+            table = with_arrow_types(table)
+            for name in columns:
+                ids[name] |= _ids(plain_binary(table.column(name)))
+        for name, header in columns.items():
+            yield name, header, ids[name]
         return
     headers = headers_of(source)  # TypeError for what is neither a frame nor a series
     frame = source.to_frame() if isinstance(source, pd.Series) else source

@@ -11,16 +11,17 @@ import pyarrow as pa
 from kmsdata.codec import label
 from kmsdata.display.inspection import ColumnReport, DataKeyReport, Inspection
 from kmsdata.errors import CallerTypeError, FormatError
+from kmsdata.frames.arrow.sources import empty_table, is_arrow, native, tables_of
 from kmsdata.frames.arrow_storage import validated
 from kmsdata.frames.cell import nulls_of
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
+    HeaderSearch,
     columns_without_header,
     encrypted_columns,
     header_of,
     lost_header,
-    table_without_header,
     with_arrow_types,
 )
 from kmsdata.frames.metadata.pandas_entry import dtype_names
@@ -41,7 +42,8 @@ def inspect(x: Encrypted | Readable, *, filesystem: Any = None) -> Inspection:
 
     Args:
         x: a frame, series, Arrow table, or path of a Parquet file or dataset (or list of paths);
-            or an open file, such as `io.BytesIO`.
+            or an open file, such as `io.BytesIO`; or any object with ``__arrow_c_stream__``. A
+            `pyarrow.RecordBatchReader` is read to its end; ``reader.schema.empty_table()`` has its headers.
         filesystem: for a path: pyarrow or fsspec filesystem; otherwise inferred from the path.
 
     Returns:
@@ -60,8 +62,10 @@ def inspect(x: Encrypted | Readable, *, filesystem: Any = None) -> Inspection:
     """
     if is_readable(x):
         return _path(cast("Readable", x), filesystem)
-    if isinstance(x, pa.Table):
-        return _table(x)
+    x = native(x)
+    if is_arrow(x):
+        what = "stream" if isinstance(x, pa.RecordBatchReader) else "table"
+        return _tables(what, *tables_of(x, "inspect()"))
     if isinstance(x, pd.Series):
         return _frame(x.to_frame(), "series")
     if isinstance(x, pd.DataFrame):
@@ -106,24 +110,34 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
     return Inspection(what, len(frame), size, every, _data_keys(headers), notes=tuple(notes[:5]))
 
 
-def _table(table: pa.Table) -> Inspection:
+def _tables(what: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> Inspection:
+    """Inspect a table, or a stream batch by batch."""
+    schema = with_arrow_types(empty_table(schema)).schema
+    sizes, nulls = [0] * len(schema), [0] * len(schema)
+    rows = total = 0
+    search = HeaderSearch()
+    for table in tables:
+        table = with_arrow_types(table)
+        for position, name in enumerate(table.column_names):
+            validated(table.column(position), name)
+        if lost := search.add(table):
+            raise lost_header(lost[0])
+        for position, values in enumerate(table.columns):
+            sizes[position] += values.nbytes
+            nulls[position] += values.null_count
+        rows += table.num_rows
+        total += table.nbytes
+    search.warn_of_single_values()
     columns: list[ColumnReport] = []
     headers: list[Header] = []
-    table = with_arrow_types(table)
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        validated(column, name)
-    if lost := table_without_header(table):
-        raise lost_header(lost[0])
-    for field, values in zip(table.schema, table.columns, strict=True):
+    for field, size, null in zip(schema, sizes, nulls, strict=True):
         if isinstance(field.type, EncryptedType):
             header = header_of(field.type.dtype, field.name)
             headers.append(header)
-            columns.append(_encrypted(field.name, [header], values.nbytes, values.null_count))
+            columns.append(_encrypted(field.name, [header], size, null))
         else:
-            columns.append(
-                ColumnReport(field.name, False, str(field.type), values.nbytes, nulls=values.null_count)
-            )
-    return Inspection("table", table.num_rows, table.nbytes, tuple(columns), _data_keys(headers))
+            columns.append(ColumnReport(field.name, False, str(field.type), size, nulls=null))
+    return Inspection(what, rows, total, tuple(columns), _data_keys(headers))
 
 
 def _path(path: Readable, filesystem: Any) -> Inspection:

@@ -11,17 +11,15 @@ import pyarrow as pa
 from kmsdata.display.verification import Verification
 from kmsdata.errors import CallerTypeError, FormatError
 from kmsdata.frames.arguments import Columns, required_names
-from kmsdata.frames.dtype import EncryptedArray, EncryptedType
+from kmsdata.frames.arrow.sources import is_arrow, native, tables_of
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
     columns_without_header,
     encrypted_columns,
     lost_header,
-    table_without_header,
-    with_arrow_types,
 )
 from kmsdata.frames.key_argument import resolve_key
-from kmsdata.frames.verify import Findings, verify_cells
+from kmsdata.frames.verify import Findings, verify_cells, verify_tables
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import DataKeys
 from kmsdata.parquet.bulk.verify import verify_path
@@ -48,7 +46,8 @@ def verify(
     Args:
         x: a frame, series, Arrow table, or path of a Parquet file or dataset: a file, a folder, a
             pattern such as ``data/*.parquet``, or a list of these; or an open file, such as `io.BytesIO`,
-            which is read into memory.
+            which is read into memory; or any object with ``__arrow_c_stream__``, such as a frame of Polars
+            or a `pyarrow.RecordBatchReader`, which is read to its end, batch by batch.
         encrypted: name or names of columns that must be encrypted in every file. Without it, a column that
             looks like cells without their header is a failure, but one that was replaced by other values
             counts as a plain column.
@@ -75,26 +74,25 @@ def verify(
     findings = Findings(DataKeys(resolve_key(key), context), required_names(encrypted))
     if is_readable(x):
         return verify_path(cast("Readable", x), filesystem, findings, progress)
-    if isinstance(x, pa.Table):
+    x = native(x)
+    if is_arrow(x):
+        streams = isinstance(x, pa.RecordBatchReader)
+        what = "stream" if streams else "table"
         try:
-            x = with_arrow_types(x)
-            lost = [] if findings.wanted else table_without_header(x)
+            schema, tables = tables_of(x, "verify()")
         except FormatError as error:
             findings.fail(str(error), error.column)
-            return findings.result("table", x.num_rows)
-        _fail_lost(findings, lost)
-        parts = {
-            name: [(None, EncryptedArray(x.column(name), field.type.dtype))]
-            for name, field in zip(x.column_names, x.schema, strict=True)
-            if isinstance(field.type, EncryptedType)
-        }
-        return verify_cells("table", x.num_rows, parts, x.column_names, findings, progress)
+            return findings.result(what, 0)
+        total = x.num_rows if isinstance(x, (pa.Table, pa.RecordBatch)) else None
+        return verify_tables(what, schema, tables, findings, progress, total)
     if isinstance(x, (pd.DataFrame, pd.Series)):
         frame = x.to_frame() if isinstance(x, pd.Series) else x
         known = encrypted_columns(frame)
         if not findings.wanted:
             _fail_lost(findings, columns_without_header(frame, known))
-        places = {str(item.name): list(item.parts) for item in known}
+        places: dict[str, list[Any]] = {}
+        for item in known:  # several columns may have one name
+            places.setdefault(str(item.name), []).extend(item.parts)
         labels = [*map(str, frame.columns), *map(str, frame.index.names)]
         what = "series" if isinstance(x, pd.Series) else "frame"
         return verify_cells(what, len(frame), places, labels, findings, progress)

@@ -12,9 +12,10 @@ import pyarrow as pa
 from kmsdata.display.progress import Progress
 from kmsdata.display.verification import ColumnCheck, Failure, Verification
 from kmsdata.errors import FormatError, KeyServiceError, KmsDataError, did_you_mean
+from kmsdata.frames.arrow.sources import empty_table
 from kmsdata.frames.column import ROWS_NAMED, bad_cells
-from kmsdata.frames.dtype import EncryptedArray
-from kmsdata.frames.encrypted_columns import check_names
+from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
+from kmsdata.frames.encrypted_columns import HeaderSearch, check_names, lost_header, with_arrow_types
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.unwrap import DataKeys
@@ -163,14 +164,7 @@ def verify_cells(
         progress: show a bar; see `kmsdata.verify`.
     """
     headers: dict[str, Header] = {}
-    for name in findings.wanted:
-        if name not in columns and name in labels:
-            findings.fail(NO_HEADER, name, absent=NOT_ENCRYPTED)
-        elif name not in columns:
-            question = did_you_mean(name, columns)
-            findings.fail(
-                f"it must be encrypted, but there is no such column{question}", name, absent=MISSING
-            )
+    _find_missing(findings, columns, labels)
     with Progress("verify", rows * len(columns), "cells", progress) as bar:
         for name, parts in columns.items():
             for positions, array in parts:
@@ -191,3 +185,89 @@ def verify_cells(
     except FormatError as error:
         findings.fail(str(error), error.column)
     return findings.result(what, rows)
+
+
+def verify_tables(
+    what: str,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    findings: Findings,
+    progress: bool | None,
+    total: int | None,
+) -> Verification:
+    """Authenticate the cells of an Arrow table, or of a stream batch by batch.
+
+    Args:
+        what: the kind of data, such as ``"table"``.
+        schema: the schema of the tables.
+        tables: the table, or that of each batch.
+        findings: where to record the findings.
+        progress: show a bar; see `kmsdata.verify`.
+        total: the number of rows, if it is known; otherwise no bar is shown.
+    """
+    headers: dict[str, Header] = {}
+    opened: list[tuple[int, str, EncryptedDtype, Mapping[bytes, DataKey]]] = []
+    rows = 0
+    search = None if findings.wanted else HeaderSearch()
+    lost: dict[str, None] = {}
+    try:
+        fields = list(enumerate(with_arrow_types(empty_table(schema)).schema))
+    except FormatError as error:
+        findings.fail(str(error), error.column)
+        return findings.result(what, total or 0)
+    found = {item.name: item.type.dtype for _, item in fields if isinstance(item.type, EncryptedType)}
+    _find_missing(findings, found, [item.name for _, item in fields])
+    for position, item in fields:
+        if not isinstance(item.type, EncryptedType):
+            if item.name in findings.wanted and item.name in found:
+                findings.fail(f"{NO_HEADER} in one of the columns of this name", item.name)
+            continue
+        try:
+            header = headers[item.name] = item.type.dtype.header
+        except FormatError as error:
+            findings.fail(str(error), item.name)
+            continue
+        if (keys := findings.open(header, item.name, None)) is not None:
+            opened.append((position, item.name, item.type.dtype, keys))
+    try:
+        shown = progress if total is not None else False
+        with Progress("verify", (total or 0) * len(opened), "cells", shown) as bar:
+            for table in tables:
+                table = with_arrow_types(table)
+                if search is not None:
+                    lost |= dict.fromkeys(search.add(table))
+                for position, name, dtype, keys in opened:
+                    cells = EncryptedArray(table.column(position), dtype).storage
+                    for start in range(0, len(cells), BATCH):
+                        part = cells.slice(start, BATCH)
+                        at = np.arange(rows + start, rows + start + len(part))
+                        findings.look(dtype.header, keys, part, name, at)
+                    bar.step(len(table))
+                rows += len(table)
+    except FormatError as error:
+        after = f" (after {rows:,} rows)" if rows else ""
+        findings.fail(f"{error}{after}", error.column)
+    except (pa.ArrowException, OSError) as error:  # its message may contain values
+        findings.fail(f"the source of the stream failed after {rows:,} rows ({type(error).__name__})")
+    if search is not None:
+        search.warn_of_single_values()
+    for name in lost:
+        findings.fail(str(lost_header(name)), name)
+    try:
+        check_names(headers)
+    except FormatError as error:
+        findings.fail(str(error), error.column)
+    return findings.result(what, rows if total is None else total)
+
+
+def _find_missing(findings: Findings, columns: Iterable[str], labels: Iterable[str]) -> None:
+    """Record the columns that must be encrypted and are not."""
+    known = list(columns)
+    for name in findings.wanted:
+        if name not in known and name in labels:
+            findings.fail(NO_HEADER, name, absent=NOT_ENCRYPTED)
+        elif name not in known:
+            question = did_you_mean(name, known)
+            findings.fail(
+                f"it must be encrypted, but there is no such column{question}", name, absent=MISSING
+            )

@@ -14,8 +14,18 @@ import pyarrow as pa
 
 from kmsdata.codec.null_arrays import null_rows
 from kmsdata.errors import CallerTypeError, FormatError
+from kmsdata.frames.arrow_storage import validated
 
-__all__ = ["empty_table", "is_arrow", "native", "received", "schema_of", "tables_of"]
+__all__ = [
+    "empty_table",
+    "is_arrow",
+    "native",
+    "next_batch",
+    "received",
+    "schema_of",
+    "tables_of",
+    "wrapped_like",
+]
 
 _MOST = 300  # characters of a message of Arrow
 
@@ -37,6 +47,15 @@ def native(x: Any) -> Any:
     return x.to_native() if _is_of(x, "narwhals", "DataFrame", "LazyFrame", "Series") else x
 
 
+def wrapped_like(x: Any, result: Any) -> Any:
+    """Return a frame as a frame of narwhals if ``x`` is one, otherwise unchanged."""
+    if native(x) is x:
+        return result
+    module = type(x).__module__  # the results of narwhals.stable.v1 are of that module too
+    name = module if module.startswith("narwhals.stable") else "narwhals"
+    return sys.modules[name].from_native(result)
+
+
 def received(x: Any, taker: str, frames: str) -> tuple[pa.Table | pa.RecordBatchReader, Callable[[Any], Any]]:
     """Return Arrow data as a table, or as a reader if it is one, and a function that returns a result.
 
@@ -52,11 +71,9 @@ def received(x: Any, taker: str, frames: str) -> tuple[pa.Table | pa.RecordBatch
     Raises:
         TypeError: it is not Arrow data, or a single column. FormatError: Arrow cannot import it.
     """
-    if _is_of(x, "narwhals", "DataFrame", "LazyFrame", "Series"):
-        data, give_back = received(x.to_native(), taker, frames)
-        module = type(x).__module__  # the results of narwhals.stable.v1 are of that module too
-        from_native = sys.modules[module if module.startswith("narwhals.stable") else "narwhals"].from_native
-        return data, lambda result: from_native(give_back(result))
+    if (inner := native(x)) is not x:
+        data, give_back = received(inner, taker, frames)
+        return data, lambda result: wrapped_like(x, give_back(result))
     if isinstance(x, (pd.DataFrame, pd.Series, pd.Index)):
         raise CallerTypeError(
             f"{taker} takes an Arrow table, not {type(x).__name__}. For a frame, use {frames}"
@@ -70,7 +87,9 @@ def received(x: Any, taker: str, frames: str) -> tuple[pa.Table | pa.RecordBatch
     if _is_of(x, "polars", "DataFrame"):
         return _polars_table(x, taker), lambda result: _to_polars(x, result)
     if hasattr(x, "__arrow_c_stream__") and not isinstance(x, pa.RecordBatch):
-        return _reader(x, taker).read_all(), _unchanged
+        reader = _reader(x, taker)
+        tables = list(_tables(reader))
+        return pa.concat_tables(tables) if tables else empty_table(reader.schema), _unchanged
     if hasattr(x, "__arrow_c_array__"):
         return pa.Table.from_batches([_batch(x, taker)]), _to_batch
     raise CallerTypeError(
@@ -109,12 +128,36 @@ def empty_table(schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays([null_rows(kind, 0) for kind in schema.types], schema=schema)
 
 
+def next_batch(reader: pa.RecordBatchReader, rows: int) -> pa.RecordBatch | None:
+    """Read a batch, and check that it has the reader's schema and as many rows in each column; None: no more.
+
+    Args:
+        reader: any reader. Its batches may come from software that Arrow trusts without a check.
+        rows: the number of rows before this batch, for errors.
+
+    Raises:
+        FormatError: it has not. Errors of the source pass, with a note about the number of rows.
+    """
+    try:
+        batch = reader.read_next_batch()
+    except StopIteration:
+        return None
+    except BaseException as error:
+        error.add_note(f"The source of the stream failed after {rows:,} rows.")
+        raise
+    if not batch.schema.equals(reader.schema):
+        raise FormatError(
+            f"the batch after {rows:,} rows of the stream has another schema than the stream. Write it again "
+            "with batches of one schema"
+        )
+    return validated(batch, full=False)
+
+
 def _tables(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
-    for batch in reader:
-        if not batch.schema.equals(reader.schema):
-            raise FormatError("a batch has another schema than its stream. Read it from its source again")
+    rows = 0
+    while (batch := next_batch(reader, rows)) is not None:
+        rows += len(batch)
         yield pa.Table.from_batches([batch])
-        del batch
 
 
 def _unchanged(result: Any) -> Any:
@@ -146,7 +189,7 @@ def _batch(x: Any, taker: str) -> pa.RecordBatch:
     if isinstance(x, pa.RecordBatch):
         return x
     try:
-        return pa.record_batch(x)
+        return validated(pa.record_batch(x), full=False)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise _not_imported(x, taker, error) from None
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from kmsdata.errors import CallerError, FormatError, KmsDataError, located
+from kmsdata.frames.arrow.sources import next_batch
 
 __all__ = ["changed_stream"]
 
@@ -71,39 +72,36 @@ class _Batches:
 
     def _read(self) -> None:
         """Read and change one batch."""
-        table = None
         try:
-            batch = self._source.read_next_batch()
-        except StopIteration:
+            batch = next_batch(self._source, self._rows)
+        except BaseException:
+            self._close(failed=True)
+            raise
+        if batch is None:
             self._close()
             if self._at_end is not None:
                 self._at_end()
             return
-        except BaseException as error:
-            self._close(failed=True)
-            error.add_note(f"The source of the stream failed after {self._rows:,} rows.")
-            raise
+        rows, failure = len(batch), None
         try:
-            if not batch.schema.equals(self._source.schema):
-                raise FormatError("the batch has another schema than the stream")
-            table = pa.Table.from_batches([batch])
-            made = self._change(table, self._rows) if self._change else table
-            if not made.schema.equals(self._schema):
-                raise FormatError("the batch has other types than the first ones")
-            self._ready = made.to_batches()[::1]
-        except BaseException as error:  # noqa: BLE001 - raised again, without the frames below
-            # No frame below this one, and no variable here, may keep values of the batch.
-            rows = len(batch)
-            del batch
-            table = made = None
+            made = self._change(pa.Table.from_batches([batch]), self._rows) if self._change else None
+            if made is None or not made.schema.equals(self._schema):
+                raise FormatError("the batch has other types than the others")
+            self._ready = made.to_batches()
+        except BaseException as error:  # noqa: BLE001 - raised below, where the original is not its context
+            failure = _placed(error, self._number, self._rows, rows)
+        if failure is not None:
+            # No frame of the error, and no variable here, may keep values of the batch.
+            batch = made = None
             self._close(failed=True)
-            raise _placed(error, self._number, self._rows, rows) from None
+            raise failure
         self._number += 1
-        self._rows += len(batch)
+        self._rows += rows
 
     def _close(self, *, failed: bool = False) -> None:
+        source, self._source = self._source, None
         self._failed, self._change, self._ready = failed, None, []
-        self._source.close()
+        source.close()
 
 
 def _placed(error: BaseException, number: int, first: int, rows: int) -> BaseException:
@@ -114,6 +112,8 @@ def _placed(error: BaseException, number: int, first: int, rows: int) -> BaseExc
     elif isinstance(error, CallerError) and not isinstance(error, KeyboardInterrupt):
         error = type(error)(f"{where}: {error}")
     else:
+        if isinstance(error, StopIteration):  # it would look like the end of the stream
+            error = RuntimeError("StopIteration")
         error.add_note(f"This was in {where}.")
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
