@@ -28,13 +28,13 @@ from kmsdata.keys.envelope import GCM, SIV, ColumnHeader, Header, base64_bytes, 
 __all__ = [
     "NOTHING_DECRYPTED",
     "ROWS_NAMED",
-    "arrow_type_of_every_part",
     "arrow_types",
     "bad_cells",
     "blank_arrow",
     "blank_pandas",
     "check_key_ids",
     "check_one_arrow_type",
+    "check_type_of_parts",
     "encrypt_column",
     "open_arrow",
     "open_pandas",
@@ -47,13 +47,6 @@ NOTHING_DECRYPTED = "Nothing of the column was decrypted"  # in the errors of ce
 ROWS_NAMED = 100  # an error lists at most this many rows; its count may be higher
 _MOST_CATEGORIES = 1 << 20
 _NO_LIST = b""  # a category list without entries
-_OBJECT_TYPES = {  # what Arrow makes of Python objects of one type, if there is one that is not null
-    "text": pa.string(),
-    "bytes": pa.binary(),
-    "bool": pa.bool_(),
-    "int": pa.int64(),
-    "date": pa.date32(),
-}
 _T = TypeVar("_T")
 
 
@@ -304,30 +297,27 @@ def blank_arrow(header: Header, column: str) -> pa.Array | pa.ChunkedArray:
     )
 
 
-def arrow_type_of_every_part(header: Header, column: str) -> pa.DataType | None:
-    """Return the Arrow type that every part of a column has, or None: the one that it has without rows.
+def check_type_of_parts(header: Header, column: str) -> None:
+    """Check that `open_arrow` gives one Arrow type for every part of a column, whatever its values are.
 
     Raises:
-        UnsupportedTypeError: it depends on the values: parts may have several.
+        UnsupportedTypeError: parts may have several types.
     """
     for item in header.columns:
         codec.check(item.codec_type, item.kind)
     _check_one_type(header.columns, column)
-    entry = header.columns[0].type.get("pandas", {})
-    if "object" in entry and (entry["object"] not in _OBJECT_TYPES or len(header.columns) > 1):
-        label = codec.label(header.columns[0].type)
+    type_ = header.columns[0].codec_type
+    if "arrow" not in type_ and "object" in type_["pandas"]:
+        label = codec.label(type_)
         raise UnsupportedTypeError(
             f"column {column!r} ({label}): its Arrow type depends on all of its values, so it cannot be "
             "decrypted batch by batch. Pass the data as a table (RecordBatchReader.read_all)",
             column=column,
             dtype=label,
         )
-    if "object" in entry:
-        return _OBJECT_TYPES[entry["object"]]
-    kind = blank_arrow(header, column).type if "arrow" in header.columns[0].codec_type else None
-    if len(header.columns) > 1 and (kind is None or pa.types.is_dictionary(kind)):
+    categories = "category" in type_.get("pandas", {})
+    if len(header.columns) > 1 and (categories or pa.types.is_dictionary(blank_arrow(header, column).type)):
         raise _several(header.columns, "categories of several lists", column)
-    return None
 
 
 def check_one_arrow_type(header: Header, storage: pa.Array, column: str) -> None:

@@ -23,7 +23,7 @@ from kmsdata.frames.arguments import (
 from kmsdata.frames.arrow.sources import empty_table, received
 from kmsdata.frames.arrow.streams import changed_stream
 from kmsdata.frames.arrow_storage import is_bytes_or_text, looks_like_cells, plain_binary, validated
-from kmsdata.frames.column import NOTHING_DECRYPTED, arrow_type_of_every_part, open_arrow, plan, seal
+from kmsdata.frames.column import NOTHING_DECRYPTED, check_type_of_parts, open_arrow, plan, seal
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
@@ -185,20 +185,22 @@ def decrypt_table(
         raise lost_header(found[0])
     if streams:
         for name in names:
-            arrow_type_of_every_part(headers[name], name)
+            check_type_of_parts(headers[name], name)
     keys = open_keys([(name, headers[name]) for name in names], resolve_key(key), context)
     check_names(headers, beside=parsed_headers(data))
     # Before anything is decrypted: errors about metadata must not find plaintext in this frame.
     metadata = in_pandas_metadata(data.schema.metadata, names, back=True)
     if metadata is not None:
         metadata = with_entries(metadata, pandas_entries({name: headers[name] for name in names}, keys))
-    change = _Decryption({name: headers[name] for name in names}, keys, _with_columns(metadata, names, {}))
+    search = HeaderSearch() if wanted is None and streams else None
+    change = _Decryption(
+        {name: headers[name] for name in names}, keys, _with_columns(metadata, names, {}), search
+    )
+    decrypted = change.decrypt(data)
     if not streams:
-        return give_back(change.decrypt(data))
-    search = HeaderSearch() if wanted is None else None
-    change = _Decryption(change.headers, keys, change.metadata, change.schema_of_stream(data), search)
-    end = None if search is None else search.warn_of_single_values
-    return give_back(changed_stream(source, change.schema, change, end))
+        return give_back(decrypted)
+    at_end = None if search is None else search.warn_of_single_values
+    return give_back(changed_stream(source, decrypted.schema, change, at_end))
 
 
 @dataclass(frozen=True)
@@ -262,14 +264,12 @@ class _Decryption:
         headers: of the columns to decrypt.
         keys: the data keys, by commitment.
         metadata: of the result's schema.
-        schema: the result's, of a stream.
         search: for columns that look like cells without their header, in a stream; None: not wanted.
     """
 
     headers: Mapping[str, Header] = field(repr=False)
     keys: Mapping[bytes, DataKey] = field(repr=False)
     metadata: Mapping[bytes, bytes] | None = field(repr=False)
-    schema: pa.Schema | None = None
     search: HeaderSearch | None = None
 
     def __call__(self, batch: pa.Table, first: int) -> pa.Table:
@@ -285,15 +285,6 @@ class _Decryption:
             )
             raise type(error)(text, **vars(error)) from None
 
-    def schema_of_stream(self, empty: pa.Table) -> pa.Schema:
-        """Return the schema of every decrypted batch."""
-        schema = self.decrypt(empty).schema
-        for name, header in self.headers.items():
-            position = schema.get_field_index(name)
-            kind = arrow_type_of_every_part(header, name) or schema.field(position).type
-            schema = schema.set(position, schema.field(position).with_type(kind))
-        return schema
-
     def decrypt(self, table: pa.Table, first: int = 0) -> pa.Table:
         """Decrypt a table that was checked; ``first`` is the position of its first row, for errors."""
         done: dict[str, Any] = {}
@@ -307,9 +298,6 @@ class _Decryption:
             raise
         for name, values in done.items():
             position = table.schema.get_field_index(name)
-            if self.schema is not None and values.type != self.schema.field(position).type:
-                # Objects that are all null; or united dictionaries, whose codes depend on the values.
-                values = values.cast(self.schema.field(position).type)
             table = table.set_column(position, table.schema.field(position).with_type(values.type), values)
         return table.replace_schema_metadata(self.metadata)
 
