@@ -1,0 +1,440 @@
+"""DuckDB: SQL functions that encrypt and decrypt columns, and options for files that keep their headers.
+
+DuckDB sees encrypted columns as BLOB. A function has one type of result, and DuckDB has no overloads, so
+there is one pair of functions for each encrypted column: ``kms_decrypt_ssn(ssn)``, ``kms_encrypt_ssn(text)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kmsdata.errors import (
+    CallerImportError,
+    CallerTypeError,
+    CallerValueError,
+    FormatError,
+    UnsupportedTypeError,
+    printable,
+)
+from kmsdata.frames.arguments import Columns, column_names, require
+from kmsdata.frames.arrow_storage import plain_binary
+from kmsdata.frames.column import open_arrow, open_pandas, plan, seal
+from kmsdata.frames.dtype import EncryptedDtype
+from kmsdata.frames.encrypted_columns import Encrypted, check_names, headers_of
+from kmsdata.frames.key_argument import resolve_key
+from kmsdata.keys.data_key import DataKey
+from kmsdata.keys.envelope import Header, file_text
+from kmsdata.keys.session import Key
+from kmsdata.keys.unwrap import open_keys
+from kmsdata.parquet.headers import read_headers
+from kmsdata.parquet.locations import FilePath
+
+try:
+    import duckdb
+except ModuleNotFoundError:
+    raise CallerImportError('kmsdata.duckdb needs DuckDB: pip install "kmsdata[duckdb]"') from None
+
+__all__ = ["Functions", "copy_options", "register", "unregister"]
+
+_DECRYPT, _ENCRYPT = "kms_decrypt_", "kms_encrypt_"
+_TEXT = {pa.string(), pa.large_string(), pa.string_view()}
+_SAME = {
+    pa.bool_(): "BOOLEAN",
+    pa.int8(): "TINYINT",
+    pa.int16(): "SMALLINT",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.uint8(): "UTINYINT",
+    pa.uint16(): "USMALLINT",
+    pa.uint32(): "UINTEGER",
+    pa.uint64(): "UBIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.date32(): "DATE",
+    pa.time64("us"): "TIME",
+    pa.time64("ns"): "TIME_NS",
+    pa.timestamp("s"): "TIMESTAMP_S",
+    pa.timestamp("ms"): "TIMESTAMP_MS",
+    pa.timestamp("us"): "TIMESTAMP",
+    pa.timestamp("ns"): "TIMESTAMP_NS",
+}
+
+
+class Functions(NamedTuple):
+    """The names of the functions of one column.
+
+    Attributes:
+        decrypt: such as ``kms_decrypt_ssn``.
+        encrypt: such as ``kms_encrypt_ssn``; None if the column has cells of several types or data keys.
+    """
+
+    decrypt: str
+    encrypt: str | None
+
+
+def register(
+    con: Any,
+    like: Encrypted | FilePath | Any,
+    columns: Columns | None = None,
+    *,
+    key: Key | Encrypted | None = None,
+    context: Mapping[str, str] | None = None,
+) -> dict[str, Functions]:
+    """Register a pair of SQL functions for each encrypted column, with one KMS call for each data key.
+
+    ``kms_decrypt_ssn(ssn)`` takes a BLOB and returns the values in their DuckDB type; ``kms_encrypt_ssn(x)``
+    takes such values and returns cells under the same header. Characters of a column's name that are neither
+    letters nor digits become ``_``. Functions of an earlier call with the same names are replaced. They work
+    in all cursors of the connection, and hold the data keys until `unregister` or the connection's end.
+
+    An error in a function is an ``InvalidInputException`` of DuckDB, with the message of the kmsdata error;
+    its rows are counted in a batch of at most 2,048.
+
+    Args:
+        con: a DuckDB connection.
+        like: what has the headers: the path of a Parquet file or dataset, a frame, an Arrow table, or any
+            dataframe that Arrow can read.
+        columns: name or names of its encrypted columns; None: all.
+        key: use only these keys: a URI, several URIs, a `DataKey`, or encrypted data; None: as for
+            decryption.
+        context: pairs that the authenticated context must contain.
+
+    Returns:
+        The names of the functions by column.
+
+    Raises:
+        KeyError: there is no such column.
+        ValueError: the functions of two columns would have one name, or exist in another connection.
+        UnsupportedTypeError: DuckDB cannot represent the values exactly: durations, decimals of more than 38
+            digits, half floats, intervals, Python objects that are not text.
+        FormatError, WrongKeyError, KeyServiceError: as for decryption.
+
+    Example:
+        >>> import duckdb, pandas as pd, kmsdata.duckdb
+        >>> df = pd.DataFrame({"email": ["a@x.org", "b@x.org"], "age": [36, 29]})
+        >>> df.kms.encrypt("age", deterministic="email", key="local://demo").kms.to_parquet("p.parquet")
+        >>> con = duckdb.connect()
+        >>> kmsdata.duckdb.register(con, like="p.parquet")["age"].decrypt
+        'kms_decrypt_age'
+        >>> con.sql('''
+        ...     SELECT kms_decrypt_age(age) FROM 'p.parquet' WHERE email = kms_encrypt_email('b@x.org')
+        ... ''').fetchall()
+        [(29,)]
+    """
+    headers = _headers(like, columns)
+    names = _function_names(headers)
+    keys = open_keys(list(headers.items()), resolve_key(key), context)
+    check_names(headers)
+    made: list[tuple[str, Callable[[Any], Any], Any, Any, bool]] = []
+    functions: dict[str, Functions] = {}
+    for column, header in headers.items():
+        decrypt, encrypt = names[column]
+        opener = _Decrypt(column, header, keys)
+        kind = _duckdb_type(con, opener.type, column)
+        # side_effects: otherwise DuckDB computes a function of a constant once, for all rows and before
+        # the query runs: equal cells for all rows; and EXPLAIN would show decrypted constants.
+        made.append((decrypt, opener, "BLOB", kind, True))
+        sealer = _Encrypt.of(column, header, keys, opener.type)
+        if sealer is not None:
+            # A deterministic cell may be computed once: `email = kms_encrypt_email('x')` is then fast.
+            made.append((encrypt, sealer, kind, "BLOB", not header.deterministic))
+        functions[column] = Functions(decrypt, None if sealer is None else encrypt)
+    for name in [item[0] for item in made]:
+        _remove(con, name)
+    for name, function, taken, given, side_effects in made:
+        try:
+            con.create_function(
+                name,
+                function,
+                [taken],
+                given,
+                type="arrow",
+                null_handling="special",
+                side_effects=side_effects,
+            )
+        except duckdb.Error:
+            break
+    else:
+        return functions
+    for item in made:
+        _remove(con, item[0])
+    raise CallerValueError(
+        f"a function {name} exists already in this database, registered by another connection or cursor. "
+        "Call kmsdata.duckdb.unregister() with that one"
+    )
+
+
+def unregister(con: Any) -> None:
+    """Remove all functions that `register` made in this connection, and with them their data keys.
+
+    Example:
+        >>> import duckdb, kmsdata.duckdb
+        >>> kmsdata.duckdb.unregister(duckdb.connect())
+    """
+    query = (
+        "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_name ~ '^kms_(de|en)crypt_.*'"
+    )
+    for (name,) in con.execute(query).fetchall():
+        _remove(con, name)
+
+
+def copy_options(like: Encrypted | FilePath | Any, columns: Columns | None = None) -> str:
+    """Return options for DuckDB's COPY, so that a Parquet file has the headers of its encrypted columns.
+
+    DuckDB writes cells as BLOB, without their header. With these options they are in the file's metadata,
+    where `kmsdata.read_parquet`, `kmsdata.verify` and other readers find them. Columns keep the names under
+    which they were encrypted; a decrypted column needs another name than its encrypted one, or ``columns``.
+
+    Args:
+        like: what has the headers, as in `register`.
+        columns: name or names of the columns that are encrypted in the file; None: all of ``like``.
+
+    Returns:
+        SQL text, to be put inside of the parentheses of a COPY statement.
+
+    Raises:
+        KeyError: there is no such column. FormatError: nothing is encrypted.
+
+    Example:
+        >>> import duckdb, pandas as pd, kmsdata.duckdb
+        >>> pd.DataFrame({"age": [36]}).kms.encrypt("age", key="local://demo").kms.to_parquet("a.parquet")
+        >>> options = kmsdata.duckdb.copy_options("a.parquet")
+        >>> _ = duckdb.sql(f"COPY (FROM 'a.parquet') TO 'b.parquet' ({options}, COMPRESSION zstd)")
+        >>> kmsdata.read_parquet("b.parquet", decrypt=True)["age"].tolist()
+        [36]
+    """
+    text = file_text(_headers(like, columns)).replace("'", "''")
+    return f"FORMAT parquet, KV_METADATA {{kmsdata: '{text}'}}"
+
+
+def _headers(like: Any, columns: Columns | None) -> dict[str, Header]:
+    if isinstance(like, str | os.PathLike):
+        headers = read_headers(like)
+    else:
+        if not isinstance(like, pd.DataFrame | pd.Series | pa.Table):
+            if not hasattr(like, "__arrow_c_stream__"):
+                raise CallerTypeError(
+                    f"like= takes a path, a frame or an Arrow table, not {type(like).__name__}"
+                )
+            like = pa.table(like)
+        headers = headers_of(like)
+    if columns is not None:
+        names = column_names(columns)
+        for name in names:
+            require(headers, name)
+        headers = {name: headers[name] for name in names}
+    if not headers:
+        raise FormatError("nothing in like is encrypted: it has no kmsdata header")
+    return headers
+
+
+def _function_names(headers: Mapping[str, Header]) -> dict[str, tuple[str, str]]:
+    """Return the names of the functions of each column: DuckDB does not distinguish upper and lower case."""
+    names, owners = {}, dict[str, str]()
+    for column in headers:
+        plain = re.sub(r"\W", "_", column)
+        other = owners.setdefault(plain.casefold(), column)
+        if other != column:
+            raise CallerValueError(
+                f"columns {other!r} and {column!r} would both have the function {_DECRYPT}{plain}. "
+                "Register one of them, with columns="
+            )
+        names[column] = _DECRYPT + plain, _ENCRYPT + plain
+    return names
+
+
+def _remove(con: Any, name: str) -> None:
+    with contextlib.suppress(duckdb.Error):
+        con.remove_function(name)
+
+
+# --- types ------------------------------------------------------------------------------------------
+
+
+def _unsupported(kind: Any, column: str) -> UnsupportedTypeError:
+    return UnsupportedTypeError(
+        f"column {column!r} is of the type {printable(str(kind))}, which DuckDB cannot represent exactly. "
+        "Decrypt it with kmsdata.decrypt_table(), or leave it out with columns=",
+        column=column,
+        dtype=str(kind),
+    )
+
+
+def _duckdb_type(con: Any, kind: pa.DataType, column: str) -> Any:
+    """Return the DuckDB type that holds all values of an Arrow type exactly, nested types included."""
+    if kind in _SAME:
+        return _SAME[kind]
+    if kind in _TEXT:
+        return "VARCHAR"
+    if (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    ):
+        return "BLOB"
+    if pa.types.is_dictionary(kind) and kind.value_type in _TEXT:
+        return "VARCHAR"
+    if pa.types.is_time32(kind):
+        return "TIME"
+    if pa.types.is_timestamp(kind):  # with a zone: DuckDB keeps the instant
+        return "TIMESTAMPTZ_NS" if kind.unit == "ns" else "TIMESTAMPTZ"
+    if pa.types.is_decimal(kind) and kind.precision <= 38 and 0 <= kind.scale <= kind.precision:
+        return con.decimal_type(kind.precision, kind.scale)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return con.list_type(_duckdb_type(con, kind.value_type, column))
+    if pa.types.is_fixed_size_list(kind) and kind.list_size > 0:
+        return con.array_type(_duckdb_type(con, kind.value_type, column), kind.list_size)
+    if pa.types.is_map(kind):
+        inner = [_duckdb_type(con, one, column) for one in (kind.key_type, kind.item_type)]
+        return con.map_type(*inner)
+    if pa.types.is_struct(kind):
+        fields = {field.name: _duckdb_type(con, field.type, column) for field in kind}
+        if fields and len({name.casefold() for name in fields}) == kind.num_fields:
+            return con.struct_type(fields)
+    raise _unsupported(kind, column)
+
+
+def _exchanged(kind: pa.DataType) -> pa.DataType:
+    """Return the Arrow type in which DuckDB takes the values of an Arrow type."""
+    if kind in _TEXT or pa.types.is_dictionary(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_time32(kind):
+        return pa.time64("us")
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return pa.timestamp("ns" if kind.unit == "ns" else "us", "UTC")
+    if pa.types.is_decimal(kind):
+        return pa.decimal128(kind.precision, kind.scale)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_exchanged(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_exchanged(kind.value_type), kind.list_size)
+    if pa.types.is_map(kind):
+        return pa.map_(_exchanged(kind.key_type), _exchanged(kind.item_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _exchanged(field.type)) for field in kind])
+    return kind
+
+
+def _cast(values: Any, kind: pa.DataType, column: str) -> Any:
+    """Cast values; an error does not contain them."""
+    if values.type.equals(kind, check_metadata=True):  # DuckDB calls the items of lists "l"
+        return values
+    with contextlib.suppress(pa.ArrowException):
+        return values.cast(kind)
+    where, of = values.type, kind
+    del values
+    raise UnsupportedTypeError(
+        f"column {column!r} has a value of the type {where} that cannot be converted to {of} exactly",
+        column=column,
+        dtype=str(of),
+    )
+
+
+# --- functions ----------------------------------------------------------------------------------------
+
+
+class _Decrypt:
+    """Decrypt a batch of cells."""
+
+    def __init__(self, column: str, header: Header, keys: Mapping[bytes, DataKey]) -> None:
+        self._column, self._header, self._keys = column, header, keys
+        blank = open_arrow(header, keys, pa.array([], pa.large_binary()), column)
+        #: The Arrow type of the values.
+        self.type = blank.type
+        if _of_objects(header):
+            self.type = pa.string()
+
+    def __call__(self, cells: pa.ChunkedArray) -> pa.Array:
+        values = open_arrow(self._header, self._keys, plain_binary(cells), self._column)
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        if values.type != self.type and not pa.types.is_null(values.type):
+            kind, ours = values.type, _exchanged(values.type)
+            if ours != _exchanged(self.type):
+                del values
+                raise _unsupported(kind, self._column)
+        return _cast(values, _exchanged(self.type), self._column)
+
+
+class _Encrypt:
+    """Encrypt a batch of values under a header that exists."""
+
+    def __init__(
+        self, column: str, data_key: DataKey, planned: tuple[Any, Any], sample: Any, kind: pa.DataType
+    ) -> None:
+        self._column, self._data_key, self._type = column, data_key, kind
+        self._header, self._described = planned
+        self._sample = sample
+
+    @classmethod
+    def of(
+        cls, column: str, header: Header, keys: Mapping[bytes, DataKey], kind: pa.DataType
+    ) -> _Encrypt | None:
+        """Return the function, or None if the header does not determine how to encrypt new values."""
+        if len(header.columns) > 1:
+            return None
+        (item,) = header.columns
+        data_key = keys[item.data_key]
+        name = item.name or column
+        if _of_objects(header):
+            for null in (None, np.nan, pd.NA, pd.NaT):
+                for some in (["a", null], ["a", 1, null]):
+                    sample = pd.Series(some, dtype=object)
+                    planned = plan(sample, name, data_key, domain=item.domain)
+                    if _same(planned[0], header):
+                        return cls(column, data_key, planned, sample, kind)
+            return None
+        no_cells = pa.array([], pa.large_binary())
+        values = open_arrow(header, keys, no_cells, column)
+        if isinstance(values, pa.Array):
+            values = pa.chunked_array([values])
+        dtype = open_pandas(header, keys, no_cells, column).dtype
+        planned = plan(values, name, data_key, domain=item.domain, dtype=dtype)
+        if not _same(planned[0], header):
+            planned = plan(values, name, data_key, domain=item.domain)
+        return cls(column, data_key, planned, values, kind) if _same(planned[0], header) else None
+
+    def __call__(self, values: pa.ChunkedArray) -> pa.Array:
+        given: Any
+        if isinstance(self._sample, pd.Series):
+            given = pd.Series(values.to_pylist(), dtype=object)
+            given = given.where(given.notna(), self._sample.iloc[-1])
+        elif pa.types.is_dictionary(self._type):
+            given = self._codes(values)
+        else:
+            given = _cast(values, self._type, self._column)
+        cells = seal(self._header, self._described, given, self._header.name or self._column, self._data_key)
+        return cells.cast(pa.binary())
+
+    def _codes(self, values: pa.ChunkedArray) -> pa.ChunkedArray:
+        listed = self._sample.chunk(0).dictionary
+        codes = pc.index_in(_cast(values, listed.type, self._column), value_set=listed).combine_chunks()
+        if codes.null_count != values.null_count:
+            raise CallerValueError(
+                f"column {self._column!r} has a value that is none of the column's categories"
+            )
+        codes = codes.cast(self._type.index_type)
+        array = pa.DictionaryArray.from_arrays(codes, listed, ordered=self._type.ordered)
+        return pa.chunked_array([array])
+
+
+def _same(item: Any, header: Header) -> bool:
+    """Return whether new cells under this column object would have the column's header."""
+    return EncryptedDtype(Header.of([item], header.records)) == EncryptedDtype(header)
+
+
+def _of_objects(header: Header) -> bool:
+    """Return whether a column is one of Python objects, whose Arrow type depends on the values."""
+    return all("object" in item.type.get("pandas", ()) for item in header.columns)
