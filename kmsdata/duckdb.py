@@ -26,9 +26,9 @@ from kmsdata.errors import (
     printable,
 )
 from kmsdata.frames.arguments import Columns, column_names, require
-from kmsdata.frames.arrow_storage import plain_binary
+from kmsdata.frames.arrow_storage import cells_in, is_bytes_or_text, plain_binary
 from kmsdata.frames.column import open_arrow, open_pandas, plan, seal
-from kmsdata.frames.dtype import EncryptedDtype
+from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.frames.encrypted_columns import Encrypted, check_names, headers_of
 from kmsdata.frames.key_argument import resolve_key
 from kmsdata.keys.data_key import DataKey
@@ -37,13 +37,14 @@ from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
 from kmsdata.parquet.headers import read_headers
 from kmsdata.parquet.locations import FilePath
+from kmsdata.parquet.write import parquet_writer
 
 try:
     import duckdb
 except ModuleNotFoundError:
     raise CallerImportError('kmsdata.duckdb needs DuckDB: pip install "kmsdata[duckdb]"') from None
 
-__all__ = ["Functions", "copy_options", "register", "unregister"]
+__all__ = ["Functions", "copy_options", "register", "to_parquet", "unregister"]
 
 _DECRYPT, _ENCRYPT = "kms_decrypt_", "kms_encrypt_"
 _TEXT = {pa.string(), pa.large_string(), pa.string_view()}
@@ -143,7 +144,7 @@ def register(
         # side_effects: otherwise DuckDB computes a function of a constant once, for all rows and before
         # the query runs: equal cells for all rows; and EXPLAIN would show decrypted constants.
         made.append((decrypt, opener, "BLOB", kind, True))
-        sealer = _Encrypt.of(column, header, keys, opener.type)
+        sealer = _Encrypt.of(column, header, keys)
         if sealer is not None:
             # A deterministic cell may be computed once: `email = kms_encrypt_email('x')` is then fast.
             made.append((encrypt, sealer, kind, "BLOB", not header.deterministic))
@@ -161,16 +162,16 @@ def register(
                 null_handling="special",
                 side_effects=side_effects,
             )
-        except duckdb.Error:
-            break
-    else:
-        return functions
-    for item in made:
-        _remove(con, item[0])
-    raise CallerValueError(
-        f"a function {name} exists already in this database, registered by another connection or cursor. "
-        "Call kmsdata.duckdb.unregister() with that one"
-    )
+        except duckdb.Error as error:
+            for item in made:
+                _remove(con, item[0])
+            if "already" not in str(error):
+                raise
+            raise CallerValueError(
+                f"a function {name} exists already in this database, registered by another connection or "
+                "cursor. Call kmsdata.duckdb.unregister() with that one"
+            ) from None
+    return functions
 
 
 def unregister(con: Any) -> None:
@@ -185,6 +186,12 @@ def unregister(con: Any) -> None:
     )
     for (name,) in con.execute(query).fetchall():
         _remove(con, name)
+    left = con.execute(query).fetchall()
+    if left:
+        raise CallerValueError(
+            f"{left[0][0]} was registered by another connection or cursor of this database. Call "
+            "unregister() with that one"
+        )
 
 
 def copy_options(like: Encrypted | FilePath | Any, columns: Columns | None = None) -> str:
@@ -214,6 +221,79 @@ def copy_options(like: Encrypted | FilePath | Any, columns: Columns | None = Non
     """
     text = file_text(_headers(like, columns)).replace("'", "''")
     return f"FORMAT parquet, KV_METADATA {{kmsdata: '{text}'}}"
+
+
+def to_parquet(
+    relation: Any,
+    path: FilePath,
+    like: Encrypted | FilePath | Any,
+    columns: Columns | None = None,
+    *,
+    filesystem: Any = None,
+    **pyarrow_options: Any,
+) -> None:
+    """Write a DuckDB relation to a Parquet file that is the same as kmsdata's own. The write is atomic.
+
+    The relation runs once, and its batches are written one after the other. Unlike COPY with `copy_options`,
+    the columns' types have the headers too, so that Polars and Arrow see encrypted columns.
+
+    Args:
+        relation: what ``con.sql()`` returns, or anything else with ``__arrow_c_stream__``.
+        path: the file; an existing file is replaced.
+        like: what has the headers, as in `register`.
+        columns: name or names of the columns that are encrypted in ``relation``; None: those of ``like`` that
+            are BLOB there.
+        filesystem: pyarrow or fsspec filesystem; otherwise inferred from the path.
+        **pyarrow_options: as in `pyarrow.parquet.write_table`.
+
+    Raises:
+        FormatError: a column contains other values than cells. Whether the cells belong to the headers is
+            checked when they are decrypted, or by `kmsdata.verify`.
+        ValueError: no column is encrypted.
+        OSError: the file cannot be written; an existing file at the path is unchanged.
+
+    Example:
+        >>> import duckdb, pandas as pd, kmsdata.duckdb
+        >>> pd.DataFrame({"age": [36, 29]}).kms.encrypt("age", key="local://demo").kms.to_parquet("a.parquet")
+        >>> kmsdata.duckdb.to_parquet(duckdb.sql("FROM 'a.parquet' LIMIT 1"), "b.parquet", like="a.parquet")
+        >>> kmsdata.read_parquet("b.parquet", decrypt=True)["age"].tolist()
+        [36]
+    """
+    headers = _headers(like, columns)
+    reader = pa.RecordBatchReader.from_stream(relation)
+    if columns is None:
+        binary = {field.name for field in reader.schema if pa.types.is_binary(_exchanged(field.type))}
+        headers = {name: header for name, header in headers.items() if name in binary}
+        if not headers:
+            raise CallerValueError(
+                "no column of the relation is encrypted: none is a BLOB with the name of an encrypted column "
+                "of like"
+            )
+    for name in headers:
+        require(reader.schema.names, name)
+    schema = _with_headers(reader.schema.empty_table(), headers).schema
+    with parquet_writer(schema, headers, path, filesystem, pyarrow_options) as write:
+        for batch in reader:
+            write(_with_headers(pa.Table.from_batches([batch]), headers))
+
+
+def _with_headers(table: pa.Table, headers: Mapping[str, Header]) -> pa.Table:
+    """Return the table with the type of encrypted columns."""
+    for name, header in headers.items():
+        values = table.column(name)
+        parts = [cells_in(chunk) if is_bytes_or_text(chunk.type) else None for chunk in values.chunks]
+        if any(part is None for part in parts):
+            raise FormatError(
+                f"column {name!r} does not contain cells. Name the columns that are encrypted, with columns=",
+                column=name,
+            )
+        cells = EncryptedArray(
+            pa.chunked_array(parts, None if parts else pa.binary()), EncryptedDtype(header)
+        )
+        array = cells.__arrow_array__()
+        position = table.schema.get_field_index(name)
+        table = table.set_column(position, table.schema.field(position).with_type(array.type), array)
+    return table
 
 
 def _headers(like: Any, columns: Columns | None) -> dict[str, Header]:
@@ -372,67 +452,62 @@ class _Encrypt:
     """Encrypt a batch of values under a header that exists."""
 
     def __init__(
-        self, column: str, data_key: DataKey, planned: tuple[Any, Any], sample: Any, kind: pa.DataType
+        self, column: str, data_key: DataKey, planned: tuple[Any, Any], sample: Any, blank: pa.ChunkedArray
     ) -> None:
-        self._column, self._data_key, self._type = column, data_key, kind
+        self._column, self._data_key, self._sample, self._blank = column, data_key, sample, blank
         self._header, self._described = planned
-        self._sample = sample
 
     @classmethod
-    def of(
-        cls, column: str, header: Header, keys: Mapping[bytes, DataKey], kind: pa.DataType
-    ) -> _Encrypt | None:
+    def of(cls, column: str, header: Header, keys: Mapping[bytes, DataKey]) -> _Encrypt | None:
         """Return the function, or None if the header does not determine how to encrypt new values."""
         if len(header.columns) > 1:
             return None
         (item,) = header.columns
-        data_key = keys[item.data_key]
-        name = item.name or column
-        if _of_objects(header):
-            for null in (None, np.nan, pd.NA, pd.NaT):
-                for some in (["a", null], ["a", 1, null]):
-                    sample = pd.Series(some, dtype=object)
-                    planned = plan(sample, name, data_key, domain=item.domain)
-                    if _same(planned[0], header):
-                        return cls(column, data_key, planned, sample, kind)
-            return None
         no_cells = pa.array([], pa.large_binary())
-        values = open_arrow(header, keys, no_cells, column)
-        if isinstance(values, pa.Array):
-            values = pa.chunked_array([values])
-        dtype = open_pandas(header, keys, no_cells, column).dtype
-        planned = plan(values, name, data_key, domain=item.domain, dtype=dtype)
-        if not _same(planned[0], header):
-            planned = plan(values, name, data_key, domain=item.domain)
-        return cls(column, data_key, planned, values, kind) if _same(planned[0], header) else None
+        blank = open_arrow(header, keys, no_cells, column)
+        if isinstance(blank, pa.Array):
+            blank = pa.chunked_array([blank])
+        blank_series = open_pandas(header, keys, no_cells, column)
+        samples: list[tuple[Any, Any]] = [(blank, blank_series.dtype), (blank, None)]
+        if isinstance(blank_series.dtype, pd.CategoricalDtype):
+            samples = [(blank, None), (blank_series, None)]
+        elif _of_objects(header):
+            nulls = (None, np.nan, pd.NA, pd.NaT)
+            samples = [
+                (pd.Series([*some, null], dtype=object), None) for some in (["a"], ["a", 1]) for null in nulls
+            ]
+        for sample, dtype in samples:
+            data_key = keys[item.data_key]
+            planned = plan(sample, item.name or column, data_key, domain=item.domain, dtype=dtype)
+            if EncryptedDtype(Header.of([planned[0]], header.records)) == EncryptedDtype(header):
+                return cls(column, data_key, planned, sample, blank)
+        return None
 
     def __call__(self, values: pa.ChunkedArray) -> pa.Array:
         given: Any
-        if isinstance(self._sample, pd.Series):
+        if pa.types.is_dictionary(self._blank.type):
+            given = self._as_categories(values)
+        elif isinstance(self._sample, pd.Series):
             given = pd.Series(values.to_pylist(), dtype=object)
             given = given.where(given.notna(), self._sample.iloc[-1])
-        elif pa.types.is_dictionary(self._type):
-            given = self._codes(values)
         else:
-            given = _cast(values, self._type, self._column)
+            given = _cast(values, self._blank.type, self._column)
         cells = seal(self._header, self._described, given, self._header.name or self._column, self._data_key)
         return cells.cast(pa.binary())
 
-    def _codes(self, values: pa.ChunkedArray) -> pa.ChunkedArray:
-        listed = self._sample.chunk(0).dictionary
+    def _as_categories(self, values: pa.ChunkedArray) -> pd.Series[Any] | pa.ChunkedArray:
+        listed = self._blank.chunk(0).dictionary
         codes = pc.index_in(_cast(values, listed.type, self._column), value_set=listed).combine_chunks()
         if codes.null_count != values.null_count:
             raise CallerValueError(
                 f"column {self._column!r} has a value that is none of the column's categories"
             )
-        codes = codes.cast(self._type.index_type)
-        array = pa.DictionaryArray.from_arrays(codes, listed, ordered=self._type.ordered)
-        return pa.chunked_array([array])
-
-
-def _same(item: Any, header: Header) -> bool:
-    """Return whether new cells under this column object would have the column's header."""
-    return EncryptedDtype(Header.of([item], header.records)) == EncryptedDtype(header)
+        if isinstance(self._sample, pd.Series):
+            numbers: Any = codes.fill_null(-1).to_numpy()
+            return pd.Series(pd.Categorical.from_codes(numbers, dtype=self._sample.dtype))
+        codes = codes.cast(self._blank.type.index_type)
+        ordered = self._blank.type.ordered
+        return pa.chunked_array([pa.DictionaryArray.from_arrays(codes, listed, ordered=ordered)])
 
 
 def _of_objects(header: Header) -> bool:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kmsdata.api.attach import attach
 from kmsdata.api.inspection import inspect
@@ -30,7 +29,6 @@ from kmsdata.api.parts import (
 )
 from kmsdata.api.rewrap import rewrap
 from kmsdata.api.verify import verify
-from kmsdata.atomic_files import sweep
 from kmsdata.display.inspection import Inspection
 from kmsdata.display.verification import Verification
 from kmsdata.errors import (
@@ -54,7 +52,6 @@ from kmsdata.frames.arguments import (
     required_names,
 )
 from kmsdata.frames.arrow_storage import cells_in, key_ids, plain_binary
-from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EXTENSION_NAME, EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
@@ -66,11 +63,11 @@ from kmsdata.frames.encrypted_columns import (
 from kmsdata.frames.key_argument import resolve_key
 from kmsdata.frames.search import literals, require_deterministic
 from kmsdata.frames.table import decrypt_table, encrypt_table
-from kmsdata.keys.envelope import ENTRY, Header, file_text, merged_records
+from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
-from kmsdata.parquet.locations import FilePath, Place, whole
-from kmsdata.parquet.write import settings_for
+from kmsdata.parquet.locations import FilePath
+from kmsdata.parquet.write import parquet_writer
 
 try:
     import polars as pl
@@ -1017,7 +1014,6 @@ def _write(
             "nothing in this frame is encrypted. Write the frame that df.kms.encrypt() returned: it does not "
             "change df. A file without encrypted columns is written with df.write_parquet()"
         )
-    check_names(headers, path=str(path))
     for name, dtype in schema.items():
         if any(isinstance(t, pl.Object | pl.Int128 | pl.UInt128) for t in [dtype, *_inside(dtype)]):
             raise UnsupportedTypeError(
@@ -1026,19 +1022,11 @@ def _write(
                 dtype=repr(dtype),
             )
     written = _part_to_write(schema.to_frame(), headers).schema
-    written = written.with_metadata({**(written.metadata or {}), ENTRY: file_text(headers).encode()})
-    place = Place.of(path, filesystem)
-    if place.local:
-        sweep(place.path, beside=True)
-    rows = options.pop("row_group_size", _ROWS)
-    settings = settings_for(written, options)
-    with whole(place) as file, pq.ParquetWriter(file, written, **settings) as writer:
-
-        def write(part: pl.DataFrame) -> None:
-            table = _part_to_write(part, headers).replace_schema_metadata(written.metadata)
-            writer.write_table(table, row_group_size=rows)
-
-        frame.sink_batches(write, chunk_size=rows)
+    with parquet_writer(written, headers, path, filesystem, options) as write:
+        frame.sink_batches(
+            lambda part: write(_part_to_write(part, headers)),
+            chunk_size=options.get("row_group_size", _ROWS),
+        )
 
 
 def _part_to_write(part: pl.DataFrame, headers: Mapping[str, Header]) -> pa.Table:
@@ -1047,7 +1035,6 @@ def _part_to_write(part: pl.DataFrame, headers: Mapping[str, Header]) -> pa.Tabl
     for name, header in headers.items():
         position = table.schema.get_field_index(name)
         cells = EncryptedArray(table.column(position), EncryptedDtype(header))
-        check_one_arrow_type(header, cells.storage, name)
         array = cells.__arrow_array__()
         table = table.set_column(position, table.schema.field(position).with_type(array.type), array)
     return table
