@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -93,8 +93,8 @@ def register(
     """Register a pair of SQL functions for each encrypted column, with one KMS call for each data key.
 
     ``kms_decrypt_ssn(ssn)`` takes a BLOB and returns the values in their DuckDB type; ``kms_encrypt_ssn(x)``
-    takes such values and returns cells under the same header. Characters of a column's name that are neither
-    letters nor digits become ``_``. Functions of an earlier call with the same names are replaced. They work
+    takes such values and returns cells under the same header. In names of functions, spaces and signs
+    of a column's name become ``_``. Functions of an earlier call with the same names are replaced. They work
     in all cursors of the connection, and hold the data keys until `unregister` or the connection's end.
 
     An error in a function is an ``InvalidInputException`` of DuckDB, with the message of the kmsdata error;
@@ -503,8 +503,8 @@ class _Encrypt:
                 f"column {self._column!r} has a value that is none of the column's categories"
             )
         if isinstance(self._sample, pd.Series):
-            numbers: Any = codes.fill_null(-1).to_numpy()
-            return pd.Series(pd.Categorical.from_codes(numbers, dtype=self._sample.dtype))
+            numbers, dtype = codes.fill_null(-1).to_numpy(), cast(Any, self._sample.dtype)
+            return pd.Series(pd.Categorical.from_codes(numbers, dtype=dtype))
         codes = codes.cast(self._blank.type.index_type)
         ordered = self._blank.type.ordered
         return pa.chunked_array([pa.DictionaryArray.from_arrays(codes, listed, ordered=ordered)])
