@@ -891,7 +891,6 @@ def concat(frames: Iterable[_FrameT], **options: Any) -> _FrameT:
                     column=name,
                 )
             united[name] = both
-    united = _in_agreement(united)
     return pl.concat(
         [
             _under(frame, {name: united[name] for name in headers})

@@ -93,14 +93,16 @@ def test_functions_decrypt_and_encrypt(kd, con, df, file):
     assert kmsdata.usage().calls == before + 1
 
 
-def test_a_constant_gets_another_cell_in_each_row(kd, con, enc):
+def test_a_constant_gets_another_cell_in_each_row(kd, con, enc, tmp_path):
     kd.register(con, like=enc)
     query = "SELECT count(DISTINCT {}) FROM range(5000)"
     assert rows(con, query.format("kms_encrypt_ssn('x')")) == [(5000,)]
     assert rows(con, query.format("kms_encrypt_age(1)")) == [(5000,)]
     assert rows(con, query.format("kms_encrypt_email('x')")) == [(1,)]
     con.execute("CREATE TABLE t AS SELECT 'x' AS v FROM range(5000)")
-    assert rows(con, "SELECT count(DISTINCT kms_encrypt_ssn(v)) FROM t") == [(5000,)]
+    con.execute(f"COPY t TO '{tmp_path}/t.parquet'")  # a dictionary of one entry
+    for table in ("t", f"'{tmp_path}/t.parquet'"):
+        assert rows(con, f"SELECT count(DISTINCT kms_encrypt_ssn(v)) FROM {table}") == [(5000,)]
     kinds = dict(
         rows(con, "SELECT function_name, stability FROM duckdb_functions() WHERE function_name LIKE 'kms_%'")
     )
@@ -146,6 +148,14 @@ def test_like_is_anything_with_headers(kd, con, df, enc, tmp_path, kind):
     assert rows(con, "SELECT kms_decrypt_age(age) FROM one") == [(36,), (29,), (41,), (50,)]
 
 
+@pytest.mark.engine("polars")
+def test_like_is_a_frame_of_polars(kd, con, df, enc):
+    frame = importlib.import_module("polars").from_arrow(pa.table(enc))
+    kd.register(con, like=frame)
+    con.register("one", frame)
+    assert rows(con, "SELECT kms_decrypt_age(age) FROM one") == [(36,), (29,), (41,), (50,)]
+
+
 def test_arguments_are_checked(kd, con, df, enc):
     with pytest.raises(KeyError, match="did you mean 'age'"):
         kd.register(con, like=enc, columns=["agee"])
@@ -153,6 +163,8 @@ def test_arguments_are_checked(kd, con, df, enc):
         kd.register(con, like=df)
     with pytest.raises(TypeError, match="not int"):
         kd.register(con, like=5)
+    with pytest.raises(kmsdata.FormatError, match="exchanged"):
+        kd.register(con, like=enc.rename(columns={"ssn": "age", "age": "ssn"}))
     with pytest.raises(kmsdata.WrongKeyError):
         kd.register(con, like=enc, key=kmsdata.LocalKeystore().create_key("other", quiet=True))
     assert rows(con, "SELECT count(*) FROM duckdb_functions() WHERE function_name LIKE 'kms_%'") == [(0,)]
@@ -377,8 +389,9 @@ def test_objects_that_are_not_text(kd, con, errors):
     kd.register(con, like=enc)
     con.register("enc", pa.table(enc))
     assert rows(con, "SELECT kms_decrypt_c(c) FROM enc LIMIT 1") == [("text",)]
-    with pytest.raises(errors.InvalidInputException, match="'c'"):
-        rows(con, "SELECT kms_decrypt_c(c) FROM enc")
+    for query in ("FROM enc", "FROM (FROM enc OFFSET 1)"):
+        with pytest.raises(errors.InvalidInputException, match="'c'"):
+            rows(con, f"SELECT kms_decrypt_c(c) {query}")
 
 
 def test_a_value_that_is_no_category_is_refused(kd, con, errors):

@@ -297,6 +297,18 @@ def test_cells_in_lists_are_an_error(pl, enc):
     assert grouped.explode("age").kms.decrypt()["age"].drop_nulls().sort().to_list() == [29, 36, 41]
 
 
+def test_exchanged_labels_are_an_error(pl, enc):
+    swapped = enc.rename({"name": "age", "age": "name"})
+    for frame in (swapped, swapped.lazy()):
+        for columns in (None, "name"):
+            with pytest.raises(kmsdata.FormatError, match="exchanged"):
+                frame.kms.decrypt(columns)
+    renamed = enc.rename({"email": "mail"})
+    for frame in (renamed, renamed.lazy()):
+        with pytest.raises(ValueError, match="look exchanged"):
+            frame.kms.encrypt(deterministic="city", domain="mail", key=enc)
+
+
 def test_inspect_verify_and_rewrap(pl, df, enc):
     assert [column.name for column in enc.kms.inspect().columns] == df.columns
     assert enc.lazy().kms.inspect().data_keys[0].keys == (KEY,)
@@ -610,6 +622,8 @@ def test_rewrapped_columns_agree_in_a_file(pl, df, enc, tmp_path):
     mixed = enc.with_columns(enc.kms.rewrap(new)["age"])
     mixed.kms.to_parquet(tmp_path / "a.parquet")
     assert kmsdata.inspect(tmp_path / "a.parquet").data_keys[0].keys == (KEY, new)
+    types = pq.read_schema(tmp_path / "a.parquet").types[:3]
+    assert {len(kind.dtype.header.records[0].wraps) for kind in types} == {2}
 
 
 # --- documents ----------------------------------------------------------------------------------------------
