@@ -10,6 +10,7 @@ and `join` of this module put frames together that were rewrapped, or read from 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -57,6 +58,7 @@ from kmsdata.frames.encrypted_columns import (
     Encrypted,
     check_names,
     check_new_names,
+    headers_of,
     lost_header,
     table_without_header,
 )
@@ -66,6 +68,7 @@ from kmsdata.frames.table import decrypt_table, encrypt_table
 from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
+from kmsdata.parquet.headers import read_headers
 from kmsdata.parquet.locations import FilePath
 from kmsdata.parquet.write import parquet_writer
 
@@ -230,6 +233,8 @@ _TEXT = {pa.string(), pa.large_string(), pa.string_view()}
 
 def _as_arrow(data: Any) -> Any:
     """Return what a caller passes as ``key=`` or ``like=`` with Polars data as an Arrow table."""
+    if isinstance(data, list | tuple):
+        return [_as_arrow(one) for one in data]
     if isinstance(data, pl.LazyFrame):
         data = data.collect_schema().to_frame()
     elif isinstance(data, pl.Series):
@@ -322,8 +327,8 @@ class _DecryptPart:
         self._plan = plan
 
     def __call__(self, part: pl.Series, **_: Any) -> pl.Series:
-        table = decrypt_part(part.to_frame().to_arrow(), self._plan)
-        return _from_arrow(table.column(0), part.name)
+        # Not assigned: errors must not find plaintext in this frame.
+        return _from_arrow(decrypt_part(part.to_frame().to_arrow(), self._plan).column(0), part.name)
 
 
 class _CheckPart:
@@ -535,15 +540,11 @@ class FrameNamespace:
             >>> lost.kms.attach(enc).kms.decrypt()["age"].to_list()
             [36, 41]
         """
-        several = isinstance(like, Iterable) and not isinstance(like, str | pl.DataFrame | pl.Series)
-        sources = (
-            list(map(_as_arrow, like)) if several and isinstance(like, list | tuple) else _as_arrow(like)
-        )
         there = {pl.Binary, pl.String, pl.Categorical, pl.Null}
         some = [name for name, t in self._frame.schema.items() if _is_encrypted(t) or t.base_type() in there]
         if columns is not None:
             some = [name for name in self._frame.columns if name in {*some, *columns}]
-        table = attach(self._frame.select(map(_column, some)).to_arrow(), sources, columns)
+        table = attach(self._frame.select(map(_column, some)).to_arrow(), _as_arrow(like), columns)
         new = {
             field.name: table.column(field.name)
             for field in table.schema
@@ -755,6 +756,52 @@ class LazyNamespace:
         (name,) = _wanted(headers, schema, [column])
         part = _SearchPart(name, headers[name], values, _as_arrow(key))
         return _column(name).map_batches(part, return_dtype=pl.Boolean(), is_elementwise=True)
+
+    def attach(self, like: Any, columns: Columns | Mapping[str, str] | None = None) -> pl.LazyFrame:
+        """Attach headers to columns of bytes that lost them. No KMS call is made.
+
+        Unlike in `FrameNamespace.attach`, the cells are not looked at: decryption fails if a header does not
+        belong to them.
+
+        Args:
+            like: what still has the headers: a file, a frame of Polars or pandas, or an Arrow table.
+            columns: name or names of the columns, or a mapping ``{name here: name there}``; None: every
+                column of bytes whose name ``like`` has.
+
+        Raises:
+            KeyError: no such column here, or in ``like``.
+            FormatError: a named column is not one of bytes.
+            ValueError: there is no column to attach a header to, and none is encrypted.
+
+        Example:
+            >>> import polars as pl, kmsdata.polars
+            >>> enc = pl.LazyFrame({"age": [36, 41]}).kms.encrypt("age", key="local://demo")
+            >>> lost = enc.select(pl.col("age").ext.storage())
+            >>> lost.kms.attach(enc).kms.decrypt().collect()["age"].to_list()
+            [36, 41]
+        """
+        schema = self._frame.collect_schema()
+        like = _as_arrow(like)
+        there = read_headers(like) if isinstance(like, str | os.PathLike) else headers_of(like)
+        if columns is None:
+            names = {name: name for name in schema if name in there and schema[name] == pl.Binary}
+        else:
+            names = dict(columns) if isinstance(columns, Mapping) else {n: n for n in column_names(columns)}
+        for name, original in names.items():
+            require(schema, name)
+            require(there, original)
+            if schema[name] != pl.Binary:
+                raise FormatError(
+                    f"column {name!r} does not contain bytes, but {schema[name]!r}. Collect text first",
+                    column=name,
+                )
+        if not names and not _headers(schema):
+            raise CallerValueError(
+                "no column of bytes has the name of an encrypted column of like. For renamed columns, pass "
+                "columns={name here: name there}"
+            )
+        new = [_column(name).ext.to(_type_of(there[original])) for name, original in names.items()]
+        return self._frame.with_columns(new)
 
     def rewrap(
         self,

@@ -7,6 +7,7 @@ import importlib
 import pickle
 import re
 import sys
+import types
 from pathlib import Path
 
 import pandas as pd
@@ -280,6 +281,24 @@ def test_lost_headers(pl, df, enc, tmp_path):
     other = df.kms.encrypt("age", deterministic="email", key=KEY)
     with pytest.raises(kmsdata.FormatError, match="key ids"):
         lost.kms.attach(other)
+
+
+def test_lost_headers_are_attached_lazily(pl, df, enc, tmp_path):
+    lost = enc.lazy().with_columns(pl.col("email", "age").ext.storage())
+    enc.kms.to_parquet(tmp_path / "a.parquet")
+    for like in (enc, enc.lazy(), enc.to_arrow(), enc.to_pandas(), tmp_path / "a.parquet"):
+        same(lost.kms.attach(like).kms.decrypt().collect(), df)
+    renamed = lost.rename({"age": "years"}).kms.attach(enc, {"years": "age", "email": "email"})
+    same(renamed.rename({"years": "age"}).kms.decrypt().collect(), df)
+    other = df.kms.encrypt("age", deterministic="email", key=KEY)
+    with pytest.raises(kmsdata.WrongKeyError, match=r"'(age|email)'"):
+        lost.kms.attach(other).kms.decrypt().collect()
+    with pytest.raises(kmsdata.FormatError, match="'city' does not contain bytes"):
+        lost.kms.attach(enc, {"city": "age"})
+    with pytest.raises(KeyError, match="'year'"):
+        lost.kms.attach(enc, "year")
+    with pytest.raises(ValueError, match="no column of bytes"):
+        df.lazy().kms.attach(enc)
 
 
 def test_text_of_cells_is_noticed(pl, enc):
@@ -622,8 +641,8 @@ def test_rewrapped_columns_agree_in_a_file(pl, df, enc, tmp_path):
     mixed = enc.with_columns(enc.kms.rewrap(new)["age"])
     mixed.kms.to_parquet(tmp_path / "a.parquet")
     assert kmsdata.inspect(tmp_path / "a.parquet").data_keys[0].keys == (KEY, new)
-    types = pq.read_schema(tmp_path / "a.parquet").types[:3]
-    assert {len(kind.dtype.header.records[0].wraps) for kind in types} == {2}
+    kinds = pq.read_schema(tmp_path / "a.parquet").types[:3]
+    assert {len(kind.dtype.header.records[0].wraps) for kind in kinds} == {2}
 
 
 # --- documents ----------------------------------------------------------------------------------------------
@@ -651,4 +670,10 @@ def test_a_missing_or_old_polars_says_the_pip_line(monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "polars", None)
     with pytest.raises(ImportError, match=r'pip install "kmsdata\[polars\]"'):
+        importlib.import_module("kmsdata.polars")
+    old = types.ModuleType("polars")
+    old.__version__, old.selectors = "1.20.0", types.ModuleType("polars.selectors")
+    monkeypatch.setitem(sys.modules, "polars", old)
+    monkeypatch.setitem(sys.modules, "polars.selectors", old.selectors)
+    with pytest.raises(ImportError, match=r"newer Polars than 1.20.0.*pip install --upgrade"):
         importlib.import_module("kmsdata.polars")
