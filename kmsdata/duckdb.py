@@ -168,8 +168,9 @@ def register(
             if "already" not in str(error):
                 raise
             raise CallerValueError(
-                f"a function {name} exists already in this database, registered by another connection or "
-                "cursor. Call kmsdata.duckdb.unregister() with that one"
+                f"a function {name} exists already: another connection or cursor of this database registered "
+                "it, or a transaction that was rolled back. Call kmsdata.duckdb.unregister() with the former; "
+                "after a rollback, open a new connection"
             ) from None
     return functions
 
@@ -184,9 +185,10 @@ def unregister(con: Any) -> None:
     query = (
         "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_name ~ '^kms_(de|en)crypt_.*'"
     )
-    for (name,) in con.execute(query).fetchall():
-        _remove(con, name)
-    left = con.execute(query).fetchall()
+    with con.cursor() as cursor:  # a result that waits in the connection itself is kept
+        for (name,) in cursor.execute(query).fetchall():
+            _remove(con, name)
+        left = cursor.execute(query).fetchall()
     if left:
         raise CallerValueError(
             f"{left[0][0]} was registered by another connection or cursor of this database. Call "

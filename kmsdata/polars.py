@@ -198,6 +198,16 @@ def _to_arrow(frame: pl.DataFrame) -> pa.Table:
     )
 
 
+def _whole_to_arrow(frame: pl.DataFrame) -> pa.Table:
+    """Return a whole frame as an Arrow table, with nulls for plain columns that Arrow cannot represent."""
+    unknown = [name for name, dtype in frame.schema.items() if _unknown_to_arrow(dtype)]
+    return frame.with_columns(pl.lit(None).alias(name) for name in unknown).to_arrow()
+
+
+def _unknown_to_arrow(dtype: Any) -> bool:
+    return any(isinstance(one, pl.Object | pl.Int128 | pl.UInt128) for one in [dtype, *_inside(dtype)])
+
+
 def _from_arrow(values: pa.ChunkedArray, column: str) -> pl.Series:
     """Return decrypted values in Polars; ordered categories become an Enum.
 
@@ -579,7 +589,7 @@ class FrameNamespace:
 
     def inspect(self) -> Inspection:
         """Describe what is encrypted, how, and by which master keys. Needs no key."""
-        return inspect(self._frame.to_arrow())
+        return inspect(_whole_to_arrow(self._frame))
 
     def verify(
         self,
@@ -596,7 +606,7 @@ class FrameNamespace:
             >>> enc.kms.verify(encrypted="age").ok
             True
         """
-        return verify(self._frame.to_arrow(), encrypted=encrypted, key=_as_arrow(key), context=context)
+        return verify(_whole_to_arrow(self._frame), encrypted=encrypted, key=_as_arrow(key), context=context)
 
     def to_parquet(
         self,
@@ -822,7 +832,7 @@ class LazyNamespace:
 
     def inspect(self) -> Inspection:
         """Describe what is encrypted, how, and by which master keys, without rows. Needs no key."""
-        return inspect(self._frame.collect_schema().to_frame().to_arrow())
+        return inspect(_whole_to_arrow(self._frame.collect_schema().to_frame()))
 
     def sink_parquet(
         self,
@@ -1061,7 +1071,7 @@ def _write(
             "change df. A file without encrypted columns is written with df.write_parquet()"
         )
     for name, dtype in schema.items():
-        if any(isinstance(t, pl.Object | pl.Int128 | pl.UInt128) for t in [dtype, *_inside(dtype)]):
+        if _unknown_to_arrow(dtype):
             raise UnsupportedTypeError(
                 f"column {name!r} of type {dtype!r} cannot be written: Arrow has no such type. Cast it first",
                 column=name,

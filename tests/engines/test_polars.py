@@ -4,6 +4,7 @@ import datetime as dt
 import decimal
 import doctest
 import importlib
+import io
 import pickle
 import re
 import sys
@@ -175,8 +176,11 @@ def test_types_that_cannot_come_back_are_refused_by_name(pl):
         for frame in (df, df.lazy()):
             with pytest.raises(kmsdata.UnsupportedTypeError, match=f"'odd'.*{why}"):
                 frame.kms.encrypt("odd", key=KEY)
-        # A plain column of the type is allowed.
-        assert df.kms.encrypt("age", key=KEY).kms.decrypt().schema == df.schema
+        # Beside encrypted columns it is allowed.
+        enc = df.kms.encrypt("age", key=KEY)
+        assert enc.kms.decrypt().schema == df.schema
+        assert enc.kms.verify().ok
+        assert [column.encrypted for column in enc.kms.inspect().columns] == [False, True]
 
 
 def test_the_list_of_an_enum_is_not_in_the_clear(pl):
@@ -626,6 +630,9 @@ def test_files_that_are_refused(pl, df, enc, tmp_path):
         enc.rename({"name": "age", "age": "name"}).kms.to_parquet(path)
     with pytest.raises(kmsdata.UnsupportedTypeError, match="'odd'"):
         enc.with_columns(odd=pl.lit(2**100, dtype=pl.Int128)).kms.to_parquet(path)
+
+    with pytest.raises(TypeError, match="path"):
+        enc.kms.to_parquet(io.BytesIO())
 
     def fail(part):
         raise ZeroDivisionError
