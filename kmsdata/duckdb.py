@@ -169,7 +169,7 @@ def register(
                 raise
             raise CallerValueError(
                 f"a function {name} exists already: another connection or cursor of this database registered "
-                "it, or a transaction that was rolled back. Call kmsdata.duckdb.unregister() with the former; "
+                "it, or a transaction that was rolled back. Call kmsdata.duckdb.unregister() with it; "
                 "after a rollback, open a new connection"
             ) from None
     return functions
