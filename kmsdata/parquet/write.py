@@ -10,11 +10,12 @@ The parts of a file::
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ from kmsdata.atomic_files import sweep
 from kmsdata.codec.null_arrays import null_rows
 from kmsdata.errors import CallerFileExistsError, CallerTypeError, CallerValueError
 from kmsdata.frames.arguments import Columns, column_names, refuse_repeated, require, required_names
+from kmsdata.frames.arrow_storage import plain_binary
 from kmsdata.frames.column import check_one_arrow_type
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import (
@@ -39,11 +41,11 @@ from kmsdata.frames.encrypted_columns import (
     with_headers,
 )
 from kmsdata.frames.metadata.pandas_entry import with_frame_attrs
-from kmsdata.keys.envelope import ENTRY, file_text, merged_records
+from kmsdata.keys.envelope import ENTRY, Header, file_text, merged_records
 from kmsdata.parquet.column_chunks import Replacement
 from kmsdata.parquet.locations import FilePath, Place, files_at, paths_text, whole, whole_folder
 
-__all__ = ["replacement", "settings_for", "write_parquet"]
+__all__ = ["parquet_writer", "replacement", "settings_for", "write_parquet"]
 
 
 def write_parquet(
@@ -89,6 +91,37 @@ def write_parquet(
         sweep(place.path, beside=True)
     with whole(place) as file:
         pq.write_table(table, file, **settings)
+
+
+@contextlib.contextmanager
+def parquet_writer(
+    schema: pa.Schema, headers: Mapping[str, Header], path: FilePath, filesystem: Any, options: dict[str, Any]
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Open a file to which tables are written one after the other, as `write_parquet` writes a frame.
+
+    Args:
+        schema: the tables' schema; the type of encrypted columns is `EncryptedType`.
+        headers: the headers of its encrypted columns.
+        path: the file, which appears when the block ends, unless that raises.
+        filesystem: as for `write_parquet`.
+        options: of `pyarrow.parquet.write_table`.
+    """
+    _check_options(options)
+    check_names(headers, path=paths_text(path))
+    schema = schema.with_metadata({**(schema.metadata or {}), ENTRY: file_text(headers).encode()})
+    rows = options.pop("row_group_size", None)
+    settings = settings_for(schema, options)
+    place = Place.of(path, filesystem)
+    if place.local:
+        sweep(place.path, beside=True)
+
+    def write(table: pa.Table) -> None:
+        for name, header in headers.items():
+            check_one_arrow_type(header, plain_binary(table.column(name)), name)
+        writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=rows)
+
+    with whole(place) as file, pq.ParquetWriter(file, schema, **settings) as writer:
+        yield write
 
 
 def _write_to_object(
