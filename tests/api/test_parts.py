@@ -176,6 +176,7 @@ def test_an_encrypted_index_level_keeps_its_type_in_the_plan(frame):
     assert reader.like.index.name == "number"
 
 
+@pytest.mark.newest
 def test_workers_wait_before_their_first_call_of_a_remote_kms_only(frame, monkeypatch):
     waits = []
     monkeypatch.setattr(parts.time, "sleep", waits.append)
