@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import sys
 import warnings
@@ -67,7 +68,8 @@ from kmsdata.parquet.locations import (
     Place,
     files_at,
     is_file_object,
-    paths_text,
+    is_readable,
+    path_list,
     skipped_note,
     staged_folder,
 )
@@ -78,7 +80,7 @@ try:
     import dask
     import dask.dataframe as dd
     from dask.dataframe.dask_expr._collection import new_collection
-    from dask.dataframe.dask_expr._expr import ArrowStringConversion
+    from dask.dataframe.dask_expr._expr import ArrowStringConversion, Projection, ToFrame
     from dask.dataframe.extensions import (
         make_array_nonempty,
         register_dataframe_accessor,
@@ -88,7 +90,8 @@ try:
     from dask.tokenize import normalize_token
 except ImportError as _error:
     raise CallerImportError(
-        'kmsdata.dask needs dask.dataframe, which is not installed. Install it with: pip install "kmsdata[dask]"'
+        "kmsdata.dask needs dask.dataframe, which is not installed. Install it with: "
+        'pip install "kmsdata[dask]"'
     ) from _error
 
 __all__ = ["FrameAccessor", "SeriesAccessor", "read_parquet"]
@@ -99,22 +102,24 @@ _WORST = ("failed", "missing", "not encrypted", "not verified", "authentic")
 DaskKey: TypeAlias = "Key | Encrypted | dd.DataFrame | dd.Series"
 
 
-@make_array_nonempty.register(EncryptedDtype)
+@make_array_nonempty.register(EncryptedDtype)  # type: ignore[untyped-decorator]
 def _nonempty(dtype: EncryptedDtype) -> EncryptedArray:
     # Dask tries operations on such columns to find the types of their results.
     return EncryptedArray(pa.nulls(2, pa.large_binary()), dtype)
 
 
-# Dask names tasks by their arguments, and takes tasks of one name for the same. By default it looks only at the
-# names of dtypes, which are equal for columns under two data keys.
-@normalize_token.register(EncryptedDtype)
+# Dask names tasks by their arguments, and takes tasks of one name for the same. By default it looks only at
+# the names of dtypes, which are equal for columns under two data keys.
+@normalize_token.register(EncryptedDtype)  # type: ignore[untyped-decorator]
 def _token_of_dtype(dtype: EncryptedDtype) -> tuple[str, str]:
     return "kmsdata.EncryptedDtype", dtype.text
 
 
-@normalize_token.register(EncryptedArray)
-def _token_of_array(array: EncryptedArray) -> tuple[Any, ...]:
-    return "kmsdata.EncryptedArray", array.dtype.text, normalize_token(array.storage)
+@normalize_token.register(EncryptedArray)  # type: ignore[untyped-decorator]
+def _token_of_array(array: EncryptedArray) -> tuple[str, ...]:
+    # Dask's token of an Arrow array is the same for all its slices. A batch that is written has one slice.
+    cells = pa.RecordBatch.from_arrays([array.storage], ["cells"]).serialize()
+    return "kmsdata.EncryptedArray", array.dtype.text, hashlib.sha256(cells).hexdigest()
 
 
 @register_dataframe_accessor("kms")
@@ -161,8 +166,8 @@ class FrameAccessor:
 
         Raises:
             UnsupportedTypeError: a categorical column has unknown categories.
-            KeyError, TypeError, ValueError, KeyServiceError: as in pandas. Errors about values are raised when
-                Dask computes.
+            KeyError, TypeError, ValueError, KeyServiceError: as in pandas. Errors about values are raised
+                when Dask computes.
 
         Example:
             >>> import pandas as pd, dask.dataframe as dd, kmsdata.dask
@@ -262,8 +267,8 @@ class FrameAccessor:
                 column of bytes or text whose name ``like`` has.
 
         Raises:
-            FormatError, KeyError, ValueError: as in `kmsdata.attach`. Errors about values are raised when Dask
-                computes.
+            FormatError, KeyError, ValueError: as in `kmsdata.attach`. Errors about values are raised when
+                Dask computes.
 
         Example:
             >>> import pandas as pd, dask.dataframe as dd, kmsdata.dask
@@ -354,7 +359,13 @@ class FrameAccessor:
         pinned = plan.only if plan.only is not None else plan.keys
         names = required_names(encrypted) or None
         reports = self._frame.map_partitions(
-            _verified, pinned, names, context, meta=_ANYTHING, enforce_metadata=False, token="kmsverify"
+            _verified,
+            pinned,
+            names,
+            context,
+            meta=_ANYTHING,
+            enforce_metadata=False,
+            token=_named("kmsverify"),
         )
         return _united(list(reports.compute()))
 
@@ -405,13 +416,14 @@ class FrameAccessor:
         options = {"engine": engine, "encrypted": encrypted, **pyarrow_options}
         # Without rows, into memory: this checks everything that the types decide.
         write_parquet(meta, io.BytesIO(), index=index, **options)
-        if index is None and isinstance(meta.index, pd.RangeIndex):
-            options["ranges"] = True
+        counted = isinstance(meta.index, pd.RangeIndex) and meta.index.name is None
+        if index is None and not counted:
+            index = True  # pandas would not store it in those partitions where it happens to be a RangeIndex
         names = [f"part-{number:05d}.parquet" for number in range(self._frame.npartitions)]
         with _folder(Place.of(path, filesystem), path, filesystem, names, overwrite=overwrite) as folder:
             written = self._frame.map_partitions(
                 _write_part, folder, names, index, options,
-                meta=_ANYTHING, enforce_metadata=False, token="kmstoparquet",
+                meta=_ANYTHING, enforce_metadata=False, token=_named("kmstoparquet"),
             )  # fmt: skip
             _check_alike(list(written.compute()))
 
@@ -480,14 +492,14 @@ def read_parquet(
 ) -> dd.DataFrame:
     """Read a Parquet file or dataset; its encrypted columns stay encrypted, and no key is needed.
 
-    The footers are read now. Unlike ``dask.dataframe.read_parquet``, this reads files whose headers differ, such
-    as files under several data keys, finds headers that other software left only in the file's metadata, and
-    returns the dtypes of pandas, not converted by ``dataframe.convert-string``.
+    The footers are read now. Unlike ``dask.dataframe.read_parquet``, this reads files whose headers differ,
+    such as files under several data keys, finds headers that other software left only in the file's metadata,
+    and returns the dtypes of pandas, not converted by ``dataframe.convert-string``.
 
     Args:
-        path: file, folder of a dataset, pattern such as ``data/*.parquet``, or list of these. Workers of other
-            machines must be able to read them.
-        columns: name or names of the columns to read; None for all. Dask reads only the columns that it needs.
+        path: file, folder of a dataset, pattern such as ``data/*.parquet``, or list of these. Workers of
+            other machines must be able to read them.
+        columns: name or names of the columns to read; None for all. Dask reads only those that it needs.
         filesystem: pyarrow or fsspec filesystem; None: inferred from the path. It is sent to the workers.
         encrypted: name or names of columns that must be encrypted.
 
@@ -495,8 +507,8 @@ def read_parquet(
         A Dask DataFrame with one partition for each file, or for each 128 MiB of a larger file's row groups.
 
     Raises:
-        FormatError: a header is malformed, a column of ``encrypted`` is not encrypted, or the files have other
-            columns or types.
+        FormatError: a header is malformed, a column of ``encrypted`` is not encrypted, or the files have
+            other columns or types.
 
     Example:
         >>> import pandas as pd, kmsdata.dask
@@ -505,7 +517,7 @@ def read_parquet(
         >>> kmsdata.dask.read_parquet("ages.parquet", encrypted="age").kms.decrypt().compute()["age"].tolist()
         [36, 41]
     """
-    if is_file_object(path):
+    if is_file_object(path) or not is_readable(path):
         raise CallerTypeError("read_parquet() of kmsdata.dask takes a path: workers cannot read an open file")
     wanted = None if columns is None else column_names(columns)
     asked = required_names(encrypted)
@@ -524,10 +536,9 @@ def read_parquet(
                 )
     dtypes = _common_dtypes(files)
     meta = _as(empty_frame(next(iter(files.values())), wanted), dtypes)
-    categories = [label for label in meta.columns if isinstance(meta[label].dtype, pd.CategoricalDtype)]
-    if categories:
+    if categories := [label for label in meta.columns if _is_categorical(meta[label])]:
         meta = clear_known_categories(meta, cols=categories)
-    url = next(iter([path] if isinstance(path, str) else [])) if filesystem is None else None
+    url = str(path_list(path)[0]) if filesystem is None else ""
     parts = [part for file in files.values() for part in _parts(file, url, filesystem)]
     with dask.config.set({"dataframe.convert-string": False}):
         return dd.from_map(
@@ -558,8 +569,7 @@ def _encrypted(
     meta = source._meta
     chosen = chosen_columns(meta.columns, columns, deterministic, domain, list(meta.index.names))
     for name in chosen:
-        dtype = meta[name].dtype
-        if isinstance(dtype, pd.CategoricalDtype) and UNKNOWN_CATEGORIES in dtype.categories:
+        if _is_categorical(meta[name]) and UNKNOWN_CATEGORIES in meta[name].cat.categories:
             raise UnsupportedTypeError(
                 f"column {name!r} has unknown categories: its header must contain them, equal for all "
                 f"partitions. Call ddf.categorize({name!r}) first, or convert the column to the type of its "
@@ -588,11 +598,18 @@ def _before_conversion(frame: dd.DataFrame) -> dd.DataFrame:
     Only for a frame that comes directly from its source: operations may rely on the dtype ``string``.
     """
     expr = frame.expr.simplify()
+    source = _unconverted(expr)
+    return frame if source is expr else new_collection(source)
+
+
+def _unconverted(expr: Any) -> Any:
     if isinstance(expr, ArrowStringConversion):
-        return new_collection(expr.frame)
+        return expr.frame
     if "pyarrow_strings_enabled" in expr._parameters and expr.operand("pyarrow_strings_enabled"):
-        return new_collection(expr.substitute_parameters({"pyarrow_strings_enabled": False}))
-    return frame
+        return expr.substitute_parameters({"pyarrow_strings_enabled": False})
+    if isinstance(expr, (Projection, ToFrame)) and (source := _unconverted(expr.frame)) is not expr.frame:
+        return expr.substitute_parameters({"frame": source})
+    return expr
 
 
 def _decrypted(
@@ -607,7 +624,9 @@ def _decrypted(
     columns = None if columns is None else column_names(columns)
     plan = plan_decryption(meta, columns, key=_pandas(key), context=context, processes=_processes(frame))
     if keep:
-        before = [item.name for item in encrypted_columns(meta) if columns is None or item.name in columns]
+        before = [
+            str(item.name) for item in encrypted_columns(meta) if columns is None or item.name in columns
+        ]
         pinned = plan.only if plan.only is not None else plan.keys
         rest = meta.kms.decrypt(before, key=pinned, context=context, on_denied="keep", progress=False)
         kept = {item.name for item in encrypted_columns(rest)}
@@ -616,16 +635,16 @@ def _decrypted(
             return frame
         plan = plan_decryption(meta, columns, key=_pandas(key), context=context, processes=_processes(frame))
     like = plan.like
-    categories = [
-        label for label in like.columns
-        if isinstance(like[label].dtype, pd.CategoricalDtype) and isinstance(meta[label].dtype, EncryptedDtype)
-    ]  # fmt: skip
-    if categories:
+    shown = [item.name for item in encrypted_columns(meta)] if columns is None else list(columns)
+    if categories := [name for name in shown if name in like and _is_categorical(like[name])]:
         like = clear_known_categories(like, cols=categories)
-    shown = [item.name for item in encrypted_columns(meta)] if columns is None else columns
     return frame.map_partitions(
         decrypt_part, plan, meta=like, enforce_metadata=False, token=_named("kmsdecrypt", shown)
     )
+
+
+def _is_categorical(series: pd.Series[Any]) -> bool:
+    return isinstance(series.dtype, pd.CategoricalDtype)
 
 
 def _pandas(key: DaskKey | None) -> Key | Encrypted | None:
@@ -643,8 +662,8 @@ def _processes(frame: dd.DataFrame) -> int:
     return min(frame.npartitions, workers or dask.system.CPU_COUNT)
 
 
-def _named(task: str, columns: Iterable[Any]) -> str:
-    """Return a name for tasks, which Dask's dashboard shows up to the first part that is not only letters."""
+def _named(task: str, columns: Iterable[Any] = ()) -> str:
+    """Return a name for tasks. Dask's dashboard shows it up to a part that is not only alphabetic."""
     return "-".join([task, *(name for name in columns if isinstance(name, str) and name.isalpha())])
 
 
@@ -743,14 +762,14 @@ def _check_free(place: Place, *, overwrite: bool) -> None:
         )
     if there and not place.local:
         raise CallerValueError(
-            f"{place} contains files, and overwrite= needs a local filesystem: an object store cannot replace "
-            "a folder as a whole. Write to another path, or delete the folder first"
+            f"{place} contains files, and overwrite= needs a local filesystem: an object store cannot "
+            "replace a folder as a whole. Write to another path, or delete the folder first"
         )
     if others := [name for name in there if not name.endswith(".parquet")]:
         raise CallerFileExistsError(
             errno.EEXIST,
-            f"the folder contains other files than Parquet, such as {others[0]!r}, which overwrite=True would "
-            "remove. Move them first",
+            f"the folder contains other files than Parquet, such as {others[0]!r}, which overwrite=True "
+            "would remove. Move them first",
             str(place),
         )
 
@@ -764,8 +783,7 @@ def _write_part(
     partition_info: Mapping[str, Any] | None = None,
 ) -> pd.Series[Any]:
     """Write one partition; return the names and types of its columns."""
-    options = dict(options)
-    if options.pop("ranges", False) and not isinstance(part.index, pd.RangeIndex):
+    if index is None and not isinstance(part.index, pd.RangeIndex):
         index = False  # otherwise only some of the files would have a column for it
     empty = [label for label in part if part[label].dtype == object and part[label].isna().all()]
     if empty and "schema" not in options:
@@ -775,7 +793,7 @@ def _write_part(
             if pa.types.is_null(schema.field(label).type):
                 field = schema.field(label).with_type(pa.string())
                 schema = schema.set(schema.get_field_index(label), field)
-        options["schema"] = schema
+        options = options | {"schema": schema}
     name = names[0 if partition_info is None else partition_info["number"]]
     filesystem = folder.filesystem
     if folder.url is not None:
@@ -817,7 +835,7 @@ class _Part:
     row_groups: tuple[int, ...] | None
 
 
-def _parts(file: DataFile, url: str | None, filesystem: Any) -> Iterator[_Part]:
+def _parts(file: DataFile, url: str, filesystem: Any) -> Iterator[_Part]:
     about = file.fragment.metadata
     groups: list[list[int]] = [[]]
     size = 0
@@ -828,15 +846,10 @@ def _parts(file: DataFile, url: str | None, filesystem: Any) -> Iterator[_Part]:
             size = 0
         groups[-1].append(number)
         size += more
-    url = url if url is not None and "://" in url else None
     for some in groups:
-        yield _Part(
-            file.fragment.path,
-            url,
-            filesystem,
-            tuple(file.partition),
-            tuple(some) if len(groups) > 1 else None,
-        )
+        chosen = tuple(some) if len(groups) > 1 else None
+        where = url if "://" in url else None
+        yield _Part(file.fragment.path, where, filesystem, tuple(file.partition), chosen)
 
 
 def _read_part(
@@ -853,13 +866,13 @@ def _as(frame: pd.DataFrame, dtypes: Mapping[str, EncryptedDtype]) -> pd.DataFra
     """Return the frame with its encrypted columns in the dtypes that all files have in common."""
     for position, label in enumerate(frame.columns):
         if label in dtypes and frame.dtypes.iloc[position] != dtypes[label]:
-            frame.isetitem(position, frame.iloc[:, position].astype(dtypes[label]))
+            frame.isetitem(position, frame.iloc[:, position].array.astype(dtypes[label]))
     return frame
 
 
 def _common_dtypes(files: Mapping[str, DataFile]) -> dict[str, EncryptedDtype]:
     """Return the dtypes of the encrypted columns of all files, which must have the same columns and types."""
-    first, types = "", {}
+    first, types = "", dict[str, str]()
     headers: dict[str, Header] = {}
     for name, file in files.items():
         own = {field.name: str(field.type) for field in [*file.schema, *file.partition]}

@@ -121,6 +121,13 @@ def _chosen(columns: Columns | Mapping[str, str] | None, labels: list[Any]) -> d
 def attach_to_frame(
     frame: pd.DataFrame, originals: Mapping[str, _Original], names: dict[str, str] | None
 ) -> pd.DataFrame:
+    """Attach headers to the cells of a frame; see `attach`.
+
+    Args:
+        frame: any frame.
+        originals: the headers, from the function of this name.
+        names: the name in ``originals`` of each column to attach a header to; None: by name, if it has cells.
+    """
     known = encrypted_columns(frame)
     positions = {item.position for item in known if item.level is None}
     levels = {item.level for item in known if item.level is not None}

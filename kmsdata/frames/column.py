@@ -399,7 +399,7 @@ def _open(
 
 
 def header_key_ids(header: Header, data_keys: Mapping[bytes, DataKey]) -> list[int]:
-    """Return the key ids that the cells of a column can have; they are public, as each cell begins with one."""
+    """Return the key ids that cells of a column can have. They are public: each cell begins with one."""
     return [_key_id(data_keys[item.data_key].cell_key(item)) for item in header.columns]
 
 
