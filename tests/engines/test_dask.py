@@ -6,6 +6,7 @@ import datetime
 import decimal
 import doctest
 import io
+import itertools
 import logging
 import os
 import pickle
@@ -487,7 +488,8 @@ def test_files_are_those_of_kmsdata(dask, dd, df, tmp_path):
     tm.assert_frame_equal(pd.read_parquet(tmp_path / "out").kms.decrypt(), df)
     assert kmsdata.verify(tmp_path / "out", encrypted=["ssn", "email"]).ok
     assert kmsdata.inspect(tmp_path / "out").files == 3
-    assert duckdb.sql(f"select count(*), sum(age) from '{tmp_path}/out/*.parquet'").fetchall() == [(12, 306)]
+    counted = duckdb.read_parquet(f"{tmp_path}/out/*.parquet").aggregate("count(*), sum(age)")
+    assert counted.fetchall() == [(12, 306)]
     tm.assert_frame_equal(kmsdata.read_parquet(tmp_path / "other", decrypt=True)[["ssn"]], df[["ssn"]])
 
 
@@ -845,7 +847,14 @@ def test_doctests(dask, tmp_path, monkeypatch):
 
 
 def test_a_missing_package_names_the_pip_line():
-    code = "import sys; sys.modules['dask'] = None\ntry: import kmsdata.dask\nexcept ImportError as error: print(error)"
+    code = """
+import sys
+sys.modules["dask"] = None
+try:
+    import kmsdata.dask
+except ImportError as error:
+    print(error)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "kmsdata[dask]"' in done.stdout
 
@@ -908,19 +917,29 @@ def cluster(dd, client, emulator, monkeypatch):
         yield client
 
 
+_numbers = itertools.count()
+
+
 @pytest.fixture
 def master(cluster):
-    return kmsdata.TencentKMS("ap-guangzhou").create_key()
+    return kmsdata.TencentKMS("ap-guangzhou").create_key(f"key-{next(_numbers)}")
 
 
-def made(emulator, before):
-    return {name: emulator.calls[name] - before[name] for name in ("GenerateDataKey", "Decrypt")}
+def wrap_of(frame):
+    return frame["ssn"].dtype.header.records[0].wraps[0]
+
+
+def made(emulator, wrap):
+    """Return the calls for one data key: other tests may leave tasks that still retry theirs."""
+    asked = [(request.action, request.params.get("CiphertextBlob")) for request in emulator.requests]
+    id_ = wrap.key.rpartition("/")[2]
+    generated = [r for r in emulator.requests if r.action == "GenerateDataKey" and r.params["KeyId"] == id_]
+    return len(generated), asked.count(("Decrypt", wrap.wrapped))
 
 
 def test_a_cluster_of_processes(dd, df, cluster, emulator, master, tmp_path):
     assert len({cluster.run(os.getpid)[worker] for worker in cluster.run(os.getpid)} - {os.getpid()}) == 2
     ddf = dd.from_pandas(df, npartitions=8)
-    before = emulator.calls.copy()
     enc = ddf.kms.encrypt("ssn", deterministic="email", key=master).persist()
     tm.assert_frame_equal(enc.kms.decrypt().compute()[["ssn", "email"]], df[["ssn", "email"]])
     found = enc[enc.kms.isin("email", "person1@example.org")]
@@ -929,9 +948,9 @@ def test_a_cluster_of_processes(dd, df, cluster, emulator, master, tmp_path):
     assert enc.kms.verify(encrypted=["ssn", "email"]).ok
     read = kmsdata.dask.read_parquet(tmp_path / "out").kms.decrypt().compute().reset_index(drop=True)
     tm.assert_frame_equal(read[["ssn", "age"]], df[["ssn", "age"]])
-    counted = made(emulator, before)
-    assert counted["GenerateDataKey"] == 1
-    assert counted["Decrypt"] <= 3  # one for each worker process, and one of this process for isin()
+    generated, unwrapped = made(emulator, wrap_of(enc))
+    assert generated == 1
+    assert 1 < unwrapped <= 3  # one for each worker process, and one of this process for isin()
     assert kmsdata.verify(tmp_path / "out").ok
     tm.assert_frame_equal(kmsdata.read_parquet(tmp_path / "out", decrypt=True)[["ssn"]], df[["ssn"]])
 
@@ -978,17 +997,12 @@ def test_kms_fails_while_dask_computes(dd, df, cluster, emulator, master, code):
     error = caught.value
     assert (error.code, error.operation, error.provider) == (code, "unwrap", "tencent-kms")
     assert isinstance(error, KeyAccessError) == (code != "InternalError")
-    again = pickle.loads(pickle.dumps(error))
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - made here
     assert (type(again), str(again), again.code) == (type(error), str(error), code)
     said = "".join(traceback.format_exception(error)) + repr(vars(error)) + str(cluster.get_worker_logs())
     said += str(cluster.get_scheduler_logs())
-    for secret in (
-        emulator.secret_id,
-        emulator.secret_key,
-        *SSN,
-        *enc["ssn"].dtype.header.records[0].wraps[0],
-    ):
-        assert secret == master or secret not in said
+    for secret in (emulator.secret_id, emulator.secret_key, wrap_of(enc).wrapped, *SSN):
+        assert secret not in said
     with pytest.raises(KeyServiceError):
         enc.kms.decrypt().compute()
     assert {column.state for column in ddf.kms.encrypt("ssn", key=KEY).kms.verify().columns} == {"authentic"}
@@ -996,7 +1010,6 @@ def test_kms_fails_while_dask_computes(dd, df, cluster, emulator, master, code):
     tm.assert_frame_equal(enc.kms.decrypt().compute()[["ssn"]], df[["ssn"]])  # nothing bad is kept
 
 
-@pytest.mark.slow
 def test_a_killed_worker_costs_only_time(dd, df, cluster, emulator, master, tmp_path):
     killed = tmp_path / "killed"
 
@@ -1010,16 +1023,15 @@ def test_a_killed_worker_costs_only_time(dd, df, cluster, emulator, master, tmp_
         return part
 
     ddf = dd.from_pandas(df, npartitions=6)
-    before = emulator.calls.copy()
     enc = ddf.kms.encrypt("ssn", deterministic="email", key=master)
     again = enc.map_partitions(once, meta=enc._meta).kms.decrypt().compute()
     assert killed.exists()
     tm.assert_frame_equal(again[["ssn", "email"]], df[["ssn", "email"]])
-    assert made(emulator, before)["GenerateDataKey"] == 1
-    assert made(emulator, before)["Decrypt"] <= 3  # two workers, and one that was started again
+    generated, unwrapped = made(emulator, wrap_of(enc))
+    assert generated == 1
+    assert 1 < unwrapped <= 3  # two workers, and one that was started again
 
 
-@pytest.mark.slow
 def test_a_worker_killed_while_it_writes(dd, df, cluster, tmp_path):
     killed, folder = tmp_path / "killed", tmp_path / "out"
 
@@ -1034,10 +1046,10 @@ def test_a_worker_killed_while_it_writes(dd, df, cluster, tmp_path):
 
         def write_table(table, file, **settings):
             inside(table, file, **settings)
-            file.flush()
-            if not pathlib.Path(killed).exists():
+            if isinstance(file, io.BufferedWriter) and not pathlib.Path(killed).exists():
                 pathlib.Path(killed).touch()
-                os.truncate(file.name, os.path.getsize(file.name) // 2)
+                file.flush()
+                os.truncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
         pq.write_table = write_table
@@ -1050,6 +1062,6 @@ def test_a_worker_killed_while_it_writes(dd, df, cluster, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [
         f"part-{number:05d}.parquet" for number in range(6)
     ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["keystore", "killed", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "out"]
     assert kmsdata.verify(folder).ok
     tm.assert_frame_equal(kmsdata.read_parquet(folder, decrypt=True)[["ssn"]], df[["ssn"]])
