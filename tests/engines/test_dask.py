@@ -622,6 +622,8 @@ def test_read_parquet(dask, dd, df, tmp_path):
                     some.reset_index(drop=True), df[[columns] if isinstance(columns, str) else columns]
                 )
             assert frame["number"].sum().compute() == df["number"].sum()
+    theirs = dd.read_parquet(folder)  # Dask shows the dtypes of the first file
+    assert theirs.kms.decrypt().compute()["texts"].tolist() == SSN
     assert kmsdata.dask.read_parquet(str(folder / "*.parquet")).npartitions == 3
     assert kmsdata.dask.read_parquet(folder.as_uri()).kms.decrypt().compute()["texts"].tolist() == SSN
     with pytest.raises(FormatError, match="column 'number' must be encrypted"):
@@ -666,6 +668,51 @@ def test_folder_names_and_projection(dask, dd, df, tmp_path):
     assert got["year"].astype(str).tolist() == df["year"].tolist()
     plan = str(frame[["age"]].optimize(fuse=False).expr.tree_repr())
     assert "columns=['age']" in plan
+
+
+def test_other_filesystems(dask, dd, df, enc, tmp_path):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    enc.kms.to_parquet("memory://bucket/people")
+    assert sorted(store.ls("/bucket/people", detail=False)) == [
+        f"/bucket/people/part-{number:05d}.parquet" for number in range(3)
+    ]
+    for path, options in (("memory://bucket/people", {}), ("/bucket/people", {"filesystem": store})):
+        back = kmsdata.dask.read_parquet(path, **options).kms.decrypt().compute()
+        tm.assert_frame_equal(back[["ssn", "age"]].reset_index(drop=True), df[["ssn", "age"]])
+    enc.kms.to_parquet("/bucket/again", filesystem=store)
+    assert kmsdata.verify("/bucket/again", filesystem=store).ok
+    with pytest.raises(FileExistsError, match="contains files"):
+        enc.kms.to_parquet("memory://bucket/people")
+    with pytest.raises(ValueError, match="needs a local filesystem"):
+        enc.kms.to_parquet("memory://bucket/people", overwrite=True)
+
+    def fails(part, partition_info=None):
+        if partition_info is not None and partition_info["number"] == 2:
+            raise ZeroDivisionError
+        return part
+
+    with pytest.raises(ZeroDivisionError):
+        enc.map_partitions(fails, meta=enc._meta).kms.to_parquet("memory://bucket/failed")
+    assert not [path for path in store.find("/bucket") if "failed" in path]
+
+
+def test_a_search_in_files_under_several_data_keys(dask, dd, df, tmp_path):
+    for number in range(2):
+        part = df[6 * number : 6 * number + 6].kms.encrypt("ssn", deterministic="email", key=KEY)
+        part.kms.to_parquet(tmp_path / f"{number}.parquet")
+    frame = kmsdata.dask.read_parquet(tmp_path / "*.parquet")
+    found = frame[frame.kms.isin("email", "person1@example.org")].kms.decrypt().compute()
+    assert found["ssn"].tolist() == SSN[1::4]
+    assert frame["email"].nunique().compute() == 8  # of each data key
+    frame.kms.to_parquet(tmp_path / "out")
+    assert kmsdata.read_parquet(tmp_path / "out", decrypt=True)["ssn"].tolist() == SSN
+    assert kmsdata.verify(tmp_path / "out").ok
+    theirs = dd.read_parquet([tmp_path / "0.parquet", tmp_path / "1.parquet"])
+    with pytest.raises(WrongKeyError, match="column 'email'"):  # not merely no match
+        theirs.kms.isin("email", "person1@example.org").compute()
 
 
 # Nothing secret in a graph.
