@@ -631,8 +631,6 @@ def _decrypted(
         rest = meta.kms.decrypt(before, key=pinned, context=context, on_denied="keep", progress=False)
         kept = {item.name for item in encrypted_columns(rest)}
         columns = [name for name in before if name not in kept]
-        if not columns:
-            return frame
         plan = plan_decryption(meta, columns, key=_pandas(key), context=context, processes=_processes(frame))
     like = plan.like
     shown = [item.name for item in encrypted_columns(meta)] if columns is None else list(columns)

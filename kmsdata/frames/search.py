@@ -23,7 +23,7 @@ from kmsdata.frames.arrow_storage import binary, concatenated, to_storage
 from kmsdata.frames.cell import Cell, is_null
 from kmsdata.frames.column import check_key_ids, header_key_ids
 from kmsdata.frames.dtype import EncryptedDtype, EncryptedType
-from kmsdata.frames.encrypted_columns import Encrypted, encrypted_column
+from kmsdata.frames.encrypted_columns import Encrypted, EncryptedColumn, encrypted_column
 from kmsdata.frames.key_argument import resolve_key
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
@@ -117,8 +117,7 @@ def isin(
     place = encrypted_column(frame, column)
     for header in place.headers:
         require_deterministic(header, column)
-    if place.others is not None and not pd.isna(place.others[~_covered(place.parts, len(frame))]).all():
-        raise CallerTypeError(f"column {column!r} contains plain values as well as cells. Decrypt it first")
+    _refuse_plain_values(place, len(frame))
     keys = open_keys([(column, header) for header in place.headers], resolve_key(key), None)
     wanted = [literals(header, keys, values, column) for header in place.headers]
     _check_fit((part, not array.isna().all()) for part, (_, array) in zip(wanted, place.parts, strict=True))
@@ -152,6 +151,7 @@ class Search:
     def rows(self, part: pd.DataFrame) -> pd.Series[bool]:
         """Return which rows of a part match, as `isin` does."""
         place = encrypted_column(part, self.column)
+        _refuse_plain_values(place, len(part))
         found = np.zeros(len(part), np.bool_)
         for rows, array in place.parts:
             _check_fit([(self.wanted, not array.isna().all())])
@@ -179,6 +179,13 @@ def plan_search(
     wanted = literals(header, keys, values, column)
     _check_fit([(wanted, False)])
     return Search(column, wanted, tuple(header_key_ids(header, keys)))
+
+
+def _refuse_plain_values(place: EncryptedColumn, size: int) -> None:
+    if place.others is not None and not pd.isna(place.others[~_covered(place.parts, size)]).all():
+        raise CallerTypeError(
+            f"column {place.name!r} contains plain values as well as cells. Decrypt it first"
+        )
 
 
 def _covered(parts: Iterable[tuple[Any, Any]], size: int) -> Bools:

@@ -370,6 +370,24 @@ def test_isin(dask, dd, df, enc):
     with pytest.raises(FormatError, match="not encrypted"):
         enc.kms.isin("age", 20)
 
+    objects = pd.DataFrame({"n": pd.Series([1, 2, 3, None], dtype=object)})
+    numbers = dd.from_pandas(objects.kms.encrypt(deterministic="n", key=KEY), npartitions=2)
+    assert numbers.kms.isin("n", [2, None]).compute().tolist() == [False, True, False, True]
+    with pytest.raises(TypeError, match="cannot"):  # an object column without values could contain any
+        numbers.kms.isin("n", "a").compute()
+
+    def mixed(part):
+        return part.assign(n=[*part["n"][:-1], "plain"])
+
+    def several(part):
+        again = part.kms.decrypt().kms.encrypt(deterministic="n", key=KEY)
+        return part.assign(n=pd.Series([again["n"].iloc[0], *part["n"][1:]], part.index, dtype=object))
+
+    with pytest.raises(TypeError, match="plain values as well as cells"):
+        numbers.map_partitions(mixed, meta=numbers._meta).kms.isin("n", 2).compute()
+    with pytest.raises(WrongKeyError):
+        numbers.map_partitions(several, meta=numbers._meta).kms.isin("n", 2).compute()
+
     other = df.kms.encrypt("ssn", deterministic="email", key=KEY)
 
     def foreign(part):
@@ -505,6 +523,7 @@ def test_an_existing_folder(dask, dd, df, enc, tmp_path):
     again = kmsdata.dask.read_parquet(path).repartition(npartitions=2)
     again.kms.to_parquet(path, overwrite=True)  # also the folder that is read
     assert len(list(path.iterdir())) == 2
+    assert {one.name for one in tmp_path.iterdir()} == {"keystore", "out"}
     assert kmsdata.read_parquet(path, decrypt=True)["ssn"].tolist() == SSN
     (path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"notes\.txt"):
@@ -514,6 +533,9 @@ def test_an_existing_folder(dask, dd, df, enc, tmp_path):
         enc.kms.to_parquet(tmp_path / "file", overwrite=True)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         enc.kms.to_parquet(tmp_path / "missing" / "out")
+    (tmp_path / ".kmsdata-1-2-3.tmp").mkdir()  # of a client that was killed
+    enc.kms.to_parquet(tmp_path / "other")
+    assert not (tmp_path / ".kmsdata-1-2-3.tmp").exists()
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -537,6 +559,11 @@ def test_nothing_is_left_of_a_failed_write(dask, dd, df, enc, tmp_path, overwrit
 
 def test_what_to_parquet_refuses(dask, dd, df, enc, tmp_path):
     ddf = dd.from_pandas(df, npartitions=2)
+
+    def never(part):
+        raise AssertionError("computed")
+
+    enc = enc.map_partitions(never, meta=enc._meta)
     for frame, options, error, message in (
         (ddf, {}, ValueError, "nothing in this frame is encrypted"),
         (enc, {"encrypted": "age"}, FormatError, "'age' is not encrypted"),
