@@ -399,7 +399,7 @@ class FrameAccessor:
             **pyarrow_options: as in `pyarrow.parquet.write_table`.
 
         Raises:
-            ValueError: nothing in the frame is encrypted; another engine.
+            ValueError: nothing in the frame is encrypted; another engine; ``partition_cols``.
             FileExistsError: the folder contains files.
             FormatError: a column of ``encrypted`` is not encrypted, or a label differs from the name that the
                 column was encrypted under.
@@ -413,6 +413,10 @@ class FrameAccessor:
             [36, 41]
         """
         meta = self._frame._meta
+        if "partition_cols" in pyarrow_options:
+            raise CallerValueError(
+                "partition_cols= is for pandas: with Dask, each partition is one file. Leave it out"
+            )
         options = {"engine": engine, "encrypted": encrypted, **pyarrow_options}
         # Without rows, into memory: this checks everything that the types decide.
         write_parquet(meta, io.BytesIO(), index=index, **options)

@@ -568,6 +568,7 @@ def test_what_to_parquet_refuses(dask, dd, df, enc, tmp_path):
         (ddf, {}, ValueError, "nothing in this frame is encrypted"),
         (enc, {"encrypted": "age"}, FormatError, "'age' is not encrypted"),
         (enc, {"engine": "fastparquet"}, ValueError, "only pyarrow"),
+        (enc, {"partition_cols": "age"}, ValueError, "partition_cols= is for pandas"),
         (enc.rename(columns={"ssn": "id"}), {}, FormatError, "was encrypted as 'ssn'"),
     ):
         with pytest.raises(error, match=message):
@@ -967,29 +968,36 @@ def emulator():
         yield emulator
 
 
-@pytest.fixture(scope="module")
-def client(emulator, tmp_path_factory):
-    """Return a client of a cluster of two processes that were spawned, with their credentials."""
+@contextlib.contextmanager
+def started(workers, environment):
+    """Start a cluster of processes that are spawned, with this environment; yield its client."""
     from distributed import Client, LocalCluster
 
-    environment = {
-        "KMSDATA_KEYSTORE": str(tmp_path_factory.mktemp("cluster") / "keystore.json"),
-        "KMSDATA_TENCENT_ENDPOINT": emulator.url,
-        "TENCENTCLOUD_SECRET_ID": emulator.secret_id,
-        "TENCENTCLOUD_SECRET_KEY": emulator.secret_key,
-    }
     with (
         LocalCluster(
-            n_workers=2,
+            n_workers=workers,
             threads_per_worker=2,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit="600MiB",
             env=environment,
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(emulator, tmp_path_factory):
+    """Return a client of a cluster of two processes with their credentials."""
+    environment = {
+        "KMSDATA_KEYSTORE": str(tmp_path_factory.mktemp("cluster") / "keystore.json"),
+        "KMSDATA_TENCENT_ENDPOINT": emulator.url,
+        "TENCENTCLOUD_SECRET_ID": emulator.secret_id,
+        "TENCENTCLOUD_SECRET_KEY": emulator.secret_key,
+    }
+    with started(2, environment) as client:
         client.environment = environment
         yield client
 
@@ -1062,16 +1070,20 @@ def test_shuffles_of_a_cluster(dask, dd, df, cluster, method):
         assert enc.set_index("number").kms.decrypt().compute()["ssn"].tolist() == SSN
 
 
-def test_workers_read_files_before_they_know_kmsdata(dd, df, cluster, tmp_path):
-    df.kms.encrypt("ssn", deterministic="email", key=KEY).kms.to_parquet(
-        tmp_path / "people.parquet", row_group_size=3
-    )
-    cluster.restart()
+def test_workers_read_files_before_they_know_kmsdata(dask, dd, df, tmp_path, keystore):
+    enc = df.kms.encrypt("ssn", deterministic="email", key=KEY)
+    enc.kms.to_parquet(tmp_path / "people.parquet", row_group_size=3)
     read = dd.read_parquet(tmp_path / "people.parquet", split_row_groups=True)
     assert read.npartitions == 4
-    assert {str(part.dtypes["ssn"]) for part in partitions(read.persist())} == {"encrypted[str]"}
-    tm.assert_frame_equal(read.kms.decrypt().compute()[["ssn"]].reset_index(drop=True), df[["ssn"]])
-    assert read["email"].nunique().compute() == 4
+    with (
+        started(1, {"KMSDATA_KEYSTORE": str(keystore)}) as client,
+        dask.config.set({"scheduler": None}),
+        client.as_current(),
+    ):
+        assert not any(client.run(lambda: "kmsdata" in __import__("sys").modules).values())
+        assert {str(part.dtypes["ssn"]) for part in partitions(read.persist())} == {"encrypted[str]"}
+        tm.assert_frame_equal(read.kms.decrypt().compute()[["ssn"]].reset_index(drop=True), df[["ssn"]])
+        assert read["email"].nunique().compute() == 4
 
 
 @pytest.mark.parametrize(
@@ -1141,12 +1153,20 @@ def test_a_worker_killed_while_it_writes(dd, df, cluster, tmp_path):
                 os.truncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
+        write_table.inside = inside
         pq.write_table = write_table
+
+    def write_again():
+        import pyarrow.parquet as pq
+
+        pq.write_table = getattr(pq.write_table, "inside", pq.write_table)
 
     cluster.run(kill_while_writing, str(killed))
     enc = dd.from_pandas(df, npartitions=6).kms.encrypt("ssn", key=KEY)
-    enc.kms.to_parquet(folder)
-    cluster.restart()
+    try:
+        enc.kms.to_parquet(folder)
+    finally:
+        cluster.run(write_again)
     assert killed.exists()
     assert sorted(path.name for path in folder.iterdir()) == [
         f"part-{number:05d}.parquet" for number in range(6)
