@@ -64,7 +64,7 @@ from kmsdata.frames.encrypted_columns import (
 )
 from kmsdata.frames.key_argument import resolve_key
 from kmsdata.frames.search import literals, require_deterministic
-from kmsdata.frames.table import decrypt_table, encrypt_table
+from kmsdata.frames.arrow.table import decrypt_table, encrypt_table
 from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys

@@ -53,7 +53,7 @@ from kmsdata.keys.envelope import Header
 from kmsdata.parquet.headers import dataset_headers
 from kmsdata.parquet.read import FilePath
 
-__all__ = ["attach"]
+__all__ = ["attach", "attach_to_frame", "originals"]
 
 _DataT = TypeVar("_DataT", pd.DataFrame, pa.Table)
 _ROWS = 1 << 10  # rows of a file that are read at once to find its key ids
@@ -97,18 +97,18 @@ def attach(
     frame: Any = native(data)
     if isinstance(frame, pd.DataFrame):
         names = _chosen(columns, [*frame.columns, *frame.index.names])
-        attached = _to_frame(frame, _originals(like, None if names is None else set(names.values())), names)
-        return wrapped_like(data, attached)
+        known = originals(like, None if names is None else set(names.values()))
+        return wrapped_like(data, attach_to_frame(frame, known, names))
     if not is_arrow(frame):
         raise CallerTypeError(f"attach() takes a frame or an Arrow table, not {type(data).__name__}")
     source, give_back = received(data, "attach()", "df.kms.attach()")
     streams = isinstance(source, pa.RecordBatchReader)
     table = with_arrow_types(empty_table(source.schema) if streams else source)
     names = _chosen(columns, table.column_names)
-    originals = _originals(like, None if names is None else set(names.values()))
+    known = originals(like, None if names is None else set(names.values()))
     if streams:
-        return _to_reader(source, table.schema, originals, names)
-    return give_back(_to_table(table, originals, names))
+        return _to_reader(source, table.schema, known, names)
+    return give_back(_to_table(table, known, names))
 
 
 @dataclass
@@ -132,9 +132,16 @@ def _chosen(columns: Columns | Mapping[str, str] | None, labels: list[Any]) -> d
     return names
 
 
-def _to_frame(
+def attach_to_frame(
     frame: pd.DataFrame, originals: Mapping[str, _Original], names: dict[str, str] | None
 ) -> pd.DataFrame:
+    """Attach headers to the cells of a frame; see `attach`.
+
+    Args:
+        frame: any frame.
+        originals: the headers, from the function of this name.
+        names: the name in ``originals`` of each column to attach a header to; None: by name, if it has cells.
+    """
     known = encrypted_columns(frame)
     positions = {item.position for item in known if item.level is None}
     levels = {item.level for item in known if item.level is not None}
@@ -319,7 +326,7 @@ def _like_cells(values: pa.Array | pa.ChunkedArray) -> int:
     return sum(int(pc.sum(pc.starts_with(values, start)).as_py() or 0) for start in starts)
 
 
-def _originals(
+def originals(
     like: Encrypted | FilePath | Iterable[Encrypted | FilePath], wanted: set[str] | None
 ) -> dict[str, _Original]:
     """Read the headers of ``like`` by column, united, and the key ids of the cells."""

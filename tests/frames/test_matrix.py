@@ -1207,7 +1207,7 @@ def test_fastparquet(file, df, enc, tmp_path):
         enc.to_parquet(tmp_path / "x.parquet", engine="fastparquet")
 
 
-# Dask, without any support in kmsdata: the result is correct, or an error is raised.
+# Dask's own operations, with and without `kmsdata.dask`: the result is correct, or an error is raised.
 
 
 @pytest.fixture
@@ -1229,6 +1229,7 @@ def test_dask_moves(dd, df, enc):
 
 
 @pytest.mark.newest
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame:DeprecationWarning")  # of Dask 2026.8
 def test_dask_files(dd, df, enc, tmp_path):
     parts = dd.from_pandas(enc, npartitions=3)
     right_or_loud(
