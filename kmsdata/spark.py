@@ -71,13 +71,13 @@ from kmsdata.frames.encrypted_columns import (
     table_without_header,
 )
 from kmsdata.frames.key_argument import resolve_key
+from kmsdata.frames.metadata.documents import SPARK, SPARK_COLUMN_ENTRY
+from kmsdata.frames.metadata.values import metadata_texts, refuse_values_in_metadata
 from kmsdata.frames.search import literals, require_deterministic
 from kmsdata.frames.verify import MISSING, NO_HEADER, NOT_ENCRYPTED, Findings
 from kmsdata.keys.envelope import ENTRY, Header
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import DataKeys, open_keys
-from kmsdata.metadata.documents import SPARK, SPARK_COLUMN_ENTRY
-from kmsdata.metadata.values import metadata_texts, refuse_values_in_metadata
 from kmsdata.parquet.headers import headers_in, read_headers
 
 __all__ = ["attach", "decrypt", "encrypt", "inspect", "isin", "read", "verify"]
