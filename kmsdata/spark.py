@@ -801,8 +801,9 @@ _VARIANT = pa.struct(
 def _arrow_type(kind: T.DataType, zone: str, column: str) -> pa.DataType:
     """Return the Arrow type in which Spark hands values of a type to Python, with 32-bit offsets."""
 
-    def inside(one: T.DataType) -> pa.DataType:
-        return _arrow_type(one, zone, column)
+    def inside(name: str, one: T.DataType, nullable: bool) -> pa.Field:
+        kind = _arrow_type(one, zone, column)
+        return pa.field(name, kind, nullable or pa.types.is_null(kind))
 
     for one, arrow in _SIMPLE:
         if type(kind) is type(one):
@@ -819,14 +820,14 @@ def _arrow_type(kind: T.DataType, zone: str, column: str) -> pa.DataType:
         case T.VariantType():
             return _VARIANT
         case T.ArrayType():
-            return pa.list_(pa.field("element", inside(kind.elementType), kind.containsNull))
+            return pa.list_(inside("element", kind.elementType, kind.containsNull))
         case T.MapType():
-            value = pa.field("value", inside(kind.valueType), kind.valueContainsNull)
-            return pa.map_(pa.field("key", inside(kind.keyType), nullable=False), value)
+            value = inside("value", kind.valueType, kind.valueContainsNull)
+            return pa.map_(inside("key", kind.keyType, nullable=False), value)
         case T.StructType():
             for name in kind.names:
                 refuse_repeated(kind.names, name, f"column {column!r}: ")
-            return pa.struct([pa.field(one.name, inside(one.dataType), one.nullable) for one in kind])
+            return pa.struct([inside(one.name, one.dataType, one.nullable) for one in kind])
     if _TIME is not None and isinstance(kind, _TIME):
         return pa.time64("ns")
     raise UnsupportedTypeError(
