@@ -143,6 +143,7 @@ def encrypt(
                 f"column {name!r} must be encrypted, but would stay unencrypted. Name it in columns",
                 column=name,
             )
+    _check_passable(schema)
     zone = _zone(_session_of(sdf))
     plain = pa.schema([(name, _arrow_type(schema[name].dataType, zone, name)) for name in chosen])
     _check_passable(schema)
@@ -802,8 +803,7 @@ def _arrow_type(kind: T.DataType, zone: str, column: str) -> pa.DataType:
     """Return the Arrow type in which Spark hands values of a type to Python, with 32-bit offsets."""
 
     def inside(name: str, one: T.DataType, nullable: bool) -> pa.Field:
-        kind = _arrow_type(one, zone, column)
-        return pa.field(name, kind, nullable or pa.types.is_null(kind))
+        return pa.field(name, _arrow_type(one, zone, column), nullable)
 
     for one, arrow in _SIMPLE:
         if type(kind) is type(one):
@@ -941,17 +941,24 @@ def _without_metadata(kind: T.DataType) -> T.DataType:
 def _check_passable(schema: T.StructType) -> None:
     """Refuse columns that Spark cannot pass through Python, where all columns of a DataFrame go."""
 
-    def bad(kind: T.DataType) -> bool:
-        if isinstance(kind, (T.YearMonthIntervalType, T.CalendarIntervalType)):
-            return True
-        inner = [
-            getattr(kind, name) for name in ("elementType", "keyType", "valueType") if hasattr(kind, name)
-        ]
-        inner += [field.dataType for field in kind] if isinstance(kind, T.StructType) else []
-        return any(map(bad, inner))
+    def parts(kind: T.DataType) -> list[tuple[T.DataType, bool]]:
+        match kind:
+            case T.ArrayType():
+                return [(kind.elementType, kind.containsNull)]
+            case T.MapType():
+                return [(kind.keyType, False), (kind.valueType, kind.valueContainsNull)]
+            case T.StructType():
+                return [(field.dataType, field.nullable) for field in kind]
+        return []
+
+    def bad(kind: T.DataType, nullable: bool) -> bool:
+        if isinstance(kind, T.NullType):
+            return not nullable  # array(): its elements are void and not null
+        interval = isinstance(kind, (T.YearMonthIntervalType, T.CalendarIntervalType))
+        return interval or any(bad(part, null) for part, null in parts(kind))
 
     for field in schema:
-        if bad(field.dataType):
+        if bad(field.dataType, True):
             raise UnsupportedTypeError(
                 f"column {field.name!r} is {field.dataType.simpleString()}, which Spark cannot pass "
                 "through Python, where this runs. Cast it to string or int, or leave it out with select()",

@@ -65,7 +65,7 @@ EVERY_TYPE = """
     struct(id as x, timestamp'2020-01-01 00:00:00' as y) st,
     array(struct(map('a', array(timestamp'2020-01-01 00:00:00')) as k)) deep, interval '1' day one_day,
     interval '1 2:03:04.5' day to second span, interval '2' hour hours, time'10:00:00.000001' t,
-    collate('x', 'UTF8_LCASE') collated, null nothing, if(id = 1, null, id) maybe, array() empty,
+    collate('x', 'UTF8_LCASE') collated, null nothing, if(id = 1, null, id) maybe,
     parse_json('{"a": 1}') v
 """
 
@@ -171,6 +171,8 @@ def test_what_spark_cannot_hold_is_refused_by_name(ks, spark, tmp_path):
         for column in ("odd", "name"):  # all columns pass through Python
             with pytest.raises(kmsdata.UnsupportedTypeError, match=r"column 'odd' is .*interval"):
                 ks.encrypt(odd, column, key=KEY)
+    with pytest.raises(kmsdata.UnsupportedTypeError, match="column 'odd' is array<void>"):
+        ks.encrypt(spark.sql("select array() odd"), "odd", key=KEY)
     floats = spark.sql("select 1.5D f")
     with pytest.raises(kmsdata.UnsupportedTypeError, match="'f'"):
         ks.encrypt(floats, deterministic="f", key=KEY)
