@@ -127,9 +127,15 @@ def encrypt(
         KeyServiceError: a KMS call failed. A worker's error is in the message of Spark's ``PythonException``.
 
     Example:
-        >>> import kmsdata.spark  # doctest: +SKIP
-        >>> enc = kmsdata.spark.encrypt(sdf, ["name", "ssn"], key="local://demo")  # doctest: +SKIP
-        >>> enc.write.parquet("people")  # doctest: +SKIP
+        >>> import kmsdata.spark
+        >>> from pyspark.sql import SparkSession
+        >>> spark = SparkSession.builder.getOrCreate()
+        >>> sdf = spark.createDataFrame([("Ada", 36)], "name string, age int")
+        >>> enc = kmsdata.spark.encrypt(sdf, ["name", "age"], key="local://demo")
+        >>> enc.dtypes
+        [('name', 'binary'), ('age', 'binary')]
+        >>> kmsdata.spark.decrypt(enc).collect()
+        [Row(name='Ada', age=36)]
     """
     schema = _schema(sdf)
     chosen = chosen_columns(schema.names, columns, deterministic, domain, [])
@@ -202,7 +208,13 @@ def decrypt(
         ``FormatError`` (a column looks like cells whose header was dropped), ``KeyServiceError``.
 
     Example:
-        >>> plain = kmsdata.spark.decrypt(enc.select("name"))  # doctest: +SKIP
+        >>> import kmsdata.spark
+        >>> from pyspark.sql import SparkSession
+        >>> spark = SparkSession.builder.getOrCreate()
+        >>> sdf = spark.createDataFrame([("Ada", 36)], "name string, age int")
+        >>> enc = kmsdata.spark.encrypt(sdf, "name", key="local://demo")
+        >>> kmsdata.spark.decrypt(enc.select("name")).collect()
+        [Row(name='Ada')]
     """
     schema = _schema(sdf)
     headers = _headers(schema)
@@ -255,7 +267,13 @@ def isin(sdf: DataFrame, column: str, values: Any, *, key: AnyKey | None = None)
         KeyError, FormatError, KeyServiceError: as for `decrypt`.
 
     Example:
-        >>> enc.filter(kmsdata.spark.isin(enc, "email", "ada@example.com"))  # doctest: +SKIP
+        >>> import kmsdata.spark
+        >>> from pyspark.sql import SparkSession
+        >>> spark = SparkSession.builder.getOrCreate()
+        >>> sdf = spark.createDataFrame([("Ada", 36)], "name string, age int")
+        >>> enc = kmsdata.spark.encrypt(sdf, deterministic="name", key="local://demo")
+        >>> enc.filter(kmsdata.spark.isin(enc, "name", ["Ada", "Bo"])).count()
+        1
     """
     schema = _schema(sdf)
     header = _headers(schema, _named(schema, _headers(schema), column))[column]
@@ -301,7 +319,13 @@ def read(
             files cannot be united; or a column of ``encrypted`` is not encrypted.
 
     Example:
-        >>> sdf = kmsdata.spark.read(spark, "s3a://bucket/people")  # doctest: +SKIP
+        >>> import os
+        >>> import pandas as pd, kmsdata.spark
+        >>> from pyspark.sql import SparkSession
+        >>> pd.DataFrame({"age": [36]}).kms.encrypt("age", key="local://demo").kms.to_parquet("ages.parquet")
+        >>> sdf = kmsdata.spark.read(SparkSession.builder.getOrCreate(), f"{os.getcwd()}/ages.parquet")
+        >>> kmsdata.spark.decrypt(sdf).collect()
+        [Row(age=36)]
     """
     _require_classic(spark)
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
@@ -399,7 +423,12 @@ def inspect(sdf: DataFrame) -> Inspection:
     """Report what the headers of a DataFrame say. No key is needed, and no job runs: rows are not counted.
 
     Example:
-        >>> kmsdata.spark.inspect(enc)  # doctest: +SKIP
+        >>> import kmsdata.spark
+        >>> from pyspark.sql import SparkSession
+        >>> spark = SparkSession.builder.getOrCreate()
+        >>> sdf = spark.createDataFrame([("Ada", 36)], "name string, age int")
+        >>> kmsdata.spark.inspect(kmsdata.spark.encrypt(sdf, "name", key="local://demo")).encrypted
+        ['name']
     """
     schema = _schema(sdf)
     headers = _headers(schema)

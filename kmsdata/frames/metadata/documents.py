@@ -138,21 +138,21 @@ def spark_column_headers(document: bytes) -> dict[str, str]:
     text = document.decode("utf-8", "surrogateescape")
     if f'"{SPARK_COLUMN_ENTRY}"' not in text:
         return {}
-    found: dict[str, str] = {}
     try:
         fields = json.loads(text)["fields"]
-        columns = [(field["name"], field["metadata"]) for field in fields]
-        counts = Counter(name for name, _ in columns)
-        for name, metadata in columns:
-            if SPARK_COLUMN_ENTRY not in metadata:
-                continue
-            if not isinstance(header := metadata[SPARK_COLUMN_ENTRY], str) or not isinstance(name, str):
-                raise TypeError
-            if counts[name] > 1:
-                raise FormatError(f"Spark's schema has several columns {name!r}", column=name)
-            found[name] = header
+        counts = Counter(field["name"] for field in fields)
+        found = {
+            field["name"]: field["metadata"][SPARK_COLUMN_ENTRY]
+            for field in fields
+            if SPARK_COLUMN_ENTRY in field["metadata"]
+        }
+        if not all(isinstance(part, str) for pair in found.items() for part in pair):
+            raise TypeError
     except (ValueError, RecursionError, KeyError, TypeError):
         raise FormatError(f"the entry {SPARK.decode()!r} is damaged: it is not a schema of Spark") from None
+    for name in found:
+        if counts[name] > 1:
+            raise FormatError(f"Spark's schema has several columns {name!r}", column=name)
     return found
 
 
