@@ -234,7 +234,9 @@ def headers_in(
             continue
         # A verification compares the entry with the columns' types itself, but not Spark's schema.
         reported = failed is not None and key == ENTRY
-        name = "the file's 'kmsdata' entry" if key == ENTRY else "the column's metadata in Spark's schema"
+        other, name = "its type", "the file's 'kmsdata' entry"
+        if key == SPARK:
+            other, name = "its type or the file's 'kmsdata' entry", "its metadata in Spark's schema"
         try:
             recorded = _parsed(key, text)
         except FormatError as error:
@@ -255,8 +257,7 @@ def headers_in(
         for column in recorded.keys() & {*headers, *lost}:
             if headers.setdefault(column, recorded[column]).columns != recorded[column].columns:
                 bad[column] = FormatError(
-                    f"{path}: column {column!r}: {name} describes it differently than its type or another "
-                    "entry",
+                    f"{path}: column {column!r}: {other} and {name} describe it differently",
                     path=path,
                     column=column,
                 )

@@ -82,7 +82,7 @@ def test_every_reader_finds_them(enc, tmp_path):
         (lambda _: '["kmsdata"]', "is damaged: it is not a schema of Spark"),
         (lambda _: '{"kmsdata":' + "[" * 100_000, "is damaged: it is not a schema of Spark"),
         (lambda text: text.replace('"name":"age"', '"name":"name"'), "several columns 'name'"),
-        (lambda text: text.replace('"id"', '"n"').replace('"age"', '"id"'), "column 'id' is int64, but the"),
+        (lambda text: text.replace('"id"', '"n"').replace('"age"', '"id"'), "column 'id' is int64, but its"),
         (lambda text: text.replace('{\\"column\\"', '{ \\"column\\"'), "not in canonical form"),
         (lambda text: text.replace('"kmsdata":"', '"kmsdata":7,"was":"'), "it is not a schema of Spark"),
         (lambda text: text.replace('\\"version\\":1', '\\"version\\":2'), "unsupported version"),
@@ -129,7 +129,7 @@ def test_places_must_agree(enc, tmp_path):
     pd.testing.assert_frame_equal(kmsdata.read_parquet(both, decrypt=True), frame)
     differ = write(tmp_path / "differ.parquet", enc, fields_of(other), kmsdata=entry)
     for reader, error in everywhere(differ).items():
-        assert "describes it differently than its type or another entry" in str(error), reader
+        assert "its metadata in Spark's schema describe it differently" in str(error), reader
     assert not kmsdata.verify(differ).ok
     with pytest.raises(kmsdata.KmsDataError, match="copies of the header disagree about column"):
         kmsdata.rewrap(differ, "local://new")
