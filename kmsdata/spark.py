@@ -169,10 +169,12 @@ def encrypt(
     ]
     texts = _texts_beside(fields, chosen)
 
-    def kmsdata_encrypt(batches: Batches) -> Batches:
-        return _encrypted(batches, plan, plain, texts)
+    names = schema.names
 
-    return sdf.mapInArrow(kmsdata_encrypt, T.StructType(fields))
+    def kmsdata_encrypt(batches: Batches) -> Batches:
+        return _encrypted(_named_as(names, batches), plan, plain, texts)
+
+    return _mapped(sdf, kmsdata_encrypt, fields)
 
 
 def decrypt(
@@ -242,12 +244,12 @@ def decrypt(
     targets = {
         field.name: _arrow_type(field.dataType, "UTC", field.name) for field in fields if field.name in kinds
     }
-    checked = columns is None
+    checked, labels = columns is None, schema.names
 
     def kmsdata_decrypt(batches: Batches) -> Batches:
-        return _decrypted(batches, plan, texts, targets, checked)
+        return _decrypted(_named_as(labels, batches), plan, texts, targets, checked)
 
-    return sdf.mapInArrow(kmsdata_decrypt, T.StructType(fields))
+    return _mapped(sdf, kmsdata_decrypt, fields)
 
 
 def isin(sdf: DataFrame, column: str, values: Any, *, key: AnyKey | None = None) -> Column:
@@ -330,6 +332,13 @@ def read(
     _require_classic(spark)
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     sdf = spark.read.parquet(*[os.fspath(one) for one in paths])
+    # PySpark unpickles such a class, which may run any code, as soon as it looks at the schema.
+    if '"serializedClass"' in sdf._jdf.schema().json():
+        raise FormatError(
+            f"{paths[0]}: a column has a user-defined type whose Python class is stored in the file. Reading "
+            "it would run code from the file. If you trust it, use spark.read.parquet() and "
+            "kmsdata.spark.attach()"
+        )
     schema = _schema(sdf)
     wanted = required_names(encrypted)
     for name in wanted:
@@ -480,11 +489,11 @@ def verify(
     texts = {name: header.text for name, header in headers.items()}
 
     def kmsdata_verify(batches: Batches) -> Batches:
-        return _verified(batches, plan, texts)
+        return _verified(_named_as(list(texts), batches), plan, texts)
 
     chosen = sdf.select(*(sdf[_quoted(name)] for name in headers))
     rows = 0
-    for row in chosen.mapInArrow(kmsdata_verify, "found string").collect():
+    for row in _mapped(chosen, kmsdata_verify, [T.StructField("found", T.StringType())]).collect():
         part = json.loads(row.found)
         rows += part["rows"]
         for name, counted in part["columns"].items():
@@ -497,6 +506,17 @@ def verify(
 
 
 # --- in a Python worker of an executor ------------------------------------------------------------
+
+
+def _mapped(sdf: DataFrame, function: Callable[[Batches], Batches], fields: list[T.StructField]) -> DataFrame:
+    """Run a function on batches of a DataFrame. It must call `_named_as` for the names of the columns."""
+    # PySpark's mapInArrow (4.3) takes a name with a dot for a field of a struct, and fails for a backtick.
+    numbered = sdf.toDF(*[f"c{number}" for number in range(len(sdf.columns))])
+    return numbered.mapInArrow(function, T.StructType(fields))
+
+
+def _named_as(names: list[str], batches: Batches) -> Batches:
+    return (batch.rename_columns(names) for batch in batches)
 
 
 def _encrypted(batches: Batches, plan: EncryptionPlan, plain: pa.Schema, texts: list[bytes]) -> Batches:

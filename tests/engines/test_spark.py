@@ -393,6 +393,25 @@ def test_footers_are_checked(ks, spark, enc, tmp_path):
             ks.read(spark, str(target))
 
 
+def test_a_class_in_a_file_is_not_unpickled(ks, spark, tmp_path):
+    udt = {"type": "udt", "pyClass": "a.B", "serializedClass": "AAAA", "sqlType": "long"}
+    field = {"name": "id", "type": udt, "nullable": True, "metadata": {}}
+    with pq.ParquetWriter(tmp_path / "x.parquet", pa.schema([("id", pa.int64())])) as writer:
+        writer.write_table(pa.table({"id": [1]}))
+        writer.add_key_value_metadata({SPARK.decode(): json.dumps({"type": "struct", "fields": [field]})})
+    with pytest.raises(kmsdata.FormatError, match="would run code from the file"):
+        ks.read(spark, f"{tmp_path}/x.parquet")
+
+
+def test_names_with_dots_and_backticks(ks, spark, tmp_path):
+    plain = spark.sql("select 1 as `a.b`, 'x' as `c``d`, 3 as `e f`, 4 as `g.h`")
+    ks.encrypt(plain, ["a.b", "c`d"], deterministic="e f", key=KEY).write.parquet(f"{tmp_path}/enc")
+    enc = ks.read(spark, f"{tmp_path}/enc")
+    assert ks.decrypt(enc).collect() == plain.collect()
+    assert enc.filter(ks.isin(enc, "e f", 3)).count() == 1
+    assert ks.verify(enc).ok
+
+
 def test_recorded_types_of_spark_are_checked(ks, spark):
     from pyspark.sql import functions as F  # noqa: N812
 
