@@ -5,7 +5,9 @@ import importlib.resources
 import importlib.util
 import os
 import signal
+import sys
 import threading
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -199,13 +201,12 @@ def titanic():
 
 
 @pytest.fixture(scope="session")
-def spark(tmp_path_factory):
+def spark_session(tmp_path_factory):
     """Return a Spark session in this process: its Java process starts once."""
-    import warnings
-
     folder = tmp_path_factory.mktemp("spark")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        os.environ["PYSPARK_PYTHON"] = sys.executable
         from pyspark.sql import SparkSession
 
         session = (
@@ -213,11 +214,22 @@ def spark(tmp_path_factory):
             .config("spark.ui.enabled", "false")
             .config("spark.driver.host", "127.0.0.1")
             .config("spark.driver.bindAddress", "127.0.0.1")
+            .config("spark.driver.memory", "700m")
             .config("spark.sql.session.timeZone", "UTC")
             .config("spark.sql.shuffle.partitions", "1")
             .config("spark.sql.warehouse.dir", str(folder / "warehouse"))
             .config("spark.driver.extraJavaOptions", f"-Dderby.system.home={folder}")
             .getOrCreate()
         )
+    # Python workers live longer than a test, so they keep one keystore.
+    session.sparkContext.environment["KMSDATA_KEYSTORE"] = str(folder / "keystore.json")
     yield session
     session.stop()
+    del os.environ["PYSPARK_PYTHON"]
+
+
+@pytest.fixture
+def spark(spark_session, keystore, monkeypatch):
+    """Return the Spark session; its driver, this process, has the keystore of its workers."""
+    monkeypatch.setenv("KMSDATA_KEYSTORE", spark_session.sparkContext.environment["KMSDATA_KEYSTORE"])
+    return spark_session

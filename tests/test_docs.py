@@ -37,8 +37,10 @@ def marks(name):
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in MODULES])
-def test_docstrings(name, tmp_path, monkeypatch):
+def test_docstrings(name, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
+    if name == "kmsdata.spark":
+        request.getfixturevalue("spark")  # the session that the examples get
     module = importlib.import_module(name)
     assert module.__doc__
     finder = doctest.DocTestFinder(recurse=name != "kmsdata")  # re-exports are tested in their own module
@@ -112,8 +114,10 @@ def test_readme_lines_for_tencent_cloud(tmp_path):
 @pytest.mark.parametrize(
     "guide", [pytest.param(path, id=path.stem, marks=marks(path.stem)) for path in GUIDES]
 )
-def test_examples_of_a_guide_run_in_their_order(guide, tmp_path, monkeypatch):
+def test_examples_of_a_guide_run_in_their_order(guide, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
+    if guide.stem == "spark":
+        request.getfixturevalue("spark")  # the session that the examples get
     names = {}
     for code in re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL):
         exec(compile(code, guide.name, "exec"), names)  # noqa: S102

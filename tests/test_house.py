@@ -54,7 +54,10 @@ LAW = {
     "notebook": {"notebook.browser", "keys", "keys.local", "keys.tencent", "display"},
     "emulator": {"keys.data_key", "atomic_files"},
     **{
-        name: {"api", "parquet", "parquet.bulk", "frames", "keys", "codec", "display", "atomic_files"}
+        name: {
+            *("api", "parquet", "parquet.bulk", "frames", "frames.metadata", "keys", "codec", "display"),
+            "atomic_files",
+        }
         for name in ("dask", "duckdb", "polars", "ray", "spark", "testing")
     },
 }

@@ -6,7 +6,7 @@ One file may contain the same wrapped key in these places::
     ARROW:schema                                base64 of an Arrow schema: the type of each encrypted column,
                                                 and the schema's metadata, a copy of the other entries
     pandas, PANDAS_ATTRS                        JSON, if a frame's attrs contained a header
-    org.apache.spark.sql.parquet.row.metadata   JSON, if a column's metadata in Spark contained one
+    org.apache.spark.sql.parquet.row.metadata   JSON: a column's metadata in Spark has its header, quoted
 
 Some reader prefers each of them to the others, so all must be equal.
 """
@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from kmsdata.errors import FormatError
 from kmsdata.frames.dtype import EncryptedDtype, EncryptedType
+from kmsdata.frames.metadata.documents import SPARK, spark_column_headers
 from kmsdata.keys.envelope import ENTRY, DataKeyRecord, Header, canonical, file_text, parse_file
 
 __all__ = ["Copy", "agree", "copies_in", "entry_with", "schema_with"]
@@ -118,6 +119,10 @@ def entry_with(key: bytes, value: bytes, visit: Visit, inside: str = "") -> byte
     text = value.decode("utf-8", "surrogateescape")
     if key == ENTRY:
         return _file_with(text, visit, place).encode()
+    if key == SPARK:
+        for name, header in spark_column_headers(value).items():
+            # Only this place says which column such a header belongs to; `agree` compares it with the others.
+            visit(Copy(Header.parse(header), place, name))
     changed = _text_with(text, visit, place, 0)
     return value if changed is text else changed.encode("utf-8", "surrogateescape")
 

@@ -15,6 +15,7 @@ from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located,
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.arrow_storage import is_plain_binary
 from kmsdata.frames.dtype import EncryptedType
+from kmsdata.frames.metadata.documents import SPARK, spark_column_headers
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.footer import NOT_PARQUET, check_footer, read_footer
 from kmsdata.parquet.locations import FilePath, Place, Readable, dataset_files, open_file
@@ -200,10 +201,11 @@ def headers_in(
     footer: Mapping[bytes, bytes] | None = None,
     failed: dict[str, FormatError] | None = None,
 ) -> dict[str, Header]:
-    """Return the headers of these columns (None: all), from the columns' types, otherwise from the entry.
+    """Return the headers of these columns (None: all), from the columns' types, otherwise from the metadata.
 
     Arrow shows the file's ``kmsdata`` entry only if the Arrow schema contains it. Other writers store it only
-    in the footer.
+    in the footer. Spark stores the headers of columns that it writes in its own schema, which is another
+    entry (see `kmsdata.frames.metadata.documents.SPARK`).
 
     Args:
         schema: the file's Arrow schema.
@@ -227,35 +229,59 @@ def headers_in(
                     error, f"{path}: column {field.name!r}", path=path, column=field.name
                 )
     lost = {field.name for field in fields if is_plain_binary(field.type)}
-    texts = [(schema.metadata or {}).get(ENTRY), (footer or {}).get(ENTRY)]
-    for text in dict.fromkeys(text for text in texts if text and (lost or headers)):
+    for key, text in _documents(schema.metadata, footer):
+        if not (lost or headers or key == SPARK):
+            continue
+        # A verification compares the entry with the columns' types itself, but not Spark's schema.
+        reported = failed is not None and key == ENTRY
+        other, name = "its type", "the file's 'kmsdata' entry"
+        if key == SPARK:
+            other, name = "its type or the file's 'kmsdata' entry", "its metadata in Spark's schema"
         try:
-            recorded = parse_file(text.decode("utf-8", "surrogateescape"))
+            recorded = _parsed(key, text)
         except FormatError as error:
             where = f"{path}: column {error.column!r}" if error.column else path
             # A verification reports a malformed entry itself, and the columns whose types have headers too.
-            concerned = [*headers, *lost] if failed is None else lost
+            concerned = lost if reported else [*headers, *lost]
             bad |= {name: located(error, where, path=path) for name in concerned}
             continue
-        for field in fields if failed is None else []:  # a verification reports it itself
+        for field in [] if reported else fields:
             if field.name in recorded and field.name not in {*headers, *lost, *bad}:
                 bad[field.name] = FormatError(
-                    f"{path}: column {field.name!r} is {field.type}, but the file's 'kmsdata' entry says "
+                    f"{path}: column {field.name!r} is {field.type}, but {name} says "
                     "that it is encrypted: other software replaced it, and its values are not authenticated. "
                     "Remove the column or the entry, or restore the file from a copy",
                     path=path,
                     column=field.name,
                 )
-        for name in recorded.keys() & {*headers, *lost}:
-            if headers.setdefault(name, recorded[name]).columns != recorded[name].columns:
-                bad[name] = FormatError(
-                    f"{path}: column {name!r}: its type and the file's 'kmsdata' entry describe it "
-                    "differently",
+        for column in recorded.keys() & {*headers, *lost}:
+            if headers.setdefault(column, recorded[column]).columns != recorded[column].columns:
+                bad[column] = FormatError(
+                    f"{path}: column {column!r}: {other} and {name} describe it differently",
                     path=path,
-                    column=name,
+                    column=column,
                 )
     if bad and failed is None:
         raise next(iter(bad.values()))
     if failed is not None:
         failed |= bad
     return {name: header for name, header in headers.items() if name not in bad}
+
+
+def _documents(*every: Mapping[bytes, bytes] | None) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the entries that may contain headers, the file's own before Spark's, each text once."""
+    for key in (ENTRY, SPARK):
+        texts = [metadata[key] for metadata in every if metadata and metadata.get(key)]
+        yield from ((key, text) for text in dict.fromkeys(texts))
+
+
+def _parsed(key: bytes, text: bytes) -> dict[str, Header]:
+    if key == ENTRY:
+        return parse_file(text.decode("utf-8", "surrogateescape"))
+    headers = {}
+    for name, header in spark_column_headers(text).items():
+        try:
+            headers[name] = Header.parse(header)
+        except FormatError as error:
+            raise error.with_facts(column=name) from None
+    return headers

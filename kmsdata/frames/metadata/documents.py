@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kmsdata.errors import CallerValueError
+from kmsdata.errors import CallerValueError, FormatError
 
-__all__ = ["GEO", "SPARK", "restored", "without_columns"]
+__all__ = [
+    "GEO",
+    "SPARK",
+    "SPARK_COLUMN_ENTRY",
+    "restored",
+    "spark_column_headers",
+    "without_columns",
+    "without_spark_headers",
+]
 
 SPARK = b"org.apache.spark.sql.parquet.row.metadata"
+SPARK_COLUMN_ENTRY = "kmsdata"  # in the metadata of a column in Spark: the text of its header
 GEO = b"geo"
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -117,6 +127,44 @@ def _spark_field(text: str, name: str) -> tuple[int, int] | None:
     except (ValueError, RecursionError, IndexError):
         pass
     return None
+
+
+def spark_column_headers(document: bytes) -> dict[str, str]:
+    """Return the texts of the headers in Spark's schema, by column, not validated.
+
+    Raises:
+        FormatError: the document has headers, but not the form that Spark gives it.
+    """
+    text = document.decode("utf-8", "surrogateescape")
+    if f'"{SPARK_COLUMN_ENTRY}"' not in text:
+        return {}
+    try:
+        fields = json.loads(text)["fields"]
+        counts = Counter(field["name"] for field in fields)
+        found = {
+            field["name"]: field["metadata"][SPARK_COLUMN_ENTRY]
+            for field in fields
+            if SPARK_COLUMN_ENTRY in field["metadata"]
+        }
+        if not all(isinstance(part, str) for pair in found.items() for part in pair):
+            raise TypeError
+    except (ValueError, RecursionError, KeyError, TypeError):
+        raise FormatError(f"the entry {SPARK.decode()!r} is damaged: it is not a schema of Spark") from None
+    for name in found:
+        if counts[name] > 1:
+            raise FormatError(f"Spark's schema has several columns {name!r}", column=name)
+    return found
+
+
+def without_spark_headers(entries: Mapping[bytes, bytes], names: Iterable[str]) -> Entries:
+    """Remove Spark's schema if it says that one of these columns, which were decrypted, is encrypted.
+
+    It says also that they are binary. Without it, Spark reads the types of the Parquet columns.
+    """
+    out = dict(entries)
+    if SPARK in out and any(name in spark_column_headers(out[SPARK]) for name in names):
+        del out[SPARK]
+    return out
 
 
 # --- GeoParquet -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from kmsdata.errors import FormatError
-from kmsdata.frames.metadata.documents import restored, without_columns
+from kmsdata.frames.metadata.documents import restored, without_columns, without_spark_headers
 from kmsdata.frames.metadata.pandas_entry import (
     in_pandas_metadata,
     kept_entries,
@@ -97,8 +97,8 @@ def decrypted_schema(
     """
     sealed = {name: part for name, part in _sealed(schema, entries, path).items() if name in headers}
     inner_parts = {name: members.get("schema", members) for name, members in parts.items()}
-    rest = restored(with_sealed(entries, sealed), parts)
-    inner = restored(with_sealed(schema.metadata or {}, sealed), inner_parts)
+    rest = restored(with_sealed(without_spark_headers(entries, fields), sealed), parts)
+    inner = restored(with_sealed(without_spark_headers(schema.metadata or {}, fields), sealed), inner_parts)
     rest, inner = (
         with_entries(
             in_pandas_metadata(_with_headers(one, headers), list(pandas), back=True) or {},
