@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.resources
+import importlib.util
 import os
 import signal
 import threading
@@ -26,6 +27,13 @@ LONG = ("slow", "browser")  # marks
 LONG_LIMIT = 600  # seconds that one such test may take; `timeout` in pyproject.toml is for all others
 TEARDOWN_LIMIT = 120  # seconds
 LEFT_OUT = pytest.StashKey[Counter]()
+MISSING = "that need "  # before the package that is missing: tests of engines
+
+
+def missing_engine(item):
+    """Return the first package that a test of an engine needs and this environment lacks."""
+    needed = [name for mark in item.iter_markers("engine") for name in mark.args]
+    return next((name for name in needed if importlib.util.find_spec(name) is None), None)
 
 
 def pytest_addoption(parser):
@@ -34,12 +42,20 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(trylast=True)  # after the deselection by -m and -k
 def pytest_collection_modifyitems(config, items):
-    """Leave out long tests, except where the command line selects tests by mark, by file or by name."""
+    """Leave out long tests, except where the command line selects tests by mark, by file or by name.
+
+    Outside CI, tests of an engine that is not installed are left out too; in CI they fail.
+    """
     marks = {item: next((mark for mark in LONG if item.get_closest_marker(mark)), None) for item in items}
     for item, mark in marks.items():
         if mark and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONG_LIMIT))
     config.stash[LEFT_OUT] = Counter()
+    missing = {} if IN_CI else {item: name for item in items if (name := missing_engine(item))}
+    if missing:
+        items[:] = [item for item in items if item not in missing]
+        config.hook.pytest_deselected(items=list(missing))
+        config.stash[LEFT_OUT].update(MISSING + name for name in missing.values())
     option = config.option
     folders_only = all(Path(argument).is_dir() for argument in config.args)
     if option.all or option.markexpr or option.collectonly or not folders_only:
@@ -64,7 +80,11 @@ def pytest_testnodedown(node):
 
 def pytest_terminal_summary(terminalreporter, config):
     left_out = config.stash.get(LEFT_OUT, Counter())
-    if left_out:
+    if needed := [f"{left_out[mark]} {mark}" for mark in left_out if mark.startswith(MISSING)]:
+        terminalreporter.write_line(
+            f'Left out: {", ".join(needed)}. To run them: pip install -e ".[engines]"'
+        )
+    if any(left_out[mark] for mark in LONG):
         counted = ", ".join(f"{left_out[mark]} marked {mark}" for mark in LONG if left_out[mark])
         terminalreporter.write_line(f"Left out: {counted}. To run everything: pytest --all")
 

@@ -51,6 +51,34 @@ def pytest_run(tmp_path):
     return run
 
 
+ENGINE = """
+import pytest
+
+@pytest.mark.engine("pytest", "missing_one")
+def test_one(): import missing_one
+
+@pytest.mark.engine("pytest")
+def test_two(): pass
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "two workers"])
+def test_tests_of_an_engine_that_is_missing_are_left_out_by_name(pytest_run, workers):
+    (pytest_run.folder / "test_engine.py").write_text(ENGINE)
+    for arguments in ((".",), ("--all", "test_engine.py"), ("-m", "engine", ".")):
+        code, out = pytest_run(*arguments, *workers)
+        assert code == 0, out
+        assert 'Left out: 1 that need missing_one. To run them: pip install -e ".[engines]"' in out
+        assert "1 passed" in out
+
+
+def test_in_ci_a_missing_engine_fails(pytest_run):
+    (pytest_run.folder / "test_engine.py").write_text(ENGINE)
+    code, out = pytest_run(".", ci=True)
+    assert code == 1
+    assert "1 failed, 1 passed" in out
+
+
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "two workers"])
 def test_a_run_of_folders_leaves_out_long_tests_and_says_so(pytest_run, workers):
     (pytest_run.folder / "test_long.py").write_text(LONG)

@@ -19,13 +19,24 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 MODULES = ["kmsdata", *(module.name for module in pkgutil.walk_packages(kmsdata.__path__, "kmsdata."))]
+ENGINES = {  # guides and modules that need a package
+    "aws": ["boto3", "moto"],
+    "dask": ["dask", "distributed"],
+    "duckdb": ["duckdb"],
+    "polars": ["polars"],
+    "ray": ["ray"],
+    "spark": ["pyspark"],
+}
 NEED_NOTEBOOK = {f"kmsdata.notebook.{name}" for name in ("column_picker", "login_form", "sealed_message")}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.newest] if name in NEED_NOTEBOOK else []) for name in MODULES],
-)
+def marks(name):
+    if needed := ENGINES.get(name.removeprefix("kmsdata.")):
+        return [pytest.mark.engine(*needed)]
+    return [pytest.mark.newest] if name in NEED_NOTEBOOK else []
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in MODULES])
 def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
@@ -98,7 +109,9 @@ def test_readme_lines_for_tencent_cloud(tmp_path):
     assert (calls["GenerateDataKey"], calls["Decrypt"]) == (1, 1)
 
 
-@pytest.mark.parametrize("guide", [pytest.param(path, id=path.stem) for path in GUIDES])
+@pytest.mark.parametrize(
+    "guide", [pytest.param(path, id=path.stem, marks=marks(path.stem)) for path in GUIDES]
+)
 def test_examples_of_a_guide_run_in_their_order(guide, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -23,7 +23,7 @@ from kmsdata.frames.encrypted_columns import (
     table_without_header,
     with_arrow_types,
 )
-from kmsdata.frames.pandas_metadata import dtype_names
+from kmsdata.frames.metadata.pandas_entry import dtype_names
 from kmsdata.keys.envelope import Header
 from kmsdata.parquet.footer import read_metadata
 from kmsdata.parquet.headers import damaged, dataset_headers

@@ -29,6 +29,8 @@ __all__ = [
     "ROWS_NAMED",
     "arrow_types",
     "bad_cells",
+    "blank_arrow",
+    "blank_pandas",
     "check_key_ids",
     "check_one_arrow_type",
     "encrypt_column",
@@ -41,6 +43,7 @@ __all__ = [
 
 ROWS_NAMED = 100  # an error lists at most this many rows; its count may be higher
 _MOST_CATEGORIES = 1 << 20
+_NO_LIST = b""  # a category list without entries
 _T = TypeVar("_T")
 
 
@@ -251,6 +254,44 @@ def _taken(values: pa.ChunkedArray, rows: pa.Array) -> pa.ChunkedArray:
     if str(t) in views:
         return values.cast(views[str(t)]).take(rows).cast(t)
     return values.take(rows)
+
+
+def blank_pandas(header: Header, column: str) -> pd.Series[Any]:
+    """Return a column without rows of the dtype that `open_pandas` gives, but without categories.
+
+    No key is needed, and the header need not have been authenticated.
+    """
+    parts: list[pd.Series[Any]] = []
+    for item in header.columns:
+        codec.check(item.codec_type, item.kind)
+        values = codec.unpack(
+            item.codec_type, Cells.of([]), kind=item.kind, categories=_NO_LIST, column=column
+        )
+        parts.append(pd.Series(values, dtype=values.dtype))
+    alike = all(same_dtype(values, parts[0]) for values in parts[1:])
+    return parts[0] if alike else pd.Series([], dtype=object)
+
+
+def blank_arrow(header: Header, column: str) -> pa.Array | pa.ChunkedArray:
+    """Return a column without rows of the type that `open_arrow` gives; see `blank_pandas`.
+
+    Raises:
+        UnsupportedTypeError: there is no such Arrow type, or it depends on the values.
+    """
+    for item in header.columns:
+        codec.check(item.codec_type, item.kind)
+        if "arrow" not in item.codec_type:
+            label = codec.label(item.codec_type)
+            raise UnsupportedTypeError(
+                f"column {column!r} ({label}): its Arrow type depends on its values. Decrypt it in pandas",
+                column=column,
+                dtype=label,
+            )
+    _check_one_type(header.columns, column)
+    item = header.columns[0]
+    return codec.unpack_arrow(
+        item.codec_type, Cells.of([]), kind=item.kind, categories=_NO_LIST, column=column
+    )
 
 
 def check_one_arrow_type(header: Header, storage: pa.Array, column: str) -> None:

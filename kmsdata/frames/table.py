@@ -32,18 +32,18 @@ from kmsdata.frames.encrypted_columns import (
     with_arrow_types,
 )
 from kmsdata.frames.key_argument import data_key_for, resolve_key
-from kmsdata.frames.pandas_metadata import (
+from kmsdata.frames.metadata.documents import without_columns
+from kmsdata.frames.metadata.pandas_entry import (
     in_pandas_metadata,
     pandas_attributes,
     pandas_dtypes,
     pandas_entries,
     with_entries,
 )
+from kmsdata.frames.metadata.values import metadata_texts, refuse_statistics, refuse_values_in_metadata
 from kmsdata.keys.envelope import ENTRY, Header, file_text, parse_file
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
-from kmsdata.metadata.documents import without_columns
-from kmsdata.metadata.values import metadata_texts, refuse_statistics, refuse_values_in_metadata
 
 __all__ = ["decrypt_table", "encrypt_table"]
 

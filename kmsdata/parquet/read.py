@@ -25,7 +25,7 @@ from kmsdata.frames.encrypted_columns import (
     with_headers,
 )
 from kmsdata.frames.frame import decrypt_frame
-from kmsdata.frames.pandas_metadata import frame_attrs, index_columns, to_frame, unreadable_dtypes
+from kmsdata.frames.metadata.pandas_entry import frame_attrs, index_columns, to_frame, unreadable_dtypes
 from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.parquet.filters import FileSearch, filter_terms

@@ -38,7 +38,7 @@ from kmsdata.frames.encrypted_columns import (
     not_encrypted,
     with_headers,
 )
-from kmsdata.frames.pandas_metadata import with_frame_attrs
+from kmsdata.frames.metadata.pandas_entry import with_frame_attrs
 from kmsdata.keys.envelope import ENTRY, file_text, merged_records
 from kmsdata.parquet.column_chunks import Replacement
 from kmsdata.parquet.locations import FilePath, Place, files_at, paths_text, whole, whole_folder

@@ -53,6 +53,7 @@ def test_pyarrow_has_test_data():
     assert len(PYARROW) >= 4
 
 
+@pytest.mark.engine("pyspark")
 @pytest.mark.slow
 def test_files_of_spark_come_back(spark, tmp_path, keys):
     columns = ["i64", "f32", "bool", "text", "bytes", "date", "zoned", "decimal", "list", "structs", "map"]

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
+from kmsdata.frames.metadata.documents import GEO, SPARK
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Wrap
-from kmsdata.metadata.documents import GEO, SPARK
 from kmsdata.parquet.bulk import file_schema
 from kmsdata.parquet.bulk.file_schema import decrypted_schema, encrypted_schema
 from kmsdata.parquet.bulk.original.entry import ORIGINAL, opened, seal
@@ -177,6 +177,7 @@ def test_files_keep_it_through_rewrap_and_decryption(keystore, tmp_path):
     assert pq.read_schema(plain).equals(pq.read_schema(source), check_metadata=True)
 
 
+@pytest.mark.engine("pyspark")
 @pytest.mark.newest
 @pytest.mark.slow
 def test_spark_reads_the_types_that_it_wrote(keystore, tmp_path, spark):

@@ -243,6 +243,7 @@ def test_files_of_fastparquet(tmp_path):
         pd.testing.assert_frame_equal(read, fastparquet.ParquetFile(str(source)).to_pandas(columns=rest))
 
 
+@pytest.mark.engine("pyspark")
 @pytest.mark.newest
 @pytest.mark.slow
 def test_files_of_spark(tmp_path, spark):

@@ -12,7 +12,7 @@ import pyarrow as pa
 from kmsdata.errors import KmsDataError, UnsupportedTypeError, located
 from kmsdata.frames.column import arrow_types, open_arrow
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
-from kmsdata.frames.pandas_metadata import pandas_entries
+from kmsdata.frames.metadata.pandas_entry import pandas_entries
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 from kmsdata.lazy_property import lazy_property

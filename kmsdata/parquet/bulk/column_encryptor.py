@@ -13,11 +13,11 @@ from kmsdata.codec import Description
 from kmsdata.frames.column import plan as plan_column
 from kmsdata.frames.column import seal
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
-from kmsdata.frames.pandas_metadata import pandas_dtypes
+from kmsdata.frames.metadata.pandas_entry import pandas_dtypes
+from kmsdata.frames.metadata.values import refuse_values_in_metadata
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ColumnHeader, Header
 from kmsdata.lazy_property import lazy_property
-from kmsdata.metadata.values import refuse_values_in_metadata
 from kmsdata.parquet.bulk.column_batches import (
     OpenParquet,
     categories,

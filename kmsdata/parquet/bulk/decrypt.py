@@ -16,7 +16,7 @@ from kmsdata.display.progress import Progress
 from kmsdata.frames.arguments import Columns
 from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.key_argument import resolve_key
-from kmsdata.frames.pandas_metadata import dtype_names
+from kmsdata.frames.metadata.pandas_entry import dtype_names
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys

@@ -18,9 +18,9 @@ from kmsdata.display.progress import Progress
 from kmsdata.frames.arguments import Columns
 from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.key_argument import data_key_for
+from kmsdata.frames.metadata.values import metadata_texts, refuse_statistics
 from kmsdata.keys.session import Key
 from kmsdata.keys.usage import usage
-from kmsdata.metadata.values import metadata_texts, refuse_statistics
 from kmsdata.parquet.bulk.column_batches import open_parquet
 from kmsdata.parquet.bulk.column_encryptor import ColumnEncryptor, column_encryptors, encrypted_group
 from kmsdata.parquet.bulk.csv_reader import CsvFormat, Types, csv_batches

@@ -9,10 +9,15 @@ from typing import Any
 import pyarrow as pa
 
 from kmsdata.errors import FormatError
-from kmsdata.frames.pandas_metadata import in_pandas_metadata, kept_entries, pandas_attributes, with_entries
+from kmsdata.frames.metadata.documents import restored, without_columns
+from kmsdata.frames.metadata.pandas_entry import (
+    in_pandas_metadata,
+    kept_entries,
+    pandas_attributes,
+    with_entries,
+)
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import ENTRY, Header, file_text
-from kmsdata.metadata.documents import restored, without_columns
 from kmsdata.parquet.bulk.original.entry import ORIGINAL, seal, sealed_columns, with_sealed
 
 __all__ = [

@@ -21,7 +21,7 @@ from kmsdata.frames.arguments import Columns, chosen_columns, column_names, refu
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import Encrypted, check_names, check_new_names, lost_header
 from kmsdata.frames.key_argument import data_key_for
-from kmsdata.frames.pandas_metadata import index_columns
+from kmsdata.frames.metadata.pandas_entry import index_columns
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key, session_key

@@ -4,7 +4,7 @@ Each column has one part, encrypted under its data key: a JSON object whose memb
 
     elements   its part of the Parquet schema, as a Thrift struct      see `types`
     field      its field in the Arrow schema, as an IPC message
-    spark      its field in Spark's schema                             see `kmsdata.metadata.documents`
+    spark      its field in Spark's schema                             see `kmsdata.frames.metadata.documents`
     geo        its member of GeoParquet's document
     schema     spark and geo in the metadata of the Arrow schema, if they differ from those of the file
 """

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
-from kmsdata.metadata.values import metadata_texts, refuse_statistics, refuse_values_in_metadata
+from kmsdata.frames.metadata.values import metadata_texts, refuse_statistics, refuse_values_in_metadata
 
 KEY = "local://demo"
 UTC = dt.UTC
@@ -248,6 +248,7 @@ def test_nothing_is_left_in_files_of_polars(keystore, tmp_path):
     sealed_without(tmp_path / "a.parquet", tmp_path)
 
 
+@pytest.mark.engine("pyspark")
 @pytest.mark.newest
 @pytest.mark.slow
 def test_nothing_is_left_in_files_of_spark(keystore, tmp_path, spark):
