@@ -351,3 +351,22 @@ def test_a_worker_process_finds_the_provider(file, vault):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "['078-05-1120', 'null']\n"
     assert "only for keys that the caller names" in worker("").stderr
+
+
+def test_plans_for_workers_pin_the_scheme(vault, df):
+    """A worker has no session: the plan says which schemes the client named."""
+    from kmsdata.api.parts import decrypt_part, encrypt_part, plan_decryption, plan_encryption
+
+    with kmsdata.using(KEY):
+        plans = {"encrypt": plan_encryption(df, "ssn")}
+        enc = df.kms.encrypt("ssn", key=plans["encrypt"].like)
+        plans["session"] = plan_decryption(enc)
+        plans["data"] = plan_decryption(enc, key=enc)
+    plans["argument"] = plan_decryption(enc, key=KEY)
+    session.forget()
+    assert encrypt_part(df, plans["encrypt"]).kms.decrypt(key=KEY).equals(df)
+    for name in ("session", "data", "argument"):
+        session.forget()
+        assert decrypt_part(enc, plans[name]).equals(df)
+    with pytest.raises(KeyNotFoundError):
+        decrypt_part(enc, plan_decryption(enc))
