@@ -30,6 +30,7 @@ from kmsdata.keys.cache import KeyCache
 from kmsdata.keys.data_key import DataKey, Hidden, KeyProvider, random_bytes
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.session import using
+from kmsdata.keys.unwrap import OF_A_WRAPPED_KEY
 
 __all__ = ["ProviderContractError", "ProviderReport", "check_provider"]
 
@@ -246,6 +247,11 @@ class _Contract:
             )  # fmt: skip
             if wrapped[:20] in str(error):
                 _broken("an error shows the wrapped key", error)
+            if (error.code or "").rpartition(".")[2] not in OF_A_WRAPPED_KEY:
+                _broken(
+                    f"its code is {error.code!r}, not InvalidCiphertext, so the master key seems denied",
+                    error,
+                )
 
     def foreign(self) -> None:
         scheme, place, name = parse_key(self.key)

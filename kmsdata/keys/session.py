@@ -351,7 +351,7 @@ def _installed_provider(uri: str) -> KeyProvider | None:
         installed, loading = _installed, _loading
     if (provider := installed.get((scheme, place))) is not None:
         return provider
-    # Without a lock: the import of the package runs code that may need locks of its own.
+    # Without a lock: the import of the package runs other code, which may use locks.
     return loading.do((scheme, place), lambda: _made_by_entry_point(uri, installed))
 
 

@@ -39,7 +39,17 @@ from kmsdata.keys.session import (
 )
 from kmsdata.keys.usage import count
 
-__all__ = ["DataKeys", "Operation", "access", "authenticate", "limits", "open_keys", "unwrap", "unwrap_by"]
+__all__ = [
+    "OF_A_WRAPPED_KEY",
+    "DataKeys",
+    "Operation",
+    "access",
+    "authenticate",
+    "limits",
+    "open_keys",
+    "unwrap",
+    "unwrap_by",
+]
 
 # Failed unwraps after which an operation makes no further ones: enough for files under many keys that are
 # denied, and few enough that a header cannot cause thousands of KMS calls.
@@ -47,7 +57,7 @@ FAILED_PER_KEY = 64
 FAILED_IN_ALL = 1024
 NOT_TRIED = "TooManyFailures"  # the code of the error for a wrapped key that was therefore not tried
 # Last parts of the codes of providers for a wrapped key that the master key does not unwrap.
-_OF_A_WRAPPED_KEY = {"EncryptionError", "InvalidCiphertext", "OtherKey"}
+OF_A_WRAPPED_KEY = {"EncryptionError", "InvalidCiphertext", "OtherKey"}
 
 
 class Operation:
@@ -143,7 +153,7 @@ class _Answers:
 
 def _of_the_master_key(error: KeyServiceError) -> bool:
     """Return whether a refusal is about the master key, not about one wrapped key."""
-    about_the_wrapped_key = (error.code or "").rpartition(".")[2] in _OF_A_WRAPPED_KEY
+    about_the_wrapped_key = (error.code or "").rpartition(".")[2] in OF_A_WRAPPED_KEY
     return isinstance(error, (KeyAccessError, KeyNotFoundError)) and not about_the_wrapped_key
 
 

@@ -75,7 +75,9 @@ class Safe:
             box = base64.b64decode(wrapped)
             return self.keys[key].decrypt(box[:12], box[12:], self.sealed(key, context))
         except (ValueError, InvalidTag):
-            error = KeyAccessError(f"{key}: the wrapped key or its context was changed", **facts(key))
+            error = KeyAccessError(
+                f"{key}: the wrapped key or its context was changed", **facts(key, "InvalidCiphertext")
+            )
         raise error
 
 
@@ -203,6 +205,14 @@ class ShowsTheWrappedKey(Safe):
             return super().unwrap(wrapped, key, context)
         except KeyAccessError as error:
             raise KeyAccessError(f"{error}: {wrapped}", **vars(error)) from None
+
+
+class SaysDenied(Safe):
+    def unwrap(self, wrapped, key, context):
+        try:
+            return super().unwrap(wrapped, key, context)
+        except KeyAccessError as error:
+            raise KeyAccessError(str(error), **facts(key, "AccessDenied")) from None
 
 
 class AnyScheme(Safe):
@@ -366,6 +376,7 @@ BROKEN = [
     (IgnoresContext, "another context", "must raise KeyAccessError"),
     (RawErrors, "changed wrapped keys", "raised ValueError: bad wrapped key; it must raise KeyAccessError"),
     (ShowsTheWrappedKey, "changed wrapped keys", "shows the wrapped key"),
+    (SaysDenied, "changed wrapped keys", "the master key seems denied"),
     (IgnoresKey, "another key", "must raise KeyAccessError or KeyNotFoundError"),
     (AnyScheme, "keys of another scheme or region", "must raise KeyNotFoundError"),
     (AnyRegion, "keys of another scheme or region", "must raise KeyNotFoundError"),

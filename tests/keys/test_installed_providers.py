@@ -89,7 +89,7 @@ def made():
 
 @pytest.fixture
 def file(vault, df, tmp_path):
-    """A file under the vault's key. The module is imported again by whoever needs it."""
+    """A file under the vault's key. The module is imported again by what needs it."""
     path = tmp_path / "a.parquet"
     df.kms.encrypt(deterministic="ssn", key=KEY).kms.to_parquet(path)
     session.forget()
