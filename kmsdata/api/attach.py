@@ -43,7 +43,7 @@ from kmsdata.keys.envelope import Header
 from kmsdata.parquet.headers import dataset_headers
 from kmsdata.parquet.read import FilePath
 
-__all__ = ["attach"]
+__all__ = ["attach", "attach_to_frame", "originals"]
 
 _DataT = TypeVar("_DataT", pd.DataFrame, pa.Table)
 _ROWS = 1 << 10  # rows of a file that are read at once to find its key ids
@@ -87,14 +87,14 @@ def attach(
     table: Any = data
     if isinstance(data, pd.DataFrame):
         names = _chosen(columns, [*data.columns, *data.index.names])
-        return _to_frame(data, _originals(like, None if names is None else set(names.values())), names)
+        return attach_to_frame(data, originals(like, None if names is None else set(names.values())), names)
     if not isinstance(data, pa.Table):
         if not hasattr(data, "__arrow_c_stream__"):
             raise CallerTypeError(f"attach() takes a frame or an Arrow table, not {type(data).__name__}")
         table = pa.table(data)
     table = with_arrow_types(table)
     names = _chosen(columns, table.column_names)
-    return _to_table(table, _originals(like, None if names is None else set(names.values())), names)
+    return _to_table(table, originals(like, None if names is None else set(names.values())), names)
 
 
 @dataclass
@@ -118,9 +118,16 @@ def _chosen(columns: Columns | Mapping[str, str] | None, labels: list[Any]) -> d
     return names
 
 
-def _to_frame(
+def attach_to_frame(
     frame: pd.DataFrame, originals: Mapping[str, _Original], names: dict[str, str] | None
 ) -> pd.DataFrame:
+    """Attach headers to the cells of a frame; see `attach`.
+
+    Args:
+        frame: any frame.
+        originals: the headers, from the function of this name.
+        names: the name in ``originals`` of each column to attach a header to; None: by name, if it has cells.
+    """
     known = encrypted_columns(frame)
     positions = {item.position for item in known if item.level is None}
     levels = {item.level for item in known if item.level is not None}
@@ -261,7 +268,7 @@ def _like_cells(values: pa.Array | pa.ChunkedArray) -> int:
     return sum(int(pc.sum(pc.starts_with(values, start)).as_py() or 0) for start in starts)
 
 
-def _originals(
+def originals(
     like: Encrypted | FilePath | Iterable[Encrypted | FilePath], wanted: set[str] | None
 ) -> dict[str, _Original]:
     """Read the headers of ``like`` by column, united, and the key ids of the cells."""

@@ -102,7 +102,7 @@ def _frame(frame: pd.DataFrame, what: str) -> Inspection:
                 nulls=int(nulls_of(series).sum()),
             )
     every = (*(columns[position] for position in sorted(columns)), *levels)
-    size = sum(column.bytes for column in every)
+    size = sum(column.bytes or 0 for column in every)
     return Inspection(what, len(frame), size, every, _data_keys(headers), notes=tuple(notes[:5]))
 
 
@@ -230,7 +230,7 @@ def _both(one: ColumnReport, two: ColumnReport) -> ColumnReport:
         one.name,
         one.encrypted and two.encrypted,
         joined(one.type, two.type) or "",
-        one.bytes + two.bytes,
+        (one.bytes or 0) + (two.bytes or 0),
         joined(one.algorithm, two.algorithm),
         joined(one.domain, two.domain),
         None if one.nulls is None or two.nulls is None else one.nulls + two.nulls,

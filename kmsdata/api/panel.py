@@ -44,7 +44,7 @@ def frame_panel(frame: pd.DataFrame) -> Panel:
         return Panel("frame: headers are missing or damaged", [Fact("problem", str(error))], calls=[attach])
     rows = _rows(found)
     title = (
-        f"frame: {_count(found.rows, 'row')}, {len(rows)} of {_count(len(found.columns), 'column')} encrypted"
+        f"frame: {_count(len(frame), 'row')}, {len(rows)} of {_count(len(found.columns), 'column')} encrypted"
     )
     plain = [column.name for column in found.columns if column.state == "plain"]
     hidden = len(plain) - _MOST_NAMES
@@ -73,7 +73,7 @@ def series_panel(series: pd.Series[Any]) -> Panel:
     except FormatError as error:
         return Panel(f"{title}: its header is missing or damaged", [Fact("problem", str(error))])
     rows = _rows(found)
-    title = f"{title}: {_count(found.rows, 'row')}, {'encrypted' if rows else 'not encrypted'}"
+    title = f"{title}: {_count(len(series), 'row')}, {'encrypted' if rows else 'not encrypted'}"
     if not rows:
         return Panel(title, [_session()], calls=_to_encrypt_series(series, name), notes=found.notes)
     known = [access(record) for record in records[:_MOST_KEYS]]

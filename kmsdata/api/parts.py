@@ -37,6 +37,7 @@ from kmsdata.frames.key_argument import data_key_for, the_data_key
 from kmsdata.frames.table import decrypt_table, encrypt_table
 from kmsdata.keys.data_key import DataKey, random_bytes
 from kmsdata.keys.envelope import Header
+from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.session import Key, key_list, session_key
 
@@ -305,6 +306,7 @@ def _decrypted_types(empty: Any, names: tuple[str, ...] | None) -> Any:
     return out
 
 
+_waiting = Lock()
 _answered: set[bytes] = set()  # commitments of data keys that this process has made or asked for
 
 
@@ -316,8 +318,11 @@ def _wait_before_first(headers: Mapping[str, Header], processes: int) -> None:
     records = [record for header in headers.values() for record in header.records]
     if all(record.commitment in _answered for record in records):
         return
-    _answered.update(record.commitment for record in records)
     if all(parse_key(wrap.key).scheme == "local" for record in records for wrap in record.wraps):
         return
-    longest = min(processes / _CALLS_PER_SECOND, _LONGEST_WAIT)
-    time.sleep(longest * int.from_bytes(random_bytes(4), "big") / (1 << 32))
+    with _waiting:  # other threads of the process wait as long, and not once more
+        if all(record.commitment in _answered for record in records):
+            return
+        longest = min(processes / _CALLS_PER_SECOND, _LONGEST_WAIT)
+        time.sleep(longest * int.from_bytes(random_bytes(4), "big") / (1 << 32))
+        _answered.update(record.commitment for record in records)

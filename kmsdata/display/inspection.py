@@ -29,14 +29,14 @@ class ColumnReport:
         domain: domain of a deterministic column; columns of the same domain and data key can be joined.
         type: the original type, as pandas or Arrow name it.
         nulls: number of null cells; None if they were not counted.
-        bytes: size of its cells, in memory or in the file.
+        bytes: size of its cells, in memory or in the file; None if it was not computed.
         data_keys: ids of the data keys that encrypt it.
     """
 
     name: str
     encrypted: bool
     type: str
-    bytes: int
+    bytes: int | None
     algorithm: str | None = None
     domain: str | None = None
     nulls: int | None = None
@@ -73,8 +73,8 @@ class Inspection(Report):
 
     Attributes:
         what: what was inspected, such as a path.
-        rows: number of rows.
-        bytes: size of the columns in memory, or of their data in the files.
+        rows: number of rows; None if they were not counted.
+        bytes: size of the columns in memory, or of their data in the files; None if it was not computed.
         columns: every column, in order.
         data_keys: every data key.
         files: number of files; 0 for data in memory.
@@ -82,8 +82,8 @@ class Inspection(Report):
     """
 
     what: str
-    rows: int
-    bytes: int
+    rows: int | None
+    bytes: int | None
     columns: tuple[ColumnReport, ...]
     data_keys: tuple[DataKeyReport, ...]
     files: int = 0
@@ -100,8 +100,10 @@ class Inspection(Report):
 
     @property
     def _title(self) -> str:
+        rows = "rows not counted" if self.rows is None else f"{self.rows:,} rows"
+        known = "" if self.bytes is None else f", {size(self.bytes)}"
         return (
-            f"{self.what}: {self.rows:,} rows{in_files(self.files)}, {size(self.bytes)}; "
+            f"{self.what}: {rows}{in_files(self.files)}{known}; "
             f"{len(self.encrypted)} of {len(self.columns)} columns encrypted"
         )
 
@@ -114,7 +116,7 @@ class Inspection(Report):
                 "algorithm": column.algorithm or "",
                 "domain": column.domain or "",
                 "nulls": "not counted" if column.nulls is None else f"{column.nulls:,}",
-                "size": size(column.bytes),
+                "size": "not known" if column.bytes is None else size(column.bytes),
                 "data key": " ".join(column.data_keys) if len(self.data_keys) > 1 else "",
             }
             for column in self.columns

@@ -112,8 +112,10 @@ class Cell:
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Cell):
             return self._data == other._data
-        # False would say that the value is another one. pandas' XML writer (2.2 and 3.1) looks for "".
-        if isinstance(other, _VALUES) and sys._getframe(1).f_globals.get("__name__") != _XML:
+        # False would say that the value is another one. pandas' XML writer (2.2 and 3.1) looks for "", and
+        # groupby(level=) whether a label of the index is the name of the level.
+        known = sys._getframe(1).f_globals.get("__name__") == _XML or within("is_in_obj")
+        if isinstance(other, _VALUES) and not known:
             raise CallerTypeError(
                 f"a cell of {self.dtype.called} cannot be compared with a value. Find rows with "
                 "df.kms.isin(column, values), or decrypt first (df.kms.decrypt())"

@@ -34,6 +34,7 @@ __all__ = [
     "check_key_ids",
     "check_one_arrow_type",
     "encrypt_column",
+    "header_key_ids",
     "open_arrow",
     "open_pandas",
     "plan",
@@ -397,14 +398,24 @@ def _open(
         raise error.with_traceback(None) from None
 
 
-def check_key_ids(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array, column: str) -> None:
+def header_key_ids(header: Header, data_keys: Mapping[bytes, DataKey]) -> list[int]:
+    """Return the key ids that cells of a column can have. They are public: each cell begins with one."""
+    return [_key_id(data_keys[item.data_key].cell_key(item)) for item in header.columns]
+
+
+def check_key_ids(ids: Sequence[int], storage: pa.Array, column: str) -> None:
     """Check that every cell can belong to one of the objects of its column's header.
+
+    Args:
+        ids: the key ids of these objects, from `header_key_ids`.
+        storage: the cells.
+        column: its name, for errors.
 
     Raises:
         TamperedError: a value cannot be a cell.
         WrongKeyError: the key id of a cell is in no object of the header.
     """
-    _sorted_out(header, data_keys, storage, column)
+    _checked(ids, storage, column, 0)
 
 
 def bad_cells(header: Header, data_keys: Mapping[bytes, DataKey], storage: pa.Array) -> tuple[Ints, Ints]:
@@ -436,13 +447,20 @@ def _sorted_out(
 ) -> tuple[list[CellKey], Cells, Ints, npt.NDArray[np.uint32]]:
     """Return the keys of the objects, the cells, the positions that are not null, and their key ids."""
     keys = [data_keys[item.data_key].cell_key(item) for item in header.columns]
+    return keys, *_checked([_key_id(key) for key in keys], storage, column, first)
+
+
+def _checked(
+    known: Sequence[int], storage: pa.Array, column: str, first: int
+) -> tuple[Cells, Ints, npt.NDArray[np.uint32]]:
+    """Return the cells, the positions that are not null, and their key ids, which must be known."""
     sealed, present, ids, broken = _identified(storage)
     if broken.any():
         _tampered(column, first + present[broken])
-    strangers = ~np.isin(ids, [_key_id(key) for key in keys])
+    strangers = ~np.isin(ids, known)
     if strangers.any():
         _wrong_key(column, first + present[strangers])
-    return keys, sealed, present, ids
+    return sealed, present, ids
 
 
 def _open_cells(item: ColumnHeader, key: CellKey, cells: Cells) -> tuple[Cells | None, Ints]:

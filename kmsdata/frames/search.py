@@ -21,7 +21,7 @@ from kmsdata.ciphers.cells import Bools
 from kmsdata.errors import CallerTypeError
 from kmsdata.frames.arrow_storage import binary, concatenated, to_storage
 from kmsdata.frames.cell import Cell, is_null
-from kmsdata.frames.column import check_key_ids
+from kmsdata.frames.column import check_key_ids, header_key_ids
 from kmsdata.frames.dtype import EncryptedDtype, EncryptedType
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_column
 from kmsdata.frames.key_argument import resolve_key
@@ -30,7 +30,7 @@ from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys
 
-__all__ = ["Literals", "isin", "literals"]
+__all__ = ["Literals", "Search", "isin", "literals", "plan_search", "require_deterministic"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,11 +125,60 @@ def isin(
     found = np.zeros(len(frame), np.bool_)
     for (rows, array), header, part in zip(place.parts, place.headers, wanted, strict=True):
         # Cells of a key that is not in the header would never match: raise an error, as in decryption.
-        check_key_ids(header, keys, array.storage, column)
+        check_key_ids(header_key_ids(header, keys), array.storage, column)
         found[slice(None) if rows is None else rows] = part.among(array.storage)
     if place.others is not None and wanted[0].null:
         found |= np.asarray(pd.isna(place.others), np.bool_)
     return pd.Series(found, index=frame.index, name=column)
+
+
+@dataclass(frozen=True, repr=False)
+class Search:
+    """The values to find in the parts of a column, encrypted. Holds no key: a worker needs none to search.
+
+    Attributes:
+        column: the name of the column.
+        wanted: the values, as cells.
+        ids: the key ids that cells of the column can have.
+    """
+
+    column: str
+    wanted: Literals
+    ids: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"<Search in {self.column!r}>"
+
+    def rows(self, part: pd.DataFrame) -> pd.Series[bool]:
+        """Return which rows of a part match, as `isin` does."""
+        place = encrypted_column(part, self.column)
+        found = np.zeros(len(part), np.bool_)
+        for rows, array in place.parts:
+            _check_fit([(self.wanted, not array.isna().all())])
+            check_key_ids(self.ids, array.storage, self.column)
+            found[slice(None) if rows is None else rows] = self.wanted.among(array.storage)
+        if place.others is not None and self.wanted.null:
+            found |= np.asarray(pd.isna(place.others), np.bool_)
+        return pd.Series(found, index=part.index, name=self.column)
+
+
+def plan_search(
+    empty: pd.DataFrame, column: str, values: Any, *, key: Key | Encrypted | None = None
+) -> Search:
+    """Encrypt the values to find in a column that has several parts; see `isin`.
+
+    Args:
+        empty: a frame without rows, with the dtypes of the parts.
+        column: name of a deterministic column, or of an encrypted index level.
+        values: one value, or any list of values.
+        key: use only these keys.
+    """
+    header = encrypted_column(empty, column).headers[0]
+    require_deterministic(header, column)
+    keys = open_keys([(column, header)], resolve_key(key), None)
+    wanted = literals(header, keys, values, column)
+    _check_fit([(wanted, False)])
+    return Search(column, wanted, tuple(header_key_ids(header, keys)))
 
 
 def _covered(parts: Iterable[tuple[Any, Any]], size: int) -> Bools:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from kmsdata.codec.null_arrays import null_rows
 from kmsdata.errors import CallerTypeError, CallerValueError, FormatError
 from kmsdata.frames.arrow_storage import binary, fitted, plain_binary
-from kmsdata.frames.column import check_key_ids
+from kmsdata.frames.column import check_key_ids, header_key_ids
 from kmsdata.frames.dtype import EncryptedType
 from kmsdata.frames.encrypted_columns import Encrypted
 from kmsdata.frames.key_argument import resolve_key
@@ -197,7 +197,7 @@ class FileSearch:
             # returning an incomplete result.
             if pc.any(answers[f"\0stranger {name}"]).as_py():
                 cells = plain_binary(file.to_table(schema=_stored(schema), columns=[name])[name])
-                check_key_ids(headers[name], self._keys, cells, name)
+                check_key_ids(header_key_ids(headers[name], self._keys), cells, name)
             if name in self._doubtful and pc.any(answers[f"\0cell {name}"]).as_py():
                 raise CallerTypeError(self._doubtful[name])
 

@@ -55,6 +55,7 @@ __all__ = [
     "paths_text",
     "skipped_note",
     "sources_at",
+    "staged_folder",
     "stamp",
     "whole",
     "whole_folder",
@@ -725,7 +726,7 @@ def whole_folder(
     exist, otherwise by one rename per file. On other filesystems each file appears when it is complete.
     """
     if place.local:
-        with _staged(Path(place.path), _folder_mode(root)) as staging:
+        with staged_folder(Path(place.path), _folder_mode(root)) as staging:
             yield lambda relative, source=None: _opened(staging, Path(place.path), relative, source)
         return
     existed = place.kind == pafs.FileType.Directory
@@ -791,14 +792,16 @@ def _mode(source: Place | None) -> int:
 
 
 @contextlib.contextmanager
-def _staged(target: Path, mode: int) -> Iterator[Path]:
+def staged_folder(target: Path, mode: int, *, replace: bool = False) -> Iterator[Path]:
     """Make a temporary folder beside the target, in which files are written that are unfinished.
 
     Polars and DuckDB also read folders whose names begin with a dot, so that unfinished files in an existing
     folder would be read with those that they replace. If the folder beside cannot be made, or is on another
     filesystem, it is made in the target: that may be a mount point.
 
-    Only its owner can enter it. ``mode`` are the permissions of a new target, before the umask.
+    Only its owner can enter it. ``mode`` are the permissions of a new target, before the umask. With
+    ``replace``, the temporary folder replaces the target as a whole, by two renames, and the old one is
+    removed after that.
     """
     target = Path(os.path.realpath(target))
     exists = target.exists()
@@ -806,6 +809,8 @@ def _staged(target: Path, mode: int) -> Iterator[Path]:
         raise CallerFileExistsError(
             errno.EEXIST, "this path exists already, and is not a folder", str(target)
         )
+    old = target.parent / temporary_name() if exists and replace else None
+    exists = exists and not replace
     made: list[tuple[Path, int | None]] = []
     try:
         staging = _staging(target.parent, target, made, exists=exists)
@@ -823,6 +828,8 @@ def _staged(target: Path, mode: int) -> Iterator[Path]:
                     (Path(folder) / name).rename(Path(folder) / name.removesuffix(_UNFINISHED))
             staging.chmod(mode)
             try:
+                if old is not None:
+                    target.rename(old)
                 staging.rename(target)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
@@ -833,6 +840,8 @@ def _staged(target: Path, mode: int) -> Iterator[Path]:
                     str(target),
                 ) from None
         _sync_one(target.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         for temporary, handle in made:
             shutil.rmtree(temporary, ignore_errors=True)

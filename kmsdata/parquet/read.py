@@ -40,7 +40,7 @@ from kmsdata.parquet.locations import (
     without_credentials,
 )
 
-__all__ = ["FilePath", "read_parquet"]
+__all__ = ["FilePath", "empty_frame", "read_file", "read_parquet"]
 
 
 def read_parquet(
@@ -222,20 +222,50 @@ def _read(
 def _each(files: Mapping[str, DataFile], columns: list[str] | None, filters: Any) -> pd.DataFrame:
     """Read each file on its own and concatenate the frames, for files whose headers differ."""
     condition = None if filters is None else pq.filters_to_expression(filters)
-    how = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-    parts = []
-    for file in files.values():
-        schema = file.schema
-        index = index_columns(schema.metadata)
-        for field in file.partition:
-            schema = schema.append(field)
-        chosen = None if columns is None else list(dict.fromkeys([*columns, *index]))
-        with _damage(file.fragment.path, filters):
-            table = file.fragment.to_table(
-                schema=schema, columns=chosen, filter=condition, fragment_scan_options=how
-            )
-            parts.append(_framed(table, file.headers))
-    return _united(parts)
+    return _united([read_file(file, columns, condition) for file in files.values()])
+
+
+def read_file(
+    file: DataFile,
+    columns: list[str] | None = None,
+    condition: Any = None,
+    row_groups: list[int] | None = None,
+) -> pd.DataFrame:
+    """Read one file of a dataset, or some of its row groups, under its own headers.
+
+    Args:
+        file: from `kmsdata.parquet.headers.dataset_headers`.
+        columns: names of the columns to read; None: all.
+        condition: an Arrow expression; None: all rows.
+        row_groups: numbers of row groups; None: all.
+    """
+    schema = file.schema
+    index = index_columns(schema.metadata)
+    for field in file.partition:
+        schema = schema.append(field)
+    chosen = None if columns is None else list(dict.fromkeys([*columns, *index]))
+    fragment = file.fragment if row_groups is None else file.fragment.subset(row_group_ids=row_groups)
+    with _damage(file.fragment.path, condition):
+        table = fragment.to_table(
+            schema=schema,
+            columns=chosen,
+            filter=condition,
+            fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True),
+        )
+    return _framed(table, file.headers)
+
+
+def empty_frame(file: DataFile, columns: list[str] | None = None) -> pd.DataFrame:
+    """Return what `read_file` returns, without rows; nothing but the footer is needed."""
+    schema = file.schema
+    for field in file.partition:
+        schema = schema.append(field)
+    if columns is not None:
+        chosen = dict.fromkeys([*columns, *index_columns(schema.metadata)])
+        for name in columns:
+            require(schema.names, name)
+        schema = pa.schema([schema.field(name) for name in chosen], metadata=schema.metadata)
+    return _framed(schema.empty_table(), file.headers)
 
 
 def _framed(table: pa.Table, headers: Mapping[str, Header]) -> pd.DataFrame:

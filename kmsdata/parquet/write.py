@@ -56,8 +56,8 @@ def write_parquet(
     partition_cols: Columns | None = None,
     engine: str = "pyarrow",
     **options: Any,
-) -> None:
-    """See `kmsdata.api.accessor.FrameAccessor.to_parquet`."""
+) -> pa.Schema:
+    """Write, and return the schema of the table; see `kmsdata.api.accessor.FrameAccessor.to_parquet`."""
     if engine not in ("pyarrow", "auto"):
         raise CallerValueError(
             f"engine={engine!r} cannot write encrypted columns: only pyarrow keeps their type, which holds "
@@ -79,16 +79,17 @@ def write_parquet(
     table = table.replace_schema_metadata(metadata)
     if not isinstance(path, (str, os.PathLike)):
         _write_to_object(table, path, folders, filesystem, options)
-        return
+        return table.schema
     if folders:
         _write_folders(table, folders, Place.of(path, filesystem), options)
-        return
+        return table.schema
     settings = settings_for(table.schema, options)
     place = Place.of(path, filesystem)
     if place.local:
         sweep(place.path, beside=True)
     with whole(place) as file:
         pq.write_table(table, file, **settings)
+    return table.schema
 
 
 def _write_to_object(

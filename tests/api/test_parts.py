@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -204,3 +205,38 @@ def test_workers_wait_before_their_first_call_of_a_remote_kms_only(frame, monkey
     assert len(waits) == 2
     assert 0 <= waits[0] <= 20
     assert 0 <= waits[1] <= 60
+
+
+@pytest.mark.newest
+def test_all_threads_of_a_process_wait_for_the_first_call(frame, monkeypatch):
+    from kmsdata.emulator import Emulator
+
+    waits = []
+    slept = threading.Event()
+
+    def sleep(seconds):
+        waits.append(seconds)
+        slept.wait(0.3)
+
+    with Emulator() as emulator:
+        provider = kmsdata.TencentKMS(
+            "ap-guangzhou",
+            credential=(emulator.secret_id, emulator.secret_key),
+            endpoint=emulator.url,
+        )
+        kmsdata.use(provider)
+        plan = plan_encryption(frame, ["text"], key=provider.create_key("demo"), processes=3000)
+        parts._answered.clear()
+        monkeypatch.setattr(parts.time, "sleep", sleep)
+        threads = [threading.Thread(target=encrypt_part, args=(frame, plan)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while not waits:
+            pass
+        threads[1].join(0.1)
+        assert emulator.calls["Decrypt"] == 0  # none before the first has waited
+        slept.set()
+        for thread in threads:
+            thread.join()
+        assert emulator.calls["Decrypt"] == 1
+    assert len(waits) == 1
