@@ -30,6 +30,14 @@ ENGINES = {  # guides and modules that need a package
 NEED_NOTEBOOK = {f"kmsdata.notebook.{name}" for name in ("column_picker", "login_form", "sealed_message")}
 
 
+@pytest.fixture(autouse=True)
+def no_cluster_stays():
+    """Stop Ray, which an example starts with the keystore of its test, and which would serve the next one."""
+    yield
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
+
+
 def marks(name):
     if needed := ENGINES.get(name.removeprefix("kmsdata.")):
         return [pytest.mark.engine(*needed)]
