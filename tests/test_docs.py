@@ -40,7 +40,12 @@ def no_cluster_stays():
 
 def marks(name):
     if needed := ENGINES.get(name.removeprefix("kmsdata.")):
-        return [pytest.mark.engine(*needed)]
+        # Ray 2.60 sets options of its own that it has deprecated.
+        own = [
+            f"ignore:`{option}` is deprecated:DeprecationWarning"
+            for option in ("use_push_based_shuffle", "use_polars")
+        ]
+        return [pytest.mark.engine(*needed), *map(pytest.mark.filterwarnings, own)]
     return [pytest.mark.newest] if name in NEED_NOTEBOOK else []
 
 
