@@ -34,6 +34,7 @@ from kmsdata.frames.cell import Cell
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.keys.cache import KeyCache
 from kmsdata.keys.data_key import DataKey, KeyProvider
+from kmsdata.keys.envelope import Wrap
 from kmsdata.keys.local.keystore import LocalKeystore
 from kmsdata.keys.session import use, using
 from kmsdata.keys.tencent.client import TencentKMS
@@ -70,6 +71,7 @@ __all__ = [
     "UnsupportedTypeError",
     "Usage",
     "Verification",
+    "Wrap",
     "WrongKeyError",
     "attach",
     "data_key",

@@ -148,6 +148,7 @@ def keystore(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "_keystores", {})
     monkeypatch.setattr(session, "_services", {})
     monkeypatch.setattr(session, "_cache", kmsdata.KeyCache())
+    monkeypatch.setattr(session, "_installed", {})
     monkeypatch.setattr(session, "_held", [])
     # As in a terminal: the first use of a key creates it. Tests of the rule itself take this back.
     monkeypatch.setattr(local, "_interactive", lambda: True)

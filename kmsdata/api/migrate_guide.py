@@ -115,7 +115,7 @@ class _Key(Secret):
 
 
 def _unwrapped(uri: str, wrapped: str, context: Mapping[str, str] | None) -> _Key:
-    provider = provider_of(uri)
+    provider = provider_of(uri, pinned=True)
     key = _Key(provider.unwrap(wrapped, uri, pairs(context)))
     if len(key.secret) not in (16, 32):
         raise KeyServiceError(

@@ -193,10 +193,8 @@ def plan_decryption(
         )
     empty = _without_rows(empty)
     only = _without_rows(key) if isinstance(key, (pd.DataFrame, pd.Series, pa.Table)) else None
-    if only is not None:
-        keys = None
-    elif key is not None:
-        keys = tuple(key_list(key))  # type: ignore[arg-type]
+    if only is None and key is not None:
+        keys: tuple[str, ...] | None = tuple(key_list(key))  # type: ignore[arg-type]
     else:
         keys = _of_session()
     names = None if columns is None else tuple(column_names(columns))
@@ -219,9 +217,8 @@ def decrypt_part(part: _DataT, plan: DecryptionPlan) -> _DataT:
 
 
 def _key(plan: DecryptionPlan) -> Key | None:
-    if plan.only is not None:
-        return the_data_key(plan.only)
-    return None if plan.keys is None else list(plan.keys)
+    keys = None if plan.keys is None else list(plan.keys)
+    return keys if plan.only is None else the_data_key(plan.only, keys)
 
 
 def _of_session() -> tuple[str, ...] | None:

@@ -169,7 +169,7 @@ def _uri(key: str) -> str:
 def _provider(uri: str) -> kmsdata.LocalKeystore | kmsdata.TencentKMS:
     # A new keystore for each command: the one of the session has already read its passphrase.
     with guarded_call():  # an endpoint or a setting in the environment may be invalid
-        provider = kmsdata.LocalKeystore() if uri.startswith("local:") else provider_of(uri)
+        provider = kmsdata.LocalKeystore() if uri.startswith("local:") else provider_of(uri, pinned=True)
     if isinstance(provider, (kmsdata.LocalKeystore, kmsdata.TencentKMS)):
         return provider
     raise Refusal(

@@ -79,7 +79,7 @@ class Change:
             raise CallerTypeError("rewrap() takes the URI of one master key, such as 'local://demo'")
         # A tuple: it is read again for each file, and a generator would be used up after the first one.
         self._source = source if source is None or isinstance(source, str) else tuple(source)
-        self._operation = Operation(self._source, "source=")
+        self._operation = Operation(self._source, "source=", named=key)
         if self._source is not None:
             limits(self._source)
         self._add = add

@@ -7,15 +7,25 @@ import functools
 import itertools
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
-from kmsdata.errors import CallerTypeError, CallerValueError, CredentialsError, FormatError, KeyNotFoundError
-from kmsdata.keys.cache import KeyCache, forget_keys
+from kmsdata.errors import (
+    CallerTypeError,
+    CallerValueError,
+    CredentialsError,
+    FormatError,
+    KeyNotFoundError,
+    KeyServiceError,
+    KmsDataError,
+)
+from kmsdata.keys.cache import Flights, KeyCache, forget_keys
 from kmsdata.keys.data_key import DataKey, KeyProvider
 from kmsdata.keys.envelope import DataKeyRecord, Wrap
 from kmsdata.keys.fork_lock import Lock
@@ -35,6 +45,7 @@ __all__ = [
     "known_access",
     "new_data_key",
     "pairs",
+    "pinned_schemes",
     "provider_of",
     "resolved",
     "session_key",
@@ -79,7 +90,19 @@ _blocks: ContextVar[tuple[_State, ...]] = ContextVar("kmsdata", default=())  # o
 _keystores: dict[str | None, LocalKeystore] = {}  # by KMSDATA_KEYSTORE: each prompts for its passphrase once
 _services: dict[tuple[str, str | None], TencentKMS] = {}  # by region and KMSDATA_TENCENT_ENDPOINT
 _cache = KeyCache()
+_installed: dict[tuple[str, str], KeyProvider] = {}  # made by entry points, by scheme and place
 _held: list[str] = []  # why keys cannot be used yet: a login form is open and not answered
+
+
+def _forget_installed() -> None:
+    # Also after a fork: other software's clients may not share a connection with the parent process.
+    global _installed, _loading
+    # Both are replaced, not emptied: what another thread makes meanwhile is not kept.
+    _installed, _loading = {}, Flights()
+
+
+_loading = Flights()
+_installed_lock = Lock(_forget_installed)
 
 
 def use(key_or_provider: str | KeyProvider | KeyCache) -> None:
@@ -215,6 +238,8 @@ def forget() -> None:
     with _lock:
         _services.clear()
         _keystores.clear()
+    with _installed_lock:
+        _forget_installed()
 
 
 def hold(why: str) -> None:
@@ -256,11 +281,31 @@ def session_key() -> str | None:
     return key
 
 
-def provider_of(uri: str) -> KeyProvider:
-    """Return the provider of a key: one that was passed to `use`, otherwise a built-in one.
+def pinned_schemes(key: str | Iterable[str] | None) -> set[str]:
+    """Return the schemes of the keys that the caller named: in ``key=``, or of the session's key without it.
+
+    Also of ``scheme://*``, which allows every key of a scheme.
+    """
+    named = session_key() if key is None else key
+    return set() if named is None else {uri.partition("://")[0] for uri in key_list(named)}
+
+
+def provider_of(uri: str, *, pinned: bool) -> KeyProvider:
+    """Return the provider of a key: one that was passed to `use`, a built-in one, or an installed one.
+
+    Installed packages offer providers in the entry-point group ``kmsdata.providers``: the name is a scheme,
+    the object is called with the place of a URI (``eu-west-1`` of ``aws-kms://eu-west-1/<key id>``; empty, if
+    the URI has none) and returns the provider. It is called once per place and process.
+
+    Args:
+        uri: the key.
+        pinned: whether the caller named a key of this scheme (``key=``, `use`, `using`, ``KMSDATA_KEY``).
+            Otherwise no installed provider is loaded: the scheme comes from a header, and a file must not
+            choose which code runs.
 
     Raises:
         KeyNotFoundError: there is none, or those that were passed in serve other regions.
+        KeyServiceError: an installed provider cannot be used.
         CredentialsError: a login form is open and not answered.
     """
     scheme, place, _ = parse_key(uri)
@@ -279,23 +324,96 @@ def provider_of(uri: str) -> KeyProvider:
             return _services[place, endpoint]
     if scheme == "local":
         return _keystores.setdefault(os.environ.get("KMSDATA_KEYSTORE"), LocalKeystore())
+    if pinned and not of_scheme and (installed := _installed_provider(uri)) is not None:
+        return installed
     held = ", ".join(repr(provider) for provider in of_scheme)
+    if held:
+        what = f", only {held}. Pass a provider of {place} to kmsdata.use()"
+    elif pinned:
+        what = (
+            f". Pass a provider of {scheme}:// keys to kmsdata.use(), install a package that provides them, "
+            "or use a local:// key"
+        )
+    else:
+        what = (
+            f" was passed to kmsdata.use(), and providers of installed packages are used only for keys that "
+            f"the caller names. If you trust the source of the data, pass key= or call kmsdata.use({uri!r})"
+        )
     raise KeyNotFoundError(
-        f"{uri}: no provider for this key"
-        + (
-            f", only {held}. Pass a provider of {place} to kmsdata.use()"
-            if held
-            else f". Pass a provider of {scheme}:// keys to kmsdata.use(), or use a local:// key"
-        ),
-        provider=scheme,
-        operation="find",
-        key=uri,
+        f"{uri}: no provider for this key{what}", provider=scheme, operation="find", key=uri
     )
 
 
+def _installed_provider(uri: str) -> KeyProvider | None:
+    """Return the provider that an installed package offers for a key; None if there is no such package."""
+    scheme, place, _ = parse_key(uri)
+    with _installed_lock:
+        installed, loading = _installed, _loading
+    if (provider := installed.get((scheme, place))) is not None:
+        return provider
+    # Without a lock: the import of the package runs other code, which may use locks.
+    return loading.do((scheme, place), lambda: _made_by_entry_point(uri, installed))
+
+
+def _made_by_entry_point(uri: str, installed: dict[tuple[str, str], KeyProvider]) -> KeyProvider | None:
+    scheme, place, _ = parse_key(uri)
+    if (scheme, place) in installed:  # another thread made it since the caller looked
+        return installed[scheme, place]
+    found = entry_points(group="kmsdata.providers", name=scheme)
+    if not found:
+        return None
+    if len(found) > 1:
+        offered = ", ".join(sorted(map(_offered_by, found)))
+        _unusable(
+            uri,
+            "SeveralProviders",
+            f"{len(found)} installed packages provide {scheme}:// keys: {offered}. Uninstall all but one, or "
+            "pass a provider to kmsdata.use()",
+        )
+    (entry_point,) = found
+    offered, doing = _offered_by(entry_point), "cannot be imported"
+    try:
+        factory = entry_point.load()
+        doing = f"cannot make a provider of {place or scheme!r}"
+        provider = factory(place)
+    except KmsDataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - other software may raise anything
+        _clear_frames(error)
+        why = f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else type(error).__name__
+        _unusable(uri, "BrokenProvider", f"the provider of {offered} {doing}: {why}", error)
+    if not isinstance(provider, KeyProvider) or _serves(provider)[0] != scheme:
+        _unusable(
+            uri,
+            "BrokenProvider",
+            f"the provider of {offered} returned a {type(provider).__name__}, which is no provider of "
+            f"{scheme}:// keys: it needs scheme = {scheme!r}, generate_data_key, unwrap and wrap",
+        )
+    if _serves(provider)[1] not in (None, place):
+        _unusable(uri, "BrokenProvider", f"the provider of {offered} serves another region than {place!r}")
+    installed[scheme, place] = provider
+    return provider
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Remove the local variables from an error's frames: they may be credentials. The lines stay."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _offered_by(entry_point: EntryPoint) -> str:
+    return f"{entry_point.dist.name if entry_point.dist else 'a package'} ({entry_point.value})"
+
+
+def _unusable(uri: str, code: str, why: str, cause: BaseException | None = None) -> NoReturn:
+    scheme = parse_key(uri).scheme
+    raise KeyServiceError(f"{uri}: {why}", provider=scheme, operation="find", code=code) from cause
+
+
 def resolved(uri: str) -> str:
-    """Return the URI for a header: an alias is replaced by the id of its key."""
-    resolve = getattr(provider_of(uri), "resolve", None)
+    """Return the URI for a header, of a key that the caller named: an alias is replaced by its key's id."""
+    resolve = getattr(provider_of(uri, pinned=True), "resolve", None)
     return uri if resolve is None else resolve(uri)
 
 
@@ -338,17 +456,21 @@ def new_data_key(
     uris = list(dict.fromkeys(resolved(uri) for uri in uris))
     if cells is None:  # a caller who keeps the data key gets a new one, not one that others also use
         return _generated(uris, given)
-    by = tuple(_held_by(provider_of(uri)) for uri in uris), tuple(uris), tuple(sorted(given.items()))
+    by = (
+        tuple(_held_by(provider_of(uri, pinned=True)) for uri in uris),
+        tuple(uris),
+        tuple(sorted(given.items())),
+    )
     return _cache_in_force().generated(by, cells, lambda: _generated(uris, given))
 
 
 def _generated(uris: list[str], context: dict[str, str]) -> DataKey:
     for uri in uris:  # before the first KMS call, so that an error leaves nothing half done
-        ensure = getattr(provider_of(uri), "ensure_key", None)
+        ensure = getattr(provider_of(uri, pinned=True), "ensure_key", None)
         if ensure is not None:
             ensure(uri)
     count("generate_data_key")
-    data_key = provider_of(uris[0]).generate_data_key(uris[0], context)
+    data_key = provider_of(uris[0], pinned=True).generate_data_key(uris[0], context)
     wraps = list(data_key.wraps)
     for uri in uris[1:]:
         wraps.append(wrap_under(data_key, uri))
@@ -356,13 +478,13 @@ def _generated(uris: list[str], context: dict[str, str]) -> DataKey:
 
 
 def wrap_under(data_key: DataKey, uri: str) -> Wrap:
-    """Wrap the data key under another master key, with one KMS call.
+    """Wrap the data key under another master key, which the caller named, with one KMS call.
 
     Raises:
         KeyServiceError: the KMS call failed.
     """
     count("wrap")
-    return data_key.wrap_by(provider_of(uri), uri)
+    return data_key.wrap_by(provider_of(uri, pinned=True), uri)
 
 
 def from_cache(provider: KeyProvider, by: Hashable, load: Callable[[], DataKey | None]) -> DataKey | None:
@@ -395,7 +517,7 @@ def known_access(wrap: Wrap, context: tuple[tuple[str, str], ...]) -> Access:
     Raises:
         KmsDataError: it cannot: no provider, a login form that is not answered, a local key that is missing.
     """
-    provider = provider_of(wrap.key)
+    provider = provider_of(wrap.key, pinned=parse_key(wrap.key).scheme in pinned_schemes(None))
     if isinstance(provider, LocalKeystore):
         return Access(*provider._access(wrap.wrapped, wrap.key))
     if not isinstance(provider, TencentKMS):

@@ -32,13 +32,24 @@ from kmsdata.keys.session import (
     key_list,
     known_access,
     pairs,
+    pinned_schemes,
     provider_of,
     resolved,
     session_key,
 )
 from kmsdata.keys.usage import count
 
-__all__ = ["DataKeys", "Operation", "access", "authenticate", "limits", "open_keys", "unwrap", "unwrap_by"]
+__all__ = [
+    "OF_A_WRAPPED_KEY",
+    "DataKeys",
+    "Operation",
+    "access",
+    "authenticate",
+    "limits",
+    "open_keys",
+    "unwrap",
+    "unwrap_by",
+]
 
 # Failed unwraps after which an operation makes no further ones: enough for files under many keys that are
 # denied, and few enough that a header cannot cause thousands of KMS calls.
@@ -46,7 +57,7 @@ FAILED_PER_KEY = 64
 FAILED_IN_ALL = 1024
 NOT_TRIED = "TooManyFailures"  # the code of the error for a wrapped key that was therefore not tried
 # Last parts of the codes of providers for a wrapped key that the master key does not unwrap.
-_OF_A_WRAPPED_KEY = {"EncryptionError", "InvalidCiphertext", "OtherKey"}
+OF_A_WRAPPED_KEY = {"EncryptionError", "InvalidCiphertext", "OtherKey"}
 
 
 class Operation:
@@ -59,10 +70,11 @@ class Operation:
     Args:
         key: the keys that may be used; see `unwrap`.
         argument: the argument by which the caller passed them, for errors.
+        named: another key that the caller named, whose scheme is therefore pinned too (see `provider_of`).
     """
 
-    def __init__(self, key: Key | None = None, argument: str = "key=") -> None:
-        self.argument = argument
+    def __init__(self, key: Key | None = None, argument: str = "key=", named: str | None = None) -> None:
+        self.argument, self._named = argument, named
         # A list: it is read again for each error, and a generator would be used up after the first time.
         self.key = key if key is None or isinstance(key, (str, DataKey)) else key_list(key)
         self._answered = threading.Condition()
@@ -75,6 +87,13 @@ class Operation:
         if self._allowed is None:
             self._allowed = limits(None if isinstance(self.key, DataKey) else self.key)
         return self._allowed(uri)
+
+    def _pins(self, scheme: str) -> bool:
+        """Return whether the caller named a key of this scheme."""
+        key = None if isinstance(self.key, DataKey) else self.key
+        return scheme in pinned_schemes(key) or (
+            self._named is not None and scheme in pinned_schemes(self._named)
+        )
 
     def unwrap(self, record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
         """Return the data key from one wrapped key, or None if it is not the data key of the record.
@@ -95,7 +114,7 @@ class Operation:
             answers.running += 1
         data_key = refusal = None
         try:
-            data_key = unwrap_by(record, wrap)
+            data_key = unwrap_by(record, wrap, pinned=self._pins(parse_key(wrap.key).scheme))
         except KeyServiceError as error:
             refusal = copy.copy(error)  # a copy: raising adds frames to the traceback
             raise
@@ -134,7 +153,7 @@ class _Answers:
 
 def _of_the_master_key(error: KeyServiceError) -> bool:
     """Return whether a refusal is about the master key, not about one wrapped key."""
-    about_the_wrapped_key = (error.code or "").rpartition(".")[2] in _OF_A_WRAPPED_KEY
+    about_the_wrapped_key = (error.code or "").rpartition(".")[2] in OF_A_WRAPPED_KEY
     return isinstance(error, (KeyAccessError, KeyNotFoundError)) and not about_the_wrapped_key
 
 
@@ -251,13 +270,13 @@ def _not_allowed(record: DataKeyRecord, key: str | Iterable[str] | None, argumen
     )
 
 
-def unwrap_by(record: DataKeyRecord, wrap: Wrap) -> DataKey | None:
+def unwrap_by(record: DataKeyRecord, wrap: Wrap, *, pinned: bool) -> DataKey | None:
     """Return the data key from one wrapped key, or None if it is not the data key of the record.
 
-    The caller checks whether the master key may be used (`limits`). No frame in an error's traceback contains
-    the data key.
+    The caller checks whether the master key may be used (`limits`), and whether its scheme is pinned (see
+    `provider_of`). No frame in an error's traceback contains the data key.
     """
-    provider = provider_of(wrap.key)
+    provider = provider_of(wrap.key, pinned=pinned)
     data_key = from_cache(provider, (wrap, record.context), lambda: _asked(provider, wrap, record.context))
     if data_key is None or not data_key.commits_to(record.commitment):
         return None

@@ -1549,7 +1549,7 @@ def test_login_empties_the_cache(emulator, kms, key):
     enc = frame(key)
     for times in (1, 1, 2):
         if times == 2:
-            held = session.provider_of(key)
+            held = session.provider_of(key, pinned=True)
             kmsdata.login(region=REGION)
             kmsdata.use(held)  # a provider from before login(), with no cached keys
         enc.kms.decrypt()
