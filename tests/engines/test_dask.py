@@ -667,6 +667,20 @@ def test_read_parquet(dask, dd, df, tmp_path):
         kmsdata.dask.read_parquet(folder)
 
 
+def test_encrypting_a_plain_file_keeps_the_dtypes_of_pandas(dask, dd, df, tmp_path):
+    df.to_parquet(tmp_path / "plain.parquet")
+    with dask.config.set({"dataframe.convert-string": True}):
+        plain = kmsdata.dask.read_parquet(tmp_path / "plain.parquet")
+        assert plain.kms.encrypted == []
+        enc = plain.kms.encrypt("ssn", deterministic="email", key=KEY)
+        tm.assert_frame_equal(enc.kms.decrypt().compute(), df)
+        # Dask's own reader converts; what it shows is what comes back.
+        theirs = dd.read_parquet(tmp_path / "plain.parquet")
+        back = theirs.kms.encrypt("ssn", key=KEY).kms.decrypt()
+        assert back.dtypes["ssn"] == theirs.dtypes["ssn"] == pd.StringDtype(na_value=pd.NA)
+        tm.assert_series_equal(back.compute()["ssn"], theirs.compute()["ssn"])
+
+
 def test_large_files_have_several_partitions(dask, dd, df, tmp_path, monkeypatch):
     df.kms.encrypt("ssn", key=KEY).kms.to_parquet(tmp_path / "people.parquet", row_group_size=2)
     size = pq.read_metadata(tmp_path / "people.parquet").row_group(0).total_byte_size
