@@ -52,6 +52,7 @@ from kmsdata.frames.arguments import (
     require,
     required_names,
 )
+from kmsdata.frames.arrow.table import decrypt_table, encrypt_table
 from kmsdata.frames.arrow_storage import cells_in, key_ids, plain_binary
 from kmsdata.frames.dtype import EXTENSION_NAME, EncryptedArray, EncryptedDtype, EncryptedType
 from kmsdata.frames.encrypted_columns import (
@@ -64,7 +65,6 @@ from kmsdata.frames.encrypted_columns import (
 )
 from kmsdata.frames.key_argument import resolve_key
 from kmsdata.frames.search import literals, require_deterministic
-from kmsdata.frames.arrow.table import decrypt_table, encrypt_table
 from kmsdata.keys.envelope import Header, merged_records
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import open_keys

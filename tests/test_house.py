@@ -55,8 +55,8 @@ LAW = {
     "emulator": {"keys.data_key", "atomic_files"},
     **{
         name: {
-            *("api", "parquet", "parquet.bulk", "frames", "frames.metadata", "keys", "codec", "display"),
-            "atomic_files",
+            *("api", "parquet", "parquet.bulk", "frames", "frames.arrow", "frames.metadata", "keys"),
+            *("codec", "display", "atomic_files"),
         }
         for name in ("dask", "duckdb", "polars", "ray", "spark", "testing")
     },
