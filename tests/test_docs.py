@@ -20,6 +20,7 @@ README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 MODULES = ["kmsdata", *(module.name for module in pkgutil.walk_packages(kmsdata.__path__, "kmsdata."))]
 ENGINES = {  # guides and modules that need a package
+    "arrow": ["duckdb", "polars"],
     "aws": ["boto3", "moto"],
     "dask": ["dask", "distributed"],
     "duckdb": ["duckdb"],

@@ -299,7 +299,7 @@ def blank_arrow(header: Header, column: str) -> pa.Array | pa.ChunkedArray:
 
 
 def check_type_of_parts(header: Header, column: str) -> None:
-    """Check that `open_arrow` gives one Arrow type for every part of a column, whatever its values are.
+    """Check that `open_arrow` gives one Arrow type for every part of a column, with any values.
 
     Raises:
         UnsupportedTypeError: parts may have several types.

@@ -270,6 +270,18 @@ def test_no_frame_of_an_error_has_values_of_the_stream(table):
     assert values_in(caught.value) == []
 
 
+def test_no_frame_of_an_unexpected_error_has_values_of_the_stream(table, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("kmsdata.frames.arrow.table.seal", failing)
+    sealed = kmsdata.encrypt_table(stream(table), "name", key=KEY)
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        sealed.read_next_batch()
+    assert caught.value.__notes__ == ["This was in batch 0 of the stream (rows 0 to 999)."]
+    assert values_in(caught.value) == []
+
+
 def values_in(error):
     """The Arrow data with plaintext that the frames, causes and contexts of an error lead to."""
     found, waiting, seen = [], [error], set()
@@ -586,7 +598,8 @@ def test_every_column_of_a_name_is_verified(table):
         with pytest.raises(ValueError, match="2 columns are named 'name'"):
             kmsdata.decrypt_table(both)
     half = pa.Table.from_arrays([good, table.column("name")], ["name", "name"])
-    assert "one of the columns of this name" in str(kmsdata.verify(half, encrypted="name"))
+    found = kmsdata.verify(half, encrypted="name")
+    assert "one of the columns of this name" in found.failures[0].what
 
 
 def test_a_type_that_was_not_registered(table):
