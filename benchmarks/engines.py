@@ -3,7 +3,8 @@
 Run with ``python benchmarks/engines.py [rows] [engines] [folder]``, such as ``50000000 dask,spark``. Writes
 Parquet files of an int64 and a text of 11 characters, and then runs three jobs with 1 and with 2 worker
 processes of one thread each: copy the files without encryption, encrypt both columns, decrypt them. The KMS
-is the emulator, with real requests. Memory is the peak (VmHWM) of each worker process at the end of a job.
+is the emulator, with real requests. Memory is the peak (VmHWM) of each worker process at the end of a job;
+for Spark it is that of Python processes that Spark may have started afterwards, so it says nothing yet.
 
 Each job has its own process, and is timed without the start of the cluster: a small job runs before it, so
 that workers have imported what they need. The KMS calls are those of both.
