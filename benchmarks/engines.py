@@ -3,7 +3,8 @@
 Run with ``python benchmarks/engines.py [rows] [engines] [folder]``, such as ``50000000 dask,spark``. Writes
 Parquet files of an int64 and a text of 11 characters, and then runs three jobs with 1 and with 2 worker
 processes of one thread each: copy the files without encryption, encrypt both columns, decrypt them. The KMS
-is the emulator, with real requests. Memory is the peak (VmHWM) of each worker process at the end of a job.
+is the emulator, with real requests. Memory is the peak (VmHWM) of each worker process at the end of a job;
+for Spark it is that of Python processes that Spark may have started afterwards, so it says nothing yet.
 
 Each job has its own process, and is timed without the start of the cluster: a small job runs before it, so
 that workers have imported what they need. The KMS calls are those of both.
@@ -132,9 +133,7 @@ def measure(rows, engines, folder):
     plain = folder / "plain"
     make(plain, rows)
     print(f"{rows:,} rows, {sum(path.stat().st_size for path in plain.iterdir()) / 1e6:,.0f} MB")
-    print(
-        f"{'engine':7}{'job':9}{'workers':>8}{'seconds':>9}{'rows/s':>12}{'ratio':>7}  {'MB of each':14}KMS calls"
-    )
+    print(f"{'engine':7}{'job':9}{'workers':>8}{'seconds':>9}{'rows/s':>12}{'ratio':>7}  {'MB each':10}KMS")
     with Emulator() as emulator:
         pair = emulator.secret_id, emulator.secret_key
         key = TencentKMS("ap-guangzhou", credential=pair, endpoint=emulator.url).create_key("benchmark")
@@ -162,10 +161,11 @@ def measure(rows, engines, folder):
                     (result,) = [text for text in done.stdout.splitlines() if text.startswith("RESULT ")]
                     seconds, peaks = json.loads(result.removeprefix("RESULT "))
                     base = base or seconds
-                    calls = ", ".join(f"{count} {name}" for name, count in (emulator.calls - before).items())
+                    made = emulator.calls - before
+                    calls = ", ".join(f"{count} {name}" for name, count in made.items())
                     print(
-                        f"{engine:7}{job:9}{workers:8}{seconds:9.1f}{rows / seconds:12,.0f}{seconds / base:7.2f}"
-                        f"  {', '.join(map(str, peaks)):14}{calls}",
+                        f"{engine:7}{job:9}{workers:8}{seconds:9.1f}{rows / seconds:12,.0f}"
+                        f"{seconds / base:7.2f}  {', '.join(map(str, peaks)):10}{calls}",
                         flush=True,
                     )
                     shutil.rmtree(f"{target}-small")

@@ -28,6 +28,7 @@ ENGINES = {  # guides and modules that need a package
     "ray": ["ray"],
     "spark": ["pyspark"],
 }
+DEPRECATED_BY_RAY = r"ignore:[\s\S]*is deprecated:DeprecationWarning:ray"
 NEED_NOTEBOOK = {f"kmsdata.notebook.{name}" for name in ("column_picker", "login_form", "sealed_message")}
 
 
@@ -41,12 +42,8 @@ def no_cluster_stays():
 
 def marks(name):
     if needed := ENGINES.get(name.removeprefix("kmsdata.")):
-        # Ray 2.60 sets options of its own that it has deprecated.
-        own = [
-            f"ignore:`{option}` is deprecated:DeprecationWarning"
-            for option in ("use_push_based_shuffle", "use_polars")
-        ]
-        return [pytest.mark.engine(*needed), *map(pytest.mark.filterwarnings, own)]
+        # Ray 2.60 warns about options that it sets itself.
+        return [pytest.mark.engine(*needed), pytest.mark.filterwarnings(DEPRECATED_BY_RAY)]
     return [pytest.mark.newest] if name in NEED_NOTEBOOK else []
 
 
