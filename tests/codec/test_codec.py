@@ -929,7 +929,7 @@ def zoned_columns():
             made = naive.dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin")
             yield made
             yield made.astype("category")
-            yield ext(pa.array(made))
+            yield ext(pa.array(naive).cast(pa.timestamp(made.dt.unit, "Europe/Berlin")))  # the same instants
 
 
 def day_columns():
