@@ -33,7 +33,14 @@ import pyarrow.fs as pafs
 
 from kmsdata.api.attach import attach_to_frame, originals
 from kmsdata.api.inspection import inspect
-from kmsdata.api.parts import decrypt_part, encrypt_part, plan_decryption, plan_encryption
+from kmsdata.api.parts import (
+    DecryptionPlan,
+    decrypt_part,
+    encrypt_part,
+    plan_decryption,
+    plan_encryption,
+    worker_key,
+)
 from kmsdata.api.verify import verify
 from kmsdata.atomic_files import sweep
 from kmsdata.display.inspection import Inspection
@@ -57,7 +64,7 @@ from kmsdata.frames.arguments import (
     required_names,
 )
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
-from kmsdata.frames.encrypted_columns import Encrypted, check_names, encrypted_columns
+from kmsdata.frames.encrypted_columns import Encrypted, check_names, encrypted_columns, parsed_headers
 from kmsdata.frames.search import Search, plan_search
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key
@@ -356,11 +363,10 @@ class FrameAccessor:
             (True, 2, 2)
         """
         plan = plan_decryption(self._frame._meta, key=_pandas(key), context=context)
-        pinned = plan.only if plan.only is not None else plan.keys
         names = required_names(encrypted) or None
         reports = self._frame.map_partitions(
             _verified,
-            pinned,
+            plan,
             names,
             context,
             meta=_ANYTHING,
@@ -631,8 +637,14 @@ def _decrypted(
         before = [
             str(item.name) for item in encrypted_columns(meta) if columns is None or item.name in columns
         ]
-        pinned = plan.only if plan.only is not None else plan.keys
-        rest = meta.kms.decrypt(before, key=pinned, context=context, on_denied="keep", progress=False)
+        pinned = worker_key(plan, parsed_headers(meta))
+        rest = meta.kms.decrypt(
+            before,
+            key=pinned,
+            context=context,
+            on_denied="keep",
+            progress=False,
+        )
         kept = {item.name for item in encrypted_columns(rest)}
         columns = [name for name in before if name not in kept]
         plan = plan_decryption(meta, columns, key=_pandas(key), context=context, processes=_processes(frame))
@@ -679,7 +691,8 @@ def _of_nulls(meta: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series([None], dtype=object) for name in names})
 
 
-def _verified(part: pd.DataFrame, key: Any, encrypted: Any, context: Any) -> pd.Series[Any]:
+def _verified(part: pd.DataFrame, plan: DecryptionPlan, encrypted: Any, context: Any) -> pd.Series[Any]:
+    key = worker_key(plan, parsed_headers(part))
     found = verify(part, encrypted=encrypted, key=key, context=context, progress=False)
     return pd.Series([found], dtype=object)
 

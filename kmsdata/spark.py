@@ -41,6 +41,7 @@ from kmsdata.api.parts import (
     encrypt_part,
     plan_decryption,
     plan_encryption,
+    worker_key,
 )
 from kmsdata.codec.arrow_types import arrow_type
 from kmsdata.display.inspection import ColumnReport, Inspection
@@ -555,9 +556,8 @@ def _decrypted(
 
 
 def _verified(batches: Batches, plan: DecryptionPlan, headers: Mapping[str, str]) -> Batches:
-    only = plan.only if plan.only is None else resolve_key(plan.only)
-    findings = Findings(DataKeys(only if plan.keys is None else list(plan.keys), plan.context), [])
     parsed = {name: EncryptedDtype(text).header for name, text in headers.items()}
+    findings = Findings(DataKeys(worker_key(plan, parsed), plan.context), [])
     keys = {name: findings.open(header, name, None) for name, header in parsed.items()}
     rows = 0
     for batch in batches:

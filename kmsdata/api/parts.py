@@ -7,8 +7,10 @@ its own credentials.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from kmsdata.codec import label
 from kmsdata.errors import CallerTypeError, CallerValueError, FormatError, UnsupportedTypeError
 from kmsdata.frames.arguments import Columns, chosen_columns, column_names, refuse_encrypted, require
 from kmsdata.frames.arrow.table import decrypt_table, encrypt_table
@@ -34,12 +37,18 @@ from kmsdata.frames.encrypted_columns import (
     with_index_levels,
 )
 from kmsdata.frames.frame import decrypt_frame
-from kmsdata.frames.key_argument import data_key_for, the_data_key
+from kmsdata.frames.key_argument import (
+    check_one_data_key,
+    data_key_for,
+    is_encrypted_data,
+    the_data_key,
+)
 from kmsdata.keys.data_key import DataKey, random_bytes
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.fork_lock import Lock
 from kmsdata.keys.key_uri import parse_key
 from kmsdata.keys.session import Key, key_list, session_key
+from kmsdata.keys.unwrap import Operation, limits
 
 __all__ = [
     "DecryptionPlan",
@@ -48,6 +57,7 @@ __all__ = [
     "encrypt_part",
     "plan_decryption",
     "plan_encryption",
+    "worker_key",
 ]
 
 _DataT = TypeVar("_DataT", pd.DataFrame, pa.Table)
@@ -62,32 +72,39 @@ _MIXED = pd.Series(["a", 1, None], dtype=object)
 
 @dataclass(frozen=True, repr=False)
 class EncryptionPlan:
-    """How to encrypt each part of some data. Holds no secret.
+    """How to encrypt each part of some data. Holds no secret, and no value of the data.
 
     Attributes:
-        like: the encrypted data without rows: every encrypted part has its columns and types.
+        like: the encrypted data without rows: every encrypted part has its columns and types. Not pickled.
         domains: the columns to encrypt: None if randomised, otherwise the domain.
+        headers: the headers of these columns.
+        keys: URIs or patterns of the master keys that workers may use; None: as their own session allows.
         processes: how many processes may call the KMS at the same time.
     """
 
     like: pd.DataFrame | pa.Table
     domains: Mapping[str, str | None]
+    headers: Mapping[str, Header]
+    keys: tuple[str, ...] | None
     processes: int
 
     def __repr__(self) -> str:
         return f"<EncryptionPlan of {', '.join(map(repr, self.domains))}>"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"like": None}
+
 
 @dataclass(frozen=True, repr=False)
 class DecryptionPlan:
-    """How to decrypt each part of some data. Holds no secret.
+    """How to decrypt each part of some data. Holds no secret, and no value of the data.
 
     Attributes:
         like: the decrypted data without rows. A categorical column has no categories here: they are
-            encrypted. A table's schema has no metadata.
+            encrypted. A table's schema has no metadata. Not pickled.
         columns: names of the columns to decrypt; None: all.
-        keys: URIs or patterns of the master keys that may be used; None: any.
-        only: encrypted data without rows, whose data key is the only one that may be used; or None.
+        keys: URIs or patterns of the master keys that workers may use; None: as their own session allows.
+        only: headers whose data key is the only one that may be used; or None.
         context: pairs that the authenticated context must contain.
         processes: how many processes may call the KMS at the same time.
     """
@@ -95,12 +112,15 @@ class DecryptionPlan:
     like: pd.DataFrame | pa.Table
     columns: tuple[str, ...] | None
     keys: tuple[str, ...] | None
-    only: Encrypted | None
+    only: Mapping[str, Header] | None
     context: Mapping[str, str] | None
     processes: int
 
     def __repr__(self) -> str:
         return f"<DecryptionPlan of {'all columns' if self.columns is None else ', '.join(self.columns)}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"like": None}
 
 
 def plan_encryption(
@@ -130,7 +150,7 @@ def plan_encryption(
             `kmsdata.encrypt_table`; also for an Arrow column of dictionaries, since each part may have
             other ones.
     """
-    empty = empty.iloc[:0] if isinstance(empty, pd.DataFrame) else empty.slice(0, 0)
+    empty = _without_rows(empty)
     labels = empty.columns if isinstance(empty, pd.DataFrame) else empty.column_names
     levels = list(empty.index.names) if isinstance(empty, pd.DataFrame) else []
     domains = chosen_columns(labels, columns, deterministic, domain, levels)
@@ -146,8 +166,13 @@ def plan_encryption(
     check_new_names(domains, parsed_headers(empty))
     data_key = data_key_for(key, context)
     like = _encrypted(empty, domains, data_key, planned=None)
-    _answered.add(data_key.commitment)
-    return EncryptionPlan(like, domains, processes)
+    headers = headers_of(like, list(domains))
+    # The wrapped keys of a new data key are of keys that the caller named. Those of other data came with it,
+    # and may name any key.
+    new = not isinstance(key, DataKey) and not is_encrypted_data(key)
+    keys = tuple(wrap.key for wrap in data_key.wraps) if new else _of_session()
+    _answered.add((os.getpid(), data_key.commitment))
+    return EncryptionPlan(like, domains, headers, keys, processes)
 
 
 def encrypt_part(part: _DataT, plan: EncryptionPlan) -> _DataT:
@@ -158,10 +183,9 @@ def encrypt_part(part: _DataT, plan: EncryptionPlan) -> _DataT:
         UnsupportedTypeError: the values could not be restored exactly.
         KeyServiceError, WrongKeyError: the data key could not be unwrapped here.
     """
-    headers = headers_of(plan.like, list(plan.domains))
-    keys = [wrap.key for header in headers.values() for record in header.records for wrap in record.wraps]
-    _wait_before_first(headers, plan.processes)
-    return _encrypted(part, plan.domains, the_data_key(headers, list(dict.fromkeys(keys))), plan.like)
+    _wait_before_first(plan.headers, plan.processes)
+    operation = _operation(plan.keys, None, plan.headers)
+    return _encrypted(part, plan.domains, the_data_key(plan.headers, operation), plan.headers)
 
 
 def plan_decryption(
@@ -186,17 +210,22 @@ def plan_decryption(
         TypeError: the key is a `DataKey`. KeyError, FormatError: as for `kmsdata.decrypt_table`.
         UnsupportedTypeError: the Arrow type of a column depends on its values.
     """
-    if isinstance(key, DataKey):
-        raise CallerTypeError(
-            "a DataKey is secret, so it is not sent to workers. Pass the URI of its master key, or encrypted "
-            "data that has this data key: each worker unwraps it with its own credentials"
-        )
+    only, keys = None, _of_session()
+    if is_encrypted_data(key):
+        only = headers_of(key)
+        check_one_data_key(only)
+    elif key is not None:
+        listed: list[Any] = [key] if isinstance(key, DataKey) else key_list(key)  # type: ignore[arg-type]
+        if any(isinstance(one, DataKey) for one in listed):
+            raise CallerTypeError(
+                "a DataKey is secret, so it is not sent to workers. Pass the URI of its master key, or "
+                "encrypted data that has this data key: each worker unwraps it with its own credentials"
+            )
+        if not listed:
+            raise CallerValueError("key= is an empty list. Name at least one key, or leave it out")
+        limits(listed)  # raises an error here if one is not a key URI
+        keys = tuple(listed)
     empty = _without_rows(empty)
-    only = _without_rows(key) if isinstance(key, (pd.DataFrame, pd.Series, pa.Table)) else None
-    if only is None and key is not None:
-        keys: tuple[str, ...] | None = tuple(key_list(key))  # type: ignore[arg-type]
-    else:
-        keys = _of_session()
     names = None if columns is None else tuple(column_names(columns))
     like = _decrypted_types(empty, names)
     return DecryptionPlan(like, names, keys, only, context, processes)
@@ -212,13 +241,17 @@ def decrypt_part(part: _DataT, plan: DecryptionPlan) -> _DataT:
     _wait_before_first(headers, plan.processes)
     names = None if plan.columns is None else list(plan.columns)
     if isinstance(part, pa.Table):
-        return decrypt_table(part, names, key=_key(plan), context=plan.context)
-    return decrypt_frame(part, names, key=_key(plan), context=plan.context, progress=False)
+        return decrypt_table(part, names, key=worker_key(plan, headers), context=plan.context)
+    return decrypt_frame(part, names, key=worker_key(plan, headers), context=plan.context, progress=False)
 
 
-def _key(plan: DecryptionPlan) -> Key | None:
-    keys = None if plan.keys is None else list(plan.keys)
-    return keys if plan.only is None else the_data_key(plan.only, keys)
+def worker_key(plan: DecryptionPlan, headers: Mapping[str, Header]) -> Any:
+    """Return the argument ``key=`` with which a worker opens data that has these headers.
+
+    It is the same `Operation` for all parts: what the KMS refused is not asked again for each part.
+    """
+    operation = _operation(plan.keys, plan.only, headers)
+    return operation if plan.only is None else the_data_key(plan.only, operation)
 
 
 def _of_session() -> tuple[str, ...] | None:
@@ -230,10 +263,13 @@ def _of_session() -> tuple[str, ...] | None:
 
 
 def _without_rows(data: Any) -> Any:
-    return data.slice(0, 0) if isinstance(data, pa.Table) else data.iloc[:0]
+    # Not a slice of the table: that would hold its values.
+    return data.schema.empty_table() if isinstance(data, pa.Table) else data.iloc[:0]
 
 
-def _encrypted(part: Any, domains: Mapping[str, str | None], data_key: DataKey, planned: Any) -> Any:
+def _encrypted(
+    part: Any, domains: Mapping[str, str | None], data_key: DataKey, planned: Mapping[str, Header] | None
+) -> Any:
     if isinstance(part, pa.Table):
         table = encrypt_table(
             part,
@@ -243,8 +279,9 @@ def _encrypted(part: Any, domains: Mapping[str, str | None], data_key: DataKey, 
             key=data_key,
         )
         for name in domains:
-            if planned is not None and table.schema.field(name).type != planned.schema.field(name).type:
-                raise _other_type(name, part.schema.field(name).type)
+            made = table.schema.field(name).type.dtype.header
+            if planned is not None and made.columns != planned[name].columns:
+                raise _other_type(name, part.schema.field(name).type, planned[name])
         return table
     out = part.assign()
     for name, scope in domains.items():
@@ -260,18 +297,24 @@ def _encrypted(part: Any, domains: Mapping[str, str | None], data_key: DataKey, 
             if isinstance(values.dtype, (pd.ArrowDtype, pd.StringDtype)):
                 validated(values.array.__arrow_array__(), name)
             cells = encrypt_column(values, name, data_key, scope)
-        if planned is not None and planned[name].dtype != cells.dtype:
-            raise _other_type(name, values.dtype)
+        if planned is not None and planned[name].columns != cells.dtype.header.columns:
+            raise _other_type(name, values.dtype, planned[name])
         out.isetitem(position, cells)
     return out
 
 
-def _other_type(name: str, dtype: Any) -> CallerValueError:
-    what = "other categories" if isinstance(dtype, pd.CategoricalDtype) else f"the type {dtype}"
-    return CallerValueError(
-        f"column {name!r}: a part has {what}, not what the column was planned with. All parts need one type: "
-        "cast the column before encryption; for categories, make them known in all parts"
-    )
+def _other_type(name: str, dtype: Any, planned: Header) -> CallerValueError:
+    what = f"the type {dtype}, but the column was planned with {label(planned.columns[0].type)}"
+    hint = "Cast the column before encryption"
+    if isinstance(dtype, pd.CategoricalDtype):
+        what = "other categories than the column was planned with"
+        hint = "Make all categories known in all parts, or convert the column to text, before encryption"
+    elif dtype == np.float64 and "int" in label(planned.columns[0].type):
+        hint = (
+            "In pandas an integer column with nulls is float64: read the data with dtype_backend='pyarrow', or "
+            f"cast it with .astype({{{name!r}: 'Int64'}}), before encryption"
+        )
+    return CallerValueError(f"column {name!r}: a part has {what}. All parts need one type. {hint}")
 
 
 def _decrypted_types(empty: Any, names: tuple[str, ...] | None) -> Any:
@@ -306,8 +349,32 @@ def _decrypted_types(empty: Any, names: tuple[str, ...] | None) -> Any:
     return out
 
 
-_waiting = Lock()
-_answered: set[bytes] = set()  # commitments of data keys that this process has made or asked for
+_OPERATIONS_KEPT = 256
+_OPERATION_AGE = (
+    300.0  # seconds after which a refusal by the KMS is asked for again, as in the cache of data keys
+)
+
+_waiting, _sharing = Lock(), Lock()
+# Processes, and commitments of the data keys that they have made or asked for: a forked child asks again.
+_answered: set[tuple[int, bytes]] = set()
+_operations: OrderedDict[Hashable, tuple[float, Operation]] = OrderedDict()
+
+
+def _operation(
+    keys: tuple[str, ...] | None, only: Mapping[str, Header] | None, headers: Mapping[str, Header]
+) -> Any:
+    """Return the operation that the parts with these headers share in this process."""
+    data = frozenset(header for header in headers.values()), frozenset((only or {}).values())
+    by = keys, session_key() if keys is None else None, data
+    with _sharing:
+        began, operation = _operations.get(by) or (time.monotonic(), Operation(keys))
+        if time.monotonic() - began > _OPERATION_AGE:
+            began, operation = time.monotonic(), Operation(keys)
+        _operations[by] = began, operation
+        _operations.move_to_end(by)
+        while len(_operations) > _OPERATIONS_KEPT:
+            _operations.popitem(last=False)
+    return operation
 
 
 def _wait_before_first(headers: Mapping[str, Header], processes: int) -> None:
@@ -316,13 +383,12 @@ def _wait_before_first(headers: Mapping[str, Header], processes: int) -> None:
     Otherwise thousands of workers that start together would exceed the limit of the KMS together.
     """
     records = [record for header in headers.values() for record in header.records]
-    if all(record.commitment in _answered for record in records):
-        return
-    if all(parse_key(wrap.key).scheme == "local" for record in records for wrap in record.wraps):
+    new = {(os.getpid(), record.commitment) for record in records} - _answered
+    if not new or all(parse_key(wrap.key).scheme == "local" for record in records for wrap in record.wraps):
         return
     with _waiting:  # other threads of the process wait as long, and not once more
-        if all(record.commitment in _answered for record in records):
+        if new <= _answered:
             return
         longest = min(processes / _CALLS_PER_SECOND, _LONGEST_WAIT)
         time.sleep(longest * int.from_bytes(random_bytes(4), "big") / (1 << 32))
-        _answered.update(record.commitment for record in records)
+        _answered.update(new)

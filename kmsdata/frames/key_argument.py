@@ -15,9 +15,9 @@ from kmsdata.frames.encrypted_columns import (
 from kmsdata.keys.data_key import DataKey
 from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key, new_data_key
-from kmsdata.keys.unwrap import open_keys
+from kmsdata.keys.unwrap import Operation, open_keys
 
-__all__ = ["data_key_for", "is_encrypted_data", "resolve_key", "the_data_key"]
+__all__ = ["check_one_data_key", "data_key_for", "is_encrypted_data", "resolve_key", "the_data_key"]
 
 
 def resolve_key(key: Key | Encrypted | None) -> Key | None:
@@ -45,11 +45,18 @@ def data_key_for(
 
 def the_data_key(
     data: Encrypted | Mapping[str, Header],
-    key: Key | Encrypted | None = None,
+    key: Key | Encrypted | Operation | None = None,
     context: Mapping[str, str] | None = None,
 ) -> DataKey:
     """Unwrap the one data key of encrypted data; raise ValueError if there is none, or several."""
     headers = dict(data) if isinstance(data, Mapping) else headers_of(data)
+    check_one_data_key(headers)
+    (data_key,) = open_keys(list(headers.items()), resolve_key(key), context).values()
+    return data_key
+
+
+def check_one_data_key(headers: Mapping[str, Header]) -> None:
+    """Raise ValueError if the headers of data are of no data key, or of several."""
     used: dict[bytes, list[str]] = {}
     for name, header in headers.items():
         for item in header.columns:
@@ -63,5 +70,3 @@ def the_data_key(
         raise CallerValueError(
             f"the data is encrypted under {len(used)} data keys ({listed}). Pass one column of it"
         )
-    (data_key,) = open_keys(list(headers.items()), resolve_key(key), context).values()
-    return data_key

@@ -65,7 +65,8 @@ class Operation:
 
     The writer of a header chooses the wrapped keys in it, and each one could cost a KMS call. So a master key
     that is denied, not found or disabled is not called again, and other failed unwraps are limited, for each
-    master key and in all. Unwraps that succeed are never counted. Several threads may share an operation.
+    master key and in all. Unwraps that succeed are never counted, and a wrapped key that was refused is not
+    tried again. Several threads may share an operation.
 
     Args:
         key: the keys that may be used; see `unwrap`.
@@ -80,6 +81,7 @@ class Operation:
         self._answered = threading.Condition()
         self._answers: dict[str, _Answers] = {}
         self._failed = 0
+        self._refused: dict[tuple[bytes, tuple[tuple[str, str], ...], Wrap], KeyServiceError | None] = {}
         self._allowed: Callable[[KeyURI], bool] | None = None
 
     def allows(self, uri: KeyURI) -> bool:
@@ -106,6 +108,11 @@ class Operation:
         with self._answered:
             answers = self._answers.setdefault(wrap.key, _Answers())
             self._answered.wait_for(answers.decided)
+            this = record.commitment, record.context, wrap
+            if this in self._refused:
+                if (before := self._refused[this]) is None:
+                    return None
+                raise copy.copy(before)
             refused = answers.refusals.get(None) or answers.refusals.get(record.context)
             if refused is not None:
                 raise copy.copy(refused)
@@ -126,6 +133,9 @@ class Operation:
                 else:
                     answers.failed += 1
                     self._failed += 1
+                    # Another failure, such as of the network, may be over at the next try.
+                    if refusal is None or isinstance(refusal, (KeyAccessError, KeyNotFoundError)):
+                        self._refused[this] = refusal
                     if not answers.good and refusal is not None and _of_the_master_key(refusal):
                         # A policy may allow some contexts and deny others.
                         everywhere = isinstance(refusal, KeyNotFoundError) or "Disabled" in (
@@ -393,12 +403,13 @@ class DataKeys:
     """The data keys of headers, in one operation. Each takes one KMS call, whether that succeeds or fails.
 
     Args:
-        key: the keys that may be used; see `unwrap`.
+        key: the keys that may be used; see `unwrap`. Or an operation that this is a part of.
         context: pairs that the authenticated context of each data key must contain.
     """
 
-    def __init__(self, key: Key | None, context: Mapping[str, str] | None) -> None:
-        self._operation, self._context = Operation(key), context
+    def __init__(self, key: Key | Operation | None, context: Mapping[str, str] | None) -> None:
+        self._operation = key if isinstance(key, Operation) else Operation(key)
+        self._context = context
         self._known: dict[DataKeyRecord, DataKey | KmsDataError] = {}
 
     def unwrap(self, record: DataKeyRecord) -> DataKey:
@@ -436,7 +447,7 @@ class DataKeys:
 
 def open_keys(
     headers: Sequence[tuple[str, Header]],
-    key: Key | None,
+    key: Key | Operation | None,
     context: Mapping[str, str] | None,
     *,
     keep: bool = False,
@@ -445,7 +456,7 @@ def open_keys(
 
     Args:
         headers: by column.
-        key: the keys that may be used; see `unwrap`.
+        key: the keys that may be used; see `unwrap`. Or an operation that this is a part of.
         context: pairs that the authenticated context of each data key must contain.
         keep: leave out the data keys to which the KMS denies access, instead of raising. Warns if it left out
             data keys that were not tried, since too many others failed.

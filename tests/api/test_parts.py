@@ -96,7 +96,7 @@ def test_object_columns_have_one_type_in_all_parts_whatever_they_hold():
 
 def test_a_part_of_another_type_or_with_other_categories_is_refused(frame):
     plan = plan_encryption(frame, SECRET, key="local://demo")
-    with pytest.raises(ValueError, match=r"column 'number': a part has the type float64"):
+    with pytest.raises(ValueError, match=r"planned with int64.*astype\(\{'number': 'Int64'\}\)"):
         encrypt_part(frame.astype({"number": float}), plan)
     other = frame.assign(color=frame["color"].cat.rename_categories({"green": "secretgreen"}))
     with pytest.raises(ValueError, match=r"column 'color': a part has other categories") as caught:
@@ -133,7 +133,7 @@ def test_plans_hold_nothing_secret_and_work_in_another_process(frame, tmp_path, 
         "import pandas as pd\n"
         "from kmsdata.api.parts import decrypt_part, encrypt_part\n"
         "part = encrypt_part(frame, plan)\n"
-        "assert part.dtypes.equals(plan.like.dtypes)\n"
+        "assert plan.like is reader.like is None\n"
         "pd.testing.assert_frame_equal(decrypt_part(part, reader), frame)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(path)], check=True, timeout=60)
@@ -151,6 +151,91 @@ def test_a_data_key_is_not_sent_to_workers(frame):
     assert decrypt_part(part, same)["text"].equals(frame["text"])
     with pytest.raises(WrongKeyError):
         decrypt_part(encrypt_part(frame, other), same)
+
+
+def test_plans_hold_no_value_of_the_data_that_they_were_made_with(frame):
+    secret = [f"secret-{n:06}" for n in range(1000)]
+    for data in (
+        pa.table({"plain": secret, "text": secret}),
+        pd.DataFrame({"plain": pd.Series(secret, dtype="category"), "text": secret}),
+    ):
+        plan = plan_encryption(data, "text", key="local://demo")
+        encrypted = encrypt_part(data, plan)
+        for key in (None, encrypted, encrypted["text"] if isinstance(data, pd.DataFrame) else encrypted):
+            pickled = pickle.dumps((plan, plan_decryption(encrypted, key=key)))
+            assert b"secret" not in pickled
+            assert len(pickled) < 20_000
+
+
+def test_any_encrypted_data_can_name_its_data_key(frame):
+    table = pa.table({"text": ["a", "b"]})
+    part = encrypt_part(table, plan := plan_encryption(table, "text", key="local://demo"))
+    for key in (
+        part,
+        part.to_batches()[0],
+        pa.RecordBatchReader.from_batches(part.schema, part.to_batches()),
+    ):
+        assert decrypt_part(part, plan_decryption(plan.like, key=key)).equals(table)
+    two = pd.concat([frame.kms.encrypt("number", key="local://demo") for _ in range(2)])
+    with pytest.raises(ValueError, match="2 data keys"):
+        plan_decryption(plan.like, key=two)
+
+
+@pytest.mark.parametrize("key", [[], ["local://demo", 1], "nonsense", [kmsdata.new_data_key]])
+def test_what_is_no_key_is_refused_when_planning(frame, key):
+    plan = plan_encryption(frame, ["text"], key="local://demo")
+    with pytest.raises((TypeError, ValueError, kmsdata.FormatError)):
+        plan_decryption(plan.like, key=key)
+    with pytest.raises(TypeError, match="a DataKey is secret"):
+        plan_decryption(plan.like, key=[kmsdata.new_data_key("local://demo")])
+
+
+class Remote:
+    """A provider that counts what it is asked to unwrap; all keys but ``good`` are disabled."""
+
+    scheme = "remote"
+
+    def __init__(self):
+        self.asked = []
+
+    def generate_data_key(self, key, context):  # noqa: ARG002
+        return kmsdata.DataKey(bytes(32), [kmsdata.Wrap(key, "AAAA")])
+
+    def wrap(self, secret, key, context):  # noqa: ARG002
+        return "AAAA"
+
+    def unwrap(self, wrapped, key, context):  # noqa: ARG002
+        self.asked.append(key)
+        if key != "remote://good":
+            raise kmsdata.KeyAccessError(
+                f"{key} is disabled", provider="remote", operation="unwrap", code="Disabled", key=key
+            )
+        return bytes(32)
+
+
+def test_parts_do_not_ask_again_for_what_was_refused(frame):
+    provider = Remote()
+    with kmsdata.using(provider):
+        plan = plan_encryption(frame, ["text"], key=["remote://off", "remote://good"])
+        reader = plan_decryption(plan.like)
+        for _ in range(20):
+            decrypt_part(encrypt_part(frame, plan), reader)
+    assert provider.asked.count("remote://off") == 2  # one for each plan
+    assert provider.asked.count("remote://good") == 1  # then the cache has it
+
+
+def test_workers_use_no_key_that_only_the_data_names(frame):
+    """A file names more keys than the session of the client allows: workers must not try them either."""
+    provider = Remote()
+    with kmsdata.using(provider):
+        sealed = plan_encryption(frame, ["text"], key=["remote://off", "local://demo"]).like
+        kmsdata.LocalKeystore()
+        with kmsdata.using("local://demo"):
+            plan = plan_encryption(frame, ["text"], key=sealed)
+            part = encrypt_part(frame, plan)
+            decrypt_part(part, plan_decryption(part, key=sealed))
+            decrypt_part(part, plan_decryption(part))
+    assert provider.asked == []
 
 
 def test_workers_may_use_what_the_session_of_the_client_may(frame):
