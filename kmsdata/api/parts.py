@@ -311,7 +311,7 @@ def _other_type(name: str, dtype: Any, planned: Header) -> CallerValueError:
         hint = "Make all categories known in all parts, or convert the column to text, before encryption"
     elif dtype == np.float64 and "int" in label(planned.columns[0].type):
         hint = (
-            "In pandas an integer column with nulls is float64: read the data with dtype_backend='pyarrow', or "
+            "In pandas an integer column with nulls is float64: read it with dtype_backend='pyarrow', or "
             f"cast it with .astype({{{name!r}: 'Int64'}}), before encryption"
         )
     return CallerValueError(f"column {name!r}: a part has {what}. All parts need one type. {hint}")
