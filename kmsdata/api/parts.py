@@ -7,10 +7,11 @@ its own credentials.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +20,14 @@ import pandas as pd
 import pyarrow as pa
 
 from kmsdata.codec import label
-from kmsdata.errors import CallerTypeError, CallerValueError, FormatError, UnsupportedTypeError
+from kmsdata.errors import (
+    CallerTypeError,
+    CallerValueError,
+    FormatError,
+    KeyServiceError,
+    UnsupportedTypeError,
+    WrongKeyError,
+)
 from kmsdata.frames.arguments import Columns, chosen_columns, column_names, refuse_encrypted, require
 from kmsdata.frames.arrow.table import decrypt_table, encrypt_table
 from kmsdata.frames.arrow_storage import validated
@@ -184,8 +192,9 @@ def encrypt_part(part: _DataT, plan: EncryptionPlan) -> _DataT:
         KeyServiceError, WrongKeyError: the data key could not be unwrapped here.
     """
     _wait_before_first(plan.headers, plan.processes)
-    operation = _operation(plan.keys, None, plan.headers)
-    return _encrypted(part, plan.domains, the_data_key(plan.headers, operation), plan.headers)
+    with _asks_again_after_errors():
+        data_key = the_data_key(plan.headers, _operation(plan.keys, None, plan.headers))
+    return _encrypted(part, plan.domains, data_key, plan.headers)
 
 
 def plan_decryption(
@@ -240,9 +249,11 @@ def decrypt_part(part: _DataT, plan: DecryptionPlan) -> _DataT:
     headers = headers_of(part, plan.columns)
     _wait_before_first(headers, plan.processes)
     names = None if plan.columns is None else list(plan.columns)
-    if isinstance(part, pa.Table):
-        return decrypt_table(part, names, key=worker_key(plan, headers), context=plan.context)
-    return decrypt_frame(part, names, key=worker_key(plan, headers), context=plan.context, progress=False)
+    with _asks_again_after_errors():
+        key = worker_key(plan, headers)
+        if isinstance(part, pa.Table):
+            return decrypt_table(part, names, key=key, context=plan.context)
+        return decrypt_frame(part, names, key=key, context=plan.context, progress=False)
 
 
 def worker_key(plan: DecryptionPlan, headers: Mapping[str, Header]) -> Any:
@@ -375,6 +386,17 @@ def _operation(
         while len(_operations) > _OPERATIONS_KEPT:
             _operations.popitem(last=False)
     return operation
+
+
+@contextlib.contextmanager
+def _asks_again_after_errors() -> Iterator[None]:
+    """Forget what the KMS refused if a part fails: the user may try again after the rights were changed."""
+    try:
+        yield
+    except (KeyServiceError, WrongKeyError):
+        with _sharing:
+            _operations.clear()
+        raise
 
 
 def _wait_before_first(headers: Mapping[str, Header], processes: int) -> None:

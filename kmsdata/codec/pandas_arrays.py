@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kmsdata.ciphers.cells import Bools, Cells, Ints
 from kmsdata.codec import arrow_arrays as arrow
@@ -297,7 +298,13 @@ def from_codes(categories: Any, codes: Ints, *, ordered: bool) -> pd.Categorical
 
 
 def from_arrow(values: Any) -> Any:
-    """Return a writable pandas array of an Arrow array, as pandas makes it; ArrowDtype if pandas cannot."""
+    """Return a writable pandas array of an Arrow array, as pandas makes it; ArrowDtype if pandas cannot.
+
+    Integers with nulls are float64, as in pandas; Int64 or UInt64 if a float would lose digits.
+    """
+    if pa.types.is_integer(values.type) and values.null_count and _needs_64_bits(values):
+        dtype: Any = pd.UInt64Dtype() if values.type == pa.uint64() else pd.Int64Dtype()
+        return dtype.__from_arrow__(values)
     try:
         # JSON stays objects in a table only. Extension types of dictionaries would end the process there.
         if isinstance(values.type, pa.BaseExtensionType) and values.type.storage_type in TEXT:
@@ -310,3 +317,8 @@ def from_arrow(values: Any) -> Any:
         return made.array
     plain = made.to_numpy()  # read-only where to_pandas() shares Arrow's memory
     return plain if plain.flags.writeable and plain.dtype == object else plain.copy()
+
+
+def _needs_64_bits(values: Any) -> bool:
+    bounds = pc.min_max(values)
+    return any(abs(bounds[name].as_py() or 0) > 1 << 53 for name in ("min", "max"))

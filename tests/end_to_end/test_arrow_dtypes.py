@@ -98,3 +98,14 @@ def test_an_index_of_such_a_dtype(tmp_path):
     back = kmsdata.read_parquet(tmp_path / "b.parquet", decrypt=True)
     assert back["k"].tolist() == [1, 2]
     assert [list(value) for value in back.index] == [[1], [2]]
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint64"])
+def test_large_integers_beside_nulls_keep_every_digit(keystore, tmp_path, kind):
+    table = pa.table({"n": pa.array([2**53 + 1, None, 3], kind), "small": pa.array([1, None, 3], kind)})
+    path = tmp_path / "n.parquet"
+    pq.write_table(kmsdata.encrypt_table(table, ["n", "small"], key="local://demo"), path)
+    for back in (kmsdata.read_parquet(path, decrypt=True), kmsdata.read_parquet(path).kms.decrypt()):
+        assert back["n"].dtype == kind.replace("int", "Int").replace("uI", "UI")
+        assert back["n"].tolist() == [2**53 + 1, pd.NA, 3]
+        assert back["small"].dtype == "float64"  # as pandas reads a plain file
