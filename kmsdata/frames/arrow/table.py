@@ -235,8 +235,10 @@ class _Encryption:
             dtype, position = EncryptedDtype(headers[name]), schema.get_field_index(name)
             kind = EncryptedArray(pa.array([], dtype._storage_type), dtype).__arrow_array__().type
             schema = schema.set(position, _encrypted_field(schema.field(position), kind))
-        described = in_pandas_metadata(metadata, list(chosen))
-        return cls(schema.with_metadata(_with_columns(described, (), headers)), columns, data_key, texts)
+        described = _with_columns(in_pandas_metadata(metadata, list(chosen)), (), headers)
+        # pyarrow 26 makes {} of None in with_metadata().
+        schema = schema.remove_metadata() if described is None else schema.with_metadata(described)
+        return cls(schema, columns, data_key, texts)
 
     def __call__(self, batch: pa.Table, _: int) -> pa.Table:
         """Check and encrypt a batch."""
