@@ -27,6 +27,7 @@ from kmsdata.errors import (
     KeyServiceError,
     UnsupportedTypeError,
     WrongKeyError,
+    located,
 )
 from kmsdata.frames.arguments import Columns, chosen_columns, column_names, refuse_encrypted, require
 from kmsdata.frames.arrow.table import decrypt_table, encrypt_table
@@ -192,7 +193,7 @@ def encrypt_part(part: _DataT, plan: EncryptionPlan) -> _DataT:
         KeyServiceError, WrongKeyError: the data key could not be unwrapped here.
     """
     _wait_before_first(plan.headers, plan.processes)
-    with _asks_again_after_errors():
+    with _errors_of_keys(plan):
         data_key = the_data_key(plan.headers, _operation(plan.keys, None, plan.headers))
     return _encrypted(part, plan.domains, data_key, plan.headers)
 
@@ -249,7 +250,7 @@ def decrypt_part(part: _DataT, plan: DecryptionPlan) -> _DataT:
     headers = headers_of(part, plan.columns)
     _wait_before_first(headers, plan.processes)
     names = None if plan.columns is None else list(plan.columns)
-    with _asks_again_after_errors():
+    with _errors_of_keys(plan):
         key = worker_key(plan, headers)
         if isinstance(part, pa.Table):
             return decrypt_table(part, names, key=key, context=plan.context)
@@ -389,14 +390,16 @@ def _operation(
 
 
 @contextlib.contextmanager
-def _asks_again_after_errors() -> Iterator[None]:
-    """Forget what the KMS refused if a part fails: the user may try again after the rights were changed."""
+def _errors_of_keys(plan: EncryptionPlan | DecryptionPlan) -> Iterator[None]:
+    """Say that an error is one of a worker. Forget what the KMS refused: users change rights and retry."""
     try:
         yield
-    except (KeyServiceError, WrongKeyError):
+    except (KeyServiceError, WrongKeyError) as error:
         with _sharing:
             _operations.clear()
-        raise
+        if plan.like is not None or isinstance(error, WrongKeyError):
+            raise
+        raise located(error, "in a worker process, which has its own environment") from None
 
 
 def _wait_before_first(headers: Mapping[str, Header], processes: int) -> None:

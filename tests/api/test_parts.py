@@ -224,6 +224,18 @@ def test_parts_do_not_ask_again_for_what_was_refused(frame):
     assert provider.asked.count("remote://good") == 1  # then the cache has it
 
 
+def test_an_error_of_a_worker_says_so(frame):
+    plan = plan_encryption(frame, ["text"], key="local://demo")
+    there = pickle.loads(pickle.dumps(plan))  # noqa: S301 - made here
+    kmsdata.LocalKeystore().disable_key("local://demo")
+    with pytest.raises(kmsdata.KeyAccessError, match=r"^in a worker process, .*: local://demo"):
+        encrypt_part(frame, there)
+    with pytest.raises(kmsdata.KeyAccessError, match=r"^local://demo"):
+        encrypt_part(frame, plan)
+    kmsdata.LocalKeystore().enable_key("local://demo")
+    encrypt_part(frame, there)
+
+
 def test_workers_use_no_key_that_only_the_data_names(frame):
     """A file names more keys than the session of the client allows: workers must not try them either."""
     provider = Remote()
