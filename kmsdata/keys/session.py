@@ -103,6 +103,8 @@ def _forget_installed() -> None:
 
 _loading = Flights()
 _installed_lock = Lock(_forget_installed)
+# What is being made here, by scheme and place; emptied when it is made, since tasks keep a copy of the tuple.
+_making: ContextVar[tuple[set[tuple[str, str]], ...]] = ContextVar("kmsdata providers", default=())
 
 
 def use(key_or_provider: str | KeyProvider | KeyCache) -> None:
@@ -351,6 +353,9 @@ def _installed_provider(uri: str) -> KeyProvider | None:
         installed, loading = _installed, _loading
     if (provider := installed.get((scheme, place))) is not None:
         return provider
+    # Code that makes a provider waits for no other thread, which may wait for this one.
+    if any(_making.get()):
+        return _made_by_entry_point(uri, installed)
     # Without a lock: the import of the package runs other code, which may use locks.
     return loading.do((scheme, place), lambda: _made_by_entry_point(uri, installed))
 
@@ -372,16 +377,29 @@ def _made_by_entry_point(uri: str, installed: dict[tuple[str, str], KeyProvider]
         )
     (entry_point,) = found
     offered, doing = _offered_by(entry_point), "cannot be imported"
+    if any((scheme, place) in made for made in _making.get()):
+        _unusable(
+            uri,
+            "BrokenProvider",
+            f"the provider of {offered} needs a key of {scheme}://{place} itself, before it is made: "
+            "report this to the author of the package, or pass a provider to kmsdata.use()",
+        )
+    making = {(scheme, place)}
+    before = _making.set((*_making.get(), making))
     try:
         factory = entry_point.load()
         doing = f"cannot make a provider of {place or scheme!r}"
         provider = factory(place)
-    except KmsDataError:
+    except KmsDataError as error:
+        _clear_frames(error)
         raise
     except Exception as error:  # noqa: BLE001 - other software may raise anything
         _clear_frames(error)
         why = f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else type(error).__name__
         _unusable(uri, "BrokenProvider", f"the provider of {offered} {doing}: {why}", error)
+    finally:
+        making.clear()
+        _making.reset(before)
     if not isinstance(provider, KeyProvider) or _serves(provider)[0] != scheme:
         _unusable(
             uri,
@@ -391,15 +409,24 @@ def _made_by_entry_point(uri: str, installed: dict[tuple[str, str], KeyProvider]
         )
     if _serves(provider)[1] not in (None, place):
         _unusable(uri, "BrokenProvider", f"the provider of {offered} serves another region than {place!r}")
-    installed[scheme, place] = provider
-    return provider
+    return installed.setdefault((scheme, place), provider)
 
 
-def _clear_frames(error: BaseException | None) -> None:
-    """Remove the local variables from an error's frames: they may be credentials. The lines stay."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+def _clear_frames(error: BaseException) -> None:
+    """Remove the local variables from the frames of an error, and of all that led to it. The lines stay.
+
+    They may be credentials.
+    """
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()  # an error may be its own cause
+    while left:
+        if (one := left.pop()) is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        left += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
 
 
 def _offered_by(entry_point: EntryPoint) -> str:

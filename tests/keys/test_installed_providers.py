@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 import pandas as pd
@@ -232,6 +233,59 @@ def make(place):
     ),
     "scheme": (MODULE + "\nVault.scheme = 'safe'", "Vault", "which is no provider of vault:// keys"),
     "region": (MODULE + "\ndef make(place): return Vault('us')", "make", "another region than 'eu'"),
+    "cycle": (
+        """def make(place):
+    secret = 'SecretKeyOfTheAccount'
+    error = RuntimeError(len(secret))
+    raise error from error""",
+        "make",
+        "cannot make a provider of 'eu': RuntimeError",
+    ),
+    "cycle at import": (
+        "error = ImportError('x')\nraise error from error",
+        "Vault",
+        "cannot be imported: ImportError: x",
+    ),
+    "cause and context": (
+        """def connect(secret): raise KeyError(len(secret))
+def make(place):
+    try: connect('SecretKeyOfTheAccount')
+    except KeyError: raise RuntimeError from ValueError()""",
+        "make",
+        "cannot make a provider of 'eu': RuntimeError",
+    ),
+    "group": (
+        """def connect(secret): raise KeyError(len(secret))
+def make(place):
+    errors = []
+    try: connect('SecretKeyOfTheAccount')
+    except KeyError as error: errors.append(error)
+    raise ExceptionGroup('failed', errors)""",
+        "make",
+        "cannot make a provider of 'eu': ExceptionGroup",
+    ),
+    "itself": (
+        "import kmsdata\ndef make(place): kmsdata.new_data_key(f'vault://{place}/token')",
+        "make",
+        "needs a key of vault://eu itself, before it is made",
+    ),
+    "itself at import": (
+        "import kmsdata\nkmsdata.new_data_key('vault://eu/token')",
+        "Vault",
+        "needs a key of vault://eu itself, before it is made",
+    ),
+    "itself by another place": (
+        """import kmsdata
+def make(place): kmsdata.new_data_key('vault://us/token' if place == 'eu' else 'vault://eu/token')""",
+        "make",
+        "needs a key of vault://eu itself, before it is made",
+    ),
+    "itself in another thread": (
+        """import asyncio, kmsdata
+def make(place): asyncio.run(asyncio.to_thread(kmsdata.new_data_key, 'vault://eu/token'))""",
+        "make",
+        "needs a key of vault://eu itself, before it is made",
+    ),
 }
 
 
@@ -243,17 +297,24 @@ def test_a_broken_provider(install, df, broken):
         df.kms.encrypt("ssn", key=KEY)
     assert message in str(caught.value)
     assert (caught.value.code, caught.value.provider) == ("BrokenProvider", "vault")
-    error = caught.value
-    while error := error.__cause__ or error.__context__:
-        frames, at = [], error.__traceback__
-        while at:
-            frames.append(at.tb_frame)
-            at = at.tb_next
-        values = [
-            frame.f_locals for frame in frames if "kmsdata_broken" in frame.f_code.co_filename
-        ]  # the lines stay, the values do not
-        assert "SecretKeyOfTheAccount" not in str(values)
-        assert values or "import" in message
+    values = values_of_frames(caught.value)  # the lines stay, the values do not
+    assert "SecretKeyOfTheAccount" not in str(values)
+    if what == "make" and caught.value.__cause__ is not None:
+        assert values
+
+
+def values_of_frames(error):
+    """The local variables of the broken package in the frames of an error, and of all that led to it."""
+    values, left, seen = [], [error], []
+    while left:
+        error = left.pop()
+        if error is None or error in seen:
+            continue
+        seen.append(error)
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        values += [frame.f_locals for frame in frames if "kmsdata_broken" in frame.f_code.co_filename]
+        left += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
+    return values
 
 
 def test_an_error_of_kmsdata_passes(install, df):
@@ -263,6 +324,58 @@ def test_an_error_of_kmsdata_passes(install, df):
     install("kmsdata_broken", source, vault="make")
     with pytest.raises(kmsdata.CredentialsError, match=r"^sign in first$"):
         df.kms.encrypt("ssn", key=KEY)
+
+
+def test_an_error_of_kmsdata_keeps_no_values(install, df):
+    source = """import kmsdata
+def make(place):
+    secret = 'SecretKeyOfTheAccount'
+    raise kmsdata.CredentialsError('sign in first', provider='vault')
+"""
+    install("kmsdata_broken", source, vault="make")
+    with pytest.raises(kmsdata.CredentialsError) as caught:
+        df.kms.encrypt("ssn", key=KEY)
+    values = values_of_frames(caught.value)
+    assert values
+    assert "SecretKeyOfTheAccount" not in str(values)
+
+
+def test_a_provider_may_need_a_key_of_another_place(install, df):
+    source = f"""{MODULE}
+def make(place):
+    if place == "eu":
+        kmsdata.new_data_key("vault://us/token")
+    return Vault(place)
+"""
+    install("kmsdata_vault", source, vault="make")
+    assert df.kms.encrypt("ssn", key=KEY).kms.decrypt(key=KEY).equals(df)
+    assert made() == ["us", "eu"]
+
+
+def test_providers_that_need_each_other_in_two_threads(install):
+    source = """
+import threading, kmsdata
+BOTH = threading.Barrier(2)
+def make(place):
+    if not BOTH.broken:
+        try: BOTH.wait(5)
+        except threading.BrokenBarrierError: pass
+    kmsdata.new_data_key("vault://us/token" if place == "eu" else "vault://eu/token")
+"""
+    install("kmsdata_broken", source, vault="make")
+    found = []
+
+    def work(place):
+        with pytest.raises(KeyServiceError, match="itself, before it is made") as caught:
+            session.provider_of(f"vault://{place}/k", pinned=True)
+        found.append(caught.value.code)
+
+    threads = [threading.Thread(target=work, args=[place], daemon=True) for place in ("eu", "us")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == ["BrokenProvider", "BrokenProvider"]
 
 
 def test_a_provider_is_made_once(vault):
