@@ -264,6 +264,28 @@ def make(place):
         "make",
         "cannot make a provider of 'eu': ExceptionGroup",
     ),
+    "exit": ("import sys\nsys.exit(3)", "Vault", "cannot be imported: SystemExit"),
+    "exit of the factory": (
+        "import sys\ndef make(place):\n    secret = 'SecretKeyOfTheAccount'\n    sys.exit(len(secret))",
+        "make",
+        "cannot make a provider of 'eu': SystemExit",
+    ),
+    "error without text": (
+        "class Odd(ImportError):\n    def __str__(self): raise RuntimeError('text')\nraise Odd",
+        "Vault",
+        "cannot be imported: Odd. Reinstall or update the package",
+    ),
+    "property": (
+        MODULE
+        + """
+class Odd(Vault):
+    @property
+    def scheme(self):
+        secret = 'SecretKeyOfTheAccount'
+        raise RuntimeError(len(secret))""",
+        "Odd",
+        "cannot make a provider of 'eu': RuntimeError",
+    ),
     "itself": (
         "import kmsdata\ndef make(place): kmsdata.new_data_key(f'vault://{place}/token')",
         "make",
@@ -296,6 +318,7 @@ def test_a_broken_provider(install, df, broken):
     with pytest.raises(KeyServiceError, match="the provider of kmsdata_broken ") as caught:
         df.kms.encrypt("ssn", key=KEY)
     assert message in str(caught.value)
+    assert "Reinstall or update the package, or pass" in str(caught.value)
     assert (caught.value.code, caught.value.provider) == ("BrokenProvider", "vault")
     values = values_of_frames(caught.value)  # the lines stay, the values do not
     assert "SecretKeyOfTheAccount" not in str(values)
@@ -315,6 +338,86 @@ def values_of_frames(error):
         values += [frame.f_locals for frame in frames if "kmsdata_broken" in frame.f_code.co_filename]
         left += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
     return values
+
+
+WRONG_ANSWERS = {
+    "unhashable": ("__hash__ = None", "find", "cannot be hashed"),
+    "identity": ("identity = []", "find", "cannot be hashed"),
+    "bytes": (
+        "def generate_data_key(self, key, context): return b'SecretBytesOfTheDataKey123456789'",
+        "generate_data_key",
+        "returned a bytes, not a kmsdata.DataKey",
+    ),
+    "other scheme": (
+        """def generate_data_key(self, key, context):
+        return kmsdata.DataKey(bytes(32), [kmsdata.Wrap("local://demo", "x")], context=context)""",
+        "generate_data_key",
+        "the data key is wrapped by local://demo",
+    ),
+    "other key": (
+        """def generate_data_key(self, key, context):
+        return kmsdata.DataKey(bytes(32), [kmsdata.Wrap(key + "s", "x")], context=context)""",
+        "generate_data_key",
+        "the data key is wrapped by vault://eu/payrolls",
+    ),
+    "one key more": (
+        """def generate_data_key(self, key, context):
+        wraps = [kmsdata.Wrap(key, "x"), kmsdata.Wrap("vault://eu/mine", "x")]
+        return kmsdata.DataKey(bytes(32), wraps, context=context)""",
+        "generate_data_key",
+        "the data key is wrapped by vault://eu/payroll, vault://eu/mine",
+    ),
+    "no context": (
+        """def generate_data_key(self, key, context):
+        return kmsdata.DataKey(bytes(32), [kmsdata.Wrap(key, "x")])""",
+        "generate_data_key",
+        "the data key lacks its context",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
+@pytest.mark.parametrize("how", ["installed", "passed"])
+def test_a_provider_that_answers_wrongly(install, df, wrong, how):
+    """Before anything is encrypted, since it could not be decrypted."""
+    source, operation, message = wrong
+    install("kmsdata_vault", f"{MODULE}\n\nclass Odd(Vault):\n    {source}\n", vault="Odd")
+    if how == "passed":
+        import kmsdata_vault
+
+        kmsdata.use(kmsdata_vault.Odd("eu"))
+    calls = [
+        lambda: df.kms.encrypt("ssn", key=KEY, context={"team": "a"}),
+        lambda: kmsdata.new_data_key(KEY, context={"team": "a"}),
+    ]
+    for call in calls:
+        with pytest.raises(KeyServiceError, match=f"^{KEY}: ") as caught:
+            call()
+        assert message in str(caught.value)
+        assert "Reinstall or update the package, or pass" in str(caught.value)
+        error = caught.value
+        assert (error.provider, error.operation, error.code) == ("vault", operation, "BrokenProvider")
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        ours = [frame.f_locals for frame in frames if "session.py" in frame.f_code.co_filename]
+        assert "SecretBytes" not in repr(ours)
+
+
+def test_an_unhashable_provider_does_not_decrypt(vault, df):
+    enc = df.kms.encrypt("ssn", key=KEY)
+    import kmsdata_vault
+
+    class Odd(kmsdata_vault.Vault):
+        __hash__ = None
+
+    kmsdata.use(Odd("eu"))
+    with pytest.raises(KeyServiceError, match="cannot be hashed"):
+        enc.kms.decrypt(key=KEY)
+
+
+def test_a_keyboard_interrupt_passes(install, df):
+    install("kmsdata_broken", "def make(place): raise KeyboardInterrupt", vault="make")
+    with pytest.raises(KeyboardInterrupt):
+        df.kms.encrypt("ssn", key=KEY)
 
 
 def test_an_error_of_kmsdata_passes(install, df):
