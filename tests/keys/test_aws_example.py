@@ -125,6 +125,30 @@ def test_errors_of_aws(aws_kms, new_key, code, cls, ours, retryable):
     assert caught.value.__context__ is None
 
 
+@pytest.mark.parametrize("endpoint", ["notaurl", "http://"])
+def test_an_endpoint_that_is_no_url(aws_kms, monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", endpoint)
+    with pytest.raises(kmsdata.KeyServiceError, match=r"InvalidEndpoint.*AWS_ENDPOINT_URL") as caught:
+        aws_kms(REGION).wrap(b"SecretBytesOfTheDataKey123456789", MISSING, {})
+    assert (caught.value.code, caught.value.retryable) == ("InvalidEndpoint", False)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("region", "key"),
+    [
+        ("eu-west-1/alias", "aws-kms://eu-west-1/alias/x"),  # so an entry point is called for this URI
+        (REGION, "aws-kms://eu-west-1/alias/x"),
+        ("", "aws-kms://payroll"),
+        ("", "aws-kms:///payroll"),
+    ],
+)
+def test_a_key_that_is_no_key_id_of_a_region(aws_kms, region, key):
+    with pytest.raises(kmsdata.KeyNotFoundError, match=r"<region>/<key id>.*alias.*not supported") as caught:
+        aws_kms(region).generate_data_key(key, {})
+    assert (caught.value.code, caught.value.key) == ("OtherRegion", key)
+
+
 def test_what_is_sent(aws_kms, new_key):
     """The key id also for Decrypt, and nothing in the encryption context except the context."""
     sent = []
