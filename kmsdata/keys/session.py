@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -103,6 +103,8 @@ def _forget_installed() -> None:
 
 _loading = Flights()
 _installed_lock = Lock(_forget_installed)
+# What is being made here, by scheme and place; emptied when it is made, since tasks keep a copy of the tuple.
+_making: ContextVar[tuple[set[tuple[str, str]], ...]] = ContextVar("kmsdata providers", default=())
 
 
 def use(key_or_provider: str | KeyProvider | KeyCache) -> None:
@@ -351,6 +353,9 @@ def _installed_provider(uri: str) -> KeyProvider | None:
         installed, loading = _installed, _loading
     if (provider := installed.get((scheme, place))) is not None:
         return provider
+    # Code that makes a provider waits for no other thread, which may wait for this one.
+    if any(_making.get()):
+        return _made_by_entry_point(uri, installed)
     # Without a lock: the import of the package runs other code, which may use locks.
     return loading.do((scheme, place), lambda: _made_by_entry_point(uri, installed))
 
@@ -372,43 +377,82 @@ def _made_by_entry_point(uri: str, installed: dict[tuple[str, str], KeyProvider]
         )
     (entry_point,) = found
     offered, doing = _offered_by(entry_point), "cannot be imported"
+    if any((scheme, place) in made for made in _making.get()):
+        _broken(uri, f"the provider of {offered} needs a key of {scheme}://{place} itself, before it is made")
+    making = {(scheme, place)}
+    before = _making.set((*_making.get(), making))
     try:
         factory = entry_point.load()
         doing = f"cannot make a provider of {place or scheme!r}"
         provider = factory(place)
-    except KmsDataError:
-        raise
-    except Exception as error:  # noqa: BLE001 - other software may raise anything
+        served = _serves(provider) if isinstance(provider, KeyProvider) else ("", None)
+    except KmsDataError as error:
         _clear_frames(error)
-        why = f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else type(error).__name__
-        _unusable(uri, "BrokenProvider", f"the provider of {offered} {doing}: {why}", error)
-    if not isinstance(provider, KeyProvider) or _serves(provider)[0] != scheme:
-        _unusable(
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - other software may raise anything
+        _clear_frames(error)
+        _broken(uri, f"the provider of {offered} {doing}: {_reason(error)}", cause=error)
+    finally:
+        making.clear()
+        _making.reset(before)
+    if served[0] != scheme:
+        _broken(
             uri,
-            "BrokenProvider",
             f"the provider of {offered} returned a {type(provider).__name__}, which is no provider of "
             f"{scheme}:// keys: it needs scheme = {scheme!r}, generate_data_key, unwrap and wrap",
         )
-    if _serves(provider)[1] not in (None, place):
-        _unusable(uri, "BrokenProvider", f"the provider of {offered} serves another region than {place!r}")
-    installed[scheme, place] = provider
-    return provider
+    if served[1] not in (None, place):
+        _broken(uri, f"the provider of {offered} serves another region than {place!r}")
+    return installed.setdefault((scheme, place), provider)
 
 
-def _clear_frames(error: BaseException | None) -> None:
-    """Remove the local variables from an error's frames: they may be credentials. The lines stay."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+def _reason(error: BaseException) -> str:
+    """Return the class of an error, and the text of an ImportError: other texts may contain values."""
+    name = type(error).__name__
+    if not isinstance(error, ImportError):
+        return name
+    try:
+        return f"{name}: {error}"
+    except Exception:  # noqa: BLE001 - other software may raise anything
+        return name
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Remove the local variables from the frames of an error, and of all that led to it. The lines stay.
+
+    They may be credentials.
+    """
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()  # an error may be its own cause
+    while left:
+        if (one := left.pop()) is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        left += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
 
 
 def _offered_by(entry_point: EntryPoint) -> str:
     return f"{entry_point.dist.name if entry_point.dist else 'a package'} ({entry_point.value})"
 
 
-def _unusable(uri: str, code: str, why: str, cause: BaseException | None = None) -> NoReturn:
+def _broken(uri: str, why: str, operation: str = "find", cause: BaseException | None = None) -> NoReturn:
+    _unusable(
+        uri,
+        "BrokenProvider",
+        f"{why}. Reinstall or update the package, or pass another provider to kmsdata.use()",
+        operation,
+        cause,
+    )
+
+
+def _unusable(
+    uri: str, code: str, why: str, operation: str = "find", cause: BaseException | None = None
+) -> NoReturn:
     scheme = parse_key(uri).scheme
-    raise KeyServiceError(f"{uri}: {why}", provider=scheme, operation="find", code=code) from cause
+    raise KeyServiceError(f"{uri}: {why}", provider=scheme, operation=operation, code=code) from cause
 
 
 def resolved(uri: str) -> str:
@@ -417,9 +461,21 @@ def resolved(uri: str) -> str:
     return uri if resolve is None else resolve(uri)
 
 
-def _held_by(provider: KeyProvider) -> tuple[Any, ...]:
+def _held_by(provider: KeyProvider, uri: str) -> tuple[Any, ...]:
     """Return the cache key of a provider: the provider and its current credential."""
-    return provider, getattr(provider, "identity", None)
+    held = provider, getattr(provider, "identity", None)
+    try:
+        hash(held)
+    except TypeError:
+        pass
+    else:
+        return held
+    _broken(uri, f"the provider {_named(provider)}, or its identity, cannot be hashed")
+
+
+def _named(provider: KeyProvider) -> str:
+    # Not its repr, which may show a credential.
+    return f"{type(provider).__module__}.{type(provider).__qualname__}"
 
 
 def new_data_key(
@@ -454,13 +510,13 @@ def new_data_key(
     # Raise for what readers would reject, before a KMS call is made.
     DataKeyRecord(bytes(32), tuple(given.items()), tuple(Wrap(uri, "") for uri in uris))
     uris = list(dict.fromkeys(resolved(uri) for uri in uris))
-    if cells is None:  # a caller who keeps the data key gets a new one, not one that others also use
-        return _generated(uris, given)
     by = (
-        tuple(_held_by(provider_of(uri, pinned=True)) for uri in uris),
+        tuple(_held_by(provider_of(uri, pinned=True), uri) for uri in uris),
         tuple(uris),
         tuple(sorted(given.items())),
     )
+    if cells is None:  # a caller who keeps the data key gets a new one, not one that others also use
+        return _generated(uris, given)
     return _cache_in_force().generated(by, cells, lambda: _generated(uris, given))
 
 
@@ -470,11 +526,26 @@ def _generated(uris: list[str], context: dict[str, str]) -> DataKey:
         if ensure is not None:
             ensure(uri)
     count("generate_data_key")
-    data_key = provider_of(uris[0], pinned=True).generate_data_key(uris[0], context)
+    data_key = _generated_by(provider_of(uris[0], pinned=True), uris[0], context)
     wraps = list(data_key.wraps)
     for uri in uris[1:]:
         wraps.append(wrap_under(data_key, uri))
     return data_key.under(wraps)
+
+
+def _generated_by(provider: KeyProvider, uri: str, context: dict[str, str]) -> DataKey:
+    """Return a data key that readers can unwrap; otherwise, data would be encrypted and lost."""
+    data_key = provider.generate_data_key(uri, dict(context))
+    if not isinstance(data_key, DataKey):
+        why, data_key = f"returned a {type(data_key).__name__}, not a kmsdata.DataKey", None
+    elif [wrap.key for wrap in data_key.wraps] != [uri]:
+        keys = ", ".join(wrap.key for wrap in data_key.wraps)
+        why = f"did not do what it was called for: the data key is wrapped by {keys}"
+    elif dict(data_key.context) != context:
+        why = "did not do what it was called for: the data key lacks its context"
+    else:
+        return data_key
+    _broken(uri, f"generate_data_key of {_named(provider)} {why}", "generate_data_key")
 
 
 def wrap_under(data_key: DataKey, uri: str) -> Wrap:
@@ -487,12 +558,17 @@ def wrap_under(data_key: DataKey, uri: str) -> Wrap:
     return data_key.wrap_by(provider_of(uri, pinned=True), uri)
 
 
-def from_cache(provider: KeyProvider, by: Hashable, load: Callable[[], DataKey | None]) -> DataKey | None:
-    """Return the data key from the session's cache, or what ``load`` unwraps."""
+def from_cache(
+    provider: KeyProvider,
+    wrap: Wrap,
+    context: tuple[tuple[str, str], ...],
+    load: Callable[[], DataKey | None],
+) -> DataKey | None:
+    """Return the data key of a wrapped key from the session's cache, or what ``load`` unwraps."""
     # Not cached: reading a local file is cheap, and another process may disable one of its keys.
     if isinstance(provider, LocalKeystore):
         return load()
-    return _cache_in_force().unwrapped((_held_by(provider), by), load)
+    return _cache_in_force().unwrapped((_held_by(provider, wrap.key), (wrap, context)), load)
 
 
 class Access(NamedTuple):
@@ -528,7 +604,7 @@ def known_access(wrap: Wrap, context: tuple[tuple[str, str], ...]) -> Access:
             "KMS decides when it is called; no credentials were looked for so far",
             region=provider.region,
         )
-    if _cache_in_force()._has((_held_by(provider), (wrap, context))):
+    if _cache_in_force()._has((_held_by(provider, wrap.key), (wrap, context))):
         return Access("can be opened", "its data key is in the cache, so no KMS call is needed")
     account = account.removesuffix(" (passed in)")
     return Access("not known", f"KMS decides when it is called, for {account} in {provider.region}")

@@ -287,7 +287,7 @@ def unwrap_by(record: DataKeyRecord, wrap: Wrap, *, pinned: bool) -> DataKey | N
     `provider_of`). No frame in an error's traceback contains the data key.
     """
     provider = provider_of(wrap.key, pinned=pinned)
-    data_key = from_cache(provider, (wrap, record.context), lambda: _asked(provider, wrap, record.context))
+    data_key = from_cache(provider, wrap, record.context, lambda: _asked(provider, wrap, record.context))
     if data_key is None or not data_key.commits_to(record.commitment):
         return None
     return data_key.under(record.wraps)

@@ -24,12 +24,20 @@ SECRET = "SecretAccessKeyOfTheAccount0123456789"
 
 @pytest.fixture(scope="module")
 def server():
+    from moto.kms import utils
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        # moto 5 joins names and texts, so that {"tea": "ma"} is {"team": "a"}. AWS does not.
+        patch.setattr(
+            utils,
+            "_serialize_encryption_context",
+            lambda encryption_context: repr(sorted(encryption_context.items())).encode(),
+        )
+        yield f"http://{host}:{port}"
     server.stop()
 
 
@@ -115,6 +123,30 @@ def test_errors_of_aws(aws_kms, new_key, code, cls, ours, retryable):
     assert (caught.value.code, caught.value.retryable, caught.value.key) == (ours, retryable, key)
     assert "arn:aws" not in str(caught.value)
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("endpoint", ["notaurl", "http://"])
+def test_an_endpoint_that_is_no_url(aws_kms, monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", endpoint)
+    with pytest.raises(kmsdata.KeyServiceError, match=r"InvalidEndpoint.*AWS_ENDPOINT_URL") as caught:
+        aws_kms(REGION).wrap(b"SecretBytesOfTheDataKey123456789", MISSING, {})
+    assert (caught.value.code, caught.value.retryable) == ("InvalidEndpoint", False)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("region", "key"),
+    [
+        ("eu-west-1/alias", "aws-kms://eu-west-1/alias/x"),  # so an entry point is called for this URI
+        (REGION, "aws-kms://eu-west-1/alias/x"),
+        ("", "aws-kms://payroll"),
+        ("", "aws-kms:///payroll"),
+    ],
+)
+def test_a_key_that_is_no_key_id_of_a_region(aws_kms, region, key):
+    with pytest.raises(kmsdata.KeyNotFoundError, match=r"<region>/<key id>.*alias.*not supported") as caught:
+        aws_kms(region).generate_data_key(key, {})
+    assert (caught.value.code, caught.value.key) == ("OtherRegion", key)
 
 
 def test_what_is_sent(aws_kms, new_key):

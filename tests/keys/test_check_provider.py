@@ -3,9 +3,11 @@
 
 import base64
 import contextlib
+import hmac
 import os
 import pickle
 import threading
+import unicodedata
 
 import pytest
 from cryptography.exceptions import InvalidTag
@@ -170,6 +172,150 @@ class WrapsNothing(Safe):
 
     def unwrap(self, wrapped, key, context):
         return base64.b64decode(wrapped)
+
+
+class ContainsTheDataKey(Safe):
+    """The wrapped key is a byte, the data key in clear, and a MAC. Subclasses encode it otherwise."""
+
+    def encode(self, box):
+        return base64.b64encode(box).decode()
+
+    def decode(self, wrapped):
+        return base64.b64decode(wrapped, validate=True)
+
+    def sum(self, secret, key, context):
+        return hmac.digest(b"k", secret + self.sealed(key, context), "sha256")
+
+    def wrap(self, data_key, key, context):
+        super().wrap(data_key, key, context)
+        return self.encode(b"\1" + data_key + self.sum(data_key, key, context))
+
+    def unwrap(self, wrapped, key, context):
+        if error := self.refusal(key):
+            raise error
+        try:
+            box = self.decode(wrapped)
+        except ValueError:
+            box = b""
+        if self.sum(box[1:33], key, context) != box[33:]:
+            raise KeyAccessError("changed", **facts(key, "InvalidCiphertext"))
+        return box[1:33]
+
+
+class ContainsItInHex(ContainsTheDataKey):
+    def encode(self, box):
+        return box.hex().upper()
+
+    def decode(self, wrapped):
+        return bytes.fromhex(wrapped)
+
+
+class ContainsItInText(ContainsTheDataKey):
+    """Base64 within a text, with the alphabet for URLs."""
+
+    def encode(self, box):
+        return "safe:v1:" + base64.urlsafe_b64encode(box).decode()
+
+    def decode(self, wrapped):
+        return base64.urlsafe_b64decode(wrapped.removeprefix("safe:v1:"))
+
+
+class ContainsItTwiceEncoded(ContainsTheDataKey):
+    def encode(self, box):
+        return base64.b64encode(super().encode(box).encode()).decode().rstrip("=")
+
+    def decode(self, wrapped):
+        return super().decode(super().decode(wrapped + "=" * (-len(wrapped) % 4)))
+
+
+class OnlyGeneratesIt(ContainsTheDataKey):
+    """What wrap returns is encrypted, but not what generate_data_key returns."""
+
+    def generate_data_key(self, key, context):
+        if error := self.refusal(key):
+            raise error
+        secret = os.urandom(32)
+        wrapped = ContainsTheDataKey.wrap(self, secret, key, context)
+        return kmsdata.DataKey(secret, [kmsdata.Wrap(key, wrapped)], context=context)
+
+    def wrap(self, data_key, key, context):
+        return Safe.wrap(self, data_key, key, context)
+
+    def unwrap(self, wrapped, key, context):
+        try:
+            return ContainsTheDataKey.unwrap(self, wrapped, key, context)
+        except KeyAccessError:
+            return Safe.unwrap(self, wrapped, key, context)
+
+
+class BindsOnly(Safe):
+    """Subclasses bind a changed context."""
+
+    def bound(self, context):
+        raise NotImplementedError
+
+    def sealed(self, key, context):
+        return f"{key} {self.bound(context)}".encode()
+
+
+class JoinsTheContext(BindsOnly):
+    def bound(self, context):
+        return "".join(name + text for name, text in sorted(context.items()))
+
+
+class JoinsLines(BindsOnly):
+    def bound(self, context):
+        return "\n".join(f"{name}={text}" for name, text in sorted(context.items()))
+
+
+class JoinsAQuery(BindsOnly):
+    def bound(self, context):
+        return "&".join(f"{name}={text}" for name, text in sorted(context.items()))
+
+
+class DropsEmptyTexts(BindsOnly):
+    def bound(self, context):
+        return sorted((name, text) for name, text in context.items() if text)
+
+
+class DropsOtherThanAscii(BindsOnly):
+    def bound(self, context):
+        return repr(sorted(context.items())).encode("ascii", "ignore")
+
+
+class ReplacesOtherThanAscii(BindsOnly):
+    def bound(self, context):
+        return repr(sorted(context.items())).encode("ascii", "replace")
+
+
+class Normalises(BindsOnly):
+    def bound(self, context):
+        return unicodedata.normalize("NFC", repr(sorted(context.items())))
+
+
+class FoldsCase(BindsOnly):
+    def bound(self, context):
+        return sorted((name, text.lower()) for name, text in context.items())
+
+
+class StripsSpaces(BindsOnly):
+    def bound(self, context):
+        return sorted((name, text.strip()) for name, text in context.items())
+
+
+class StripsNames(BindsOnly):
+    def bound(self, context):
+        return sorted((name.strip(), text) for name, text in context.items())
+
+
+class BindsNamesAndTextsApart(BindsOnly):
+    def bound(self, context):
+        return sorted(context), sorted(context.values())
+
+
+class MindsTheOrder(BindsOnly):
+    def bound(self, context):
+        return list(context.items())
 
 
 class WrapsAnother(Safe):
@@ -372,6 +518,29 @@ BROKEN = [
     (ForgetsContext, "generate and unwrap", "does not have the context"),
     (NotBytes, "generate and unwrap", "did not return 32 bytes"),
     (WrapsNothing, "wrap and unwrap", "contains the data key"),
+    *(
+        (cls, part, "the wrapped key contains the data key")
+        for cls in (ContainsTheDataKey, ContainsItInHex, ContainsItInText, ContainsItTwiceEncoded)
+        for part in ("generate and unwrap", "wrap and unwrap")
+    ),
+    (OnlyGeneratesIt, "generate and unwrap", "the wrapped key contains the data key"),
+    *(
+        (cls, "another context", "must raise KeyAccessError")
+        for cls in (
+            JoinsTheContext,
+            JoinsLines,
+            JoinsAQuery,
+            DropsEmptyTexts,
+            DropsOtherThanAscii,
+            ReplacesOtherThanAscii,
+            Normalises,
+            FoldsCase,
+            StripsSpaces,
+            StripsNames,
+            BindsNamesAndTextsApart,
+        )
+    ),
+    (MindsTheOrder, "generate and unwrap", "the wrapped key or its context was changed"),
     (WrapsAnother, "wrap and unwrap", "another data key"),
     (IgnoresContext, "another context", "must raise KeyAccessError"),
     (RawErrors, "changed wrapped keys", "raised ValueError: bad wrapped key; it must raise KeyAccessError"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 import pandas as pd
@@ -232,6 +233,81 @@ def make(place):
     ),
     "scheme": (MODULE + "\nVault.scheme = 'safe'", "Vault", "which is no provider of vault:// keys"),
     "region": (MODULE + "\ndef make(place): return Vault('us')", "make", "another region than 'eu'"),
+    "cycle": (
+        """def make(place):
+    secret = 'SecretKeyOfTheAccount'
+    error = RuntimeError(len(secret))
+    raise error from error""",
+        "make",
+        "cannot make a provider of 'eu': RuntimeError",
+    ),
+    "cycle at import": (
+        "error = ImportError('x')\nraise error from error",
+        "Vault",
+        "cannot be imported: ImportError: x",
+    ),
+    "cause and context": (
+        """def connect(secret): raise KeyError(len(secret))
+def make(place):
+    try: connect('SecretKeyOfTheAccount')
+    except KeyError: raise RuntimeError from ValueError()""",
+        "make",
+        "cannot make a provider of 'eu': RuntimeError",
+    ),
+    "group": (
+        """def connect(secret): raise KeyError(len(secret))
+def make(place):
+    errors = []
+    try: connect('SecretKeyOfTheAccount')
+    except KeyError as error: errors.append(error)
+    raise ExceptionGroup('failed', errors)""",
+        "make",
+        "cannot make a provider of 'eu': ExceptionGroup",
+    ),
+    "exit": ("import sys\nsys.exit(3)", "Vault", "cannot be imported: SystemExit"),
+    "exit of the factory": (
+        "import sys\ndef make(place):\n    secret = 'SecretKeyOfTheAccount'\n    sys.exit(len(secret))",
+        "make",
+        "cannot make a provider of 'eu': SystemExit",
+    ),
+    "error without text": (
+        "class Odd(ImportError):\n    def __str__(self): raise RuntimeError('text')\nraise Odd",
+        "Vault",
+        "cannot be imported: Odd. Reinstall or update the package",
+    ),
+    "property": (
+        MODULE
+        + """
+class Odd(Vault):
+    @property
+    def scheme(self):
+        secret = 'SecretKeyOfTheAccount'
+        raise RuntimeError(len(secret))""",
+        "Odd",
+        "cannot make a provider of 'eu': RuntimeError",
+    ),
+    "itself": (
+        "import kmsdata\ndef make(place): kmsdata.new_data_key(f'vault://{place}/token')",
+        "make",
+        "needs a key of vault://eu itself, before it is made",
+    ),
+    "itself at import": (
+        "import kmsdata\nkmsdata.new_data_key('vault://eu/token')",
+        "Vault",
+        "needs a key of vault://eu itself, before it is made",
+    ),
+    "itself by another place": (
+        """import kmsdata
+def make(place): kmsdata.new_data_key('vault://us/token' if place == 'eu' else 'vault://eu/token')""",
+        "make",
+        "needs a key of vault://eu itself, before it is made",
+    ),
+    "itself in another thread": (
+        """import asyncio, kmsdata
+def make(place): asyncio.run(asyncio.to_thread(kmsdata.new_data_key, 'vault://eu/token'))""",
+        "make",
+        "needs a key of vault://eu itself, before it is made",
+    ),
 }
 
 
@@ -242,18 +318,106 @@ def test_a_broken_provider(install, df, broken):
     with pytest.raises(KeyServiceError, match="the provider of kmsdata_broken ") as caught:
         df.kms.encrypt("ssn", key=KEY)
     assert message in str(caught.value)
+    assert "Reinstall or update the package, or pass" in str(caught.value)
     assert (caught.value.code, caught.value.provider) == ("BrokenProvider", "vault")
-    error = caught.value
-    while error := error.__cause__ or error.__context__:
-        frames, at = [], error.__traceback__
-        while at:
-            frames.append(at.tb_frame)
-            at = at.tb_next
-        values = [
-            frame.f_locals for frame in frames if "kmsdata_broken" in frame.f_code.co_filename
-        ]  # the lines stay, the values do not
-        assert "SecretKeyOfTheAccount" not in str(values)
-        assert values or "import" in message
+    values = values_of_frames(caught.value)  # the lines stay, the values do not
+    assert "SecretKeyOfTheAccount" not in str(values)
+    if what == "make" and caught.value.__cause__ is not None:
+        assert values
+
+
+def values_of_frames(error):
+    """The local variables of the broken package in the frames of an error, and of all that led to it."""
+    values, left, seen = [], [error], []
+    while left:
+        error = left.pop()
+        if error is None or error in seen:
+            continue
+        seen.append(error)
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        values += [frame.f_locals for frame in frames if "kmsdata_broken" in frame.f_code.co_filename]
+        left += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
+    return values
+
+
+WRONG_ANSWERS = {
+    "unhashable": ("__hash__ = None", "find", "cannot be hashed"),
+    "identity": ("identity = []", "find", "cannot be hashed"),
+    "bytes": (
+        "def generate_data_key(self, key, context): return b'SecretBytesOfTheDataKey123456789'",
+        "generate_data_key",
+        "returned a bytes, not a kmsdata.DataKey",
+    ),
+    "other scheme": (
+        """def generate_data_key(self, key, context):
+        return kmsdata.DataKey(bytes(32), [kmsdata.Wrap("local://demo", "x")], context=context)""",
+        "generate_data_key",
+        "the data key is wrapped by local://demo",
+    ),
+    "other key": (
+        """def generate_data_key(self, key, context):
+        return kmsdata.DataKey(bytes(32), [kmsdata.Wrap(key + "s", "x")], context=context)""",
+        "generate_data_key",
+        "the data key is wrapped by vault://eu/payrolls",
+    ),
+    "one key more": (
+        """def generate_data_key(self, key, context):
+        wraps = [kmsdata.Wrap(key, "x"), kmsdata.Wrap("vault://eu/mine", "x")]
+        return kmsdata.DataKey(bytes(32), wraps, context=context)""",
+        "generate_data_key",
+        "the data key is wrapped by vault://eu/payroll, vault://eu/mine",
+    ),
+    "no context": (
+        """def generate_data_key(self, key, context):
+        return kmsdata.DataKey(bytes(32), [kmsdata.Wrap(key, "x")])""",
+        "generate_data_key",
+        "the data key lacks its context",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
+@pytest.mark.parametrize("how", ["installed", "passed"])
+def test_a_provider_that_answers_wrongly(install, df, wrong, how):
+    """Before anything is encrypted, since it could not be decrypted."""
+    source, operation, message = wrong
+    install("kmsdata_vault", f"{MODULE}\n\nclass Odd(Vault):\n    {source}\n", vault="Odd")
+    if how == "passed":
+        import kmsdata_vault
+
+        kmsdata.use(kmsdata_vault.Odd("eu"))
+    calls = [
+        lambda: df.kms.encrypt("ssn", key=KEY, context={"team": "a"}),
+        lambda: kmsdata.new_data_key(KEY, context={"team": "a"}),
+    ]
+    for call in calls:
+        with pytest.raises(KeyServiceError, match=f"^{KEY}: ") as caught:
+            call()
+        assert message in str(caught.value)
+        assert "Reinstall or update the package, or pass" in str(caught.value)
+        error = caught.value
+        assert (error.provider, error.operation, error.code) == ("vault", operation, "BrokenProvider")
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        ours = [frame.f_locals for frame in frames if "session.py" in frame.f_code.co_filename]
+        assert "SecretBytes" not in repr(ours)
+
+
+def test_an_unhashable_provider_does_not_decrypt(vault, df):
+    enc = df.kms.encrypt("ssn", key=KEY)
+    import kmsdata_vault
+
+    class Odd(kmsdata_vault.Vault):
+        __hash__ = None
+
+    kmsdata.use(Odd("eu"))
+    with pytest.raises(KeyServiceError, match="cannot be hashed"):
+        enc.kms.decrypt(key=KEY)
+
+
+def test_a_keyboard_interrupt_passes(install, df):
+    install("kmsdata_broken", "def make(place): raise KeyboardInterrupt", vault="make")
+    with pytest.raises(KeyboardInterrupt):
+        df.kms.encrypt("ssn", key=KEY)
 
 
 def test_an_error_of_kmsdata_passes(install, df):
@@ -263,6 +427,58 @@ def test_an_error_of_kmsdata_passes(install, df):
     install("kmsdata_broken", source, vault="make")
     with pytest.raises(kmsdata.CredentialsError, match=r"^sign in first$"):
         df.kms.encrypt("ssn", key=KEY)
+
+
+def test_an_error_of_kmsdata_keeps_no_values(install, df):
+    source = """import kmsdata
+def make(place):
+    secret = 'SecretKeyOfTheAccount'
+    raise kmsdata.CredentialsError('sign in first', provider='vault')
+"""
+    install("kmsdata_broken", source, vault="make")
+    with pytest.raises(kmsdata.CredentialsError) as caught:
+        df.kms.encrypt("ssn", key=KEY)
+    values = values_of_frames(caught.value)
+    assert values
+    assert "SecretKeyOfTheAccount" not in str(values)
+
+
+def test_a_provider_may_need_a_key_of_another_place(install, df):
+    source = f"""{MODULE}
+def make(place):
+    if place == "eu":
+        kmsdata.new_data_key("vault://us/token")
+    return Vault(place)
+"""
+    install("kmsdata_vault", source, vault="make")
+    assert df.kms.encrypt("ssn", key=KEY).kms.decrypt(key=KEY).equals(df)
+    assert made() == ["us", "eu"]
+
+
+def test_providers_that_need_each_other_in_two_threads(install):
+    source = """
+import threading, kmsdata
+BOTH = threading.Barrier(2)
+def make(place):
+    if not BOTH.broken:
+        try: BOTH.wait(5)
+        except threading.BrokenBarrierError: pass
+    kmsdata.new_data_key("vault://us/token" if place == "eu" else "vault://eu/token")
+"""
+    install("kmsdata_broken", source, vault="make")
+    found = []
+
+    def work(place):
+        with pytest.raises(KeyServiceError, match="itself, before it is made") as caught:
+            session.provider_of(f"vault://{place}/k", pinned=True)
+        found.append(caught.value.code)
+
+    threads = [threading.Thread(target=work, args=[place], daemon=True) for place in ("eu", "us")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == ["BrokenProvider", "BrokenProvider"]
 
 
 def test_a_provider_is_made_once(vault):
