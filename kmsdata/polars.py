@@ -10,9 +10,10 @@ and `join` of this module put frames together that were rewrapped, or read from 
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -322,23 +323,48 @@ def _wanted(headers: Mapping[str, Header], schema: pl.Schema, columns: Columns |
 # --- what LazyFrames run on each part -----------------------------------------------------------------
 
 
+_ResultT = TypeVar("_ResultT")
+
+
+class _Session:
+    """The session of the call that makes a plan: the blocks of `kmsdata.using` that it is in.
+
+    Polars calls Python on threads of its own, which are in no block. A pickle does not contain the session:
+    it holds credentials. Plans that were serialised run in the session of the process that loads them.
+    """
+
+    def __init__(self, context: contextvars.Context | None) -> None:
+        self._context = context
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Session, (None,)
+
+    def run(self, work: Callable[..., _ResultT], *arguments: Any) -> _ResultT:
+        if self._context is None:
+            return work(*arguments)
+        # A copy: two threads cannot be in one context at the same time.
+        return self._context.copy().run(work, *arguments)
+
+
 class _EncryptPart:
     def __init__(self, plan: EncryptionPlan) -> None:
-        self._plan = plan
+        self._plan, self._session = plan, _Session(contextvars.copy_context())
 
     def __call__(self, part: pl.DataFrame) -> pl.DataFrame:
         names = list(self._plan.domains)
-        table = encrypt_part(_to_arrow(part.select(map(_column, names))), self._plan)
+        table = self._session.run(encrypt_part, _to_arrow(part.select(map(_column, names))), self._plan)
         return _replaced(part, {name: table.column(name) for name in names})
 
 
 class _DecryptPart:
     def __init__(self, plan: DecryptionPlan) -> None:
-        self._plan = plan
+        self._plan, self._session = plan, _Session(contextvars.copy_context())
 
     def __call__(self, part: pl.Series, **_: Any) -> pl.Series:
         # Not assigned: errors must not find plaintext in this frame.
-        return _from_arrow(decrypt_part(part.to_frame().to_arrow(), self._plan).column(0), part.name)
+        return _from_arrow(
+            self._session.run(decrypt_part, part.to_frame().to_arrow(), self._plan).column(0), part.name
+        )
 
 
 class _CheckPart:
@@ -649,7 +675,8 @@ class LazyNamespace:
     """Encrypt, decrypt, search and save the columns of a Polars LazyFrame: ``lf.kms``.
 
     Nothing is computed before ``collect`` or a sink. Plans, also serialised ones, contain headers and wrapped
-    keys, but no data key, credentials or values to find.
+    keys, but no data key, credentials or values to find. A plan uses the session of the call that made it,
+    `kmsdata.using` included; once serialised, that of the process that loads it.
     """
 
     def __init__(self, frame: pl.LazyFrame) -> None:

@@ -268,6 +268,18 @@ def test_functions_run_in_several_threads(kd, con, tmp_path, monkeypatch):
     assert len(seen) > 1
 
 
+def test_functions_use_the_session_in_which_they_were_registered(kd, con, tmp_path):
+    mine = kmsdata.LocalKeystore(tmp_path / "mine.json")
+    mine.create_key("mine", quiet=True)
+    con.execute("SET threads = 4")
+    with kmsdata.using(mine):
+        enc = pd.DataFrame({"ssn": ["1", "2"]}).kms.encrypt("ssn", key="local://mine")
+        enc.kms.to_parquet(tmp_path / "p.parquet")
+        kd.register(con, like=enc)
+    query = f"SELECT kms_decrypt_ssn(ssn), kms_decrypt_ssn(kms_encrypt_ssn('x')) FROM '{tmp_path}/p.parquet'"
+    assert rows(con, query) == [("1", "x"), ("2", "x")]
+
+
 # --- types -----------------------------------------------------------------------------------------------
 
 

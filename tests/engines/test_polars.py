@@ -580,6 +580,47 @@ def test_a_plan_holds_no_secret(pl, people, tmp_path, monkeypatch):
                 assert hidden not in text
 
 
+@pytest.mark.parametrize("engine", ["in-memory", "streaming"])
+def test_the_session_of_a_plan_is_that_of_the_call_that_made_it(pl, people, tmp_path, engine):
+    # Polars runs Python on threads of its own, which are in no block of `using`.
+    mine, other = (
+        kmsdata.LocalKeystore(tmp_path / "mine.json"),
+        kmsdata.LocalKeystore(tmp_path / "other.json"),
+    )
+    mine.create_key("mine", quiet=True)
+    other.create_key("other", quiet=True)
+    with kmsdata.using(mine):
+        enc = pl.scan_parquet(people).kms.encrypt("ssn", key="local://mine")
+        same(enc.kms.decrypt().collect(engine=engine), pl.read_parquet(people))
+        enc.kms.sink_parquet(tmp_path / "e.parquet")
+        lf = pl.scan_parquet(tmp_path / "e.parquet").kms.decrypt()
+        same(lf.collect(engine=engine), pl.read_parquet(people))
+    same(lf.collect(engine=engine), pl.read_parquet(people))  # the block has ended, the plan has not
+    with kmsdata.using(other):
+        same(lf.collect(engine=engine), pl.read_parquet(people))
+    outside = pl.scan_parquet(tmp_path / "e.parquet").kms.decrypt()
+    with kmsdata.using(mine), pytest.raises(kmsdata.KeyNotFoundError):
+        outside.collect(engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["in-memory", "streaming"])
+def test_a_serialised_plan_has_the_session_of_its_process(pl, people, tmp_path, engine):
+    mine = kmsdata.LocalKeystore(tmp_path / "mine.json")
+    mine.create_key("mine", quiet=True)
+    with kmsdata.using(mine):
+        enc = pl.scan_parquet(people).kms.encrypt("ssn", key="local://mine")
+        plans = [plan.serialize() for plan in (enc, enc.kms.decrypt())]
+        enc.kms.sink_parquet(tmp_path / "e.parquet")
+        plans.append(pl.scan_parquet(tmp_path / "e.parquet").kms.decrypt().serialize())
+    for plan in plans:
+        assert b"mine.json" not in plan
+        with pytest.raises(kmsdata.KeyNotFoundError):
+            pl.LazyFrame.deserialize(io.BytesIO(plan)).collect(engine=engine)
+    kmsdata.use(mine)
+    for plan in plans:
+        assert pl.LazyFrame.deserialize(io.BytesIO(plan)).collect(engine=engine).height == 60_000
+
+
 def data_key_of(lf, key):
     from kmsdata.keys.unwrap import open_keys
     from kmsdata.polars import _headers
