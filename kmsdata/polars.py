@@ -655,8 +655,8 @@ class FrameNamespace:
 
         Raises:
             ValueError: nothing is encrypted.
-            FormatError: a column of ``encrypted`` is not, or a column has another name than it was encrypted
-                under.
+            FormatError: a column of ``encrypted`` is not, a column has another name than it was encrypted
+                under, or one of an encrypted type contains other values than cells.
             UnsupportedTypeError: a plain column is of a type that Arrow does not have.
             OSError: the file cannot be written; an existing file at the path is unchanged.
 
@@ -1117,7 +1117,13 @@ def _part_to_write(part: pl.DataFrame, headers: Mapping[str, Header]) -> pa.Tabl
     table = part.to_arrow()
     for name, header in headers.items():
         position = table.schema.get_field_index(name)
-        cells = EncryptedArray(table.column(position), EncryptedDtype(header))
-        array = cells.__arrow_array__()
+        storage = plain_binary(table.column(position))
+        if cells_in(storage) is None:
+            raise FormatError(
+                f"column {name!r} has the type of an encrypted column, but contains other values than cells: "
+                "plain ones were mixed in, or given this type. Encrypt them first",
+                column=name,
+            )
+        array = EncryptedArray(storage, EncryptedDtype(header)).__arrow_array__()
         table = table.set_column(position, table.schema.field(position).with_type(array.type), array)
     return table

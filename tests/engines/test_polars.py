@@ -684,6 +684,25 @@ def test_files_that_are_refused(pl, df, enc, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir() if "kmsdata-copy" in entry.name] == []
 
 
+def test_plain_values_of_an_encrypted_type_are_not_written(pl, enc, tmp_path):
+    kind, path = enc.schema["name"], tmp_path / "e.parquet"
+    plain, cells = pl.lit(b"a value that was never encrypted"), pl.col("name").ext.storage()
+    mixed = pl.when(pl.col("city") == "Ulm").then(cells).otherwise(plain).ext.to(kind).alias("name")
+    lost = enc.lazy().with_columns(name=plain).kms.attach(enc, "name")
+    other = enc.lazy().with_columns(z=plain).kms.attach(enc, {"z": "name"})
+    for lf in (
+        enc.lazy().with_columns(mixed),
+        lost,
+        other.drop("name").rename({"z": "name"}),
+    ):
+        for write in (lf.kms.sink_parquet, lf.collect().kms.to_parquet):
+            with pytest.raises(kmsdata.FormatError, match=r"'name' .* contains other values than cells"):
+                write(path, encrypted="name")
+            assert [file.name for file in tmp_path.iterdir()] == ["keystore"]
+    with pytest.raises(kmsdata.FormatError, match="'z' was encrypted as 'name'"):
+        other.kms.sink_parquet(path)
+
+
 def test_rewrapped_columns_agree_in_a_file(pl, df, enc, tmp_path):
     new = second_key()
     mixed = enc.with_columns(enc.kms.rewrap(new)["age"])
