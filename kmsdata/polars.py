@@ -53,6 +53,7 @@ from kmsdata.frames.arguments import (
     require,
     required_names,
 )
+from kmsdata.frames.arrow.sources import refuse_unknown_to_arrow
 from kmsdata.frames.arrow.table import decrypt_table, encrypt_table
 from kmsdata.frames.arrow_storage import cells_in, key_ids, plain_binary
 from kmsdata.frames.dtype import EXTENSION_NAME, EncryptedArray, EncryptedDtype, EncryptedType
@@ -191,9 +192,15 @@ def _check_dtype(dtype: Any, column: str, *, lazy: bool) -> None:
             )
 
 
+def _exported(frame: pl.DataFrame) -> pa.Table:
+    """Return an Arrow table."""
+    refuse_unknown_to_arrow(frame.schema)
+    return frame.to_arrow()
+
+
 def _to_arrow(frame: pl.DataFrame) -> pa.Table:
     """Return an Arrow table without the metadata in which Polars writes the categories of an Enum."""
-    table = frame.to_arrow()
+    table = _exported(frame)
     return pa.Table.from_arrays(
         table.columns, schema=pa.schema([field.remove_metadata() for field in table.schema])
     )
@@ -202,7 +209,7 @@ def _to_arrow(frame: pl.DataFrame) -> pa.Table:
 def _whole_to_arrow(frame: pl.DataFrame) -> pa.Table:
     """Return a whole frame as an Arrow table, with nulls for plain columns that Arrow cannot represent."""
     unknown = [name for name, dtype in frame.schema.items() if _unknown_to_arrow(dtype)]
-    return frame.with_columns(pl.lit(None).alias(name) for name in unknown).to_arrow()
+    return _exported(frame.with_columns(pl.lit(None).alias(name) for name in unknown))
 
 
 def _unknown_to_arrow(dtype: Any) -> bool:
@@ -251,7 +258,7 @@ def _as_arrow(data: Any) -> Any:
     elif isinstance(data, pl.Series):
         data = data.to_frame()
     if isinstance(data, pl.DataFrame):
-        return data.select([name for name, dtype in data.schema.items() if _is_encrypted(dtype)]).to_arrow()
+        return _exported(data.select([name for name, dtype in data.schema.items() if _is_encrypted(dtype)]))
     return data
 
 
@@ -261,7 +268,7 @@ def _check_not_lost(series: pl.Series) -> None:
         first = series.first(ignore_nulls=True)
         # Only a column whose first value may be a cell is converted.
         if first is not None and cells_in(pa.array([first])) is not None:
-            for name in table_without_header(series.to_frame().to_arrow()):
+            for name in table_without_header(_exported(series.to_frame())):
                 raise lost_header(name)
 
 
@@ -363,7 +370,7 @@ class _DecryptPart:
     def __call__(self, part: pl.Series, **_: Any) -> pl.Series:
         # Not assigned: errors must not find plaintext in this frame.
         return _from_arrow(
-            self._session.run(decrypt_part, part.to_frame().to_arrow(), self._plan).column(0), part.name
+            self._session.run(decrypt_part, _exported(part.to_frame()), self._plan).column(0), part.name
         )
 
 
@@ -391,7 +398,7 @@ class _SearchPart:
         }
 
     def __call__(self, part: pl.Series, **_: Any) -> pl.Series:
-        storage = plain_binary(part.to_frame().to_arrow().column(0))
+        storage = plain_binary(_exported(part.to_frame()).column(0))
         cells = cells_in(storage)
         if cells is None or key_ids(cells) - self._ids:
             raise WrongKeyError(
@@ -405,7 +412,7 @@ class _SearchPart:
 def _values_of(series: pl.Series) -> Any:
     if _is_encrypted(series.dtype):
         raise CallerTypeError("these are cells, not values: pass the values to find")
-    return series.to_list() if series.dtype.is_nested() else series.to_arrow()
+    return series.to_list() if series.dtype.is_nested() else series.alias("").to_arrow()
 
 
 def _replaced(frame: pl.DataFrame, columns: Mapping[str, pa.ChunkedArray]) -> pl.DataFrame:
@@ -518,7 +525,7 @@ class FrameNamespace:
         check_names(headers)
         if not names:
             return self._frame
-        table = self._frame.select(map(_column, names)).to_arrow()
+        table = _exported(self._frame.select(map(_column, names)))
         table = decrypt_table(table, names, key=_as_arrow(key), context=context)
         done: list[pl.Series] = []
         try:
@@ -580,7 +587,7 @@ class FrameNamespace:
         some = [name for name, t in self._frame.schema.items() if _is_encrypted(t) or t.base_type() in there]
         if columns is not None:
             some = [name for name in self._frame.columns if name in {*some, *columns}]
-        table = attach(self._frame.select(map(_column, some)).to_arrow(), _as_arrow(like), columns)
+        table = attach(_exported(self._frame.select(map(_column, some))), _as_arrow(like), columns)
         new = {
             field.name: table.column(field.name)
             for field in table.schema
@@ -759,7 +766,7 @@ class LazyNamespace:
         check_names(headers)
         new: list[pl.Expr] = []
         if names:
-            empty = schema.to_frame().select(map(_column, names)).to_arrow()
+            empty = _exported(schema.to_frame().select(map(_column, names)))
             plan = plan_decryption(empty, names, key=_as_arrow(key), context=context)
             like: Any = plan.like
             for name in names:
@@ -954,6 +961,7 @@ def concat(frames: Iterable[_FrameT], **options: Any) -> _FrameT:
     Raises:
         FormatError: the headers of a column cannot be united: the frames have it under other names, domain
             or type in one data key.
+        ValueError: a column is encrypted in one frame, and plain in another.
 
     Example:
         >>> import polars as pl, kmsdata.polars
@@ -963,7 +971,8 @@ def concat(frames: Iterable[_FrameT], **options: Any) -> _FrameT:
         [36, 41]
     """
     every = list(frames)
-    found = [_headers(frame.collect_schema()) for frame in every]
+    schemas = [frame.collect_schema() for frame in every]
+    found = [_headers(schema) for schema in schemas]
     united: dict[str, Header] = {}
     for headers in found:
         for name, header in headers.items():
@@ -975,6 +984,13 @@ def concat(frames: Iterable[_FrameT], **options: Any) -> _FrameT:
                     column=name,
                 )
             united[name] = both
+    for schema, headers in zip(schemas, found, strict=True):
+        for name in united.keys() & schema.keys() - headers.keys():
+            if schema[name] != pl.Null:
+                raise CallerValueError(
+                    f"column {name!r} is encrypted in one frame, and {schema[name].base_type()} in another. "
+                    "Encrypt it in all of them, or in none; attach() restores the header of cells"
+                )
     return pl.concat(
         [
             _under(frame, {name: united[name] for name in headers})
@@ -1114,7 +1130,7 @@ def _write(
 
 def _part_to_write(part: pl.DataFrame, headers: Mapping[str, Header]) -> pa.Table:
     """Return an Arrow table with the storage of encrypted columns that kmsdata's own files have."""
-    table = part.to_arrow()
+    table = _exported(part)
     for name, header in headers.items():
         position = table.schema.get_field_index(name)
         storage = plain_binary(table.column(position))

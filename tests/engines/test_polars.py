@@ -183,6 +183,29 @@ def test_types_that_cannot_come_back_are_refused_by_name(pl):
         assert [column.encrypted for column in enc.kms.inspect().columns] == [False, True]
 
 
+def test_names_and_types_that_arrow_does_not_have_are_refused_beside_a_column(pl, tmp_path):
+    df = pl.DataFrame({"a": ["x"], "b\0": [1], "s": [{"f\0": 1}], "i": [1]})
+    df = df.with_columns(pl.col("i").cast(pl.Int128), n=pl.struct(pl.col("i").cast(pl.Int128)))
+    enc = df.kms.encrypt("a", key=KEY)
+    same(enc.kms.decrypt(), df)  # Arrow gets none of the others
+    for name, text in (("b\0", r"b\x00"), ("s", r"f\x00")):
+        with pytest.raises(ValueError, match=re.escape(text) + "' contains a NUL character"):
+            df.kms.encrypt(name, key=KEY)
+        with pytest.raises(ValueError, match=re.escape(text) + "' contains a NUL character"):
+            df.lazy().kms.encrypt(name, key=KEY)
+        for frame in (df.select("a", name), enc.select("a", name)):
+            for use in (frame.kms.inspect, frame.kms.verify, lambda frame=frame: kmsdata.inspect(frame)):
+                with pytest.raises(ValueError, match=re.escape(text)):
+                    use()
+        with pytest.raises(ValueError, match=re.escape(text)):
+            enc.select("a", name).kms.to_parquet(tmp_path / "e.parquet")
+        with pytest.raises(ValueError, match=re.escape(text)):
+            kmsdata.encrypt_table(df.select("a", name), "a", key=KEY)
+    for name in ("i", "n"):
+        with pytest.raises(kmsdata.UnsupportedTypeError, match=f"'{name}' .*Int128.*Cast"):
+            kmsdata.encrypt_table(df.select("a", name), "a", key=KEY)
+
+
 def test_the_list_of_an_enum_is_not_in_the_clear(pl):
     df = pl.DataFrame({"state": pl.Series(["divorced"], dtype=pl.Enum(["divorced", "widowed-or-alike"]))})
     enc = df.kms.encrypt("state", key=KEY)
@@ -434,7 +457,7 @@ def test_concat_unites_several_data_keys(pl, df, enc):
     assert back["age"].to_list() == [36, 29, None, 41] * 2
     assert back["name"].to_list() == [*df["name"], None, None, None, None]
     assert both.kms.isin("email", "a@x.org").to_list() == [True, False, False, True] * 2
-    with pytest.raises(pl.exceptions.PolarsError):  # plain and encrypted
+    with pytest.raises(ValueError, match="in one frame, and String in another"):
         concat([enc, df])
 
 
@@ -445,6 +468,21 @@ def test_headers_that_cannot_be_united(pl, df):
     two = df.rename({"age": "years"}).kms.encrypt("years", key=one).rename({"years": "age"})
     with pytest.raises(kmsdata.FormatError, match="'age' cannot be united"):
         concat([one, two])
+
+
+@pytest.mark.parametrize("how", ["vertical", "vertical_relaxed", "diagonal", "diagonal_relaxed", "align"])
+def test_an_encrypted_column_is_not_concatenated_with_a_plain_one(pl, enc, how):
+    from kmsdata.polars import concat
+
+    plain = enc.with_columns(pl.col("name").ext.storage())
+    for frames in ([enc, plain], [plain, enc], [enc.lazy(), plain.lazy()]):
+        with pytest.raises(
+            ValueError, match="'name' is encrypted in one frame, and Binary in another"
+        ) as caught:
+            concat(frames, how=how)
+        assert len(str(caught.value)) < 200
+    nulls = enc.with_columns(name=pl.lit(None))
+    assert concat([enc, nulls], how="vertical_relaxed").kms.decrypt().height == 8
 
 
 def test_joins_that_would_find_nothing_are_errors(pl, df, enc):
