@@ -171,6 +171,35 @@ def test_arguments_are_checked(kd, con, df, enc):
     kd.register(con, like=enc, key=kmsdata.data_key(enc))
 
 
+def test_arguments_of_other_types_are_refused(kd, con, enc, file, tmp_path):
+    for use in (lambda x: kd.register(x, like=enc), kd.unregister):
+        for wrong in (5, None, "a.db"):
+            with pytest.raises(TypeError, match=r"con takes a connection, .* not " + type(wrong).__name__):
+                use(wrong)
+    with pytest.raises(TypeError, match=r"relation takes .* not int"):
+        kd.to_parquet(5, tmp_path / "o.parquet", like=enc)
+    for query in ("SELECT ssn, ssn FROM f", "SELECT ssn, 1 AS n, 2 AS n FROM f"):
+        with pytest.raises(ValueError, match="2 columns are named"):
+            kd.to_parquet(
+                con.sql(query.replace("FROM f", f"FROM '{file}'")), tmp_path / "o.parquet", like=file
+            )
+    assert not (tmp_path / "o.parquet").exists()
+
+
+def test_a_closed_connection_is_called_closed(kd, errors, enc):
+    with errors.connect() as closed:
+        pass
+    with pytest.raises(errors.ConnectionException, match="closed"):
+        kd.register(closed, like=enc)
+
+
+def test_a_column_without_a_name_is_refused_for_copy(kd, con):
+    enc = pd.DataFrame({"": ["x"], "n": [1]}).kms.encrypt(["", "n"], key=KEY)
+    with pytest.raises(ValueError, match=r"without a name \(''\)"):
+        kd.copy_options(enc)
+    assert "kmsdata" in kd.copy_options(enc, "n")
+
+
 def test_registering_again_replaces_and_unregister_removes(kd, con, errors, df, enc):
     kd.register(con, like=enc)
     other = df.kms.encrypt("age", key=KEY)
