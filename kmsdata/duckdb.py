@@ -25,7 +25,7 @@ from kmsdata.errors import (
     UnsupportedTypeError,
     printable,
 )
-from kmsdata.frames.arguments import Columns, column_names, require
+from kmsdata.frames.arguments import Columns, column_names, refuse_repeated, require
 from kmsdata.frames.arrow_storage import cells_in, is_bytes_or_text, plain_binary
 from kmsdata.frames.column import open_arrow, open_pandas, plan, seal
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
@@ -131,6 +131,7 @@ def register(
         ... ''').fetchall()
         [(29,)]
     """
+    _check_connection(con)
     headers = _headers(like, columns)
     names = _function_names(headers)
     keys = open_keys(list(headers.items()), resolve_key(key), context)
@@ -165,7 +166,8 @@ def register(
         except duckdb.Error as error:
             for item in made:
                 _remove(con, item[0])
-            if "already" not in str(error):
+            # "is already created", "already exists"; not "Connection already closed".
+            if isinstance(error, duckdb.ConnectionException) or "already" not in str(error):
                 raise
             raise CallerValueError(
                 f"a function {name} exists already: another connection or cursor of this database registered "
@@ -182,6 +184,7 @@ def unregister(con: Any) -> None:
         >>> import duckdb, kmsdata.duckdb
         >>> kmsdata.duckdb.unregister(duckdb.connect())
     """
+    _check_connection(con)
     query = (
         "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_name ~ '^kms_(de|en)crypt_.*'"
     )
@@ -212,6 +215,7 @@ def copy_options(like: Encrypted | FilePath | Any, columns: Columns | None = Non
 
     Raises:
         KeyError: there is no such column. FormatError: nothing is encrypted.
+        ValueError: a column has an empty name, which DuckDB does not keep.
 
     Example:
         >>> import duckdb, pandas as pd, kmsdata.duckdb
@@ -221,7 +225,13 @@ def copy_options(like: Encrypted | FilePath | Any, columns: Columns | None = Non
         >>> kmsdata.read_parquet("b.parquet", decrypt=True)["age"].tolist()
         [36]
     """
-    text = file_text(_headers(like, columns)).replace("'", "''")
+    headers = _headers(like, columns)
+    if "" in headers:
+        raise CallerValueError(
+            "a column without a name ('') cannot be written by COPY: DuckDB gives it another name, under "
+            "which its header would not be found. Rename it before encryption, or leave it out with columns="
+        )
+    text = file_text(headers).replace("'", "''")
     return f"FORMAT parquet, KV_METADATA {{kmsdata: '{text}'}}"
 
 
@@ -251,7 +261,7 @@ def to_parquet(
     Raises:
         FormatError: a column contains other values than cells. Whether the cells belong to the headers is
             checked when they are decrypted, or by `kmsdata.verify`.
-        ValueError: no column is encrypted.
+        ValueError: no column is encrypted, or several have one name.
         OSError: the file cannot be written; an existing file at the path is unchanged.
 
     Example:
@@ -261,8 +271,15 @@ def to_parquet(
         >>> kmsdata.read_parquet("b.parquet", decrypt=True)["age"].tolist()
         [36]
     """
+    if not hasattr(relation, "__arrow_c_stream__"):
+        raise CallerTypeError(
+            "relation takes what con.sql() returns, or other data with __arrow_c_stream__, not "
+            f"{type(relation).__name__}"
+        )
     headers = _headers(like, columns)
     reader = pa.RecordBatchReader.from_stream(relation)
+    for name in reader.schema.names:
+        refuse_repeated(reader.schema.names, name)
     if columns is None:
         binary = {field.name for field in reader.schema if pa.types.is_binary(_exchanged(field.type))}
         headers = {name: header for name, header in headers.items() if name in binary}
@@ -317,6 +334,11 @@ def _headers(like: Any, columns: Columns | None) -> dict[str, Header]:
     if not headers:
         raise FormatError("nothing in like is encrypted: it has no kmsdata header")
     return headers
+
+
+def _check_connection(con: object) -> None:
+    if not (con is duckdb or isinstance(con, duckdb.DuckDBPyConnection)):
+        raise CallerTypeError(f"con takes a connection, from duckdb.connect(), not {type(con).__name__}")
 
 
 def _function_names(headers: Mapping[str, Header]) -> dict[str, tuple[str, str]]:

@@ -10,9 +10,10 @@ and `join` of this module put frames together that were rewrapped, or read from 
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -52,6 +53,7 @@ from kmsdata.frames.arguments import (
     require,
     required_names,
 )
+from kmsdata.frames.arrow.sources import refuse_unknown_to_arrow
 from kmsdata.frames.arrow.table import decrypt_table, encrypt_table
 from kmsdata.frames.arrow_storage import cells_in, key_ids, plain_binary
 from kmsdata.frames.dtype import EXTENSION_NAME, EncryptedArray, EncryptedDtype, EncryptedType
@@ -190,9 +192,15 @@ def _check_dtype(dtype: Any, column: str, *, lazy: bool) -> None:
             )
 
 
+def _exported(frame: pl.DataFrame) -> pa.Table:
+    """Return an Arrow table."""
+    refuse_unknown_to_arrow(frame.schema)
+    return frame.to_arrow()
+
+
 def _to_arrow(frame: pl.DataFrame) -> pa.Table:
     """Return an Arrow table without the metadata in which Polars writes the categories of an Enum."""
-    table = frame.to_arrow()
+    table = _exported(frame)
     return pa.Table.from_arrays(
         table.columns, schema=pa.schema([field.remove_metadata() for field in table.schema])
     )
@@ -201,7 +209,7 @@ def _to_arrow(frame: pl.DataFrame) -> pa.Table:
 def _whole_to_arrow(frame: pl.DataFrame) -> pa.Table:
     """Return a whole frame as an Arrow table, with nulls for plain columns that Arrow cannot represent."""
     unknown = [name for name, dtype in frame.schema.items() if _unknown_to_arrow(dtype)]
-    return frame.with_columns(pl.lit(None).alias(name) for name in unknown).to_arrow()
+    return _exported(frame.with_columns(pl.lit(None).alias(name) for name in unknown))
 
 
 def _unknown_to_arrow(dtype: Any) -> bool:
@@ -250,7 +258,7 @@ def _as_arrow(data: Any) -> Any:
     elif isinstance(data, pl.Series):
         data = data.to_frame()
     if isinstance(data, pl.DataFrame):
-        return data.select([name for name, dtype in data.schema.items() if _is_encrypted(dtype)]).to_arrow()
+        return _exported(data.select([name for name, dtype in data.schema.items() if _is_encrypted(dtype)]))
     return data
 
 
@@ -260,7 +268,7 @@ def _check_not_lost(series: pl.Series) -> None:
         first = series.first(ignore_nulls=True)
         # Only a column whose first value may be a cell is converted.
         if first is not None and cells_in(pa.array([first])) is not None:
-            for name in table_without_header(series.to_frame().to_arrow()):
+            for name in table_without_header(_exported(series.to_frame())):
                 raise lost_header(name)
 
 
@@ -322,23 +330,48 @@ def _wanted(headers: Mapping[str, Header], schema: pl.Schema, columns: Columns |
 # --- what LazyFrames run on each part -----------------------------------------------------------------
 
 
+_ResultT = TypeVar("_ResultT")
+
+
+class _Session:
+    """The session of the call that makes a plan: the blocks of `kmsdata.using` that it is in.
+
+    Polars calls Python on threads of its own, which are in no block. A pickle does not contain the session:
+    it holds credentials. Plans that were serialised run in the session of the process that loads them.
+    """
+
+    def __init__(self, context: contextvars.Context | None) -> None:
+        self._context = context
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Session, (None,)
+
+    def run(self, work: Callable[..., _ResultT], *arguments: Any) -> _ResultT:
+        if self._context is None:
+            return work(*arguments)
+        # A copy: two threads cannot be in one context at the same time.
+        return self._context.copy().run(work, *arguments)
+
+
 class _EncryptPart:
     def __init__(self, plan: EncryptionPlan) -> None:
-        self._plan = plan
+        self._plan, self._session = plan, _Session(contextvars.copy_context())
 
     def __call__(self, part: pl.DataFrame) -> pl.DataFrame:
         names = list(self._plan.domains)
-        table = encrypt_part(_to_arrow(part.select(map(_column, names))), self._plan)
+        table = self._session.run(encrypt_part, _to_arrow(part.select(map(_column, names))), self._plan)
         return _replaced(part, {name: table.column(name) for name in names})
 
 
 class _DecryptPart:
     def __init__(self, plan: DecryptionPlan) -> None:
-        self._plan = plan
+        self._plan, self._session = plan, _Session(contextvars.copy_context())
 
     def __call__(self, part: pl.Series, **_: Any) -> pl.Series:
         # Not assigned: errors must not find plaintext in this frame.
-        return _from_arrow(decrypt_part(part.to_frame().to_arrow(), self._plan).column(0), part.name)
+        return _from_arrow(
+            self._session.run(decrypt_part, _exported(part.to_frame()), self._plan).column(0), part.name
+        )
 
 
 class _CheckPart:
@@ -365,7 +398,7 @@ class _SearchPart:
         }
 
     def __call__(self, part: pl.Series, **_: Any) -> pl.Series:
-        storage = plain_binary(part.to_frame().to_arrow().column(0))
+        storage = plain_binary(_exported(part.to_frame()).column(0))
         cells = cells_in(storage)
         if cells is None or key_ids(cells) - self._ids:
             raise WrongKeyError(
@@ -379,7 +412,7 @@ class _SearchPart:
 def _values_of(series: pl.Series) -> Any:
     if _is_encrypted(series.dtype):
         raise CallerTypeError("these are cells, not values: pass the values to find")
-    return series.to_list() if series.dtype.is_nested() else series.to_arrow()
+    return series.to_list() if series.dtype.is_nested() else series.alias("").to_arrow()
 
 
 def _replaced(frame: pl.DataFrame, columns: Mapping[str, pa.ChunkedArray]) -> pl.DataFrame:
@@ -492,7 +525,7 @@ class FrameNamespace:
         check_names(headers)
         if not names:
             return self._frame
-        table = self._frame.select(map(_column, names)).to_arrow()
+        table = _exported(self._frame.select(map(_column, names)))
         table = decrypt_table(table, names, key=_as_arrow(key), context=context)
         done: list[pl.Series] = []
         try:
@@ -554,7 +587,7 @@ class FrameNamespace:
         some = [name for name, t in self._frame.schema.items() if _is_encrypted(t) or t.base_type() in there]
         if columns is not None:
             some = [name for name in self._frame.columns if name in {*some, *columns}]
-        table = attach(self._frame.select(map(_column, some)).to_arrow(), _as_arrow(like), columns)
+        table = attach(_exported(self._frame.select(map(_column, some))), _as_arrow(like), columns)
         new = {
             field.name: table.column(field.name)
             for field in table.schema
@@ -629,8 +662,8 @@ class FrameNamespace:
 
         Raises:
             ValueError: nothing is encrypted.
-            FormatError: a column of ``encrypted`` is not, or a column has another name than it was encrypted
-                under.
+            FormatError: a column of ``encrypted`` is not, a column has another name than it was encrypted
+                under, or one of an encrypted type contains other values than cells.
             UnsupportedTypeError: a plain column is of a type that Arrow does not have.
             OSError: the file cannot be written; an existing file at the path is unchanged.
 
@@ -649,7 +682,8 @@ class LazyNamespace:
     """Encrypt, decrypt, search and save the columns of a Polars LazyFrame: ``lf.kms``.
 
     Nothing is computed before ``collect`` or a sink. Plans, also serialised ones, contain headers and wrapped
-    keys, but no data key, credentials or values to find.
+    keys, but no data key, credentials or values to find. A plan uses the session of the call that made it,
+    `kmsdata.using` included; once serialised, that of the process that loads it.
     """
 
     def __init__(self, frame: pl.LazyFrame) -> None:
@@ -732,7 +766,7 @@ class LazyNamespace:
         check_names(headers)
         new: list[pl.Expr] = []
         if names:
-            empty = schema.to_frame().select(map(_column, names)).to_arrow()
+            empty = _exported(schema.to_frame().select(map(_column, names)))
             plan = plan_decryption(empty, names, key=_as_arrow(key), context=context)
             like: Any = plan.like
             for name in names:
@@ -927,6 +961,7 @@ def concat(frames: Iterable[_FrameT], **options: Any) -> _FrameT:
     Raises:
         FormatError: the headers of a column cannot be united: the frames have it under other names, domain
             or type in one data key.
+        ValueError: a column is encrypted in one frame, and plain in another.
 
     Example:
         >>> import polars as pl, kmsdata.polars
@@ -936,7 +971,8 @@ def concat(frames: Iterable[_FrameT], **options: Any) -> _FrameT:
         [36, 41]
     """
     every = list(frames)
-    found = [_headers(frame.collect_schema()) for frame in every]
+    schemas = [frame.collect_schema() for frame in every]
+    found = [_headers(schema) for schema in schemas]
     united: dict[str, Header] = {}
     for headers in found:
         for name, header in headers.items():
@@ -948,6 +984,13 @@ def concat(frames: Iterable[_FrameT], **options: Any) -> _FrameT:
                     column=name,
                 )
             united[name] = both
+    for schema, headers in zip(schemas, found, strict=True):
+        for name in united.keys() & schema.keys() - headers.keys():
+            if schema[name] != pl.Null:
+                raise CallerValueError(
+                    f"column {name!r} is encrypted in one frame, and {schema[name].base_type()} in another. "
+                    "Encrypt it in all of them, or in none; attach() restores the header of cells"
+                )
     return pl.concat(
         [
             _under(frame, {name: united[name] for name in headers})
@@ -1087,10 +1130,16 @@ def _write(
 
 def _part_to_write(part: pl.DataFrame, headers: Mapping[str, Header]) -> pa.Table:
     """Return an Arrow table with the storage of encrypted columns that kmsdata's own files have."""
-    table = part.to_arrow()
+    table = _exported(part)
     for name, header in headers.items():
         position = table.schema.get_field_index(name)
-        cells = EncryptedArray(table.column(position), EncryptedDtype(header))
-        array = cells.__arrow_array__()
+        storage = plain_binary(table.column(position))
+        if cells_in(storage) is None:
+            raise FormatError(
+                f"column {name!r} has the type of an encrypted column, but contains other values than cells: "
+                "plain ones were mixed in, or given this type. Encrypt them first",
+                column=name,
+            )
+        array = EncryptedArray(storage, EncryptedDtype(header)).__arrow_array__()
         table = table.set_column(position, table.schema.field(position).with_type(array.type), array)
     return table

@@ -7,6 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -422,6 +423,19 @@ def lost(sealed):
         c.combine_chunks().storage if isinstance(c.type, pa.BaseExtensionType) else c for c in sealed.columns
     ]
     return pa.table(dict(zip(sealed.column_names, arrays, strict=True)))
+
+
+def test_a_stream_uses_the_session_in_which_it_was_made(table, tmp_path):
+    mine = kmsdata.LocalKeystore(tmp_path / "mine.json")
+    mine.create_key("mine", quiet=True)
+    with kmsdata.using(mine):
+        enc = kmsdata.encrypt_table(table.to_reader(), table.column_names[0], key="local://mine")
+        reader = kmsdata.decrypt_table(enc)
+    read = []
+    thread = threading.Thread(target=lambda: read.append(reader.read_all()))
+    thread.start()
+    thread.join()
+    assert read == [table]
 
 
 def test_cells_without_header_in_a_stream(table):

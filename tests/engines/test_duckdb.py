@@ -171,6 +171,35 @@ def test_arguments_are_checked(kd, con, df, enc):
     kd.register(con, like=enc, key=kmsdata.data_key(enc))
 
 
+def test_arguments_of_other_types_are_refused(kd, con, enc, file, tmp_path):
+    for use in (lambda x: kd.register(x, like=enc), kd.unregister):
+        for wrong in (5, None, "a.db"):
+            with pytest.raises(TypeError, match=r"con takes a connection, .* not " + type(wrong).__name__):
+                use(wrong)
+    with pytest.raises(TypeError, match=r"relation takes .* not int"):
+        kd.to_parquet(5, tmp_path / "o.parquet", like=enc)
+    for query in ("SELECT ssn, ssn FROM f", "SELECT ssn, 1 AS n, 2 AS n FROM f"):
+        with pytest.raises(ValueError, match="2 columns are named"):
+            kd.to_parquet(
+                con.sql(query.replace("FROM f", f"FROM '{file}'")), tmp_path / "o.parquet", like=file
+            )
+    assert not (tmp_path / "o.parquet").exists()
+
+
+def test_a_closed_connection_is_called_closed(kd, errors, enc):
+    with errors.connect() as closed:
+        pass
+    with pytest.raises(errors.ConnectionException, match="closed"):
+        kd.register(closed, like=enc)
+
+
+def test_a_column_without_a_name_is_refused_for_copy(kd, con):
+    enc = pd.DataFrame({"": ["x"], "n": [1]}).kms.encrypt(["", "n"], key=KEY)
+    with pytest.raises(ValueError, match=r"without a name \(''\)"):
+        kd.copy_options(enc)
+    assert "kmsdata" in kd.copy_options(enc, "n")
+
+
 def test_registering_again_replaces_and_unregister_removes(kd, con, errors, df, enc):
     kd.register(con, like=enc)
     other = df.kms.encrypt("age", key=KEY)
@@ -266,6 +295,18 @@ def test_functions_run_in_several_threads(kd, con, tmp_path, monkeypatch):
     )
     assert found == [(200_000, "078-0199999")]
     assert len(seen) > 1
+
+
+def test_functions_use_the_session_in_which_they_were_registered(kd, con, tmp_path):
+    mine = kmsdata.LocalKeystore(tmp_path / "mine.json")
+    mine.create_key("mine", quiet=True)
+    con.execute("SET threads = 4")
+    with kmsdata.using(mine):
+        enc = pd.DataFrame({"ssn": ["1", "2"]}).kms.encrypt("ssn", key="local://mine")
+        enc.kms.to_parquet(tmp_path / "p.parquet")
+        kd.register(con, like=enc)
+    query = f"SELECT kms_decrypt_ssn(ssn), kms_decrypt_ssn(kms_encrypt_ssn('x')) FROM '{tmp_path}/p.parquet'"
+    assert rows(con, query) == [("1", "x"), ("2", "x")]
 
 
 # --- types -----------------------------------------------------------------------------------------------

@@ -183,6 +183,29 @@ def test_types_that_cannot_come_back_are_refused_by_name(pl):
         assert [column.encrypted for column in enc.kms.inspect().columns] == [False, True]
 
 
+def test_names_and_types_that_arrow_does_not_have_are_refused_beside_a_column(pl, tmp_path):
+    df = pl.DataFrame({"a": ["x"], "b\0": [1], "s": [{"f\0": 1}], "i": [1]})
+    df = df.with_columns(pl.col("i").cast(pl.Int128), n=pl.struct(pl.col("i").cast(pl.Int128)))
+    enc = df.kms.encrypt("a", key=KEY)
+    same(enc.kms.decrypt(), df)  # Arrow gets none of the others
+    for name, text in (("b\0", r"b\x00"), ("s", r"f\x00")):
+        with pytest.raises(ValueError, match=re.escape(text) + "' contains a NUL character"):
+            df.kms.encrypt(name, key=KEY)
+        with pytest.raises(ValueError, match=re.escape(text) + "' contains a NUL character"):
+            df.lazy().kms.encrypt(name, key=KEY)
+        for frame in (df.select("a", name), enc.select("a", name)):
+            for use in (frame.kms.inspect, frame.kms.verify, lambda frame=frame: kmsdata.inspect(frame)):
+                with pytest.raises(ValueError, match=re.escape(text)):
+                    use()
+        with pytest.raises(ValueError, match=re.escape(text)):
+            enc.select("a", name).kms.to_parquet(tmp_path / "e.parquet")
+        with pytest.raises(ValueError, match=re.escape(text)):
+            kmsdata.encrypt_table(df.select("a", name), "a", key=KEY)
+    for name in ("i", "n"):
+        with pytest.raises(kmsdata.UnsupportedTypeError, match=f"'{name}' .*Int128.*Cast"):
+            kmsdata.encrypt_table(df.select("a", name), "a", key=KEY)
+
+
 def test_the_list_of_an_enum_is_not_in_the_clear(pl):
     df = pl.DataFrame({"state": pl.Series(["divorced"], dtype=pl.Enum(["divorced", "widowed-or-alike"]))})
     enc = df.kms.encrypt("state", key=KEY)
@@ -434,7 +457,7 @@ def test_concat_unites_several_data_keys(pl, df, enc):
     assert back["age"].to_list() == [36, 29, None, 41] * 2
     assert back["name"].to_list() == [*df["name"], None, None, None, None]
     assert both.kms.isin("email", "a@x.org").to_list() == [True, False, False, True] * 2
-    with pytest.raises(pl.exceptions.PolarsError):  # plain and encrypted
+    with pytest.raises(ValueError, match="in one frame, and String in another"):
         concat([enc, df])
 
 
@@ -445,6 +468,21 @@ def test_headers_that_cannot_be_united(pl, df):
     two = df.rename({"age": "years"}).kms.encrypt("years", key=one).rename({"years": "age"})
     with pytest.raises(kmsdata.FormatError, match="'age' cannot be united"):
         concat([one, two])
+
+
+@pytest.mark.parametrize("how", ["vertical", "vertical_relaxed", "diagonal", "diagonal_relaxed", "align"])
+def test_an_encrypted_column_is_not_concatenated_with_a_plain_one(pl, enc, how):
+    from kmsdata.polars import concat
+
+    plain = enc.with_columns(pl.col("name").ext.storage())
+    for frames in ([enc, plain], [plain, enc], [enc.lazy(), plain.lazy()]):
+        with pytest.raises(
+            ValueError, match="'name' is encrypted in one frame, and Binary in another"
+        ) as caught:
+            concat(frames, how=how)
+        assert len(str(caught.value)) < 200
+    nulls = enc.with_columns(name=pl.lit(None))
+    assert concat([enc, nulls], how="vertical_relaxed").kms.decrypt().height == 8
 
 
 def test_joins_that_would_find_nothing_are_errors(pl, df, enc):
@@ -580,6 +618,47 @@ def test_a_plan_holds_no_secret(pl, people, tmp_path, monkeypatch):
                 assert hidden not in text
 
 
+@pytest.mark.parametrize("engine", ["in-memory", "streaming"])
+def test_the_session_of_a_plan_is_that_of_the_call_that_made_it(pl, people, tmp_path, engine):
+    # Polars runs Python on threads of its own, which are in no block of `using`.
+    mine, other = (
+        kmsdata.LocalKeystore(tmp_path / "mine.json"),
+        kmsdata.LocalKeystore(tmp_path / "other.json"),
+    )
+    mine.create_key("mine", quiet=True)
+    other.create_key("other", quiet=True)
+    with kmsdata.using(mine):
+        enc = pl.scan_parquet(people).kms.encrypt("ssn", key="local://mine")
+        same(enc.kms.decrypt().collect(engine=engine), pl.read_parquet(people))
+        enc.kms.sink_parquet(tmp_path / "e.parquet")
+        lf = pl.scan_parquet(tmp_path / "e.parquet").kms.decrypt()
+        same(lf.collect(engine=engine), pl.read_parquet(people))
+    same(lf.collect(engine=engine), pl.read_parquet(people))  # the block has ended, the plan has not
+    with kmsdata.using(other):
+        same(lf.collect(engine=engine), pl.read_parquet(people))
+    outside = pl.scan_parquet(tmp_path / "e.parquet").kms.decrypt()
+    with kmsdata.using(mine), pytest.raises(kmsdata.KeyNotFoundError):
+        outside.collect(engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["in-memory", "streaming"])
+def test_a_serialised_plan_has_the_session_of_its_process(pl, people, tmp_path, engine):
+    mine = kmsdata.LocalKeystore(tmp_path / "mine.json")
+    mine.create_key("mine", quiet=True)
+    with kmsdata.using(mine):
+        enc = pl.scan_parquet(people).kms.encrypt("ssn", key="local://mine")
+        plans = [plan.serialize() for plan in (enc, enc.kms.decrypt())]
+        enc.kms.sink_parquet(tmp_path / "e.parquet")
+        plans.append(pl.scan_parquet(tmp_path / "e.parquet").kms.decrypt().serialize())
+    for plan in plans:
+        assert b"mine.json" not in plan
+        with pytest.raises(kmsdata.KeyNotFoundError):
+            pl.LazyFrame.deserialize(io.BytesIO(plan)).collect(engine=engine)
+    kmsdata.use(mine)
+    for plan in plans:
+        assert pl.LazyFrame.deserialize(io.BytesIO(plan)).collect(engine=engine).height == 60_000
+
+
 def data_key_of(lf, key):
     from kmsdata.keys.unwrap import open_keys
     from kmsdata.polars import _headers
@@ -641,6 +720,25 @@ def test_files_that_are_refused(pl, df, enc, tmp_path):
         enc.lazy().map_batches(fail, schema=enc.schema).kms.sink_parquet(path)
     assert path.read_bytes() == b"before"
     assert [entry.name for entry in tmp_path.iterdir() if "kmsdata-copy" in entry.name] == []
+
+
+def test_plain_values_of_an_encrypted_type_are_not_written(pl, enc, tmp_path):
+    kind, path = enc.schema["name"], tmp_path / "e.parquet"
+    plain, cells = pl.lit(b"a value that was never encrypted"), pl.col("name").ext.storage()
+    mixed = pl.when(pl.col("city") == "Ulm").then(cells).otherwise(plain).ext.to(kind).alias("name")
+    lost = enc.lazy().with_columns(name=plain).kms.attach(enc, "name")
+    other = enc.lazy().with_columns(z=plain).kms.attach(enc, {"z": "name"})
+    for lf in (
+        enc.lazy().with_columns(mixed),
+        lost,
+        other.drop("name").rename({"z": "name"}),
+    ):
+        for write in (lf.kms.sink_parquet, lf.collect().kms.to_parquet):
+            with pytest.raises(kmsdata.FormatError, match=r"'name' .* contains other values than cells"):
+                write(path, encrypted="name")
+            assert [file.name for file in tmp_path.iterdir()] == ["keystore"]
+    with pytest.raises(kmsdata.FormatError, match="'z' was encrypted as 'name'"):
+        other.kms.sink_parquet(path)
 
 
 def test_rewrapped_columns_agree_in_a_file(pl, df, enc, tmp_path):

@@ -6,14 +6,14 @@ No dataframe library is imported: an object of Polars or narwhals can only exist
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from kmsdata.codec.null_arrays import null_rows
-from kmsdata.errors import CallerTypeError, FormatError
+from kmsdata.errors import CallerTypeError, CallerValueError, FormatError, UnsupportedTypeError
 from kmsdata.frames.arrow_storage import validated
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "native",
     "next_batch",
     "received",
+    "refuse_unknown_to_arrow",
     "schema_of",
     "tables_of",
     "wrapped_like",
@@ -96,6 +97,40 @@ def received(x: Any, taker: str, frames: str) -> tuple[pa.Table | pa.RecordBatch
         f"{taker} takes an Arrow table, or another object with the method __arrow_c_stream__, not "
         f"{type(x).__name__}"
     )
+
+
+def refuse_unknown_to_arrow(schema: Mapping[str, Any]) -> None:
+    """Raise an error if Arrow has no such name or type: Polars would end with a panic, or another's message.
+
+    Args:
+        schema: the types of a frame of Polars by column.
+
+    Raises:
+        ValueError: a name contains a NUL character. UnsupportedTypeError: integers of 128 bits.
+    """
+    for column, dtype in schema.items():
+        for name, kind in _polars_types(column, dtype):
+            if "\0" in name:
+                raise CallerValueError(
+                    f"column {column!r}: the name {name!r} contains a NUL character, which Arrow does not "
+                    "allow. Rename it first"
+                )
+            if (what := type(kind).__name__) in ("Int128", "UInt128"):
+                raise UnsupportedTypeError(
+                    f"column {column!r} has integers of 128 bits ({what}), which Arrow does not have. Cast "
+                    "them to pl.Decimal(38, 0) or pl.String first, or leave the column out",
+                    column=column,
+                    dtype=what,
+                )
+
+
+def _polars_types(name: str, dtype: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a type of Polars and those inside of it, with the name of the column or field."""
+    yield name, dtype
+    for field in getattr(dtype, "fields", None) or ():
+        yield from _polars_types(field.name, field.dtype)
+    if (inner := getattr(dtype, "inner", None)) is not None:
+        yield from _polars_types("", inner)
 
 
 def schema_of(x: Any, taker: str) -> pa.Schema:
@@ -222,6 +257,7 @@ def _to_batch(table: pa.Table) -> Any:
 
 
 def _polars_table(frame: Any, taker: str) -> pa.Table:
+    refuse_unknown_to_arrow(frame.schema)
     # The oldest form has no views, whose type old versions of Arrow, and Spark, do not know.
     oldest = sys.modules["polars"].CompatLevel.oldest()
     try:

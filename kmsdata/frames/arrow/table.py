@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -324,10 +324,23 @@ def _metadata_without(table: pa.Table, names: list[str]) -> tuple[dict[bytes, by
     beside = [text for key, text in rest.items() if key not in (b"pandas", ENTRY)]
     beside += [json.dumps(pandas_attributes(rest)).encode()]
     for item in table.schema:
-        beside += (_encrypted_field(item, item.type).metadata or {}).values()
+        for inner in _kept_fields(item, encrypted=item.name in names):
+            beside += (_encrypted_field(inner, inner.type).metadata or {}).values()
     refuse_statistics(beside, dict.fromkeys(names), _WHERE)
     texts = metadata_texts(beside, table.schema.names)
     return (rest if table.schema.metadata is not None else None), texts
+
+
+def _kept_fields(column: pa.Field, *, encrypted: bool) -> Iterator[pa.Field]:
+    """Yield the field of a column, and those inside of its type, which an encrypted column does not keep."""
+    waiting = [column]
+    while waiting:
+        yield (one := waiting.pop())
+        if not encrypted:
+            kind = one.type.storage_type if isinstance(one.type, pa.BaseExtensionType) else one.type
+            if pa.types.is_dictionary(kind):  # its values may be structs
+                kind = kind.value_type
+            waiting += [kind.field(at) for at in range(kind.num_fields)]
 
 
 def _encrypted_field(old: pa.Field, kind: pa.DataType) -> pa.Field:

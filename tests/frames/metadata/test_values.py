@@ -160,6 +160,35 @@ def test_values_in_the_metadata_of_tables_are_refused(keystore, place):
     kmsdata.encrypt_table(table, "n", key=KEY)
 
 
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda field: pa.struct([field]),
+        lambda field: pa.list_(pa.struct([field])),
+        lambda field: pa.list_(field),
+        lambda field: pa.list_(field, 2),
+        lambda field: pa.map_(pa.string(), pa.struct([field])),
+        lambda field: pa.dictionary(pa.int32(), pa.struct([field])),
+    ],
+)
+def test_values_in_the_metadata_of_fields_inside_of_other_columns_are_refused(keystore, nested, streams):
+    kind = nested(pa.field("f", pa.int64(), metadata={"note": "city=Ulm-12345"}))
+    schema = pa.schema([pa.field("name", pa.string()), pa.field("n", kind)])
+    batch = pa.record_batch([pa.array(["Ulm-12345"]), pa.nulls(1, kind)], schema=schema)
+    data = pa.RecordBatchReader.from_batches(schema, [batch]) if streams else pa.Table.from_batches([batch])
+    with pytest.raises(ValueError, match=r"the table's schema contains values of column 'name'"):
+        list(kmsdata.encrypt_table(data, "name", key=KEY))
+
+
+def test_metadata_of_fields_inside_of_an_encrypted_column_is_encrypted_too(keystore):
+    kind = pa.struct([pa.field("f", pa.string(), metadata={"note": "city=Ulm-12345"})])
+    table = pa.table({"n": pa.array([{"f": "Ulm-12345"}], kind)})
+    sealed = kmsdata.encrypt_table(table, "n", key=KEY)
+    assert b"Ulm-12345" not in sealed.schema.serialize().to_pybytes()
+    assert kmsdata.decrypt_table(sealed).to_pylist() == table.to_pylist()
+
+
 def test_extension_types_that_are_not_registered_do_not_hide_the_header(keystore, tmp_path):
     metadata = {"ARROW:extension:name": "geoarrow.wkb", "ARROW:extension:metadata": "{}", "own": "x"}
     table = pa.table([[b"abc"]], schema=pa.schema([pa.field("g", pa.binary(), metadata=metadata)]))
