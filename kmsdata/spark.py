@@ -332,11 +332,11 @@ def read(
     _require_classic(spark)
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     sdf = spark.read.parquet(*[os.fspath(one) for one in paths])
-    # PySpark unpickles such a class, which may run any code, as soon as it looks at the schema.
-    if '"serializedClass"' in sdf._jdf.schema().json():
+    # PySpark imports or unpickles such a class, which may run any code, as soon as it looks at the schema.
+    if _names_a_class(sdf._jdf.schema().json()):
         raise FormatError(
-            f"{paths[0]}: a column has a user-defined type whose Python class is stored in the file. Reading "
-            "it would run code from the file. If you trust it, use spark.read.parquet() and "
+            f"{paths[0]}: a column has a user-defined type, whose Python class the file names or contains. "
+            "Reading it would run code that the file chooses. If you trust it, use spark.read.parquet() and "
             "kmsdata.spark.attach()"
         )
     schema = _schema(sdf)
@@ -840,6 +840,15 @@ _SIMPLE: list[tuple[T.DataType, pa.DataType]] = [
     (T.NullType(), pa.null()),
 ]
 _TIME: Any = getattr(T, "TimeType", None)  # since Spark 4.1
+_LONGEST_TYPE = 1 << 20  # characters
+_DEEPEST_TYPE = 100
+_COLLATIONS = "__COLLATIONS"  # in the metadata of a field: names of collations, by the place of the text
+_PLAIN_TYPE = re.compile(
+    r"boolean|byte|short|integer|long|float|double|binary|date|timestamp|timestamp_ntz|void|variant"
+    r"|string( collate \w+)?|(var)?char\(\d{1,10}\)|decimal\(\d{1,2},\d{1,2}\)|time\(\d\)"
+    r"|interval (day|hour|minute|second)( to (day|hour|minute|second))?",
+    re.ASCII,
+)
 _VARIANT = pa.struct(
     [
         pa.field("value", pa.binary(), nullable=False),
@@ -948,9 +957,11 @@ def _decrypted_type(field: T.StructField, kind: pa.DataType) -> T.DataType:
     if text is None:
         return usual
     try:
-        if not isinstance(text, str) or re.search(r'"(?:udt|\\)', text):  # Spark would run code of a UDT
+        if not isinstance(text, str) or len(text) > _LONGEST_TYPE:
             raise ValueError
-        recorded = T.StructType.fromJson(json.loads(text))["c"].dataType
+        if not _is_plain_type(schema := json.loads(text)):  # Spark would import the class of a UDT
+            raise ValueError
+        recorded = T.StructType.fromJson(schema)["c"].dataType
         alike = _arrow_type(recorded, "UTC", field.name) == _arrow_type(usual, "UTC", field.name)
     except Exception:  # noqa: BLE001 - PySpark raises errors of every kind for malformed JSON
         alike = False
@@ -961,6 +972,55 @@ def _decrypted_type(field: T.StructField, kind: pa.DataType) -> T.DataType:
             column=field.name,
         )
     return recorded
+
+
+def _is_plain_type(kind: Any, depth: int = 0) -> bool:
+    """Return whether a type, as parsed JSON, has only types that are built into Spark, in Spark's own form."""
+
+    def has(value: Any, **members: type | tuple[type, ...]) -> bool:
+        return (
+            isinstance(value, dict)
+            and value.keys() == members.keys()
+            and all(isinstance(value[key], one) for key, one in members.items())
+        )
+
+    def inside(*kinds: Any) -> bool:
+        return depth < _DEEPEST_TYPE and all(_is_plain_type(one, depth + 1) for one in kinds)
+
+    if isinstance(kind, str):
+        return _PLAIN_TYPE.fullmatch(kind) is not None
+    any_type = (str, dict)
+    if has(kind, type=str, elementType=any_type, containsNull=bool) and kind["type"] == "array":
+        return inside(kind["elementType"])
+    if has(kind, type=str, keyType=any_type, valueType=any_type, valueContainsNull=bool):
+        return kind["type"] == "map" and inside(kind["keyType"], kind["valueType"])
+    return (
+        has(kind, type=str, fields=list)
+        and kind["type"] == "struct"
+        and all(
+            has(field, name=str, type=any_type, nullable=bool, metadata=dict)
+            and field["metadata"].keys() <= {_COLLATIONS}
+            and inside(field["type"])
+            for field in kind["fields"]
+        )
+    )
+
+
+def _names_a_class(text: str) -> bool:
+    """Return whether a schema, as JSON, has a user-defined type anywhere, or what is not understood."""
+    try:
+        left = [json.loads(text)]
+    except (ValueError, RecursionError):
+        return True
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if value.get("type") == "udt" or not value.keys().isdisjoint({"pyClass", "serializedClass"}):
+                return True
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return False
 
 
 def _category_values(header: Header) -> pa.DataType | None:

@@ -392,13 +392,17 @@ def test_footers_are_checked(ks, spark, enc, tmp_path):
 
 
 def test_a_class_in_a_file_is_not_unpickled(ks, spark, tmp_path):
-    udt = {"type": "udt", "pyClass": "a.B", "serializedClass": "AAAA", "sqlType": "long"}
-    field = {"name": "id", "type": udt, "nullable": True, "metadata": {}}
-    with pq.ParquetWriter(tmp_path / "x.parquet", pa.schema([("id", pa.int64())])) as writer:
-        writer.write_table(pa.table({"id": [1]}))
-        writer.add_key_value_metadata({SPARK.decode(): json.dumps({"type": "struct", "fields": [field]})})
-    with pytest.raises(kmsdata.FormatError, match="would run code from the file"):
-        ks.read(spark, f"{tmp_path}/x.parquet")
+    udt = {"type": "udt", "pyClass": "this.X", "serializedClass": "AAAA", "sqlType": "long"}
+    array = {"type": "array", "elementType": udt, "containsNull": True}
+    for number, kind in enumerate([udt, array]):
+        field = {"name": "id", "type": kind, "nullable": True, "metadata": {}}
+        text = json.dumps({"type": "struct", "fields": [field]}).replace("udt", "u\\u0064t")
+        with pq.ParquetWriter(tmp_path / f"{number}.parquet", pa.schema([("id", pa.int64())])) as writer:
+            writer.write_table(pa.table({"id": [1]}))
+            writer.add_key_value_metadata({SPARK.decode(): text})
+        with pytest.raises(kmsdata.FormatError, match="would run code that the file chooses"):
+            ks.read(spark, f"{tmp_path}/{number}.parquet")
+    assert "this" not in sys.modules
 
 
 def test_names_with_dots_and_backticks(ks, spark, tmp_path):
@@ -418,11 +422,22 @@ def test_recorded_types_of_spark_are_checked(ks, spark):
     assert ks.decrypt(enc).dtypes == [("d", "interval day")]
     field = {"name": "c", "nullable": True, "metadata": {}}
     udt = {"type": "udt", "class": None, "pyClass": "builtins.object", "sqlType": "long"}
-    for kind in ("long", "rubbish", udt, {"type": "array", "elementType": udt, "containsNull": True}):
-        text = json.dumps({"type": "struct", "fields": [field | {"type": kind}]})
+    deep = "long"
+    for _ in range(20_000):
+        deep = '{"type":"array","elementType":' + deep + ',"containsNull":true}'
+    array = {"type": "array", "elementType": udt, "containsNull": True}
+    texts = [
+        json.dumps({"type": "struct", "fields": [field | {"type": kind}]})
+        for kind in ("long", "rubbish", udt, array, {"type": "array", "elementType": "long"})
+    ]
+    udts = texts[2:4]
+    texts += [text.replace("udt", "u\\u0064t").replace("builtins.object", "this.X") for text in udts]
+    texts += ["[]", deep, texts[0] + " " * (1 << 20)]
+    for text in texts:
         changed = enc.select(F.col("d").alias("d", metadata=good | {"kmsdata.type": text}))
         with pytest.raises(kmsdata.FormatError, match=r"column 'd': its metadata 'kmsdata.type' is not"):
             ks.decrypt(changed)
+    assert "this" not in sys.modules
 
 
 # Keys.
