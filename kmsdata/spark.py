@@ -18,7 +18,7 @@ import re
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -71,13 +71,14 @@ from kmsdata.frames.encrypted_columns import (
     table_without_header,
 )
 from kmsdata.frames.key_argument import resolve_key
-from kmsdata.frames.metadata.documents import SPARK, SPARK_COLUMN_ENTRY
+from kmsdata.frames.metadata.documents import SPARK, SPARK_COLUMN_ENTRY, spark_column_headers
 from kmsdata.frames.metadata.values import metadata_texts, refuse_values_in_metadata
 from kmsdata.frames.search import literals, require_deterministic
 from kmsdata.frames.verify import MISSING, NO_HEADER, NOT_ENCRYPTED, Findings
-from kmsdata.keys.envelope import ENTRY, Header
+from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import DataKeys, open_keys
+from kmsdata.parquet.footer import refuse_length
 from kmsdata.parquet.headers import headers_in, read_headers
 
 __all__ = ["attach", "decrypt", "encrypt", "inspect", "isin", "read", "verify"]
@@ -330,7 +331,11 @@ def read(
         [Row(age=36)]
     """
     _require_classic(spark)
+    if not isinstance(spark, SparkSession):
+        raise CallerTypeError(f"read() takes a SparkSession first, then the path, not {type(spark).__name__}")
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    if not paths:
+        raise CallerValueError("read() needs the path of a file or folder: the list of paths is empty")
     sdf = spark.read.parquet(*[os.fspath(one) for one in paths])
     # PySpark imports or unpickles such a class, which may run any code, as soon as it looks at the schema.
     if _names_a_class(sdf._jdf.schema().json()):
@@ -345,8 +350,11 @@ def read(
         require(schema.names, name)
     united: dict[str, Header] = {}
     plain: dict[str, str] = {}
-    for file, (names, headers) in _footers(spark, schema, sdf.inputFiles()).items():
-        for name, header in headers.items():
+    types: dict[str, tuple[Any, str]] = {}
+    otherwise: dict[str, tuple[str, str]] = {}
+    shown = {(fold := _folded(spark))(name): name for name in schema.names}
+    for file, footer in _footers(spark, schema, sdf.inputFiles()).items():
+        for name, header in footer.headers.items():
             both = united.get(name, header).union(header)
             if both is None:
                 raise FormatError(
@@ -356,8 +364,22 @@ def read(
                     column=name,
                 )
             united[name] = both
-        plain |= dict.fromkeys(names - headers.keys(), file)
+        for name, kind in footer.types.items():
+            if name in footer.headers and types.setdefault(name, (kind, file))[0] != kind:
+                raise FormatError(
+                    f"{file}: column {name!r} has another type in Spark ({TYPE_ENTRY!r} in its metadata) "
+                    f"than in {types[name][1]}. Read the files separately",
+                    path=file,
+                    column=name,
+                )
+        plain |= dict.fromkeys(footer.names - footer.headers.keys(), file)
+        for name in footer.names - set(schema.names):
+            if fold(name) in shown:
+                otherwise[shown[fold(name)]] = file, name
     for name in [*wanted, *united]:
+        if name in otherwise:
+            file, spelled = otherwise[name]
+            raise located(_other_case(spelled, name), file, path=file)
         if name in plain or name not in united:
             file = plain.get(name, "")
             raise FormatError(
@@ -762,29 +784,55 @@ def _zone(spark: SparkSession) -> str:
 # --- footers --------------------------------------------------------------------------------------
 
 
-def _footers(
-    spark: SparkSession, schema: T.StructType, files: Iterable[str]
-) -> dict[str, tuple[set[str], dict[str, Header]]]:
-    """Return the columns of each file, and the headers of those that are encrypted."""
-    binary = {field.name for field in schema if isinstance(field.dataType, T.BinaryType)}
+@dataclass(frozen=True)
+class _Footer:
+    """What the footer of a file says: its columns, the headers, and the types in Spark that it records."""
+
+    names: frozenset[str]
+    headers: dict[str, Header]
+    types: dict[str, Any]
+
+
+def _folded(spark: SparkSession) -> Callable[[str], str]:
+    """Return how Spark compares names of columns in files."""
+    return str if str(spark.conf.get("spark.sql.caseSensitive")).lower() == "true" else str.lower
+
+
+def _footers(spark: SparkSession, schema: T.StructType, files: Iterable[str]) -> dict[str, _Footer]:
+    """Return what the footer of each file says."""
+    fold = _folded(spark)
+    shown = {fold(field.name): field for field in schema}
 
     @functools.lru_cache(_FOOTERS_AT_ONCE)  # the files of a dataset mostly have the same entries
-    def parsed(names: frozenset[str], entries: tuple[tuple[bytes, bytes], ...]) -> dict[str, Header]:
+    def parsed(names: frozenset[str], entries: tuple[tuple[bytes, bytes], ...]) -> _Footer:
         found = dict(entries)
-        types = _arrow_fields(found.get(_ARROW_SCHEMA))
+        arrow, document = _arrow_fields(found.get(_ARROW_SCHEMA)), found.get(SPARK, b"")
+        inside = spark_column_headers(document)
+        ours = parse_file(found[ENTRY].decode("utf-8", "surrogateescape")) if ENTRY in found else {}
+        for name in sorted(names & {*arrow, *inside, *ours}):
+            field = shown.get(fold(name))
+            if field is not None and field.name != name:
+                raise _other_case(name, field.name)
+            if field is not None and not isinstance(field.dataType, T.BinaryType):
+                raise FormatError(
+                    f"column {name!r} is encrypted in this file, but Spark reads it as "
+                    f"{field.dataType.simpleString()}: a folder '{name}=...' or another file says otherwise, "
+                    "or other software replaced it. Rename the folder, or read the files separately",
+                    column=name,
+                )
         fields = [
-            types.get(name, pa.field(name, pa.binary() if name in binary else pa.null()))
-            if name in binary
-            else pa.field(name, pa.null())
-            for name in schema.names
-            if name in names
+            arrow.get(field.name, pa.field(field.name, pa.binary()))
+            for field in schema
+            if field.name in names and isinstance(field.dataType, T.BinaryType)
         ]
-        return headers_in(pa.schema(fields), "", footer=found)
+        headers = headers_in(pa.schema(fields), "", footer=found)
+        stored = json.loads(document)["fields"] if inside else []
+        types = {one["name"]: one["metadata"].get(TYPE_ENTRY) for one in stored if one["name"] in inside}
+        return _Footer(names, headers, types)
 
-    def one(file: str) -> tuple[str, tuple[set[str], dict[str, Header]]]:
-        names, entries = _footer(spark, file, schema.names)
+    def one(file: str) -> tuple[str, _Footer]:
         try:
-            return file, (set(names), parsed(names, entries))
+            return file, parsed(*_footer(spark, file))
         except FormatError as error:
             message = str(error).removeprefix(": ")
             raise FormatError(f"{file}: {message}", path=file, column=error.column) from None
@@ -793,23 +841,33 @@ def _footers(
         return dict(threads.map(one, files))
 
 
-def _footer(
-    spark: SparkSession, file: str, columns: Iterable[str]
-) -> tuple[frozenset[str], tuple[tuple[bytes, bytes], ...]]:
+def _other_case(name: str, shown: str) -> FormatError:
+    return FormatError(
+        f"column {name!r} is column {shown!r} for Spark, which ignores case (spark.sql.caseSensitive), but "
+        "kmsdata does not. Rename the column, or read this file separately",
+        column=shown,
+    )
+
+
+def _footer(spark: SparkSession, file: str) -> tuple[frozenset[str], tuple[tuple[bytes, bytes], ...]]:
     """Read the footer of a file in Spark's JVM, with its credentials for remote files."""
     jvm: Any = spark._jvm
-    hadoop = jvm.org.apache.parquet.hadoop
+    parquet = jvm.org.apache.parquet
     place = jvm.org.apache.hadoop.fs.Path(jvm.java.net.URI(file))
     configuration = spark._jsparkSession.sessionState().newHadoopConf()
-    reader = hadoop.ParquetFileReader.open(hadoop.util.HadoopInputFile.fromPath(place, configuration))
+    source = parquet.hadoop.util.HadoopInputFile.fromPath(place, configuration)
+    options = parquet.HadoopReadOptions.builder(configuration).build()
+    stream = source.newStream()
     try:
-        metadata = reader.getFooter().getFileMetaData()
-        known = metadata.getKeyValueMetaData()
-        texts = {key: known.get(key.decode()) for key in (ENTRY, _ARROW_SCHEMA, SPARK)}
-        stored = metadata.getSchema()
-        names = frozenset(name for name in columns if stored.containsField(name))
+        if (size := source.getLength()) >= 8:
+            stream.seek(size - 8)
+            refuse_length(int.from_bytes([max(stream.read(), 0) for _ in range(4)], "little"))
+        metadata = parquet.hadoop.ParquetFileReader.readFooter(source, options, stream).getFileMetaData()
     finally:
-        reader.close()
+        stream.close()
+    known, stored = metadata.getKeyValueMetaData(), metadata.getSchema()
+    texts = {key: known.get(key.decode()) for key in (ENTRY, _ARROW_SCHEMA, SPARK)}
+    names = frozenset(stored.getFieldName(number) for number in range(stored.getFieldCount()))
     return names, tuple((key, text.encode("utf-8", "surrogateescape")) for key, text in texts.items() if text)
 
 
@@ -975,7 +1033,7 @@ def _decrypted_type(field: T.StructField, kind: pa.DataType) -> T.DataType:
 
 
 def _is_plain_type(kind: Any, depth: int = 0) -> bool:
-    """Return whether a type, as parsed JSON, has only types that are built into Spark, in Spark's own form."""
+    """Return whether a type, as parsed JSON, has only types built into Spark, in the form of Spark itself."""
 
     def has(value: Any, **members: type | tuple[type, ...]) -> bool:
         return (

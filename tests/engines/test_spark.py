@@ -389,6 +389,61 @@ def test_footers_are_checked(ks, spark, enc, tmp_path):
             writer.add_key_value_metadata({SPARK.decode(): text.replace(old, new)})
         with pytest.raises(kmsdata.FormatError, match="name"):
             ks.read(spark, str(target))
+        with pytest.raises(kmsdata.FormatError, match="name"):
+            kmsdata.read_parquet(target)
+
+
+def test_plaintext_never_passes_for_an_encrypted_column(ks, spark, tmp_path):
+    def folder(name, files):
+        (tmp_path / name).mkdir()
+        for file, values in files.items():
+            pq.write_table(pa.table(values), tmp_path / name / f"{file}.parquet")
+        return f"{tmp_path}/{name}"
+
+    enc = kmsdata.encrypt_table(pa.table({"name": ["a", "b"]}), "name", key=KEY)
+    other = kmsdata.encrypt_table(pa.table({"NAME": ["a", "b"]}), "NAME", key=KEY)
+    sealed, plain = {"name": enc["name"]}, pa.array([b"plain"])
+    mixed = folder("case", {"1": sealed, "2": {"NAME": plain}})
+    with pytest.raises(kmsdata.FormatError, match=r"2.parquet: column 'NAME' is column 'name' for Spark"):
+        ks.read(spark, mixed, encrypted="name")
+    upper = {"NAME": other["NAME"]}
+    both = folder("both", {"1": sealed, "2": upper})
+    for path in (both, folder("second", {"1": {"name": plain}, "2": upper})):
+        with pytest.raises(kmsdata.FormatError, match=r"2.parquet: column 'NAME' is column 'name' for Spark"):
+            ks.read(spark, path)
+    spark.conf.set("spark.sql.caseSensitive", "true")
+    try:
+        assert ks.inspect(ks.read(spark, mixed)).encrypted == ["name"]
+    finally:
+        spark.conf.unset("spark.sql.caseSensitive")
+    folder("hive", {})
+    folder("hive/name=zz", {"1": sealed})
+    for path in (f"{tmp_path}/hive", folder("text", {"1": {"name": ["plain"]}, "2": sealed})):
+        with pytest.raises(kmsdata.FormatError, match="encrypted in this file, but Spark reads it as string"):
+            ks.read(spark, path)
+
+
+def test_files_that_record_different_types_of_spark_are_refused(ks, spark, tmp_path):
+    from pyspark.sql import functions as F  # noqa: N812
+
+    enc = ks.encrypt(spark.sql("select interval '1' day d"), "d", key=KEY)
+    enc.write.parquet(f"{tmp_path}/d")
+    kept = {"kmsdata": enc.schema["d"].metadata["kmsdata"]}
+    enc.select(F.col("d").alias("d", metadata=kept)).write.mode("append").parquet(f"{tmp_path}/d")
+    with pytest.raises(kmsdata.FormatError, match="column 'd' has another type in Spark"):
+        ks.read(spark, f"{tmp_path}/d")
+
+
+def test_arguments_of_read(ks, spark, tmp_path):
+    with pytest.raises(TypeError, match="takes a SparkSession first"):
+        ks.read(f"{tmp_path}", spark)
+    with pytest.raises(ValueError, match="list of paths is empty"):
+        ks.read(spark, [])
+    sealed = kmsdata.encrypt_table(pa.table({"name": ["a"]}), "name", key=KEY)
+    pq.write_table(sealed, tmp_path / "a.parquet")
+    pq.write_table(sealed.replace_schema_metadata({"x": "y" * (33 << 20)}), tmp_path / "b.parquet")
+    with pytest.raises(kmsdata.FormatError, match=r"b.parquet: its footer has more than 32 MiB"):
+        ks.read(spark, [f"{tmp_path}/a.parquet", f"{tmp_path}/b.parquet"])
 
 
 def test_a_class_in_a_file_is_not_unpickled(ks, spark, tmp_path):
