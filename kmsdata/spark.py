@@ -61,14 +61,13 @@ from kmsdata.frames.arguments import (
     require,
     required_names,
 )
-from kmsdata.frames.arrow_storage import plain_binary
+from kmsdata.frames.arrow_storage import is_bytes_or_text, plain_binary
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
+    HeaderSearch,
     check_names,
     headers_of,
-    lost_header,
-    table_without_header,
 )
 from kmsdata.frames.key_argument import resolve_key
 from kmsdata.frames.metadata.documents import SPARK, SPARK_COLUMN_ENTRY, spark_column_headers
@@ -563,17 +562,53 @@ def _decrypted(
     targets: Mapping[str, pa.DataType],
     checked: bool,
 ) -> Batches:
+    searches: dict[int, tuple[str, HeaderSearch]] = {}
     for batch in batches:
         if checked:
             others = [name for name in batch.schema.names if name not in headers]
-            if lost := table_without_header(pa.Table.from_batches([batch.select(others)])):
-                raise lost_header(lost[0])
+            for at, (name, values) in enumerate(_texts_and_bytes(batch.select(others))):
+                _, search = searches.setdefault(at, (name, HeaderSearch()))
+                if search.add(pa.table([values], names=[name])):
+                    raise _lost_header(name, batch.column(name).type)
         table = decrypt_part(_cells(batch, headers), plan)
         columns = [
             _fitted(table.column(name), targets[name], name) if name in headers else values
             for name, values in zip(batch.schema.names, batch.columns, strict=True)
         ]
         yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    for name, search in searches.values():
+        if search.single_values():  # a warning would be in a log of the executor, where nobody sees it
+            raise _lost_header(name, batch.column(name).type, what="its only value in this partition looks")
+
+
+def _texts_and_bytes(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
+    """Yield the texts and bytes in each column, also those inside of arrays, structs and maps."""
+    left = list(zip(batch.schema.names, batch.columns, strict=True))[::-1]
+    while left:
+        name, values = left.pop()
+        kind = values.type
+        if pa.types.is_map(kind):
+            left += [(name, values.keys), (name, values.items)]
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            left.append((name, values.flatten()))
+        elif pa.types.is_struct(kind):
+            left += [(name, child) for child in values.flatten()]
+        elif is_bytes_or_text(kind):
+            yield name, values
+            if pa.types.is_string(kind) or pa.types.is_large_string(
+                kind
+            ):  # a cast from binary keeps the bytes
+                yield name, values.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
+
+
+def _lost_header(name: str, kind: pa.DataType, what: str = "looks") -> FormatError:
+    take = "" if is_bytes_or_text(kind) else "Take the cells out of the array, struct or map. "
+    return FormatError(
+        f"column {name!r} has no kmsdata header, but {what} like cells: other software dropped the header. "
+        f"{take}Read files with kmsdata.spark.read(); attach the header of the original with "
+        "kmsdata.spark.attach(). If these are ciphertexts of other software, name the columns to decrypt",
+        column=name,
+    )
 
 
 def _verified(batches: Batches, plan: DecryptionPlan, headers: Mapping[str, str]) -> Batches:

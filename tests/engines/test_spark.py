@@ -253,6 +253,32 @@ def test_replaced_columns_never_pass(ks, spark, enc):
     assert "looks like cells: other software dropped the header" in in_job("FormatError", ks.decrypt(lost))
 
 
+def test_cells_without_header_never_pass_in_any_form(ks, spark, enc):
+    from pyspark.sql import functions as F  # noqa: N812
+
+    forms = {
+        "nested": F.create_map(F.lit("k"), F.array(F.struct(F.coalesce("name", F.lit(b"")).alias("q")))),
+        "text": F.col("name").cast("string"),
+        "first of many": F.when(F.col("id") == 5, F.coalesce("name", F.lit(b""))),
+    }
+    for form, column in forms.items():
+        frame = enc.select("email", column.alias("x", metadata={}))
+        text = in_job("FormatError", ks.decrypt(frame))
+        assert "'x' has no kmsdata header" in text, form
+        assert "kmsdata.spark.attach()" in text, form
+        assert "df.kms" not in text, form
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "1")
+    try:
+        lost = enc.select("email", F.coalesce("name", F.lit(b"")).alias("x"))
+        assert "but looks like cells" in in_job("FormatError", ks.decrypt(lost))
+        plain = enc.selectExpr(
+            "email", "array(struct(sha2(email, 256) h)) s", "unhex('01') b", "map('a', 'b') m"
+        )
+        assert ks.decrypt(plain).count() == 9
+    finally:
+        spark.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
+
+
 def test_frames_under_two_data_keys(ks, people, enc):
     other = ks.encrypt(people, ["name", "age"], deterministic="email", key=KEY)
     both = enc.select("name").union(other.select("name"))
@@ -544,6 +570,8 @@ def test_verify_counts_cells(ks, spark, enc):
         "id": "not encrypted", "nome": "missing", "name": "failed", "age": "authentic", "email": "authentic",
     }  # fmt: skip
     assert next(column.bad for column in bad.columns if column.name == "name") == 2
+    assert "2 cells" in str(bad)
+    assert "(row" not in str(bad)
 
 
 def test_calls_are_checked_before_a_key_is_made(ks, people, enc, monkeypatch):
