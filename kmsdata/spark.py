@@ -18,7 +18,7 @@ import re
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -62,23 +62,23 @@ from kmsdata.frames.arguments import (
     require,
     required_names,
 )
-from kmsdata.frames.arrow_storage import plain_binary
+from kmsdata.frames.arrow_storage import is_bytes_or_text, plain_binary
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.frames.encrypted_columns import (
     Encrypted,
+    HeaderSearch,
     check_names,
     headers_of,
-    lost_header,
-    table_without_header,
 )
 from kmsdata.frames.key_argument import resolve_key
-from kmsdata.frames.metadata.documents import SPARK, SPARK_COLUMN_ENTRY
+from kmsdata.frames.metadata.documents import SPARK, SPARK_COLUMN_ENTRY, spark_column_headers
 from kmsdata.frames.metadata.values import metadata_texts, refuse_values_in_metadata
 from kmsdata.frames.search import literals, require_deterministic
 from kmsdata.frames.verify import MISSING, NO_HEADER, NOT_ENCRYPTED, Findings
-from kmsdata.keys.envelope import ENTRY, Header
+from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.keys.session import Key
 from kmsdata.keys.unwrap import DataKeys, open_keys
+from kmsdata.parquet.footer import refuse_length
 from kmsdata.parquet.headers import headers_in, read_headers
 
 __all__ = ["attach", "decrypt", "encrypt", "inspect", "isin", "read", "verify"]
@@ -331,13 +331,17 @@ def read(
         [Row(age=36)]
     """
     _require_classic(spark)
+    if not isinstance(spark, SparkSession):
+        raise CallerTypeError(f"read() takes a SparkSession first, then the path, not {type(spark).__name__}")
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    if not paths:
+        raise CallerValueError("read() needs the path of a file or folder: the list of paths is empty")
     sdf = spark.read.parquet(*[os.fspath(one) for one in paths])
-    # PySpark unpickles such a class, which may run any code, as soon as it looks at the schema.
-    if '"serializedClass"' in sdf._jdf.schema().json():
+    # PySpark imports or unpickles such a class, which may run any code, as soon as it looks at the schema.
+    if _names_a_class(sdf._jdf.schema().json()):
         raise FormatError(
-            f"{paths[0]}: a column has a user-defined type whose Python class is stored in the file. Reading "
-            "it would run code from the file. If you trust it, use spark.read.parquet() and "
+            f"{paths[0]}: a column has a user-defined type, whose Python class the file names or contains. "
+            "Reading it would run code that the file chooses. If you trust it, use spark.read.parquet() and "
             "kmsdata.spark.attach()"
         )
     schema = _schema(sdf)
@@ -346,8 +350,11 @@ def read(
         require(schema.names, name)
     united: dict[str, Header] = {}
     plain: dict[str, str] = {}
-    for file, (names, headers) in _footers(spark, schema, sdf.inputFiles()).items():
-        for name, header in headers.items():
+    types: dict[str, tuple[Any, str]] = {}
+    otherwise: dict[str, tuple[str, str]] = {}
+    shown = {(fold := _folded(spark))(name): name for name in schema.names}
+    for file, footer in _footers(spark, schema, sdf.inputFiles()).items():
+        for name, header in footer.headers.items():
             both = united.get(name, header).union(header)
             if both is None:
                 raise FormatError(
@@ -357,8 +364,22 @@ def read(
                     column=name,
                 )
             united[name] = both
-        plain |= dict.fromkeys(names - headers.keys(), file)
+        for name, kind in footer.types.items():
+            if name in footer.headers and types.setdefault(name, (kind, file))[0] != kind:
+                raise FormatError(
+                    f"{file}: column {name!r} has another type in Spark ({TYPE_ENTRY!r} in its metadata) "
+                    f"than in {types[name][1]}. Read the files separately",
+                    path=file,
+                    column=name,
+                )
+        plain |= dict.fromkeys(footer.names - footer.headers.keys(), file)
+        for name in footer.names - set(schema.names):
+            if fold(name) in shown:
+                otherwise[shown[fold(name)]] = file, name
     for name in [*wanted, *united]:
+        if name in otherwise:
+            file, spelled = otherwise[name]
+            raise located(_other_case(spelled, name), file, path=file)
         if name in plain or name not in united:
             file = plain.get(name, "")
             raise FormatError(
@@ -542,17 +563,53 @@ def _decrypted(
     targets: Mapping[str, pa.DataType],
     checked: bool,
 ) -> Batches:
+    searches: dict[int, tuple[str, HeaderSearch]] = {}
     for batch in batches:
         if checked:
             others = [name for name in batch.schema.names if name not in headers]
-            if lost := table_without_header(pa.Table.from_batches([batch.select(others)])):
-                raise lost_header(lost[0])
+            for at, (name, values) in enumerate(_texts_and_bytes(batch.select(others))):
+                _, search = searches.setdefault(at, (name, HeaderSearch()))
+                if search.add(pa.table([values], names=[name])):
+                    raise _lost_header(name, batch.column(name).type)
         table = decrypt_part(_cells(batch, headers), plan)
         columns = [
             _fitted(table.column(name), targets[name], name) if name in headers else values
             for name, values in zip(batch.schema.names, batch.columns, strict=True)
         ]
         yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    for name, search in searches.values():
+        if search.single_values():  # a warning would be in a log of the executor, where nobody sees it
+            raise _lost_header(name, batch.column(name).type, what="its only value in this partition looks")
+
+
+def _texts_and_bytes(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
+    """Yield the texts and bytes in each column, also those inside of arrays, structs and maps."""
+    left = list(zip(batch.schema.names, batch.columns, strict=True))[::-1]
+    while left:
+        name, values = left.pop()
+        kind = values.type
+        if pa.types.is_map(kind):
+            left += [(name, values.keys), (name, values.items)]
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            left.append((name, values.flatten()))
+        elif pa.types.is_struct(kind):
+            left += [(name, child) for child in values.flatten()]
+        elif is_bytes_or_text(kind):
+            yield name, values
+            if pa.types.is_string(kind) or pa.types.is_large_string(
+                kind
+            ):  # a cast from binary keeps the bytes
+                yield name, values.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
+
+
+def _lost_header(name: str, kind: pa.DataType, what: str = "looks") -> FormatError:
+    take = "" if is_bytes_or_text(kind) else "Take the cells out of the array, struct or map. "
+    return FormatError(
+        f"column {name!r} has no kmsdata header, but {what} like cells: other software dropped the header. "
+        f"{take}Read files with kmsdata.spark.read(); attach the header of the original with "
+        "kmsdata.spark.attach(). If these are ciphertexts of other software, name the columns to decrypt",
+        column=name,
+    )
 
 
 def _verified(batches: Batches, plan: DecryptionPlan, headers: Mapping[str, str]) -> Batches:
@@ -762,29 +819,55 @@ def _zone(spark: SparkSession) -> str:
 # --- footers --------------------------------------------------------------------------------------
 
 
-def _footers(
-    spark: SparkSession, schema: T.StructType, files: Iterable[str]
-) -> dict[str, tuple[set[str], dict[str, Header]]]:
-    """Return the columns of each file, and the headers of those that are encrypted."""
-    binary = {field.name for field in schema if isinstance(field.dataType, T.BinaryType)}
+@dataclass(frozen=True)
+class _Footer:
+    """What the footer of a file says: its columns, the headers, and the types in Spark that it records."""
+
+    names: frozenset[str]
+    headers: dict[str, Header]
+    types: dict[str, Any]
+
+
+def _folded(spark: SparkSession) -> Callable[[str], str]:
+    """Return how Spark compares names of columns in files."""
+    return str if str(spark.conf.get("spark.sql.caseSensitive")).lower() == "true" else str.lower
+
+
+def _footers(spark: SparkSession, schema: T.StructType, files: Iterable[str]) -> dict[str, _Footer]:
+    """Return what the footer of each file says."""
+    fold = _folded(spark)
+    shown = {fold(field.name): field for field in schema}
 
     @functools.lru_cache(_FOOTERS_AT_ONCE)  # the files of a dataset mostly have the same entries
-    def parsed(names: frozenset[str], entries: tuple[tuple[bytes, bytes], ...]) -> dict[str, Header]:
+    def parsed(names: frozenset[str], entries: tuple[tuple[bytes, bytes], ...]) -> _Footer:
         found = dict(entries)
-        types = _arrow_fields(found.get(_ARROW_SCHEMA))
+        arrow, document = _arrow_fields(found.get(_ARROW_SCHEMA)), found.get(SPARK, b"")
+        inside = spark_column_headers(document)
+        ours = parse_file(found[ENTRY].decode("utf-8", "surrogateescape")) if ENTRY in found else {}
+        for name in sorted(names & {*arrow, *inside, *ours}):
+            field = shown.get(fold(name))
+            if field is not None and field.name != name:
+                raise _other_case(name, field.name)
+            if field is not None and not isinstance(field.dataType, T.BinaryType):
+                raise FormatError(
+                    f"column {name!r} is encrypted in this file, but Spark reads it as "
+                    f"{field.dataType.simpleString()}: a folder '{name}=...' or another file says otherwise, "
+                    "or other software replaced it. Rename the folder, or read the files separately",
+                    column=name,
+                )
         fields = [
-            types.get(name, pa.field(name, pa.binary() if name in binary else pa.null()))
-            if name in binary
-            else pa.field(name, pa.null())
-            for name in schema.names
-            if name in names
+            arrow.get(field.name, pa.field(field.name, pa.binary()))
+            for field in schema
+            if field.name in names and isinstance(field.dataType, T.BinaryType)
         ]
-        return headers_in(pa.schema(fields), "", footer=found)
+        headers = headers_in(pa.schema(fields), "", footer=found)
+        stored = json.loads(document)["fields"] if inside else []
+        types = {one["name"]: one["metadata"].get(TYPE_ENTRY) for one in stored if one["name"] in inside}
+        return _Footer(names, headers, types)
 
-    def one(file: str) -> tuple[str, tuple[set[str], dict[str, Header]]]:
-        names, entries = _footer(spark, file, schema.names)
+    def one(file: str) -> tuple[str, _Footer]:
         try:
-            return file, (set(names), parsed(names, entries))
+            return file, parsed(*_footer(spark, file))
         except FormatError as error:
             message = str(error).removeprefix(": ")
             raise FormatError(f"{file}: {message}", path=file, column=error.column) from None
@@ -793,23 +876,33 @@ def _footers(
         return dict(threads.map(one, files))
 
 
-def _footer(
-    spark: SparkSession, file: str, columns: Iterable[str]
-) -> tuple[frozenset[str], tuple[tuple[bytes, bytes], ...]]:
+def _other_case(name: str, shown: str) -> FormatError:
+    return FormatError(
+        f"column {name!r} is column {shown!r} for Spark, which ignores case (spark.sql.caseSensitive), but "
+        "kmsdata does not. Rename the column, or read this file separately",
+        column=shown,
+    )
+
+
+def _footer(spark: SparkSession, file: str) -> tuple[frozenset[str], tuple[tuple[bytes, bytes], ...]]:
     """Read the footer of a file in Spark's JVM, with its credentials for remote files."""
     jvm: Any = spark._jvm
-    hadoop = jvm.org.apache.parquet.hadoop
+    parquet = jvm.org.apache.parquet
     place = jvm.org.apache.hadoop.fs.Path(jvm.java.net.URI(file))
     configuration = spark._jsparkSession.sessionState().newHadoopConf()
-    reader = hadoop.ParquetFileReader.open(hadoop.util.HadoopInputFile.fromPath(place, configuration))
+    source = parquet.hadoop.util.HadoopInputFile.fromPath(place, configuration)
+    options = parquet.HadoopReadOptions.builder(configuration).build()
+    stream = source.newStream()
     try:
-        metadata = reader.getFooter().getFileMetaData()
-        known = metadata.getKeyValueMetaData()
-        texts = {key: known.get(key.decode()) for key in (ENTRY, _ARROW_SCHEMA, SPARK)}
-        stored = metadata.getSchema()
-        names = frozenset(name for name in columns if stored.containsField(name))
+        if (size := source.getLength()) >= 8:
+            stream.seek(size - 8)
+            refuse_length(int.from_bytes([max(stream.read(), 0) for _ in range(4)], "little"))
+        metadata = parquet.hadoop.ParquetFileReader.readFooter(source, options, stream).getFileMetaData()
     finally:
-        reader.close()
+        stream.close()
+    known, stored = metadata.getKeyValueMetaData(), metadata.getSchema()
+    texts = {key: known.get(key.decode()) for key in (ENTRY, _ARROW_SCHEMA, SPARK)}
+    names = frozenset(stored.getFieldName(number) for number in range(stored.getFieldCount()))
     return names, tuple((key, text.encode("utf-8", "surrogateescape")) for key, text in texts.items() if text)
 
 
@@ -840,6 +933,15 @@ _SIMPLE: list[tuple[T.DataType, pa.DataType]] = [
     (T.NullType(), pa.null()),
 ]
 _TIME: Any = getattr(T, "TimeType", None)  # since Spark 4.1
+_LONGEST_TYPE = 1 << 20  # characters
+_DEEPEST_TYPE = 100
+_COLLATIONS = "__COLLATIONS"  # in the metadata of a field: names of collations, by the place of the text
+_PLAIN_TYPE = re.compile(
+    r"boolean|byte|short|integer|long|float|double|binary|date|timestamp|timestamp_ntz|void|variant"
+    r"|string( collate \w+)?|(var)?char\(\d{1,10}\)|decimal\(\d{1,2},\d{1,2}\)|time\(\d\)"
+    r"|interval (day|hour|minute|second)( to (day|hour|minute|second))?",
+    re.ASCII,
+)
 _VARIANT = pa.struct(
     [
         pa.field("value", pa.binary(), nullable=False),
@@ -948,9 +1050,11 @@ def _decrypted_type(field: T.StructField, kind: pa.DataType) -> T.DataType:
     if text is None:
         return usual
     try:
-        if not isinstance(text, str) or re.search(r'"(?:udt|\\)', text):  # Spark would run code of a UDT
+        if not isinstance(text, str) or len(text) > _LONGEST_TYPE:
             raise ValueError
-        recorded = T.StructType.fromJson(json.loads(text))["c"].dataType
+        if not _is_plain_type(schema := json.loads(text)):  # Spark would import the class of a UDT
+            raise ValueError
+        recorded = T.StructType.fromJson(schema)["c"].dataType
         alike = _arrow_type(recorded, "UTC", field.name) == _arrow_type(usual, "UTC", field.name)
     except Exception:  # noqa: BLE001 - PySpark raises errors of every kind for malformed JSON
         alike = False
@@ -961,6 +1065,55 @@ def _decrypted_type(field: T.StructField, kind: pa.DataType) -> T.DataType:
             column=field.name,
         )
     return recorded
+
+
+def _is_plain_type(kind: Any, depth: int = 0) -> bool:
+    """Return whether a type, as parsed JSON, has only types built into Spark, in the form of Spark itself."""
+
+    def has(value: Any, **members: type | tuple[type, ...]) -> bool:
+        return (
+            isinstance(value, dict)
+            and value.keys() == members.keys()
+            and all(isinstance(value[key], one) for key, one in members.items())
+        )
+
+    def inside(*kinds: Any) -> bool:
+        return depth < _DEEPEST_TYPE and all(_is_plain_type(one, depth + 1) for one in kinds)
+
+    if isinstance(kind, str):
+        return _PLAIN_TYPE.fullmatch(kind) is not None
+    any_type = (str, dict)
+    if has(kind, type=str, elementType=any_type, containsNull=bool) and kind["type"] == "array":
+        return inside(kind["elementType"])
+    if has(kind, type=str, keyType=any_type, valueType=any_type, valueContainsNull=bool):
+        return kind["type"] == "map" and inside(kind["keyType"], kind["valueType"])
+    return (
+        has(kind, type=str, fields=list)
+        and kind["type"] == "struct"
+        and all(
+            has(field, name=str, type=any_type, nullable=bool, metadata=dict)
+            and field["metadata"].keys() <= {_COLLATIONS}
+            and inside(field["type"])
+            for field in kind["fields"]
+        )
+    )
+
+
+def _names_a_class(text: str) -> bool:
+    """Return whether a schema, as JSON, has a user-defined type anywhere, or what is not understood."""
+    try:
+        left = [json.loads(text)]
+    except (ValueError, RecursionError):
+        return True
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if value.get("type") == "udt" or not value.keys().isdisjoint({"pyClass", "serializedClass"}):
+                return True
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return False
 
 
 def _category_values(header: Header) -> pa.DataType | None:

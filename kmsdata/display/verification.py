@@ -44,8 +44,9 @@ class Failure:
         if self.count:
             some = ", ".join(map(str, self.rows[:5]))
             one = self.count == 1
-            what += f": {self.count:,} cell{'' if one else 's'} (row{'' if one else 's'} {some}"
-            what += ", ...)" if self.count > 5 else ")"
+            what += f": {self.count:,} cell{'' if one else 's'}"
+            if self.rows:  # those of Spark have no position
+                what += f" (row{'' if one else 's'} {some}" + (", ...)" if self.count > 5 else ")")
         return ": ".join(filter(None, [", ".join(filter(None, where)), what]))
 
 

@@ -526,9 +526,12 @@ class HeaderSearch:
 
     def warn_of_single_values(self) -> None:
         """Warn about columns with a single value, which has the form of a cell. Call it after all batches."""
-        for name, count, _ in self._seen.values():
-            if count == 1:
-                warn_of_single_value(name)
+        for name in self.single_values():
+            warn_of_single_value(name)
+
+    def single_values(self) -> list[str]:
+        """Return the columns with a single value, which has the form of a cell. Call it after all batches."""
+        return [name for name, count, _ in self._seen.values() if count == 1]
 
 
 def table_without_header(table: pa.Table) -> list[str]:

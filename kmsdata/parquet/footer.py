@@ -40,6 +40,7 @@ from kmsdata.parquet.thrift import (
 __all__ = [
     "MAGIC", "NOT_PARQUET", "Entry", "FileMetaData", "Footer", "bloom_filter_length",
     "check_footer", "ending", "page_range", "read_footer", "read_metadata",
+    "refuse_length",
 ]  # fmt: skip
 
 MAGIC = b"PAR1"
@@ -350,6 +351,12 @@ def check_footer(file: _Source, size: int, path: str) -> int:
         return len(data)
 
 
+def refuse_length(length: int) -> None:
+    """Raise FormatError if a FileMetaData has more bytes than kmsdata reads."""
+    if length > _MOST_BYTES:
+        raise FormatError(_TOO_LONG)
+
+
 def _check_entries(entries: Iterable[tuple[bytes, bytes | None]]) -> None:
     """Refuse different entries of one name: software would disagree about which of them it reads."""
     seen: dict[bytes, bytes | None] = {}
@@ -371,8 +378,7 @@ def _find(file: _Source, size: int) -> tuple[bytes, int]:
     length = int.from_bytes(tail[-8:-4], "little")
     if not 0 < length <= size - 12:
         refuse("its length is more than the file has")
-    if length > _MOST_BYTES:
-        raise FormatError(_TOO_LONG)
+    refuse_length(length)
     start = size - 8 - length
     data = tail[-8 - length : -8]
     if length > len(tail) - 8:

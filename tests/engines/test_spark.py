@@ -253,6 +253,32 @@ def test_replaced_columns_never_pass(ks, spark, enc):
     assert "looks like cells: other software dropped the header" in in_job("FormatError", ks.decrypt(lost))
 
 
+def test_cells_without_header_never_pass_in_any_form(ks, spark, enc):
+    from pyspark.sql import functions as F  # noqa: N812
+
+    forms = {
+        "nested": F.create_map(F.lit("k"), F.array(F.struct(F.coalesce("name", F.lit(b"")).alias("q")))),
+        "text": F.col("name").cast("string"),
+        "first of many": F.when(F.col("id") == 5, F.coalesce("name", F.lit(b""))),
+    }
+    for form, column in forms.items():
+        frame = enc.select("email", column.alias("x", metadata={}))
+        text = in_job("FormatError", ks.decrypt(frame))
+        assert "'x' has no kmsdata header" in text, form
+        assert "kmsdata.spark.attach()" in text, form
+        assert "df.kms" not in text, form
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "1")
+    try:
+        lost = enc.select("email", F.coalesce("name", F.lit(b"")).alias("x"))
+        assert "but looks like cells" in in_job("FormatError", ks.decrypt(lost))
+        plain = enc.selectExpr(
+            "email", "array(struct(sha2(email, 256) h)) s", "unhex('01') b", "map('a', 'b') m"
+        )
+        assert ks.decrypt(plain).count() == 9
+    finally:
+        spark.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
+
+
 def test_frames_under_two_data_keys(ks, people, enc):
     other = ks.encrypt(people, ["name", "age"], deterministic="email", key=KEY)
     both = enc.select("name").union(other.select("name"))
@@ -389,16 +415,75 @@ def test_footers_are_checked(ks, spark, enc, tmp_path):
             writer.add_key_value_metadata({SPARK.decode(): text.replace(old, new)})
         with pytest.raises(kmsdata.FormatError, match="name"):
             ks.read(spark, str(target))
+        with pytest.raises(kmsdata.FormatError, match="name"):
+            kmsdata.read_parquet(target)
+
+
+def test_plaintext_never_passes_for_an_encrypted_column(ks, spark, tmp_path):
+    def folder(name, files):
+        (tmp_path / name).mkdir()
+        for file, values in files.items():
+            pq.write_table(pa.table(values), tmp_path / name / f"{file}.parquet")
+        return f"{tmp_path}/{name}"
+
+    enc = kmsdata.encrypt_table(pa.table({"name": ["a", "b"]}), "name", key=KEY)
+    other = kmsdata.encrypt_table(pa.table({"NAME": ["a", "b"]}), "NAME", key=KEY)
+    sealed, plain = {"name": enc["name"]}, pa.array([b"plain"])
+    mixed = folder("case", {"1": sealed, "2": {"NAME": plain}})
+    with pytest.raises(kmsdata.FormatError, match=r"2.parquet: column 'NAME' is column 'name' for Spark"):
+        ks.read(spark, mixed, encrypted="name")
+    upper = {"NAME": other["NAME"]}
+    both = folder("both", {"1": sealed, "2": upper})
+    for path in (both, folder("second", {"1": {"name": plain}, "2": upper})):
+        with pytest.raises(kmsdata.FormatError, match=r"2.parquet: column 'NAME' is column 'name' for Spark"):
+            ks.read(spark, path)
+    spark.conf.set("spark.sql.caseSensitive", "true")
+    try:
+        assert ks.inspect(ks.read(spark, mixed)).encrypted == ["name"]
+    finally:
+        spark.conf.unset("spark.sql.caseSensitive")
+    folder("hive", {})
+    folder("hive/name=zz", {"1": sealed})
+    for path in (f"{tmp_path}/hive", folder("text", {"1": {"name": ["plain"]}, "2": sealed})):
+        with pytest.raises(kmsdata.FormatError, match="encrypted in this file, but Spark reads it as string"):
+            ks.read(spark, path)
+
+
+def test_files_that_record_different_types_of_spark_are_refused(ks, spark, tmp_path):
+    from pyspark.sql import functions as F  # noqa: N812
+
+    enc = ks.encrypt(spark.sql("select interval '1' day d"), "d", key=KEY)
+    enc.write.parquet(f"{tmp_path}/d")
+    kept = {"kmsdata": enc.schema["d"].metadata["kmsdata"]}
+    enc.select(F.col("d").alias("d", metadata=kept)).write.mode("append").parquet(f"{tmp_path}/d")
+    with pytest.raises(kmsdata.FormatError, match="column 'd' has another type in Spark"):
+        ks.read(spark, f"{tmp_path}/d")
+
+
+def test_arguments_of_read(ks, spark, tmp_path):
+    with pytest.raises(TypeError, match="takes a SparkSession first"):
+        ks.read(f"{tmp_path}", spark)
+    with pytest.raises(ValueError, match="list of paths is empty"):
+        ks.read(spark, [])
+    sealed = kmsdata.encrypt_table(pa.table({"name": ["a"]}), "name", key=KEY)
+    pq.write_table(sealed, tmp_path / "a.parquet")
+    pq.write_table(sealed.replace_schema_metadata({"x": "y" * (33 << 20)}), tmp_path / "b.parquet")
+    with pytest.raises(kmsdata.FormatError, match=r"b.parquet: its footer has more than 32 MiB"):
+        ks.read(spark, [f"{tmp_path}/a.parquet", f"{tmp_path}/b.parquet"])
 
 
 def test_a_class_in_a_file_is_not_unpickled(ks, spark, tmp_path):
-    udt = {"type": "udt", "pyClass": "a.B", "serializedClass": "AAAA", "sqlType": "long"}
-    field = {"name": "id", "type": udt, "nullable": True, "metadata": {}}
-    with pq.ParquetWriter(tmp_path / "x.parquet", pa.schema([("id", pa.int64())])) as writer:
-        writer.write_table(pa.table({"id": [1]}))
-        writer.add_key_value_metadata({SPARK.decode(): json.dumps({"type": "struct", "fields": [field]})})
-    with pytest.raises(kmsdata.FormatError, match="would run code from the file"):
-        ks.read(spark, f"{tmp_path}/x.parquet")
+    udt = {"type": "udt", "pyClass": "this.X", "serializedClass": "AAAA", "sqlType": "long"}
+    array = {"type": "array", "elementType": udt, "containsNull": True}
+    for number, kind in enumerate([udt, array]):
+        field = {"name": "id", "type": kind, "nullable": True, "metadata": {}}
+        text = json.dumps({"type": "struct", "fields": [field]}).replace("udt", "u\\u0064t")
+        with pq.ParquetWriter(tmp_path / f"{number}.parquet", pa.schema([("id", pa.int64())])) as writer:
+            writer.write_table(pa.table({"id": [1]}))
+            writer.add_key_value_metadata({SPARK.decode(): text})
+        with pytest.raises(kmsdata.FormatError, match="would run code that the file chooses"):
+            ks.read(spark, f"{tmp_path}/{number}.parquet")
+    assert "this" not in sys.modules
 
 
 def test_names_with_dots_and_backticks(ks, spark, tmp_path):
@@ -418,11 +503,22 @@ def test_recorded_types_of_spark_are_checked(ks, spark):
     assert ks.decrypt(enc).dtypes == [("d", "interval day")]
     field = {"name": "c", "nullable": True, "metadata": {}}
     udt = {"type": "udt", "class": None, "pyClass": "builtins.object", "sqlType": "long"}
-    for kind in ("long", "rubbish", udt, {"type": "array", "elementType": udt, "containsNull": True}):
-        text = json.dumps({"type": "struct", "fields": [field | {"type": kind}]})
+    deep = "long"
+    for _ in range(20_000):
+        deep = '{"type":"array","elementType":' + deep + ',"containsNull":true}'
+    array = {"type": "array", "elementType": udt, "containsNull": True}
+    texts = [
+        json.dumps({"type": "struct", "fields": [field | {"type": kind}]})
+        for kind in ("long", "rubbish", udt, array, {"type": "array", "elementType": "long"})
+    ]
+    udts = texts[2:4]
+    texts += [text.replace("udt", "u\\u0064t").replace("builtins.object", "this.X") for text in udts]
+    texts += ["[]", deep, texts[0] + " " * (1 << 20)]
+    for text in texts:
         changed = enc.select(F.col("d").alias("d", metadata=good | {"kmsdata.type": text}))
         with pytest.raises(kmsdata.FormatError, match=r"column 'd': its metadata 'kmsdata.type' is not"):
             ks.decrypt(changed)
+    assert "this" not in sys.modules
 
 
 # Keys.
@@ -474,6 +570,8 @@ def test_verify_counts_cells(ks, spark, enc):
         "id": "not encrypted", "nome": "missing", "name": "failed", "age": "authentic", "email": "authentic",
     }  # fmt: skip
     assert next(column.bad for column in bad.columns if column.name == "name") == 2
+    assert "2 cells" in str(bad)
+    assert "(row" not in str(bad)
 
 
 def test_calls_are_checked_before_a_key_is_made(ks, people, enc, monkeypatch):

@@ -153,6 +153,13 @@ def spark_column_headers(document: bytes) -> dict[str, str]:
     for name in found:
         if counts[name] > 1:
             raise FormatError(f"Spark's schema has several columns {name!r}", column=name)
+    for field in fields:
+        if field["name"] in found and field.get("type") != "binary":
+            raise FormatError(
+                f"Spark's schema says that column {field['name']!r} is encrypted, but not that it is binary: "
+                "other software changed the schema. Restore the file from a copy",
+                column=field["name"],
+            )
     return found
 
 
