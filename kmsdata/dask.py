@@ -423,10 +423,11 @@ class FrameAccessor:
         counted = isinstance(meta.index, pd.RangeIndex) and meta.index.name is None
         if index is None and not counted:
             index = True  # pandas would not store it in those partitions where it happens to be a RangeIndex
-        names = [f"part-{number:05d}.parquet" for number in range(self._frame.npartitions)]
+        count = self._frame.npartitions
+        names = [_file_name(number, count) for number in range(count)]
         with _folder(Place.of(path, filesystem), path, filesystem, names, overwrite=overwrite) as folder:
             written = self._frame.map_partitions(
-                _write_part, folder, names, index, options,
+                _write_part, folder, count, index, options,
                 meta=_ANYTHING, enforce_metadata=False, token=_named("kmstoparquet"),
             )  # fmt: skip
             _check_alike(list(written.compute()))
@@ -749,6 +750,11 @@ def _folder(
         raise
 
 
+def _file_name(number: int, count: int) -> str:
+    """Return the name of the file of a partition; readers sort by name."""
+    return f"part-{number:0{max(5, len(str(count - 1)))}d}.parquet"
+
+
 def _check_free(place: Place, *, overwrite: bool) -> None:
     if place.kind == pafs.FileType.File:
         raise CallerFileExistsError(errno.EEXIST, "this path is a file. Pass a folder", str(place))
@@ -779,7 +785,7 @@ def _check_free(place: Place, *, overwrite: bool) -> None:
 def _write_part(
     part: pd.DataFrame,
     folder: _Folder,
-    names: list[str],
+    count: int,
     index: bool | None,
     options: dict[str, Any],
     partition_info: Mapping[str, Any] | None = None,
@@ -796,7 +802,7 @@ def _write_part(
                 field = schema.field(label).with_type(pa.string())
                 schema = schema.set(schema.get_field_index(label), field)
         options = options | {"schema": schema}
-    name = names[0 if partition_info is None else partition_info["number"]]
+    name = _file_name(0 if partition_info is None else partition_info["number"], count)
     filesystem = folder.filesystem
     if folder.url is not None:
         filesystem = Place.of(folder.url).filesystem

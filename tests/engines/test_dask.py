@@ -609,6 +609,27 @@ def test_indexes_and_objects_in_files(dask, dd, df, tmp_path):
         assert not (tmp_path / "mixed").exists()
 
 
+def test_names_of_files_sort_by_partition_and_tasks_do_not_list_them(dask, dd, df, tmp_path, monkeypatch):
+    for count in (1, 3, 100_000, 100_001, 1_000_001):
+        numbers = sorted({0, 1, 9, 99_999, 100_000, 999_999, 1_000_000} & set(range(count)))
+        names = [kmsdata.dask._file_name(number, count) for number in numbers]
+        assert sorted(names) == names
+    assert kmsdata.dask._file_name(7, 100_000) == "part-00007.parquet"
+    sizes = []
+
+    def sized(frame, function, *arguments, **options):
+        sizes.append(len(pickle.dumps((arguments, options))))
+        return map_partitions(frame, function, *arguments, **options)
+
+    map_partitions = dd.DataFrame.map_partitions
+    for count in (2, 100):
+        enc = dd.from_pandas(pd.concat([df] * 9), npartitions=count).kms.encrypt("ssn", key=KEY)
+        with monkeypatch.context() as patch:
+            patch.setattr(dd.DataFrame, "map_partitions", sized)
+            enc.kms.to_parquet(tmp_path / str(count))
+    assert abs(sizes[0] - sizes[1]) < 20
+
+
 # Reading.
 
 
