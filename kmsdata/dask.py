@@ -33,7 +33,13 @@ import pyarrow.fs as pafs
 
 from kmsdata.api.attach import attach_to_frame, originals
 from kmsdata.api.inspection import inspect
-from kmsdata.api.parts import decrypt_part, encrypt_part, plan_decryption, plan_encryption
+from kmsdata.api.parts import (
+    _wait_before_first,
+    decrypt_part,
+    encrypt_part,
+    plan_decryption,
+    plan_encryption,
+)
 from kmsdata.api.verify import verify
 from kmsdata.atomic_files import sweep
 from kmsdata.display.inspection import Inspection
@@ -43,7 +49,6 @@ from kmsdata.errors import (
     CallerImportError,
     CallerTypeError,
     CallerValueError,
-    FormatError,
     UnsupportedTypeError,
 )
 from kmsdata.frames.arguments import (
@@ -57,11 +62,10 @@ from kmsdata.frames.arguments import (
     required_names,
 )
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
-from kmsdata.frames.encrypted_columns import Encrypted, check_names, encrypted_columns
+from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns
 from kmsdata.frames.search import Search, plan_search
-from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key
-from kmsdata.parquet.headers import DataFile, dataset_headers
+from kmsdata.parquet.headers import DataFile, common_headers, dataset_headers
 from kmsdata.parquet.locations import (
     FilePath,
     Paths,
@@ -355,7 +359,9 @@ class FrameAccessor:
             >>> found.ok, found.rows, found.columns[0].cells
             (True, 2, 2)
         """
-        plan = plan_decryption(self._frame._meta, key=_pandas(key), context=context)
+        plan = plan_decryption(
+            self._frame._meta, key=_pandas(key), context=context, processes=_processes(self._frame)
+        )
         pinned = plan.only if plan.only is not None else plan.keys
         names = required_names(encrypted) or None
         reports = self._frame.map_partitions(
@@ -363,6 +369,7 @@ class FrameAccessor:
             pinned,
             names,
             context,
+            plan.processes,
             meta=_ANYTHING,
             enforce_metadata=False,
             token=_named("kmsverify"),
@@ -417,7 +424,8 @@ class FrameAccessor:
             raise CallerValueError(
                 "partition_cols= is for pandas: with Dask, each partition is one file. Leave it out"
             )
-        options = {"engine": engine, "encrypted": encrypted, **pyarrow_options}
+        required = required_names(encrypted) or None  # a generator can be used only once
+        options = {"engine": engine, "encrypted": required, **pyarrow_options}
         # Without rows, into memory: this checks everything that the types decide.
         write_parquet(meta, io.BytesIO(), index=index, **options)
         counted = isinstance(meta.index, pd.RangeIndex) and meta.index.name is None
@@ -530,16 +538,7 @@ def read_parquet(
     files = dataset_headers(path, filesystem, None, skipped)
     for note in skipped_note(skipped):
         warnings.warn(note, stacklevel=2)
-    for name, file in files.items():
-        check_names(file.headers, beside=file.beside, path=name)
-        for column in asked:
-            if column not in file.headers:
-                raise FormatError(
-                    f"{name}: column {column!r} must be encrypted, but has no kmsdata header",
-                    path=name,
-                    column=column,
-                )
-    dtypes = _common_dtypes(files)
+    dtypes = {name: EncryptedDtype(header) for name, header in common_headers(files, asked).items()}
     meta = _as(empty_frame(next(iter(files.values())), wanted), dtypes)
     if categories := [label for label in meta.columns if _is_categorical(meta[label])]:
         meta = clear_known_categories(meta, cols=categories)
@@ -680,7 +679,13 @@ def _of_nulls(meta: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series([None], dtype=object) for name in names})
 
 
-def _verified(part: pd.DataFrame, key: Any, encrypted: Any, context: Any) -> pd.Series[Any]:
+def _verified(part: pd.DataFrame, key: Any, encrypted: Any, context: Any, processes: int) -> pd.Series[Any]:
+    headers = {
+        str(item.name): header
+        for item in encrypted_columns(part)
+        if item.whole and (header := item.header) is not None
+    }
+    _wait_before_first(headers, processes)
     found = verify(part, encrypted=encrypted, key=key, context=context, progress=False)
     return pd.Series([found], dtype=object)
 
@@ -876,32 +881,3 @@ def _as(frame: pd.DataFrame, dtypes: Mapping[str, EncryptedDtype]) -> pd.DataFra
         if label in dtypes and frame.dtypes.iloc[position] != dtypes[label]:
             frame.isetitem(position, frame.iloc[:, position].array.astype(dtypes[label]))
     return frame
-
-
-def _common_dtypes(files: Mapping[str, DataFile]) -> dict[str, EncryptedDtype]:
-    """Return the dtypes of the encrypted columns of all files, which must have the same columns and types."""
-    first, types = "", dict[str, str]()
-    headers: dict[str, Header] = {}
-    for name, file in files.items():
-        own = {field.name: str(field.type) for field in [*file.schema, *file.partition]}
-        own |= dict.fromkeys(file.headers, "encrypted")
-        first, types = first or name, types or own
-        for column in own | types:
-            if own.get(column) != types.get(column):
-                raise FormatError(
-                    f"{name}: column {column!r} is {own.get(column, 'missing')}, but in {first} it is "
-                    f"{types.get(column, 'missing')}. Read these files separately",
-                    path=name,
-                    column=column,
-                )
-        for column, header in file.headers.items():
-            both = headers.get(column, header).union(header)
-            if both is None:
-                raise FormatError(
-                    f"{name}: column {column!r} was encrypted differently in other files. Read this file "
-                    "separately",
-                    path=name,
-                    column=column,
-                )
-            headers[column] = both
-    return {name: EncryptedDtype(header) for name, header in headers.items()}

@@ -483,6 +483,15 @@ def test_verify(dask, dd, df, enc):
     assert refused.exit_status == 1
 
 
+def test_verify_waits_before_the_first_call(dask, enc, monkeypatch):
+    waited = []
+    monkeypatch.setattr(
+        kmsdata.dask, "_wait_before_first", lambda headers, n: waited.append((set(headers), n))
+    )
+    assert enc.kms.verify().ok
+    assert waited == [({"ssn", "email"}, min(3, dask.system.CPU_COUNT))] * 3
+
+
 # Files.
 
 
@@ -491,7 +500,7 @@ def test_files_are_those_of_kmsdata(dask, dd, df, tmp_path):
     enc = df.kms.encrypt("ssn", deterministic="email", key=KEY)
     with dask.config.set({"dataframe.convert-string": False}):
         parts = dd.from_pandas(enc, npartitions=3)
-        parts.kms.to_parquet(tmp_path / "out", encrypted=["ssn", "email"])
+        parts.kms.to_parquet(tmp_path / "out", encrypted=(name for name in ("ssn", "email")))
         with dask.config.set({"dataframe.convert-string": True}):
             dd.from_pandas(df, npartitions=3).kms.encrypt("ssn", key=KEY).kms.to_parquet(tmp_path / "other")
     files = sorted((tmp_path / "out").iterdir())
