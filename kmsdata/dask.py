@@ -30,10 +30,12 @@ from typing import Any, Literal, TypeAlias
 import pandas as pd
 import pyarrow as pa
 import pyarrow.fs as pafs
+from pandas.api.types import is_object_dtype
 
 from kmsdata.api.attach import attach_to_frame, originals
 from kmsdata.api.inspection import inspect
 from kmsdata.api.parts import (
+    DecryptionPlan,
     _wait_before_first,
     decrypt_part,
     encrypt_part,
@@ -49,6 +51,7 @@ from kmsdata.errors import (
     CallerImportError,
     CallerTypeError,
     CallerValueError,
+    FormatError,
     UnsupportedTypeError,
 )
 from kmsdata.frames.arguments import (
@@ -63,6 +66,7 @@ from kmsdata.frames.arguments import (
 )
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
 from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns
+from kmsdata.frames.metadata.pandas_entry import pandas_dtypes
 from kmsdata.frames.search import Search, plan_search
 from kmsdata.keys.session import Key
 from kmsdata.parquet.headers import DataFile, common_headers, dataset_headers
@@ -540,6 +544,7 @@ def read_parquet(
         warnings.warn(note, stacklevel=2)
     dtypes = {name: EncryptedDtype(header) for name, header in common_headers(files, asked).items()}
     meta = _as(empty_frame(next(iter(files.values())), wanted), dtypes)
+    _check_dtypes(files, meta, wanted)
     if categories := [label for label in meta.columns if _is_categorical(meta[label])]:
         meta = clear_known_categories(meta, cols=categories)
     url = str(path_list(path)[0]) if filesystem is None else ""
@@ -641,8 +646,17 @@ def _decrypted(
     if categories := [name for name in shown if name in like and _is_categorical(like[name])]:
         like = clear_known_categories(like, cols=categories)
     return frame.map_partitions(
-        decrypt_part, plan, meta=like, enforce_metadata=False, token=_named("kmsdecrypt", shown)
+        _decrypted_part, plan, meta=like, enforce_metadata=False, token=_named("kmsdecrypt", shown)
     )
+
+
+def _decrypted_part(part: pd.DataFrame, plan: DecryptionPlan) -> pd.DataFrame:
+    out = decrypt_part(part, plan)
+    # A column that was encrypted from several dtypes is of objects, but a part may have cells of one only.
+    for position, dtype in enumerate(part.dtypes):
+        if isinstance(dtype, EncryptedDtype) and is_object_dtype(plan.like.dtypes.iloc[position]):
+            out.isetitem(position, out.iloc[:, position].astype(object))
+    return out
 
 
 def _is_categorical(series: pd.Series[Any]) -> bool:
@@ -846,6 +860,24 @@ class _Part:
     filesystem: Any
     partition: tuple[pa.Field, ...]
     row_groups: tuple[int, ...] | None
+
+
+def _check_dtypes(files: Mapping[str, DataFile], meta: pd.DataFrame, columns: list[str] | None) -> None:
+    """Raise FormatError if pandas reads a column of the same Arrow type as another dtype from some file."""
+    seen = []
+    for name, file in files.items():
+        if (described := pandas_dtypes(file.schema)) in seen:
+            continue
+        seen.append(described)
+        for column, dtype in empty_frame(file, columns).dtypes.items():
+            other = meta.dtypes.get(column)
+            if column not in file.headers and not _is_categorical(meta[column]) and dtype != other:
+                raise FormatError(
+                    f"{name}: column {column!r} is {dtype}, but in {next(iter(files))} it is {other}. Read "
+                    "these files separately",
+                    path=name,
+                    column=str(column),
+                )
 
 
 def _parts(file: DataFile, url: str, filesystem: Any) -> Iterator[_Part]:

@@ -697,6 +697,25 @@ def test_read_parquet(dask, dd, df, tmp_path):
         kmsdata.dask.read_parquet(folder)
 
 
+def test_files_with_several_dtypes_of_pandas(dask, dd, tmp_path):
+    frames = [pd.DataFrame({"n": [1, 2], "s": ["x", "y"]})]
+    frames.append(frames[0].astype({"n": "Int64"}))
+    for column in ("n", "s"):
+        folder = tmp_path / column
+        folder.mkdir()
+        for number, frame in enumerate(frames):
+            frame.kms.encrypt(column, key=KEY).kms.to_parquet(folder / f"{number}.parquet")
+    back = kmsdata.dask.read_parquet(tmp_path / "n").kms.decrypt()
+    for part in partitions(back):
+        assert part.dtypes.to_dict() == back.dtypes.to_dict()
+    assert back.compute()["n"].tolist() == [1, 2, 1, 2]
+    with pytest.raises(
+        FormatError, match=r"1\.parquet: column 'n' is Int64, but in .*0\.parquet it is int64"
+    ):
+        kmsdata.dask.read_parquet(tmp_path / "s")
+    assert kmsdata.dask.read_parquet(tmp_path / "s", columns="s").npartitions == 2
+
+
 def test_encrypting_a_plain_file_keeps_the_dtypes_of_pandas(dask, dd, df, tmp_path):
     df.to_parquet(tmp_path / "plain.parquet")
     with dask.config.set({"dataframe.convert-string": True}):
