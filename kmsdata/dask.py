@@ -314,7 +314,11 @@ class FrameAccessor:
 
     @property
     def encrypted(self) -> list[Any]:
-        """Names of the encrypted columns, then of the encrypted index levels."""
+        """Names of the encrypted columns, then of the encrypted index levels.
+
+        Where Dask concatenated cells with plain values, it shows a column of objects, which is not listed:
+        what its partitions contain is not known before they are computed.
+        """
         return [item.name for item in encrypted_columns(self._frame._meta)]
 
     def inspect(self) -> Inspection:
@@ -881,6 +885,12 @@ def _check_dtypes(files: Mapping[str, DataFile], meta: pd.DataFrame, columns: li
 
 
 def _parts(file: DataFile, url: str, filesystem: Any) -> Iterator[_Part]:
+    if "=__HIVE_DEFAULT_PARTITION__/" in file.fragment.path:  # Arrow cannot infer its type from one file
+        raise FormatError(
+            f"{file.fragment.path}: the name of its folder means null, which kmsdata.dask cannot read. "
+            "Rename the folder",
+            path=file.fragment.path,
+        )
     about = file.fragment.metadata
     groups: list[list[int]] = [[]]
     size = 0
@@ -904,6 +914,12 @@ def _read_part(
     (file,) = dataset_headers(part.path, filesystem).values()
     file = replace(file, partition=list(part.partition))
     groups = None if part.row_groups is None else list(part.row_groups)
+    if groups is not None and groups[-1] >= file.fragment.metadata.num_row_groups:
+        raise FormatError(
+            f"{part.path} was replaced after its footer was read: it has fewer row groups now. Call "
+            "read_parquet() again",
+            path=part.path,
+        )
     return _as(read_file(file, columns, row_groups=groups), dtypes)
 
 

@@ -158,6 +158,19 @@ def dataset_headers(
                     "write the file again",
                     path=next(iter(files)),
                 ) from None
+            first = next(iter(files))
+            if "Unable to merge" in str(error):
+                raise FormatError(
+                    f"{first}: a name of a folder has the form column=value, but the files have this column "
+                    "with another type. Rename the folder",
+                    path=first,
+                ) from None
+            if "No non-null segments" in str(error):
+                raise FormatError(
+                    f"{first}: all names of folders mean null (__HIVE_DEFAULT_PARTITION__) for some column, "
+                    "whose type is therefore not known. Rename the folder",
+                    path=first,
+                ) from None
             raise
         raise FormatError(
             f"{bad} is not a Parquet file, or its footer is damaged or was cut short", path=bad

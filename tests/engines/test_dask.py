@@ -263,8 +263,10 @@ def test_the_arguments_of_decrypt(dask, dd, df):
         enc.kms.decrypt(key="local://other").compute()
     with pytest.raises(FormatError, match="context"):
         enc.kms.decrypt(context={"a": "c"}).compute()
-    with pytest.raises(KeyError, match="no column"):
-        enc.kms.decrypt("email2")
+    with pytest.raises(KeyError, match="no column") as missing:
+        enc.kms.decrypt("zz")
+    assert "'zz'" in str(missing.value)
+    assert "None" not in str(missing.value)  # the index has no name
     with pytest.raises(FormatError, match="not encrypted"):
         enc.kms.decrypt("email")
     with pytest.raises(ValueError, match="on_denied="):
@@ -761,6 +763,30 @@ def test_folder_names_and_projection(dask, dd, df, tmp_path):
     assert got["year"].astype(str).tolist() == df["year"].tolist()
     plan = str(frame[["age"]].optimize(fuse=False).expr.tree_repr())
     assert "columns=['age']" in plan
+
+
+def test_files_that_cannot_be_read(dask, dd, df, tmp_path, monkeypatch):
+    enc = df.kms.encrypt("ssn", key=KEY)
+    path = tmp_path / "people.parquet"
+    enc.kms.to_parquet(path, row_group_size=2)
+    monkeypatch.setattr(kmsdata.dask, "_BYTES_OF_PARTITION", 10)
+    frame = kmsdata.dask.read_parquet(path)
+    enc.kms.to_parquet(path, row_group_size=ROWS)
+    with pytest.raises(FormatError, match=r"people\.parquet was replaced .*fewer row groups"):
+        frame.compute()
+    for folder, message in (
+        ("ssn=1", r"a name of a folder has the form .*, but the files have this column"),
+        ("kind=__HIVE_DEFAULT_PARTITION__", r"kind=__HIVE_DEFAULT_PARTITION__.*null"),
+    ):
+        (tmp_path / "hive" / folder).mkdir(parents=True)
+        enc.kms.to_parquet(tmp_path / "hive" / folder / "part.parquet")
+        with pytest.raises(FormatError, match=message):
+            kmsdata.dask.read_parquet(tmp_path / "hive").compute()
+        (tmp_path / "hive" / "kind=x").mkdir()
+        enc.kms.to_parquet(tmp_path / "hive" / "kind=x" / "part.parquet")
+        with pytest.raises(FormatError, match=message):
+            kmsdata.dask.read_parquet(tmp_path / "hive").compute()
+        (tmp_path / "hive").rename(tmp_path / folder.replace("=", ""))
 
 
 def test_other_filesystems(dask, dd, df, enc, tmp_path):
