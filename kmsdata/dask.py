@@ -30,6 +30,7 @@ from typing import Any, Literal, TypeAlias
 import pandas as pd
 import pyarrow as pa
 import pyarrow.fs as pafs
+from pandas.api.types import is_object_dtype
 
 from kmsdata.api.attach import attach_to_frame, originals
 from kmsdata.api.inspection import inspect
@@ -64,11 +65,11 @@ from kmsdata.frames.arguments import (
     required_names,
 )
 from kmsdata.frames.dtype import EncryptedArray, EncryptedDtype
-from kmsdata.frames.encrypted_columns import Encrypted, check_names, encrypted_columns, parsed_headers
+from kmsdata.frames.encrypted_columns import Encrypted, encrypted_columns, parsed_headers
+from kmsdata.frames.metadata.pandas_entry import pandas_dtypes
 from kmsdata.frames.search import Search, plan_search
-from kmsdata.keys.envelope import Header
 from kmsdata.keys.session import Key
-from kmsdata.parquet.headers import DataFile, dataset_headers
+from kmsdata.parquet.headers import DataFile, common_headers, dataset_headers
 from kmsdata.parquet.locations import (
     FilePath,
     Paths,
@@ -313,7 +314,11 @@ class FrameAccessor:
 
     @property
     def encrypted(self) -> list[Any]:
-        """Names of the encrypted columns, then of the encrypted index levels."""
+        """Names of the encrypted columns, then of the encrypted index levels.
+
+        Where Dask concatenated cells with plain values, it shows a column of objects, which is not listed:
+        what its partitions contain is not known before they are computed.
+        """
         return [item.name for item in encrypted_columns(self._frame._meta)]
 
     def inspect(self) -> Inspection:
@@ -362,7 +367,9 @@ class FrameAccessor:
             >>> found.ok, found.rows, found.columns[0].cells
             (True, 2, 2)
         """
-        plan = plan_decryption(self._frame._meta, key=_pandas(key), context=context)
+        plan = plan_decryption(
+            self._frame._meta, key=_pandas(key), context=context, processes=_processes(self._frame)
+        )
         names = required_names(encrypted) or None
         reports = self._frame.map_partitions(
             _verified,
@@ -423,16 +430,18 @@ class FrameAccessor:
             raise CallerValueError(
                 "partition_cols= is for pandas: with Dask, each partition is one file. Leave it out"
             )
-        options = {"engine": engine, "encrypted": encrypted, **pyarrow_options}
+        required = required_names(encrypted) or None  # a generator can be used only once
+        options = {"engine": engine, "encrypted": required, **pyarrow_options}
         # Without rows, into memory: this checks everything that the types decide.
         write_parquet(meta, io.BytesIO(), index=index, **options)
         counted = isinstance(meta.index, pd.RangeIndex) and meta.index.name is None
         if index is None and not counted:
             index = True  # pandas would not store it in those partitions where it happens to be a RangeIndex
-        names = [f"part-{number:05d}.parquet" for number in range(self._frame.npartitions)]
+        count = self._frame.npartitions
+        names = [_file_name(number, count) for number in range(count)]
         with _folder(Place.of(path, filesystem), path, filesystem, names, overwrite=overwrite) as folder:
             written = self._frame.map_partitions(
-                _write_part, folder, names, index, options,
+                _write_part, folder, count, index, options,
                 meta=_ANYTHING, enforce_metadata=False, token=_named("kmstoparquet"),
             )  # fmt: skip
             _check_alike(list(written.compute()))
@@ -535,17 +544,9 @@ def read_parquet(
     files = dataset_headers(path, filesystem, None, skipped)
     for note in skipped_note(skipped):
         warnings.warn(note, stacklevel=2)
-    for name, file in files.items():
-        check_names(file.headers, beside=file.beside, path=name)
-        for column in asked:
-            if column not in file.headers:
-                raise FormatError(
-                    f"{name}: column {column!r} must be encrypted, but has no kmsdata header",
-                    path=name,
-                    column=column,
-                )
-    dtypes = _common_dtypes(files)
+    dtypes = {name: EncryptedDtype(header) for name, header in common_headers(files, asked).items()}
     meta = _as(empty_frame(next(iter(files.values())), wanted), dtypes)
+    _check_dtypes(files, meta, wanted)
     if categories := [label for label in meta.columns if _is_categorical(meta[label])]:
         meta = clear_known_categories(meta, cols=categories)
     url = str(path_list(path)[0]) if filesystem is None else ""
@@ -653,8 +654,17 @@ def _decrypted(
     if categories := [name for name in shown if name in like and _is_categorical(like[name])]:
         like = clear_known_categories(like, cols=categories)
     return frame.map_partitions(
-        decrypt_part, plan, meta=like, enforce_metadata=False, token=_named("kmsdecrypt", shown)
+        _decrypted_part, plan, meta=like, enforce_metadata=False, token=_named("kmsdecrypt", shown)
     )
+
+
+def _decrypted_part(part: pd.DataFrame, plan: DecryptionPlan) -> pd.DataFrame:
+    out = decrypt_part(part, plan)
+    # A column that was encrypted from several dtypes is of objects, but a part may have cells of one only.
+    for position, dtype in enumerate(part.dtypes):
+        if isinstance(dtype, EncryptedDtype) and is_object_dtype(plan.like.dtypes.iloc[position]):
+            out.isetitem(position, out.iloc[:, position].astype(object))
+    return out
 
 
 def _is_categorical(series: pd.Series[Any]) -> bool:
@@ -762,6 +772,11 @@ def _folder(
         raise
 
 
+def _file_name(number: int, count: int) -> str:
+    """Return the name of the file of a partition; readers sort by name."""
+    return f"part-{number:0{max(5, len(str(count - 1)))}d}.parquet"
+
+
 def _check_free(place: Place, *, overwrite: bool) -> None:
     if place.kind == pafs.FileType.File:
         raise CallerFileExistsError(errno.EEXIST, "this path is a file. Pass a folder", str(place))
@@ -792,7 +807,7 @@ def _check_free(place: Place, *, overwrite: bool) -> None:
 def _write_part(
     part: pd.DataFrame,
     folder: _Folder,
-    names: list[str],
+    count: int,
     index: bool | None,
     options: dict[str, Any],
     partition_info: Mapping[str, Any] | None = None,
@@ -809,7 +824,7 @@ def _write_part(
                 field = schema.field(label).with_type(pa.string())
                 schema = schema.set(schema.get_field_index(label), field)
         options = options | {"schema": schema}
-    name = names[0 if partition_info is None else partition_info["number"]]
+    name = _file_name(0 if partition_info is None else partition_info["number"], count)
     filesystem = folder.filesystem
     if folder.url is not None:
         filesystem = Place.of(folder.url).filesystem
@@ -850,7 +865,31 @@ class _Part:
     row_groups: tuple[int, ...] | None
 
 
+def _check_dtypes(files: Mapping[str, DataFile], meta: pd.DataFrame, columns: list[str] | None) -> None:
+    """Raise FormatError if pandas reads a column of the same Arrow type as another dtype from some file."""
+    seen = []
+    for name, file in files.items():
+        if (described := pandas_dtypes(file.schema)) in seen:
+            continue
+        seen.append(described)
+        for column, dtype in empty_frame(file, columns).dtypes.items():
+            other = meta.dtypes.get(column)
+            if column not in file.headers and not _is_categorical(meta[column]) and dtype != other:
+                raise FormatError(
+                    f"{name}: column {column!r} is {dtype}, but in {next(iter(files))} it is {other}. Read "
+                    "these files separately",
+                    path=name,
+                    column=str(column),
+                )
+
+
 def _parts(file: DataFile, url: str, filesystem: Any) -> Iterator[_Part]:
+    if "=__HIVE_DEFAULT_PARTITION__/" in file.fragment.path:  # Arrow cannot infer its type from one file
+        raise FormatError(
+            f"{file.fragment.path}: the name of its folder means null, which kmsdata.dask cannot read. "
+            "Rename the folder",
+            path=file.fragment.path,
+        )
     about = file.fragment.metadata
     groups: list[list[int]] = [[]]
     size = 0
@@ -874,6 +913,12 @@ def _read_part(
     (file,) = dataset_headers(part.path, filesystem).values()
     file = replace(file, partition=list(part.partition))
     groups = None if part.row_groups is None else list(part.row_groups)
+    if groups is not None and groups[-1] >= file.fragment.metadata.num_row_groups:
+        raise FormatError(
+            f"{part.path} was replaced after its footer was read: it has fewer row groups now. Call "
+            "read_parquet() again",
+            path=part.path,
+        )
     return _as(read_file(file, columns, row_groups=groups), dtypes)
 
 
@@ -883,32 +928,3 @@ def _as(frame: pd.DataFrame, dtypes: Mapping[str, EncryptedDtype]) -> pd.DataFra
         if label in dtypes and frame.dtypes.iloc[position] != dtypes[label]:
             frame.isetitem(position, frame.iloc[:, position].array.astype(dtypes[label]))
     return frame
-
-
-def _common_dtypes(files: Mapping[str, DataFile]) -> dict[str, EncryptedDtype]:
-    """Return the dtypes of the encrypted columns of all files, which must have the same columns and types."""
-    first, types = "", dict[str, str]()
-    headers: dict[str, Header] = {}
-    for name, file in files.items():
-        own = {field.name: str(field.type) for field in [*file.schema, *file.partition]}
-        own |= dict.fromkeys(file.headers, "encrypted")
-        first, types = first or name, types or own
-        for column in own | types:
-            if own.get(column) != types.get(column):
-                raise FormatError(
-                    f"{name}: column {column!r} is {own.get(column, 'missing')}, but in {first} it is "
-                    f"{types.get(column, 'missing')}. Read these files separately",
-                    path=name,
-                    column=column,
-                )
-        for column, header in file.headers.items():
-            both = headers.get(column, header).union(header)
-            if both is None:
-                raise FormatError(
-                    f"{name}: column {column!r} was encrypted differently in other files. Read this file "
-                    "separately",
-                    path=name,
-                    column=column,
-                )
-            headers[column] = both
-    return {name: EncryptedDtype(header) for name, header in headers.items()}

@@ -248,7 +248,6 @@ def decrypt_part(part: _DataT, plan: DecryptionPlan) -> _DataT:
         TamperedError, WrongKeyError, FormatError, KeyServiceError: as for `kmsdata.decrypt_table`.
     """
     headers = headers_of(part, plan.columns)
-    _wait_before_first(headers, plan.processes)
     names = None if plan.columns is None else list(plan.columns)
     with _errors_of_keys(plan):
         key = worker_key(plan, headers)
@@ -258,10 +257,11 @@ def decrypt_part(part: _DataT, plan: DecryptionPlan) -> _DataT:
 
 
 def worker_key(plan: DecryptionPlan, headers: Mapping[str, Header]) -> Any:
-    """Return the argument ``key=`` with which a worker opens data that has these headers.
+    """Return the argument ``key=`` with which a worker opens data that has these headers, after a random wait.
 
     It is the same `Operation` for all parts: what the KMS refused is not asked again for each part.
     """
+    _wait_before_first(headers, plan.processes)
     operation = _operation(plan.keys, plan.only, headers)
     return operation if plan.only is None else the_data_key(plan.only, operation)
 

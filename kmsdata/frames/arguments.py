@@ -151,6 +151,7 @@ def require(labels: Iterable[Hashable], name: Hashable) -> None:
     """Raise KeyError, with the most similar name, if there is no such label."""
     every = list(labels)
     if name not in every:
+        every = [label for label in every if label is not None]  # that of an index without a name
         there = f": the columns are {', '.join(map(repr, every[:10]))}" + (", ..." if len(every) > 10 else "")
         raise CallerKeyError(f"no column {name!r}" + (did_you_mean(name, every) or there))
 

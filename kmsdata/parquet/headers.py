@@ -15,12 +15,21 @@ from kmsdata.errors import FormatError, KeyServiceError, WrongKeyError, located,
 from kmsdata.frames.arguments import Columns, column_names
 from kmsdata.frames.arrow_storage import is_plain_binary
 from kmsdata.frames.dtype import EncryptedType
+from kmsdata.frames.encrypted_columns import check_names
 from kmsdata.frames.metadata.documents import SPARK, spark_column_headers
 from kmsdata.keys.envelope import ENTRY, Header, parse_file
 from kmsdata.parquet.footer import NOT_PARQUET, check_footer, read_footer
 from kmsdata.parquet.locations import FilePath, Place, Readable, dataset_files, open_file
 
-__all__ = ["DataFile", "damaged", "dataset_headers", "headers_in", "naming_the_file", "read_headers"]
+__all__ = [
+    "DataFile",
+    "common_headers",
+    "damaged",
+    "dataset_headers",
+    "headers_in",
+    "naming_the_file",
+    "read_headers",
+]
 
 
 @contextlib.contextmanager
@@ -149,6 +158,19 @@ def dataset_headers(
                     "write the file again",
                     path=next(iter(files)),
                 ) from None
+            first = next(iter(files))
+            if "Unable to merge" in str(error):
+                raise FormatError(
+                    f"{first}: a name of a folder has the form column=value, but the files have this column "
+                    "with another type. Rename the folder",
+                    path=first,
+                ) from None
+            if "No non-null segments" in str(error):
+                raise FormatError(
+                    f"{first}: all names of folders mean null (__HIVE_DEFAULT_PARTITION__) for some column, "
+                    "whose type is therefore not known. Rename the folder",
+                    path=first,
+                ) from None
             raise
         raise FormatError(
             f"{bad} is not a Parquet file, or its footer is damaged or was cut short", path=bad
@@ -160,6 +182,52 @@ def dataset_headers(
         beside = headers if columns is None else headers_in(schema, name, footer=footer, failed={})
         every[name] = DataFile(fragment, partition, headers, beside)
     return every
+
+
+def common_headers(files: Mapping[str, DataFile], encrypted: Collection[str] = ()) -> dict[str, Header]:
+    """Return one header for each encrypted column of files that are read as one table.
+
+    Args:
+        files: from `dataset_headers`, with all headers.
+        encrypted: names of columns that must be encrypted in every file.
+
+    Raises:
+        FormatError: one of these is not encrypted; the files have other columns or types; or a column was
+            encrypted so differently that a cell could belong to either.
+    """
+    first, types = "", dict[str, str]()
+    headers: dict[str, Header] = {}
+    for name, file in files.items():
+        check_names(file.headers, beside=file.beside, path=name)
+        for column in encrypted:
+            if column not in file.headers:
+                raise FormatError(
+                    f"{name}: column {column!r} must be encrypted, but has no kmsdata header",
+                    path=name,
+                    column=column,
+                )
+        own = {field.name: str(field.type) for field in [*file.schema, *file.partition]}
+        own |= dict.fromkeys(file.headers, "encrypted")
+        first, types = first or name, types or own
+        for column in own | types:
+            if own.get(column) != types.get(column):
+                raise FormatError(
+                    f"{name}: column {column!r} is {own.get(column, 'missing')}, but in {first} it is "
+                    f"{types.get(column, 'missing')}. Read these files separately",
+                    path=name,
+                    column=column,
+                )
+        for column, header in file.headers.items():
+            both = headers.get(column, header).union(header)
+            if both is None:
+                raise FormatError(
+                    f"{name}: column {column!r} was encrypted differently in other files. Read this file "
+                    "separately",
+                    path=name,
+                    column=column,
+                )
+            headers[column] = both
+    return headers
 
 
 def damaged(path: str) -> FormatError:

@@ -263,8 +263,10 @@ def test_the_arguments_of_decrypt(dask, dd, df):
         enc.kms.decrypt(key="local://other").compute()
     with pytest.raises(FormatError, match="context"):
         enc.kms.decrypt(context={"a": "c"}).compute()
-    with pytest.raises(KeyError, match="no column"):
-        enc.kms.decrypt("email2")
+    with pytest.raises(KeyError, match="no column") as missing:
+        enc.kms.decrypt("zz")
+    assert "'zz'" in str(missing.value)
+    assert "None" not in str(missing.value)  # the index has no name
     with pytest.raises(FormatError, match="not encrypted"):
         enc.kms.decrypt("email")
     with pytest.raises(ValueError, match="on_denied="):
@@ -483,6 +485,15 @@ def test_verify(dask, dd, df, enc):
     assert refused.exit_status == 1
 
 
+def test_verify_waits_before_the_first_call(dask, enc, monkeypatch):
+    waited = []
+    monkeypatch.setattr(
+        kmsdata.dask, "_wait_before_first", lambda headers, n: waited.append((set(headers), n))
+    )
+    assert enc.kms.verify().ok
+    assert waited == [({"ssn", "email"}, min(3, dask.system.CPU_COUNT))] * 3
+
+
 # Files.
 
 
@@ -491,7 +502,7 @@ def test_files_are_those_of_kmsdata(dask, dd, df, tmp_path):
     enc = df.kms.encrypt("ssn", deterministic="email", key=KEY)
     with dask.config.set({"dataframe.convert-string": False}):
         parts = dd.from_pandas(enc, npartitions=3)
-        parts.kms.to_parquet(tmp_path / "out", encrypted=["ssn", "email"])
+        parts.kms.to_parquet(tmp_path / "out", encrypted=(name for name in ("ssn", "email")))
         with dask.config.set({"dataframe.convert-string": True}):
             dd.from_pandas(df, npartitions=3).kms.encrypt("ssn", key=KEY).kms.to_parquet(tmp_path / "other")
     files = sorted((tmp_path / "out").iterdir())
@@ -609,6 +620,27 @@ def test_indexes_and_objects_in_files(dask, dd, df, tmp_path):
         assert not (tmp_path / "mixed").exists()
 
 
+def test_names_of_files_sort_by_partition_and_tasks_do_not_list_them(dask, dd, df, tmp_path, monkeypatch):
+    for count in (1, 3, 100_000, 100_001, 1_000_001):
+        numbers = sorted({0, 1, 9, 99_999, 100_000, 999_999, 1_000_000} & set(range(count)))
+        names = [kmsdata.dask._file_name(number, count) for number in numbers]
+        assert sorted(names) == names
+    assert kmsdata.dask._file_name(7, 100_000) == "part-00007.parquet"
+    sizes = []
+
+    def sized(frame, function, *arguments, **options):
+        sizes.append(len(pickle.dumps((arguments, options))))
+        return map_partitions(frame, function, *arguments, **options)
+
+    map_partitions = dd.DataFrame.map_partitions
+    for count in (2, 100):
+        enc = dd.from_pandas(pd.concat([df] * 9), npartitions=count).kms.encrypt("ssn", key=KEY)
+        with monkeypatch.context() as patch:
+            patch.setattr(dd.DataFrame, "map_partitions", sized)
+            enc.kms.to_parquet(tmp_path / str(count))
+    assert abs(sizes[0] - sizes[1]) < 20
+
+
 # Reading.
 
 
@@ -667,6 +699,25 @@ def test_read_parquet(dask, dd, df, tmp_path):
         kmsdata.dask.read_parquet(folder)
 
 
+def test_files_with_several_dtypes_of_pandas(dask, dd, tmp_path):
+    frames = [pd.DataFrame({"n": [1, 2], "s": ["x", "y"]})]
+    frames.append(frames[0].astype({"n": "Int64"}))
+    for column in ("n", "s"):
+        folder = tmp_path / column
+        folder.mkdir()
+        for number, frame in enumerate(frames):
+            frame.kms.encrypt(column, key=KEY).kms.to_parquet(folder / f"{number}.parquet")
+    back = kmsdata.dask.read_parquet(tmp_path / "n").kms.decrypt()
+    for part in partitions(back):
+        assert part.dtypes.to_dict() == back.dtypes.to_dict()
+    assert back.compute()["n"].tolist() == [1, 2, 1, 2]
+    with pytest.raises(
+        FormatError, match=r"1\.parquet: column 'n' is Int64, but in .*0\.parquet it is int64"
+    ):
+        kmsdata.dask.read_parquet(tmp_path / "s")
+    assert kmsdata.dask.read_parquet(tmp_path / "s", columns="s").npartitions == 2
+
+
 def test_encrypting_a_plain_file_keeps_the_dtypes_of_pandas(dask, dd, df, tmp_path):
     df.to_parquet(tmp_path / "plain.parquet")
     with dask.config.set({"dataframe.convert-string": True}):
@@ -712,6 +763,30 @@ def test_folder_names_and_projection(dask, dd, df, tmp_path):
     assert got["year"].astype(str).tolist() == df["year"].tolist()
     plan = str(frame[["age"]].optimize(fuse=False).expr.tree_repr())
     assert "columns=['age']" in plan
+
+
+def test_files_that_cannot_be_read(dask, dd, df, tmp_path, monkeypatch):
+    enc = df.kms.encrypt("ssn", key=KEY)
+    path = tmp_path / "people.parquet"
+    enc.kms.to_parquet(path, row_group_size=2)
+    monkeypatch.setattr(kmsdata.dask, "_BYTES_OF_PARTITION", 10)
+    frame = kmsdata.dask.read_parquet(path)
+    enc.kms.to_parquet(path, row_group_size=ROWS)
+    with pytest.raises(FormatError, match=r"people\.parquet was replaced .*fewer row groups"):
+        frame.compute()
+    for folder, message in (
+        ("ssn=1", r"a name of a folder has the form .*, but the files have this column"),
+        ("kind=__HIVE_DEFAULT_PARTITION__", r"kind=__HIVE_DEFAULT_PARTITION__.*null"),
+    ):
+        (tmp_path / "hive" / folder).mkdir(parents=True)
+        enc.kms.to_parquet(tmp_path / "hive" / folder / "part.parquet")
+        with pytest.raises(FormatError, match=message):
+            kmsdata.dask.read_parquet(tmp_path / "hive").compute()
+        (tmp_path / "hive" / "kind=x").mkdir()
+        enc.kms.to_parquet(tmp_path / "hive" / "kind=x" / "part.parquet")
+        with pytest.raises(FormatError, match=message):
+            kmsdata.dask.read_parquet(tmp_path / "hive").compute()
+        (tmp_path / "hive").rename(tmp_path / folder.replace("=", ""))
 
 
 def test_other_filesystems(dask, dd, df, enc, tmp_path):
