@@ -24,10 +24,12 @@ from typing import Any, TypeAlias
 import pandas as pd
 import pyarrow as pa
 
+from kmsdata.errors import CallerImportError
+
 try:
     import pyspark  # noqa: F401 - the error says what to install
 except ImportError:
-    raise ImportError('kmsdata.spark needs PySpark: pip install "kmsdata[spark]"') from None
+    raise CallerImportError('kmsdata.spark needs PySpark: pip install "kmsdata[spark]"') from None
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the usual name
@@ -578,7 +580,7 @@ def _decrypted(
         ]
         yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
     for name, search in searches.values():
-        if search.single_values():  # a warning would be in a log of the executor, where nobody sees it
+        if search.single_values():  # a warning would only be in the executor's log
             raise _lost_header(name, batch.column(name).type, what="its only value in this partition looks")
 
 

@@ -257,7 +257,7 @@ def decrypt_part(part: _DataT, plan: DecryptionPlan) -> _DataT:
 
 
 def worker_key(plan: DecryptionPlan, headers: Mapping[str, Header]) -> Any:
-    """Return the argument ``key=`` with which a worker opens data that has these headers, after a random wait.
+    """Return the argument ``key=`` with which a worker opens data with these headers, after a random wait.
 
     It is the same `Operation` for all parts: what the KMS refused is not asked again for each part.
     """

@@ -620,7 +620,7 @@ def test_a_plan_holds_no_secret(pl, people, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("engine", ["in-memory", "streaming"])
 def test_the_session_of_a_plan_is_that_of_the_call_that_made_it(pl, people, tmp_path, engine):
-    # Polars runs Python on threads of its own, which are in no block of `using`.
+    # Polars runs Python on its own threads, which are in no block of `using`.
     mine, other = (
         kmsdata.LocalKeystore(tmp_path / "mine.json"),
         kmsdata.LocalKeystore(tmp_path / "other.json"),
