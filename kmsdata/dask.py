@@ -653,17 +653,21 @@ def _decrypted(
     shown = [item.name for item in encrypted_columns(meta)] if columns is None else list(columns)
     if categories := [name for name in shown if name in like and _is_categorical(like[name])]:
         like = clear_known_categories(like, cols=categories)
+    objects = [
+        position
+        for position, (before, after) in enumerate(zip(meta.dtypes, plan.like.dtypes, strict=True))
+        if isinstance(before, EncryptedDtype) and is_object_dtype(after)
+    ]
     return frame.map_partitions(
-        _decrypted_part, plan, meta=like, enforce_metadata=False, token=_named("kmsdecrypt", shown)
+        _decrypted_part, plan, objects, meta=like, enforce_metadata=False, token=_named("kmsdecrypt", shown)
     )
 
 
-def _decrypted_part(part: pd.DataFrame, plan: DecryptionPlan) -> pd.DataFrame:
+def _decrypted_part(part: pd.DataFrame, plan: DecryptionPlan, objects: list[int]) -> pd.DataFrame:
     out = decrypt_part(part, plan)
     # A column that was encrypted from several dtypes is of objects, but a part may have cells of one only.
-    for position, dtype in enumerate(part.dtypes):
-        if isinstance(dtype, EncryptedDtype) and is_object_dtype(plan.like.dtypes.iloc[position]):
-            out.isetitem(position, out.iloc[:, position].astype(object))
+    for position in objects:
+        out.isetitem(position, out.iloc[:, position].astype(object))
     return out
 
 

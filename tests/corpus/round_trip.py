@@ -193,6 +193,12 @@ def _frames(before: Path, encrypted: Path) -> None:
     except Exception as error:
         raise UnreadableError(f"pandas: {type(error).__name__}") from None
     frame = kmsdata.read_parquet(encrypted, decrypt=True)
+    for name in expected.columns if frame.columns.equals(expected.columns) else ():
+        # kmsdata keeps the digits of large integers beside nulls, which are float64 in pandas.
+        if frame.columns.is_unique and str(frame[name].dtype) in ("Int64", "UInt64"):
+            exact = pd.read_parquet(before, columns=[name], dtype_backend="numpy_nullable")[name]
+            if expected[name].dtype == "float64" and exact.equals(frame[name]):
+                expected[name] = exact
     try:
         pd.testing.assert_frame_equal(frame, expected, check_exact=True)
     except AssertionError as error:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import kmsdata
+from kmsdata.api import parts
 from kmsdata.emulator import Emulator, Fault
 from kmsdata.errors import FormatError, KeyAccessError, KeyServiceError, UnsupportedTypeError, WrongKeyError
 
@@ -487,9 +488,7 @@ def test_verify(dask, dd, df, enc):
 
 def test_verify_waits_before_the_first_call(dask, enc, monkeypatch):
     waited = []
-    monkeypatch.setattr(
-        kmsdata.dask, "_wait_before_first", lambda headers, n: waited.append((set(headers), n))
-    )
+    monkeypatch.setattr(parts, "_wait_before_first", lambda headers, n: waited.append((set(headers), n)))
     assert enc.kms.verify().ok
     assert waited == [({"ssn", "email"}, min(3, dask.system.CPU_COUNT))] * 3
 

@@ -139,6 +139,85 @@ def test_operations_of_ray_keep_the_headers(emulator, key, table):
     assert plain.sort_by("n").equals(table)
 
 
+def test_several_data_keys(emulator, key, table, tmp_path):
+    import ray
+
+    import kmsdata.ray as kray
+
+    halves = [table.slice(0, 3000), table.slice(3000)]
+    columns = ["ssn", "at", "tags"]
+    made = [kmsdata.encrypt_table(half, columns, deterministic="email", key=key) for half in halves]
+    one, two = map(ray.data.from_arrow, made)
+    both = kray.union(one, two)
+    for moved in (both.random_shuffle(seed=1), both.repartition(1)):
+        assert collected(kray.decrypt(moved, key=key)).sort_by("n").equals(table)
+    assert kray.isin(both, "email", "u7@example.org", key=key).count() == ROWS // 50
+    with pytest.raises(ValueError, match=r"'email': a block has another data key.*kmsdata\.ray\.union"):
+        kray.isin(one.union(two), "email", "u7@example.org", key=key).materialize()
+    with pytest.raises(ValueError, match="has another data key"):
+        kray.union(one.union(two), one).materialize()
+    with pytest.raises(kmsdata.FormatError, match=r"is encrypted in some of the datasets only"):
+        kray.union(one, ray.data.from_arrow(halves[1]))
+    other = kmsdata.encrypt_table(halves[1], ["email", *columns], key=key)
+    with pytest.raises(kmsdata.FormatError, match=r"'email' was encrypted differently in dataset 1"):
+        kray.union(one, ray.data.from_arrow(other))
+
+    for number, part in enumerate(made):
+        (tmp_path / f"year={number}").mkdir()
+        pq.write_table(part, tmp_path / f"year={number}" / "part.parquet")
+    read = kray.read_parquet(tmp_path, encrypted=["ssn", "email"])
+    plain = collected(kray.decrypt(read.repartition(1), key=key)).sort_by("n")
+    assert plain.drop_columns("year").equals(table)
+    assert set(plain["year"].to_pylist()) == {"0", "1"}
+    assert kray.isin(read, "email", "u7@example.org", key=key).count() == ROWS // 50
+    some = kray.read_parquet([str(tmp_path / "year=1")], columns="at")
+    assert collected(kray.decrypt(some, key=key)).equals(halves[1].select(["at"]))
+    with pytest.raises(kmsdata.FormatError, match="'n' must be encrypted"):
+        kray.read_parquet(tmp_path, encrypted="n")
+    with pytest.raises(KeyError, match="did you mean 'ssn'"):
+        kray.read_parquet(tmp_path, columns="snn")
+    with pytest.raises(ValueError, match="schema="):
+        kray.read_parquet(tmp_path, schema=table.schema)
+    # A file that is replaced by plaintext after the footers were read.
+    pq.write_table(
+        table.set_column(2, "ssn", pa.array(["0" * 40] * ROWS)).select(["ssn"]), tmp_path / "a.parquet"
+    )
+    pq.write_table(made[0].select(["ssn"]), tmp_path / "b.parquet")
+    lazy = kray.read_parquet(tmp_path / "b.parquet")
+    (tmp_path / "a.parquet").replace(tmp_path / "b.parquet")
+    with pytest.raises(kmsdata.FormatError, match="'ssn' is not encrypted in a block"):
+        lazy.materialize()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'expr' instead:UserWarning")
+def test_blocks_without_values(emulator, key):
+    import ray
+
+    import kmsdata.ray as kray
+
+    for values in (["a", None], [None, "a"]):
+        ds = ray.data.from_items([{"s": value} for value in values], override_num_blocks=2)
+        back = kray.decrypt(kray.encrypt(ds, "s", key=key), key=key)
+        assert [row["s"] for row in back.take_all()] == values
+    none = ray.data.from_arrow(pa.table({"s": ["a"], "n": [1]})).filter(lambda row: row["n"] > 1)
+    enc = kray.encrypt(none, deterministic="s", key=key)
+    assert enc.count() == 0
+    assert kray.decrypt(enc, key=key).take_all() == []
+    assert kray.isin(enc, "s", "a", key=key).count() == 0
+    with pytest.raises(ValueError, match="had no rows when this was planned"):
+        kray._no_rows(pa.table({"s": ["a"]}), None)
+
+
+def test_the_context_of_the_caller_is_unchanged(emulator, key):
+    import ray
+
+    import kmsdata.ray as kray
+
+    ds = ray.data.from_arrow(pa.table({"s": ["a"]}))
+    assert kray.encrypt(ds, "s", key=key).context.raise_original_map_exception
+    assert not ds.context.raise_original_map_exception
+
+
 def test_search(emulator, key, table):
     import ray
 
@@ -209,7 +288,7 @@ def test_types_are_those_that_were_planned(emulator, key):
     rows = collected(back).to_pydict()
     assert (rows["text"], rows["n"]) == (["a", None], [1, None])
     parts = [pa.table({"a": pa.array([1], kind)}) for kind in (pa.int64(), pa.int32())]
-    with pytest.raises(ValueError, match="planned with int64"):
+    with pytest.raises(ValueError, match=r"column 'a': a block has the type int32, but int64 was planned"):
         kray.encrypt(ray.data.from_arrow(parts), "a", key=key).materialize()
     with pytest.raises(ValueError, match="empty"):
         kray.encrypt(ray.data.from_items([]), "a", key=key)
