@@ -134,8 +134,8 @@ def _headers(schema: Mapping[str, Any]) -> dict[str, Header]:
                 raise located(error, f"column {name!r}", column=name) from None
         elif any(_is_encrypted(inner) for inner in _inside(dtype)):
             raise CallerTypeError(
-                f"column {name!r} is of type {dtype!r}, with cells inside. Take them out first, with "
-                "explode() or unnest()"
+                f"column {name!r} is of type {dtype.base_type()}, with cells inside. Take them out first, "
+                "with explode() or unnest()"
             )
     return headers
 
@@ -186,9 +186,10 @@ def _check_dtype(dtype: Any, column: str, *, lazy: bool) -> None:
             )
         if why is not None:
             raise UnsupportedTypeError(
-                f"column {column!r} of type {dtype!r} cannot be encrypted: {why}",
+                # Not the repr: that of an Enum is a list of its values.
+                f"column {column!r} of type {dtype.base_type()} cannot be encrypted: {why}",
                 column=column,
-                dtype=repr(dtype),
+                dtype=str(dtype.base_type()),
             )
 
 
@@ -336,8 +337,8 @@ _ResultT = TypeVar("_ResultT")
 class _Session:
     """The session of the call that makes a plan: the blocks of `kmsdata.using` that it is in.
 
-    Polars calls Python on its own threads, which are in no block. A pickle does not contain the session:
-    it holds credentials. Plans that were serialised run in the session of the process that loads them.
+        Polars calls Python on its own threads, which are in no block. A pickle does not contain the session:
+        it holds credentials. Plans that were serialised run in the session of the process that loads them.
     """
 
     def __init__(self, context: contextvars.Context | None) -> None:
@@ -836,7 +837,8 @@ class LazyNamespace:
             require(there, original)
             if schema[name] != pl.Binary:
                 raise FormatError(
-                    f"column {name!r} does not contain bytes, but {schema[name]!r}. Collect text first",
+                    f"column {name!r} does not contain bytes, but {schema[name].base_type()}. "
+                    "Collect text first",
                     column=name,
                 )
         if not names and not _headers(schema):
@@ -985,8 +987,8 @@ def concat(frames: Iterable[_FrameT], **options: Any) -> _FrameT:
                 )
             united[name] = both
     for schema, headers in zip(schemas, found, strict=True):
-        for name in united.keys() & schema.keys() - headers.keys():
-            if schema[name] != pl.Null:
+        for name in united:
+            if name in schema and name not in headers and schema[name] != pl.Null:
                 raise CallerValueError(
                     f"column {name!r} is encrypted in one frame, and {schema[name].base_type()} in another. "
                     "Encrypt it in all of them, or in none; attach() restores the header of cells"
@@ -1116,9 +1118,10 @@ def _write(
     for name, dtype in schema.items():
         if _unknown_to_arrow(dtype):
             raise UnsupportedTypeError(
-                f"column {name!r} of type {dtype!r} cannot be written: Arrow has no such type. Cast it first",
+                f"column {name!r} of type {dtype.base_type()} cannot be written: Arrow does not have "
+                "it, or a type inside of it. Cast it first",
                 column=name,
-                dtype=repr(dtype),
+                dtype=str(dtype.base_type()),
             )
     written = _part_to_write(schema.to_frame(), headers).schema
     with parquet_writer(written, headers, path, filesystem, options) as write:

@@ -490,7 +490,8 @@ def test_verify_waits_before_the_first_call(dask, enc, monkeypatch):
     waited = []
     monkeypatch.setattr(parts, "_wait_before_first", lambda headers, n: waited.append((set(headers), n)))
     assert enc.kms.verify().ok
-    assert waited == [({"ssn", "email"}, min(3, dask.system.CPU_COUNT))] * 3
+    # Three partitions are encrypted, and then verified.
+    assert waited == [({"ssn", "email"}, min(3, dask.system.CPU_COUNT))] * 6
 
 
 # Files.

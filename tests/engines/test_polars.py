@@ -214,6 +214,28 @@ def test_the_list_of_an_enum_is_not_in_the_clear(pl):
     same(enc.kms.decrypt(), df)
 
 
+def test_no_message_lists_the_values_of_an_enum(pl, enc, tmp_path):
+    from kmsdata.polars import concat
+
+    grades = pl.Enum(["bankrupt", "solvent"])
+    df = pl.DataFrame({"e": ["solvent"], "l": [["solvent"]]}, schema={"e": grades, "l": pl.List(grades)})
+    inside = pl.struct(pl.lit("solvent", grades).alias("e"), "age").alias("s")
+    cells = enc.select(pl.col("age").ext.storage()).with_columns(e=pl.lit("solvent", grades))
+    wide = pl.struct(pl.lit("solvent", grades).alias("e"), pl.lit(1, pl.Int128).alias("i")).alias("s")
+    for use in (
+        lambda: df.lazy().kms.encrypt("e", key=KEY),
+        lambda: df.kms.encrypt("l", key=KEY),
+        lambda: enc.select(inside).kms.decrypt(),
+        lambda: enc.with_columns(wide).kms.to_parquet(tmp_path / "e.parquet"),
+        lambda: kmsdata.encrypt_table(enc.select("city", wide), "city", key=KEY),
+        lambda: cells.lazy().kms.attach(enc, {"e": "age"}),
+        lambda: concat([enc.select("age"), pl.DataFrame({"age": df["e"]})]),
+    ):
+        with pytest.raises((TypeError, ValueError, kmsdata.KmsDataError)) as caught:
+            use()
+        assert "solvent" not in repr(caught.value) + str(vars(caught.value))
+
+
 def test_ordered_categories_of_pandas_are_an_enum(pl):
     series = pd.Series(pd.Categorical(["b", None], ["b", "a"], ordered=True), name="size")
     enc = pl.from_arrow(pa.table(series.to_frame().kms.encrypt("size", key=KEY)))
