@@ -577,7 +577,7 @@ def _decrypted(
         ]
         yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
     for name, search in searches.values():
-        if search.single_values():  # a warning would be in a log of the executor, where nobody sees it
+        if search.single_values():  # a warning would be in a log of the executor, unseen
             raise _lost_header(name, batch.column(name).type, what="its only value in this partition looks")
 
 
