@@ -337,8 +337,8 @@ _ResultT = TypeVar("_ResultT")
 class _Session:
     """The session of the call that makes a plan: the blocks of `kmsdata.using` that it is in.
 
-        Polars calls Python on its own threads, which are in no block. A pickle does not contain the session:
-        it holds credentials. Plans that were serialised run in the session of the process that loads them.
+    Polars calls Python on its own threads, which are in no block. A pickle does not contain the session:
+    it holds credentials. Plans that were serialised run in the session of the process that loads them.
     """
 
     def __init__(self, context: contextvars.Context | None) -> None:

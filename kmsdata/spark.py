@@ -580,8 +580,10 @@ def _decrypted(
         ]
         yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
     for name, search in searches.values():
-        if search.single_values():  # a warning would only be in the executor's log
-            raise _lost_header(name, batch.column(name).type, what="its only value in this partition looks")
+        if search.single_values():  # a warning would be in a log of the executor, unseen
+            raise _lost_header(
+                name, batch.column(name).type, what="its only value in this partition looks like a cell"
+            )
 
 
 def _texts_and_bytes(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
@@ -604,10 +606,10 @@ def _texts_and_bytes(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
                 yield name, values.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
 
 
-def _lost_header(name: str, kind: pa.DataType, what: str = "looks") -> FormatError:
+def _lost_header(name: str, kind: pa.DataType, what: str = "looks like cells") -> FormatError:
     take = "" if is_bytes_or_text(kind) else "Take the cells out of the array, struct or map. "
     return FormatError(
-        f"column {name!r} has no kmsdata header, but {what} like cells: other software dropped the header. "
+        f"column {name!r} has no kmsdata header, but {what}: other software dropped the header. "
         f"{take}Read files with kmsdata.spark.read(); attach the header of the original with "
         "kmsdata.spark.attach(). If these are ciphertexts of other software, name the columns to decrypt",
         column=name,

@@ -479,7 +479,7 @@ def test_concat_unites_several_data_keys(pl, df, enc):
     assert back["age"].to_list() == [36, 29, None, 41] * 2
     assert back["name"].to_list() == [*df["name"], None, None, None, None]
     assert both.kms.isin("email", "a@x.org").to_list() == [True, False, False, True] * 2
-    with pytest.raises(ValueError, match="is encrypted in one frame, and (String|Int64) in another"):
+    with pytest.raises(ValueError, match=r"is encrypted in one frame, and (String|Int64) in another"):
         concat([enc, df])
 
 
