@@ -44,12 +44,13 @@ class Provider:
         self.go_on.set()
         self.store = kmsdata.LocalKeystore(create=True)
 
-    def generate_data_key(self, key, context):  # noqa: ARG002
+    def generate_data_key(self, key, context):
         self.calls += 1
         assert self.go_on.wait(30)
         if self.error is not None:
             raise self.error
-        return self.store.generate_data_key("local://mine", context)
+        made = self.store.generate_data_key("local://mine", context)
+        return made.under([kmsdata.Wrap(key, made.wraps[0].wrapped)])
 
     def unwrap(self, *_):
         raise AssertionError
