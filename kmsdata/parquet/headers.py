@@ -68,16 +68,20 @@ def read_headers(
     names = None if columns is None else set(column_names(columns))
     for name, file in dataset_headers(path, filesystem, names).items():
         for column, header in file.headers.items():
-            both = merged.get(column, header).union(header)
-            if both is None:
-                raise FormatError(
-                    f"{name}: column {column!r} was encrypted differently in other files. Read this file "
-                    "separately",
-                    path=name,
-                    column=column,
-                )
-            merged[column] = both
+            merged[column] = _united(merged.get(column, header), header, name, column)
     return merged
+
+
+def _united(header: Header, other: Header, path: str, column: str) -> Header:
+    """Return one header for the cells of both; raise FormatError, which names the file, if there is none."""
+    both = header.union(other)
+    if both is None:
+        raise FormatError(
+            f"{path}: column {column!r} was encrypted differently in other files. Read this file separately",
+            path=path,
+            column=column,
+        )
+    return both
 
 
 @dataclass(frozen=True)
@@ -218,15 +222,7 @@ def common_headers(files: Mapping[str, DataFile], encrypted: Collection[str] = (
                     column=column,
                 )
         for column, header in file.headers.items():
-            both = headers.get(column, header).union(header)
-            if both is None:
-                raise FormatError(
-                    f"{name}: column {column!r} was encrypted differently in other files. Read this file "
-                    "separately",
-                    path=name,
-                    column=column,
-                )
-            headers[column] = both
+            headers[column] = _united(headers.get(column, header), header, name, column)
     return headers
 
 
